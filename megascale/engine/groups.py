@@ -1,0 +1,157 @@
+"""Process groups: only those a layout needs, each rank creating only its own.
+
+Ranks are ordered tensor, data, pipeline from the inside out, so tensor-parallel ranks are neighbours and
+a data-parallel group stays within one pipeline stage. Groups of the same ranks are one object; all groups
+of one share a single group; nothing is a global barrier. `megatron.core.parallel_state` stays
+uninitialised, except for its scratch buffer, which linear layers use under sequence parallelism.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.process_groups_config import ProcessGroupCollection
+from torch import distributed
+
+COLLECTIVE_TIMEOUT: Final = timedelta(minutes=10)
+"""Longer than any flap of a link; ranks that hang earlier are found and stopped from outside."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Sizes of the parallel dimensions.
+
+    Attributes:
+        tensor, pipeline, data: ranks along each dimension.
+        interleave: model chunks per pipeline rank.
+        sequence: whether activations between blocks are cut along the sequence.
+    """
+
+    tensor: int
+    pipeline: int
+    data: int
+    interleave: int = 1
+    sequence: bool = False
+
+    @property
+    def world_size(self) -> int:
+        return self.tensor * self.pipeline * self.data
+
+    def rank_of(self, tensor: int, data: int, pipeline: int) -> int:
+        return (pipeline * self.data + data) * self.tensor + tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a rank is in its layout: its index along each dimension."""
+
+    tensor: int
+    data: int
+    pipeline: int
+
+    @classmethod
+    def of(cls, rank: int, layout: Layout) -> Place:
+        return cls(
+            tensor=rank % layout.tensor,
+            data=rank // layout.tensor % layout.data,
+            pipeline=rank // (layout.tensor * layout.data),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """The groups of one rank.
+
+    Attributes:
+        collection: what megatron-core is given.
+        world: all ranks.
+        stage: the ranks of this pipeline stage, tensor x data, which together hold its parameters.
+    """
+
+    layout: Layout
+    place: Place
+    collection: ProcessGroupCollection
+    world: distributed.ProcessGroup
+    stage: distributed.ProcessGroup
+
+
+class _Builder:
+    """Makes groups on demand, one object per set of ranks."""
+
+    def __init__(self, layout: Layout, place: Place) -> None:
+        self.layout = layout
+        self.place = place
+        self.world = distributed.group.WORLD
+        self._made = {tuple(range(layout.world_size)): self.world}
+
+    def group(self, ranks: list[int]) -> distributed.ProcessGroup:
+        key = tuple(sorted(ranks))
+        if key not in self._made:
+            self._made[key] = distributed.new_group(
+                list(key), timeout=COLLECTIVE_TIMEOUT, use_local_synchronization=True
+            )
+        return self._made[key]
+
+    def along(self, *dimensions: str) -> distributed.ProcessGroup:
+        """The group of this rank along the named dimensions."""
+        at, sizes = self.place, self.layout
+        tensors = range(sizes.tensor) if "tensor" in dimensions else [at.tensor]
+        datas = range(sizes.data) if "data" in dimensions else [at.data]
+        stages = range(sizes.pipeline) if "pipeline" in dimensions else [at.pipeline]
+        return self.group([sizes.rank_of(t, d, p) for p in stages for d in datas for t in tensors])
+
+    def ends(self) -> distributed.ProcessGroup | None:
+        """First and last pipeline stage, which both hold tied embeddings; None for the others."""
+        last = self.layout.pipeline - 1
+        if last == 0 or self.place.pipeline not in (0, last):
+            return None
+        return self.group([self.layout.rank_of(self.place.tensor, self.place.data, p) for p in (0, last)])
+
+
+def connect(
+    host: str, port: int, prefix: str, *, rank: int, world_size: int, backend: str, device: torch.device
+) -> None:
+    """Join the world of one attempt through its store.
+
+    The store is a server of its own, so that no rank's death takes it along; `prefix` keeps attempts apart.
+    """
+    store = distributed.TCPStore(
+        host, port, None, is_master=False, timeout=COLLECTIVE_TIMEOUT, wait_for_workers=False
+    )
+    distributed.init_process_group(
+        backend,
+        store=distributed.PrefixStore(prefix, store),
+        rank=rank,
+        world_size=world_size,
+        timeout=COLLECTIVE_TIMEOUT,
+        device_id=device if device.type == "cuda" else None,
+    )
+
+
+def build_groups(layout: Layout) -> Groups:
+    """Make this rank's groups; every rank of the world calls it after `connect`."""
+    place = Place.of(distributed.get_rank(), layout)
+    build = _Builder(layout, place)
+    tensor = build.along("tensor")
+    data = build.along("data")
+    pipeline = build.along("pipeline")
+    stage = build.along("tensor", "data")
+    single = build.along()
+    collection = ProcessGroupCollection(
+        tp=tensor,
+        pp=pipeline,
+        cp=single,
+        ep=single,
+        dp=data,
+        dp_cp=data,
+        expt_dp=data,
+        embd=build.ends(),
+        pos_embd=None,
+    )
+    if layout.sequence and parallel_state._GLOBAL_MEMORY_BUFFER is None:  # noqa: SLF001
+        parallel_state._set_global_memory_buffer()  # noqa: SLF001 - its only setter
+    return Groups(layout, place, collection, build.world, stage)

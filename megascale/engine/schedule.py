@@ -1,0 +1,138 @@
+"""One optimizer step: forward and backward over all micro-batches, one reduction, the update."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
+from torch import Tensor, distributed
+
+from megascale.engine.state import EngineState
+
+MicroBatches = Callable[[], Iterator[tuple[Tensor, Tensor]]]
+"""Makes an iterator over the (tokens, labels) pairs, each (micro_batch, sequence), of one step."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What all ranks agree on after a step.
+
+    Attributes:
+        loss: mean cross entropy per token of the global batch, before the update.
+        grad_norm: global L2 norm of the gradients, before clipping.
+        tokens: tokens in the global batch.
+        applied: False where the loss or the norm was not finite and the update was left out.
+        votes: sums over ranks of what each passed as `votes`.
+    """
+
+    loss: float
+    grad_norm: float
+    tokens: int
+    applied: bool
+    votes: list[float]
+
+
+class Stepper:
+    """Runs steps of an engine state."""
+
+    def __init__(
+        self,
+        state: EngineState,
+        *,
+        micro_batches: int,
+        micro_batch: int,
+        sequence_length: int,
+        clip_grad: float,
+        on_forward: Callable[[int], None],
+        on_backward: Callable[[int], None],
+    ) -> None:
+        """`on_forward` and `on_backward` are called with the micro-batch as its work begins on this rank."""
+        self._state = state
+        self._micro_batches = micro_batches
+        self._micro_batch = micro_batch
+        self._sequence_length = sequence_length
+        self._clip_grad = clip_grad
+        self._on_forward = on_forward
+        self._on_backward = on_backward
+        self._losses: list[Tensor] = []
+        self._forwards = 0
+        layout = state.groups.layout
+        self._run = get_forward_backward_func(layout.pipeline, layout.interleave if layout.interleave > 1 else None)
+        self._communicator = (
+            P2PCommunicator(state.groups.collection.pp, state.config) if layout.pipeline > 1 else None
+        )
+
+    def forward_backward(self, batches: MicroBatches) -> None:
+        """Leave the mean gradient of the global batch in the optimizer's buffers; collective."""
+        for chunk in self._state.chunks:
+            chunk.zero_grad_buffer()
+        self._losses.clear()
+        self._forwards = 0
+        chunks = len(self._state.chunks)
+        iterators = [batches() for _ in range(chunks)]
+        self._run(
+            forward_step_func=self._forward,
+            data_iterator=iterators if chunks > 1 else iterators[0],
+            model=self._state.chunks if chunks > 1 else self._state.chunks[0],
+            num_microbatches=self._micro_batches,
+            seq_length=self._sequence_length,
+            micro_batch_size=self._micro_batch,
+            p2p_communicator=self._communicator,
+            pg_collection=self._state.groups.collection,
+        )
+
+    def _forward(self, batches: Iterator[tuple[Tensor, Tensor]], model: Any) -> tuple[Tensor, Any]:  # noqa: ANN401
+        micro_batch = self._forwards // len(self._state.chunks)
+        self._forwards += 1
+        tokens, labels = next(batches)
+        self._on_forward(micro_batch)
+        output = model(tokens, None, None, labels=labels)
+        output.register_hook(lambda _grad: self._on_backward(micro_batch))
+        return output, self._loss
+
+    def _loss(self, token_losses: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean over one micro-batch; megatron-core divides by the number of micro-batches."""
+        self._losses.append(token_losses.detach().sum(dtype=torch.float64))
+        return token_losses.mean(), {}
+
+    @torch.no_grad()
+    def update(self, lr: float, votes: list[float]) -> StepResult:
+        """Agree on loss and gradient norm in one all-reduce, clip, and update the parameters; collective.
+
+        With a loss or norm that is not finite nothing is updated, on any rank.
+        """
+        state = self._state
+        optimizer = state.optimizer
+        optimizer.prepare_grads()
+        square = self._local_square_norm()
+        # Each tensor-parallel rank of the last stage knows the loss; one of them says it.
+        speaks = state.groups.place.tensor == 0 and bool(self._losses)
+        loss_sum = torch.stack(self._losses).sum() if speaks else torch.zeros((), dtype=torch.float64)
+        tokens = len(self._losses) * self._micro_batch * self._sequence_length if speaks else 0
+        agreed = torch.tensor([0.0, 0.0, tokens, *votes], dtype=torch.float64, device=state.device)
+        agreed[0], agreed[1] = loss_sum, square
+        distributed.all_reduce(agreed, group=state.groups.world)
+        total, squares, tokens_all, *votes_all = agreed.tolist()
+        loss, grad_norm = total / tokens_all, math.sqrt(squares) if squares >= 0 else math.nan
+        applied = math.isfinite(loss) and math.isfinite(grad_norm)
+        if applied:
+            if self._clip_grad > 0.0:
+                clip_grad_by_total_norm_fp32(optimizer.get_parameters(), self._clip_grad, grad_norm)
+            for group in state.inner.param_groups:
+                group["lr"] = lr
+            optimizer.step_with_ready_grads()
+        return StepResult(loss, grad_norm, int(tokens_all), applied, votes_all)
+
+    def _local_square_norm(self) -> Tensor:
+        """Sum of squares of the gradients this rank owns, each parameter counted on one rank; fp64."""
+        square = torch.zeros((), dtype=torch.float64, device=self._state.device)
+        for gradient in self._state.optimizer.get_main_grads_for_grad_norm():
+            norm = torch.linalg.vector_norm(gradient, dtype=torch.float64)
+            square += norm * norm
+        return square

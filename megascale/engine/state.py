@@ -1,0 +1,203 @@
+"""What a rank trains: its model chunks, their parameters by name, and the optimizer over them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from megatron.core.distributed import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    finalize_model_grads,
+)
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from megatron.core.optimizer.optimizer_config import OptimizerConfig
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor, nn
+
+from megascale.engine.groups import Groups
+from megascale.model.gpt import Gpt, Split, transformer_config
+from megascale.model.parameters import ParameterBox, initialise, parameter_boxes
+from megascale.model.shape import ModelShape
+from megascale.optim.adamw import AdamW
+from megascale.optim.lamb import Lamb, Range
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizerSettings:
+    """Hyper-parameters of the optimizer; the learning rate comes from a schedule, step by step.
+
+    Attributes:
+        name: "lamb" or "adamw".
+        weight_decay: decoupled, for tensors of two and more dimensions.
+        beta1, beta2, eps: as in Adam.
+    """
+
+    name: str
+    weight_decay: float
+    beta1: float
+    beta2: float
+    eps: float
+
+
+@dataclass(slots=True)
+class EngineState:
+    """Everything of a rank that training changes.
+
+    Attributes:
+        shape, config: the model and megatron-core's view of it.
+        groups: the rank's process groups and place.
+        chunks: model chunks under distributed data parallel, in the order of the virtual stages.
+        boxes: the rank's parameters as boxes of the whole model's, in megatron-core's order.
+        optimizer: megatron-core's distributed optimizer; owns the fp32 masters of this rank's ranges.
+        inner: the optimizer inside it, which owns `exp_avg`, `exp_avg_sq` and the number of updates.
+        step: last completed step of the job.
+    """
+
+    shape: ModelShape
+    config: TransformerConfig
+    groups: Groups
+    device: torch.device
+    chunks: list[DistributedDataParallel]
+    boxes: list[ParameterBox]
+    optimizer: DistributedOptimizer
+    inner: AdamW
+    step: int = 0
+
+    def masters(self) -> list[tuple[nn.Parameter, Tensor, int, int]]:
+        """This rank's fp32 master values: (parameter, flat master, start, end), a flat range of the parameter.
+
+        A master is the key of its moments in `inner.state`.
+        """
+        ranges = []
+        for models, shards in (
+            (self.optimizer.model_float16_groups, self.optimizer.shard_fp32_from_float16_groups),
+            (self.optimizer.model_fp32_groups, self.optimizer.shard_fp32_groups),
+        ):
+            for model_group, shard_group in zip(models, shards, strict=True):
+                for parameter, master in zip(model_group, shard_group, strict=True):
+                    span = self.optimizer._get_model_param_range_map(parameter)["param"]  # noqa: SLF001
+                    ranges.append((parameter, master, span.start, span.end))
+        return ranges
+
+    def publish_masters(self) -> None:
+        """Bring the model's parameters on all ranks to the masters, after these were overwritten."""
+        self.optimizer._copy_main_params_to_model_params()  # noqa: SLF001 - part of its step, no public name
+        for chunk in self.chunks:
+            chunk.start_param_sync(force_sync=True)
+
+
+def _build_chunks(
+    shape: ModelShape, config: TransformerConfig, sequence_length: int, groups: Groups
+) -> list[Gpt]:
+    layout, place = groups.layout, groups.place
+    last_stage = layout.pipeline - 1
+    return [
+        Gpt(
+            config,
+            shape,
+            sequence_length,
+            groups.collection,
+            first=place.pipeline == 0 and chunk == 0,
+            last=place.pipeline == last_stage and chunk == layout.interleave - 1,
+            chunk=chunk if layout.interleave > 1 else None,
+        )
+        for chunk in range(layout.interleave)
+    ]
+
+
+def _wrap_chunks(chunks: Sequence[Gpt], config: TransformerConfig, groups: Groups) -> list[DistributedDataParallel]:
+    ddp_config = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True,
+        overlap_grad_reduce=groups.layout.data > 1,
+        use_distributed_optimizer=True,
+    )
+    wrapped = [
+        # Later chunks' gradients are reduced while earlier chunks still compute: one bucket each.
+        DistributedDataParallel(config, ddp_config, chunk, disable_bucketing=index > 0, pg_collection=groups.collection)
+        for index, chunk in enumerate(chunks)
+    ]
+    if groups.layout.data > 1:
+        no_sync = [chunk.no_sync for chunk in wrapped]
+        start = [chunk.start_grad_sync for chunk in wrapped]
+        config.no_sync_func = no_sync if len(wrapped) > 1 else no_sync[0]
+        if len(wrapped) > 1:
+            config.grad_sync_func = start
+    config.finalize_model_grads_func = finalize_model_grads
+    return wrapped
+
+
+def _inner_optimizer(parameters: Sequence[nn.Parameter], settings: OptimizerSettings) -> AdamW:
+    """The optimizer over whole parameters; those of one dimension (norms) do not decay."""
+    groups = [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    kind = Lamb if settings.name == "lamb" else AdamW
+    return kind(groups, lr=0.0, betas=(settings.beta1, settings.beta2), eps=settings.eps)
+
+
+def _distribute(
+    inner: AdamW, chunks: list[DistributedDataParallel], config: TransformerConfig, groups: Groups
+) -> DistributedOptimizer:
+    optimizer = DistributedOptimizer(
+        inner,
+        OptimizerConfig(
+            bf16=config.bf16, params_dtype=config.params_dtype, use_distributed_optimizer=True, clip_grad=0.0
+        ),
+        None,
+        lambda *_: None,
+        model_chunks=chunks,
+        per_model_buffers={index: chunk.buffers for index, chunk in enumerate(chunks)},
+        data_parallel_group=groups.collection.dp_cp,
+        data_parallel_group_gloo=None,
+        data_parallel_group_idx=groups.place.pipeline * groups.layout.tensor + groups.place.tensor,
+        distributed_optimizer_instance_id=0,
+    )
+    optimizer.grad_stats_parallel_group = groups.world
+    optimizer.tp_group = groups.collection.tp
+    return optimizer
+
+
+def build_engine(
+    shape: ModelShape,
+    settings: OptimizerSettings,
+    groups: Groups,
+    *,
+    sequence_length: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    seed: int | None,
+) -> EngineState:
+    """Build this rank's part of the model and its optimizer; collective over all ranks.
+
+    Args:
+        seed: initial values are drawn from it; None = left undefined, to be overwritten by a checkpoint.
+    """
+    layout = groups.layout
+    split = Split(
+        tensor=layout.tensor,
+        pipeline=layout.pipeline,
+        interleave=layout.interleave,
+        sequence=layout.sequence,
+    )
+    config = transformer_config(shape, split, dtype=dtype, on_cpu=device.type == "cpu")
+    models = _build_chunks(shape, config, sequence_length, groups)
+    boxes = [box for model in models for box in parameter_boxes(model, shape)]
+    if seed is not None:
+        initialise(boxes, shape, seed)
+    chunks = _wrap_chunks(models, config, groups)
+    inner = _inner_optimizer([box.parameter for box in boxes], settings)
+    optimizer = _distribute(inner, chunks, config, groups)
+    inner.allocate_state()
+    state = EngineState(shape, config, groups, device, chunks, boxes, optimizer, inner)
+    if isinstance(inner, Lamb):
+        index = {box.parameter: position for position, box in enumerate(boxes)}
+        sharded = {box.parameter: box.sharded for box in boxes}
+        ranges = {
+            master: Range(index[parameter], counted=sharded[parameter] or groups.place.tensor == 0)
+            for parameter, master, _, _ in state.masters()
+        }
+        inner.place(ranges, len(boxes), groups.stage, device)
+    return state

@@ -1,0 +1,133 @@
+"""Transformer blocks: parallel (MegaScale 3.1) and serial, from megatron-core's attention and MLP."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.tensor_parallel.mappings import (
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+    reduce_from_tensor_model_parallel_region,
+    reduce_scatter_to_sequence_parallel_region,
+)
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import BaseTransformerLayer, get_transformer_layer_offset
+from torch import Tensor
+
+from megascale.model.attention import WindowedAttention
+from megascale.model.norms import NORMS
+from megascale.model.shape import ModelShape
+
+
+class _Block(MegatronModule, BaseTransformerLayer):  # type: ignore[misc] # megatron-core is untyped
+    """What both blocks have: one norm, attention and an MLP. Maps (s, b, h) to (s, b, h).
+
+    Attributes:
+        layer_number: 1-based index in the whole model, over all pipeline stages.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        shape: ModelShape,
+        layer_number: int,
+        pg_collection: ProcessGroupCollection,
+        vp_stage: int | None = None,
+    ) -> None:
+        super().__init__(config=config)
+        self.layer_number = layer_number + get_transformer_layer_offset(
+            config, vp_stage, pg_collection.pp.rank()
+        )
+        self.tp_group = pg_collection.tp
+        self.norm = NORMS[shape.norm](config, config.hidden_size)
+        self.attention = SelfAttention(
+            config,
+            SelfAttentionSubmodules(
+                linear_qkv=ColumnParallelLinear,
+                core_attention=functools.partial(WindowedAttention, window=shape.window),
+                linear_proj=RowParallelLinear,
+            ),
+            self.layer_number,
+            AttnMaskType.causal,
+            pg_collection=pg_collection,
+        )
+        self.mlp = MLP(
+            config,
+            MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear),
+            ffn_hidden_size=config.ffn_hidden_size,
+            tp_group=self.tp_group,
+        )
+
+
+class SerialBlock(_Block):
+    """x' = x + Attn(LN(x)); y = x' + MLP(LN(x')), each arm with its own tensor-parallel communication."""
+
+    def __init__(self, config: TransformerConfig, shape: ModelShape, **placement: Any) -> None:  # noqa: ANN401
+        super().__init__(config, shape, **placement)
+        self.mlp_norm = NORMS[shape.norm](config, config.hidden_size)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None,
+        rotary_pos_emb: Tensor | None = None,
+        **_unused: Any,  # noqa: ANN401 - cross attention, inference and packing
+    ) -> tuple[Tensor, None]:
+        attended, _ = self.attention(
+            self.norm(hidden_states), attention_mask, rotary_pos_emb=rotary_pos_emb
+        )
+        hidden_states = hidden_states + attended
+        widened, _ = self.mlp(self.mlp_norm(hidden_states))
+        return hidden_states + widened, None
+
+
+class ParallelBlock(_Block):
+    """y = x + Attn(LN(x)) + MLP(LN(x)) with one shared norm.
+
+    Both arms read the same tensor and are added, so under tensor parallelism they share one collective
+    on the way in and one on the way out, half of what the serial block needs.
+    """
+
+    def __init__(self, config: TransformerConfig, shape: ModelShape, **placement: Any) -> None:  # noqa: ANN401
+        super().__init__(config, shape, **placement)
+        for column in (self.attention.linear_qkv, self.mlp.linear_fc1):
+            column.sequence_parallel = False
+            column.allreduce_dgrad = False
+            column.disable_grad_reduce = True
+        for row in (self.attention.linear_proj, self.mlp.linear_fc2):
+            # megatron-core's name for "the caller reduces the output".
+            row.explicit_expert_comm = True
+
+    def _share_in(self, x: Tensor) -> Tensor:
+        """(s / tp, b, h) under sequence parallelism or (s, b, h) to (s, b, h) on every rank."""
+        if self.config.sequence_parallel:
+            return gather_from_sequence_parallel_region(x, group=self.tp_group)
+        return copy_to_tensor_model_parallel_region(x, group=self.tp_group)
+
+    def _share_out(self, partial: Tensor) -> Tensor:
+        """Sum of the ranks' parts, (s, b, h), or this rank's slice of it under sequence parallelism."""
+        if self.config.sequence_parallel:
+            return reduce_scatter_to_sequence_parallel_region(partial, group=self.tp_group)
+        return reduce_from_tensor_model_parallel_region(partial, group=self.tp_group)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None,
+        rotary_pos_emb: Tensor | None = None,
+        **_unused: Any,  # noqa: ANN401 - cross attention, inference and packing
+    ) -> tuple[Tensor, None]:
+        normed = self._share_in(self.norm(hidden_states))
+        attended, _ = self.attention(normed, attention_mask, rotary_pos_emb=rotary_pos_emb)
+        widened, _ = self.mlp(normed)
+        return hidden_states + self._share_out(attended + widened), None
+
+
+BLOCKS = {"parallel": ParallelBlock, "serial": SerialBlock}

@@ -1,0 +1,111 @@
+"""GPT on megatron-core's `GPTModel`, with our blocks, attention and loss."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from megatron.core.models.gpt import GPTModel
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+from torch.nn import functional
+
+from megascale.model.blocks import BLOCKS
+from megascale.model.loss import token_losses
+from megascale.model.norms import NORMS
+from megascale.model.shape import ModelShape
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """How a model is cut over ranks: tensor-, pipeline-parallel sizes, model chunks per pipeline rank."""
+
+    tensor: int = 1
+    pipeline: int = 1
+    interleave: int = 1
+    sequence: bool = False
+
+
+def transformer_config(
+    shape: ModelShape, split: Split, *, dtype: torch.dtype, on_cpu: bool
+) -> TransformerConfig:
+    """megatron-core's configuration of `shape`; parameters are left uninitialised (`initialise` fills them)."""
+    return TransformerConfig(
+        num_layers=shape.num_layers,
+        hidden_size=shape.hidden_size,
+        num_attention_heads=shape.attention_heads,
+        num_query_groups=shape.kv_heads,
+        ffn_hidden_size=shape.ffn_hidden_size,
+        gated_linear_unit=shape.activation == "swiglu",
+        activation_func=functional.silu if shape.activation == "swiglu" else functional.gelu,
+        add_bias_linear=False,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        tensor_model_parallel_size=split.tensor,
+        pipeline_model_parallel_size=split.pipeline,
+        virtual_pipeline_model_parallel_size=split.interleave if split.interleave > 1 else None,
+        sequence_parallel=split.sequence,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype is torch.bfloat16,
+        # The interleaved schedule sends and receives while it computes; 1F1B does both in one batch.
+        overlap_p2p_comm=split.interleave > 1,
+        batch_p2p_comm=split.interleave == 1,
+        batch_p2p_sync=False,
+        deallocate_pipeline_outputs=True,
+        perform_initialization=False,
+        use_cpu_initialization=on_cpu,
+        gradient_accumulation_fusion=False,
+        masked_softmax_fusion=False,
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        cuda_graph_scope=[],
+    )
+
+
+class Gpt(GPTModel):  # type: ignore[misc] # megatron-core is untyped
+    """One pipeline stage of a GPT: tokens (b, s) to token losses (b, s), or hidden states (s, b, h)."""
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        shape: ModelShape,
+        sequence_length: int,
+        groups: ProcessGroupCollection,
+        *,
+        first: bool,
+        last: bool,
+        chunk: int | None,
+    ) -> None:
+        """Build the layers of this rank's model chunk `chunk` (None without interleaving).
+
+        `first` holds the embedding, `last` the final norm and the output layer.
+        """
+        layers = config.num_layers // config.pipeline_model_parallel_size
+        layers //= config.virtual_pipeline_model_parallel_size or 1
+        layer = ModuleSpec(module=BLOCKS[shape.block], params={"shape": shape})
+        # Tied embeddings of the first and last stage start equal because both are initialised by name;
+        # without an embedding group megatron-core skips the all-reduce that would make them equal.
+        own = copy.copy(groups)
+        own.embd = None
+        super().__init__(
+            config,
+            TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=NORMS[shape.norm]),
+            vocab_size=shape.padded_vocab_size,
+            max_sequence_length=sequence_length,
+            pre_process=first,
+            post_process=last,
+            share_embeddings_and_output_weights=shape.tied_embeddings,
+            position_embedding_type="rope",
+            rotary_base=shape.rotary_base,
+            pg_collection=own,
+            vp_stage=chunk,
+        )
+
+    def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
+        """Token losses (b, s) from labels (b, s) and this rank's logits (s, b, vocab / tp)."""
+        return token_losses(logits, labels, self.tp_group)
