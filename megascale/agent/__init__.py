@@ -1,1 +1,1 @@
-
+"""The node daemon: zygote, rank processes, rank records, log watch, one stream to the driver."""

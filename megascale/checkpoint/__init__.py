@@ -1,1 +1,44 @@
+"""Layout-free checkpoints on durable storage.
 
+    save     every rank writes its pieces, rank 0 commits            save.py
+    restore  fills pieces of any other layout from a commit          restore.py
+    verify   reads everything and compares checksums                 verify.py
+    store    commits, manifests, pruning: imports no torch           store.py
+
+On disk (`docs/` has the walk-through):
+
+    <uri>/step-<S>/attempt-<A>/rank-<R>.bin    raw tensor boxes, row major, back to back
+    <uri>/step-<S>/attempt-<A>/manifest.json   what the boxes are, job and rank state
+    <uri>/commits/<S>.<A>.json                 created exclusively, names the manifest by digest
+
+Nothing is ever unpickled. What has no commit does not exist.
+"""
+
+from __future__ import annotations
+
+from megascale.checkpoint.boxes import Box, flat_range_boxes, intersect
+from megascale.checkpoint.manifest import CommitRecord, Manifest
+from megascale.checkpoint.pieces import Piece
+from megascale.checkpoint.restore import Restored, restore
+from megascale.checkpoint.save import SaveReport, save
+from megascale.checkpoint.store import CheckpointStore, PruneReport, Scan
+from megascale.checkpoint.verify import Damage, VerifyReport, verify
+
+__all__ = [
+    "Box",
+    "CheckpointStore",
+    "CommitRecord",
+    "Damage",
+    "Manifest",
+    "Piece",
+    "PruneReport",
+    "Restored",
+    "SaveReport",
+    "Scan",
+    "VerifyReport",
+    "flat_range_boxes",
+    "intersect",
+    "restore",
+    "save",
+    "verify",
+]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from megascale.core import effects as fx
 from megascale.core.events import ManualCommand, SpecChanged
-from megascale.core.lifecycle import assemble, finish, replenish, stop, suspend
+from megascale.core.lifecycle import assemble, finish, reopen, replenish, stop, suspend
 from megascale.core.recovery import Decision, Fault, charge, exclude, open_incident
 from megascale.core.state import Plan, Stage
 from megascale.core.turn import Turn
@@ -28,6 +28,8 @@ def on_command(turn: Turn, event: ManualCommand) -> None:
         leave(turn, Plan("suspend", reason))
     elif event.command == "resume" and turn.record.stage is Stage.SUSPENDED:
         assemble(turn)
+    elif event.command == "reopen" and turn.record.stage is Stage.FINISHED:
+        reopen(turn)
 
 
 def leave(turn: Turn, plan: Plan) -> None:

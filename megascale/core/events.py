@@ -203,7 +203,7 @@ class FleetRefused:
 
 @dataclass(frozen=True, slots=True)
 class ManualCommand:
-    """A person asks: evict, release (of an excluded node), save, stop, suspend, resume."""
+    """A person asks: evict, release (a node), save, stop, suspend, resume, reopen (an ended job)."""
 
     command: str
     reason: str

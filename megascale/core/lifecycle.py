@@ -198,11 +198,20 @@ def finish(turn: Turn, state: str, reason: str) -> None:
     record = turn.record
     record.stage = Stage.FINISHED
     record.finish_state, record.finish_reason = state, reason
-    record.ledger.charge(turn.now)
+    record.assignment = ()
+    record.ledger.switch(GoodputPhase.SUSPENDED, turn.now)
     record.deadlines.clear()
     record.pending.clear()
     close_incident(turn, f"job {state}")
     turn.emit(fx.Finish, reason, state=state)
+
+
+def reopen(turn: Turn) -> None:
+    """An ended job is started again: it goes on from its newest commit, with fresh budgets."""
+    record = turn.record
+    record.finish_state = record.finish_reason = ""
+    record.restarts, record.failures_in_row, record.outstanding, record.refusals = {}, 0, 0, 0
+    assemble(turn)
 
 
 def close_incident(turn: Turn, outcome: str) -> None:

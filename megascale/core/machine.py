@@ -18,6 +18,7 @@ from megascale.core.turn import Turn
 CORE_VERSION: Final = 1
 _EFFECTS: Final = {kind.__name__: kind for kind in fx.Effect.__args__}
 _RETRY_LIMIT_S: Final = 60.0
+_TAKEN_WHEN_FINISHED: Final = (ev.EffectDone, ev.DriverStarted, ev.ManualCommand)
 
 
 class Core:
@@ -36,7 +37,7 @@ class Core:
         """Take in one event; the effects are to be performed in order, after the record is written."""
         self._now = max(self._now, now)
         turn = Turn(self.record, self.live, self.policy, self._now)
-        if self.record.stage is not Stage.FINISHED or isinstance(event, ev.EffectDone | ev.DriverStarted):
+        if self.record.stage is not Stage.FINISHED or isinstance(event, _TAKEN_WHEN_FINISHED):
             _HANDLERS[type(event)](turn, event)
             _run_timers(turn)
         self.policy = turn.policy

@@ -41,7 +41,11 @@ def _lost_its_ranks(turn: Turn, event: NodeJoined) -> bool:
 
 
 def on_gone(turn: Turn, event: NodeGone) -> None:
-    """The fleet is sure; no probe is needed."""
+    """The fleet is sure; no probe is needed. A node that dies before its hello is asked for again, later."""
+    if event.node not in turn.live.nodes:
+        turn.record.outstanding = max(0, turn.record.outstanding - 1)
+        turn.set_deadline("acquireRetry", turn.policy.acquire_retry_s)
+        return
     node = turn.node(event.node, event.incarnation)
     if node is None or node.status is NodeStatus.GONE:
         return

@@ -8,6 +8,8 @@ uninitialised, except for its scratch buffer, which linear layers use under sequ
 
 from __future__ import annotations
 
+import os
+import socket
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
@@ -16,6 +18,7 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import distributed
+from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 COLLECTIVE_TIMEOUT: Final = timedelta(minutes=10)
 """Longer than any flap of a link; ranks that hang earlier are found and stopped from outside."""
@@ -85,7 +88,9 @@ class _Builder:
     def __init__(self, layout: Layout, place: Place) -> None:
         self.layout = layout
         self.place = place
-        self.world = distributed.group.WORLD
+        world = distributed.group.WORLD
+        assert world is not None, "connect comes first"
+        self.world = world
         self._made = {tuple(range(layout.world_size)): self.world}
 
     def group(self, ranks: list[int]) -> distributed.ProcessGroup:
@@ -112,6 +117,16 @@ class _Builder:
         return self.group([self.layout.rank_of(self.place.tensor, self.place.data, p) for p in (0, last)])
 
 
+def _bind_gloo(store_host: str) -> None:
+    """Keep gloo on the loopback interface when the store is there, not where the hostname points.
+
+    The environment is the only way to tell it.
+    """
+    if store_host in ("127.0.0.1", "::1", "localhost"):
+        loopback = [name for _, name in socket.if_nameindex() if name.startswith("lo")]
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback[0])
+
+
 def connect(
     host: str, port: int, prefix: str, *, rank: int, world_size: int, backend: str, device: torch.device
 ) -> None:
@@ -119,12 +134,12 @@ def connect(
 
     The store is a server of its own, so that no rank's death takes it along; `prefix` keeps attempts apart.
     """
-    store = distributed.TCPStore(
-        host, port, None, is_master=False, timeout=COLLECTIVE_TIMEOUT, wait_for_workers=False
-    )
+    if backend == "gloo":
+        _bind_gloo(host)
+    store = TCPStore(host, port, None, is_master=False, timeout=COLLECTIVE_TIMEOUT, wait_for_workers=False)
     distributed.init_process_group(
         backend,
-        store=distributed.PrefixStore(prefix, store),
+        store=PrefixStore(prefix, store),
         rank=rank,
         world_size=world_size,
         timeout=COLLECTIVE_TIMEOUT,

@@ -17,28 +17,12 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
 from megascale.engine.groups import Groups
+from megascale.job.megatron import Optimizer
 from megascale.model.gpt import Gpt, Split, transformer_config
 from megascale.model.parameters import ParameterBox, initialise, parameter_boxes
 from megascale.model.shape import ModelShape
 from megascale.optim.adamw import AdamW
 from megascale.optim.lamb import Lamb, Range
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OptimizerSettings:
-    """Hyper-parameters of the optimizer; the learning rate comes from a schedule, step by step.
-
-    Attributes:
-        name: "lamb" or "adamw".
-        weight_decay: decoupled, for tensors of two and more dimensions.
-        beta1, beta2, eps: as in Adam.
-    """
-
-    name: str
-    weight_decay: float
-    beta1: float
-    beta2: float
-    eps: float
 
 
 @dataclass(slots=True)
@@ -66,9 +50,10 @@ class EngineState:
     step: int = 0
 
     def masters(self) -> list[tuple[nn.Parameter, Tensor, int, int]]:
-        """This rank's fp32 master values: (parameter, flat master, start, end), a flat range of the parameter.
+        """This rank's fp32 master values: (parameter, master, start, end).
 
-        A master is the key of its moments in `inner.state`.
+        A master holds the flat range [start, end) of the parameter and is the key of its moments in
+        `inner.state`.
         """
         ranges = []
         for models, shards in (
@@ -107,7 +92,9 @@ def _build_chunks(
     ]
 
 
-def _wrap_chunks(chunks: Sequence[Gpt], config: TransformerConfig, groups: Groups) -> list[DistributedDataParallel]:
+def _wrap_chunks(
+    chunks: Sequence[Gpt], config: TransformerConfig, groups: Groups
+) -> list[DistributedDataParallel]:
     ddp_config = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
         overlap_grad_reduce=groups.layout.data > 1,
@@ -115,7 +102,9 @@ def _wrap_chunks(chunks: Sequence[Gpt], config: TransformerConfig, groups: Group
     )
     wrapped = [
         # Later chunks' gradients are reduced while earlier chunks still compute: one bucket each.
-        DistributedDataParallel(config, ddp_config, chunk, disable_bucketing=index > 0, pg_collection=groups.collection)
+        DistributedDataParallel(
+            config, ddp_config, chunk, disable_bucketing=index > 0, pg_collection=groups.collection
+        )
         for index, chunk in enumerate(chunks)
     ]
     if groups.layout.data > 1:
@@ -128,7 +117,7 @@ def _wrap_chunks(chunks: Sequence[Gpt], config: TransformerConfig, groups: Group
     return wrapped
 
 
-def _inner_optimizer(parameters: Sequence[nn.Parameter], settings: OptimizerSettings) -> AdamW:
+def _inner_optimizer(parameters: Sequence[nn.Parameter], settings: Optimizer) -> AdamW:
     """The optimizer over whole parameters; those of one dimension (norms) do not decay."""
     groups = [
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": settings.weight_decay},
@@ -162,7 +151,7 @@ def _distribute(
 
 def build_engine(
     shape: ModelShape,
-    settings: OptimizerSettings,
+    settings: Optimizer,
     groups: Groups,
     *,
     sequence_length: int,

@@ -1,1 +1,27 @@
+"""The TrainingJob manifest: schema, loader, presets."""
 
+from megascale.job.inject import parse_inject
+from megascale.job.loader import (
+    digest,
+    from_mapping,
+    load_job,
+    parse_job,
+    resolved_yaml,
+    to_mapping,
+    with_faults,
+)
+from megascale.job.schema import Fault, JobSpec, TrainingJob
+
+__all__ = [
+    "Fault",
+    "JobSpec",
+    "TrainingJob",
+    "digest",
+    "from_mapping",
+    "load_job",
+    "parse_inject",
+    "parse_job",
+    "resolved_yaml",
+    "to_mapping",
+    "with_faults",
+]

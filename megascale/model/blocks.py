@@ -80,9 +80,7 @@ class SerialBlock(_Block):
         rotary_pos_emb: Tensor | None = None,
         **_unused: Any,  # noqa: ANN401 - cross attention, inference and packing
     ) -> tuple[Tensor, None]:
-        attended, _ = self.attention(
-            self.norm(hidden_states), attention_mask, rotary_pos_emb=rotary_pos_emb
-        )
+        attended, _ = self.attention(self.norm(hidden_states), attention_mask, rotary_pos_emb=rotary_pos_emb)
         hidden_states = hidden_states + attended
         widened, _ = self.mlp(self.mlp_norm(hidden_states))
         return hidden_states + widened, None
@@ -107,15 +105,23 @@ class ParallelBlock(_Block):
 
     def _share_in(self, x: Tensor) -> Tensor:
         """(s / tp, b, h) under sequence parallelism or (s, b, h) to (s, b, h) on every rank."""
-        if self.config.sequence_parallel:
-            return gather_from_sequence_parallel_region(x, group=self.tp_group)
-        return copy_to_tensor_model_parallel_region(x, group=self.tp_group)
+        share = (
+            gather_from_sequence_parallel_region
+            if self.config.sequence_parallel
+            else copy_to_tensor_model_parallel_region
+        )
+        shared: Tensor = share(x, group=self.tp_group)
+        return shared
 
     def _share_out(self, partial: Tensor) -> Tensor:
         """Sum of the ranks' parts, (s, b, h), or this rank's slice of it under sequence parallelism."""
-        if self.config.sequence_parallel:
-            return reduce_scatter_to_sequence_parallel_region(partial, group=self.tp_group)
-        return reduce_from_tensor_model_parallel_region(partial, group=self.tp_group)
+        reduce = (
+            reduce_scatter_to_sequence_parallel_region
+            if self.config.sequence_parallel
+            else reduce_from_tensor_model_parallel_region
+        )
+        total: Tensor = reduce(partial, group=self.tp_group)
+        return total
 
     def forward(
         self,

@@ -12,7 +12,7 @@ def attended_keys(sequence_length: int, window: int | None) -> int:
 
 
 def matmul_parameters(shape: ModelShape) -> int:
-    """Weights a token is multiplied with: projections, MLP and the output layer; the embedding is a look-up."""
+    """Weights a token is multiplied with: projections, MLP, output layer; the embedding is a look-up."""
     query_and_out = 2 * shape.hidden_size * shape.hidden_size
     key_and_value = 2 * shape.hidden_size * shape.kv_heads * shape.head_size
     mlp = (3 if shape.activation == "swiglu" else 2) * shape.hidden_size * shape.ffn_hidden_size

@@ -33,7 +33,7 @@ class Split:
 def transformer_config(
     shape: ModelShape, split: Split, *, dtype: torch.dtype, on_cpu: bool
 ) -> TransformerConfig:
-    """megatron-core's configuration of `shape`; parameters are left uninitialised (`initialise` fills them)."""
+    """megatron-core's configuration of `shape`; it leaves parameters to `parameters.initialise`."""
     return TransformerConfig(
         num_layers=shape.num_layers,
         hidden_size=shape.hidden_size,
@@ -56,7 +56,8 @@ def transformer_config(
         overlap_p2p_comm=split.interleave > 1,
         batch_p2p_comm=split.interleave == 1,
         batch_p2p_sync=False,
-        deallocate_pipeline_outputs=True,
+        # gloo still reads a sent tensor after the schedule would have freed it.
+        deallocate_pipeline_outputs=not on_cpu,
         perform_initialization=False,
         use_cpu_initialization=on_cpu,
         gradient_accumulation_fusion=False,

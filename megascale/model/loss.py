@@ -33,7 +33,8 @@ class _VocabParallelCrossEntropy(torch.autograd.Function):
         distributed.all_reduce(sums, group=group)
         total, predicted = sums
         ctx.save_for_backward(exponents / total[:, None], local, here)
-        return total.log() - predicted
+        loss: Tensor = total.log() - predicted
+        return loss
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:  # noqa: ANN401
@@ -59,5 +60,5 @@ def token_losses(logits: Tensor, labels: Tensor, group: distributed.ProcessGroup
     if group.size() == 1:
         losses = functional.cross_entropy(flat, target, reduction="none")
     else:
-        losses = _VocabParallelCrossEntropy.apply(flat, target, group.rank() * width, group)
+        losses = _VocabParallelCrossEntropy.apply(flat, target, group.rank() * width, group)  # type: ignore[no-untyped-call]
     return losses.view(sequence, batch).t()

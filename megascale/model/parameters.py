@@ -74,7 +74,7 @@ def _split_dimension(module: nn.Module) -> int | None:
 
 
 def parameter_boxes(model: Gpt, shape: ModelShape) -> Iterator[ParameterBox]:
-    """The boxes of a model chunk in `named_parameters` order; marks tensor-parallel weights for megatron-core."""
+    """The boxes of a model chunk in `named_parameters` order; marks weights that are tensor parallel."""
     modules = dict(model.named_modules())
     rank, ranks = model.tp_group.rank(), model.tp_group.size()
     for local, parameter in model.named_parameters():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,6 @@ from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
 from torch import Tensor, distributed
 
 from megascale.engine.state import EngineState
-
-MicroBatches = Callable[[], Iterator[tuple[Tensor, Tensor]]]
-"""Makes an iterator over the (tokens, labels) pairs, each (micro_batch, sequence), of one step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +42,6 @@ class Stepper:
         self,
         state: EngineState,
         *,
-        micro_batches: int,
         micro_batch: int,
         sequence_length: int,
         clip_grad: float,
@@ -54,7 +50,6 @@ class Stepper:
     ) -> None:
         """`on_forward` and `on_backward` are called with the micro-batch as its work begins on this rank."""
         self._state = state
-        self._micro_batches = micro_batches
         self._micro_batch = micro_batch
         self._sequence_length = sequence_length
         self._clip_grad = clip_grad
@@ -63,24 +58,30 @@ class Stepper:
         self._losses: list[Tensor] = []
         self._forwards = 0
         layout = state.groups.layout
-        self._run = get_forward_backward_func(layout.pipeline, layout.interleave if layout.interleave > 1 else None)
+        self._run = get_forward_backward_func(
+            layout.pipeline, layout.interleave if layout.interleave > 1 else None
+        )
         self._communicator = (
             P2PCommunicator(state.groups.collection.pp, state.config) if layout.pipeline > 1 else None
         )
 
-    def forward_backward(self, batches: MicroBatches) -> None:
-        """Leave the mean gradient of the global batch in the optimizer's buffers; collective."""
+    def forward_backward(self, batches: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Leave the mean gradient of the global batch in the gradient buffers; collective.
+
+        Args:
+            batches: (tokens, labels) of each micro-batch, (micro_batch, sequence_length).
+        """
         for chunk in self._state.chunks:
             chunk.zero_grad_buffer()
         self._losses.clear()
         self._forwards = 0
         chunks = len(self._state.chunks)
-        iterators = [batches() for _ in range(chunks)]
+        iterators = [iter(batches) for _ in range(chunks)]
         self._run(
             forward_step_func=self._forward,
             data_iterator=iterators if chunks > 1 else iterators[0],
             model=self._state.chunks if chunks > 1 else self._state.chunks[0],
-            num_microbatches=self._micro_batches,
+            num_microbatches=len(batches),
             seq_length=self._sequence_length,
             micro_batch_size=self._micro_batch,
             p2p_communicator=self._communicator,

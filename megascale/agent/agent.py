@@ -1,0 +1,179 @@
+"""One node's agent: says hello when it can fork ranks, obeys the driver, reports what its ranks do."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import secrets
+import signal
+from collections.abc import Coroutine
+from typing import Any, Final
+
+from megascale.agent.link import Link
+from megascale.agent.processes import become_subreaper
+from megascale.agent.ranks import Ranks
+from megascale.agent.zygote_client import Zygote, ZygoteError
+from megascale.errors import MegascaleError
+from megascale.job import load_job
+from megascale.observe.rundir import RunDir
+from megascale.rpc import megascale_pb2 as pb
+
+_SAMPLE_S: Final = 0.05
+_SAVE_ON_ORPHAN_S: Final = 60.0
+
+
+class Agent:
+    """Runs until the driver lets it go, SIGTERM, or nobody has been in charge for `orphanSeconds`."""
+
+    def __init__(self, run: RunDir, node: str) -> None:
+        self._run, self._node = run, node
+        self._incarnation = secrets.token_hex(4)
+        self._zygote = Zygote()
+        self._ranks = Ranks(run, node, self._zygote, self._on_exit)
+        self._link = Link(run, self._greeting, self._obey)
+        self._job = load_job(run.job_file)
+        self._report_s = float(self._job.spec.health.heartbeat_seconds)
+        self._leaving = asyncio.Event()
+        self._order = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._seq = 0
+
+    async def run(self) -> None:
+        """Serve; returns when the agent is to end and its ranks are reaped."""
+        become_subreaper()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._leaving.set)
+        if self._job.spec.runtime.megatron is not None:
+            await self._zygote.ensure()
+        link = asyncio.create_task(self._link.serve())
+        reports = asyncio.create_task(self._report_changes())
+        orphan = asyncio.create_task(self._watch_for_orphanhood())
+        await self._leaving.wait()
+        for task in (link, reports, orphan):
+            task.cancel()
+        await asyncio.gather(link, reports, orphan, return_exceptions=True)
+        await self._ranks.kill(self._ranks.attempt, deadline_s=5.0)
+        await self._zygote.close()
+
+    def _fenced(self, **body: Any) -> pb.AgentMessage:  # noqa: ANN401 - one of the message bodies
+        self._seq += 1
+        fence = pb.Fence(
+            node=self._node,
+            incarnation=self._incarnation,
+            term=self._link.highest_term,
+            attempt=self._ranks.attempt,
+            seq=self._seq,
+        )
+        return pb.AgentMessage(fence=fence, **body)
+
+    def _greeting(self) -> list[pb.AgentMessage]:
+        hello = pb.Hello(pid=os.getpid(), ranks=self._ranks.alive)
+        exits = [self._fenced(exit=report) for report in self._ranks.exits]
+        return [self._fenced(hello=hello), *exits, self._fenced(report=self._ranks.report())]
+
+    def _on_exit(self, report: pb.RankExit) -> None:
+        self._link.send(self._fenced(exit=report))
+
+    async def _obey(self, message: pb.DriverMessage) -> None:
+        body = message.WhichOneof("body")
+        if body == "welcome":
+            self._report_s = message.welcome.report_s
+        elif body == "leave":
+            self._leaving.set()
+        elif body == "save":
+            self._ranks.request_save(message.save.attempt, leave=message.save.leave)
+            self._answer(message, ok=True)
+        elif body == "collect_evidence":
+            self._start(self._collect(message))
+        else:
+            self._start(self._perform(message))
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _perform(self, message: pb.DriverMessage) -> None:
+        """Launch, kill and store orders, one at a time in the order they came."""
+        async with self._order:
+            try:
+                result = await self._carry_out(message)
+            except (MegascaleError, OSError) as error:
+                self._answer(message, ok=False, reason=f"{type(error).__name__}: {error}")
+                return
+            self._answer(message, ok=True, **result)
+
+    async def _carry_out(self, message: pb.DriverMessage) -> dict[str, Any]:
+        body = message.WhichOneof("body")
+        if body == "host_store":
+            return {"store_port": await self._ranks.host_store(message.host_store.attempt)}
+        if body == "launch":
+            await self._ranks.launch(message.term, message.launch)
+            return {}
+        if body == "kill":
+            return {"unreaped": await self._ranks.kill(message.kill.attempt, message.kill.deadline_s)}
+        raise ZygoteError(f"the driver sent an order this agent does not know: {body}")
+
+    async def _collect(self, message: pb.DriverMessage) -> None:
+        found = await self._ranks.evidence()
+        self._link.send(self._fenced(evidence=pb.Evidence(command_id=message.command_id, ranks=found)))
+
+    def _answer(self, message: pb.DriverMessage, *, ok: bool, reason: str = "", **fields: Any) -> None:  # noqa: ANN401
+        result = pb.CommandResult(command_id=message.command_id, ok=ok, reason=reason, **fields)
+        self._link.send(self._fenced(result=result))
+
+    async def _report_changes(self) -> None:
+        """Beat every heartbeat; report milestones at once and mere progress at most every `_report_s`."""
+        loop = asyncio.get_running_loop()
+        heartbeat_s = float(self._job.spec.health.heartbeat_seconds)
+        sent_at, sent = 0.0, pb.Report()
+        while True:
+            await asyncio.sleep(_SAMPLE_S)
+            for alert in self._ranks.alerts():
+                self._link.send(self._fenced(log=alert))
+            report = self._ranks.report()
+            age_s = loop.time() - sent_at
+            due = age_s >= heartbeat_s or (report != sent and age_s >= self._report_s)
+            if due or _milestones(report) != _milestones(sent):
+                self._link.send(self._fenced(report=report))
+                sent_at, sent = loop.time(), report
+
+    async def _watch_for_orphanhood(self) -> None:
+        """Save and leave when neither a driver nor whoever restarts it has been there for too long."""
+        loop = asyncio.get_running_loop()
+        orphan_s = float(self._job.spec.health.orphan_seconds)
+        while True:
+            await asyncio.sleep(min(orphan_s, 5.0) / 5.0)
+            if self._link.connected or is_supervised(self._run):
+                self._link.last_contact = loop.time()
+            if loop.time() - self._link.last_contact < orphan_s:
+                continue
+            self._ranks.request_save(self._ranks.attempt, leave=True)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_SAVE_ON_ORPHAN_S):
+                    while self._ranks.alive:
+                        await asyncio.sleep(_SAMPLE_S)
+            self._leaving.set()
+
+
+def is_supervised(run: RunDir) -> bool:
+    """Whether a `megascale run` holds the run's lock and will restart its driver."""
+    try:
+        descriptor = os.open(run.supervisor_lock, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _milestones(report: pb.Report) -> list[tuple[float, ...]]:
+    return [
+        (rank.pid, rank.groups_at, rank.loaded_at, rank.first_step_at, rank.saved_step)
+        for rank in report.ranks
+    ]

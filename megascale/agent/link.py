@@ -1,0 +1,105 @@
+"""The stream to the driver: attach, send, obey, and find the next driver when this one is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import grpc
+
+from megascale.errors import FencedError, UnreachableError
+from megascale.observe.rundir import RunDir
+from megascale.rpc import megascale_pb2 as pb
+from megascale.rpc.connect import bearer, channel_to, read_address, read_token, stub_on
+
+_BACKOFF_S: Final = 0.05
+_BACKOFF_LIMIT_S: Final = 2.0
+_OUTBOX: Final = 1024
+
+
+class Link:
+    """Keeps one stream open. `greet` gives the messages that begin a stream, `obey` handles what comes.
+
+    `connected` is set while a stream is up. Messages that cannot be sent are dropped: whatever must not
+    be lost is part of the next greeting.
+    """
+
+    def __init__(
+        self,
+        run: RunDir,
+        greet: Callable[[], list[pb.AgentMessage]],
+        obey: Callable[[pb.DriverMessage], Awaitable[None]],
+    ) -> None:
+        self.connected = False
+        self.last_contact = asyncio.get_running_loop().time()
+        self._run, self._greet, self._obey = run, greet, obey
+        self._outbox: asyncio.Queue[pb.AgentMessage] = asyncio.Queue(_OUTBOX)
+        self._highest_term = 0
+
+    def send(self, message: pb.AgentMessage) -> None:
+        """Queue a message for the current stream."""
+        if self.connected and not self._outbox.full():
+            self._outbox.put_nowait(message)
+
+    @property
+    def highest_term(self) -> int:
+        return self._highest_term
+
+    async def serve(self) -> None:
+        """Attach, again and again, with full jitter between tries; runs until cancelled."""
+        tries = 0
+        while True:
+            if await self._try_once():
+                tries = 0
+            tries += 1
+            await asyncio.sleep(random.uniform(0, min(_BACKOFF_LIMIT_S, _BACKOFF_S * 2**tries)))
+
+    async def _try_once(self) -> bool:
+        """One stream from attach to loss; whether it came up."""
+        address = read_address(self._run)
+        if address is None or address.term < self._highest_term:
+            return False
+        try:
+            token = read_token(self._run.token_file)
+        except UnreachableError:
+            return False
+        came_up = False
+        async with channel_to(address) as channel:
+            call = stub_on(channel).Attach(metadata=bearer(token))
+            try:
+                for message in self._greet():
+                    await call.write(message)
+                came_up = self.connected = True
+                await self._converse(call)
+            except (grpc.aio.AioRpcError, asyncio.InvalidStateError, asyncio.CancelledError) as error:
+                if isinstance(error, asyncio.CancelledError):
+                    call.cancel()
+                    raise
+            finally:
+                self.connected = False
+                self._drain()
+        return came_up
+
+    async def _converse(self, call: grpc.aio.StreamStreamCall) -> None:
+        writer = asyncio.create_task(self._write(call))
+        try:
+            async for message in call:
+                self.last_contact = asyncio.get_running_loop().time()
+                if message.term < self._highest_term:
+                    raise FencedError(f"driver of term {message.term} after {self._highest_term}")
+                self._highest_term = message.term
+                await self._obey(message)
+        except FencedError:
+            call.cancel()
+        finally:
+            writer.cancel()
+
+    async def _write(self, call: grpc.aio.StreamStreamCall) -> None:
+        while True:
+            await call.write(await self._outbox.get())
+
+    def _drain(self) -> None:
+        while not self._outbox.empty():
+            self._outbox.get_nowait()

@@ -1,0 +1,269 @@
+"""The ranks of one node: launch, progress, exits, evidence, kill."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import math
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from megascale.agent.logtail import LogTail
+from megascale.agent.processes import Child, Exit, kill_all, process_state
+from megascale.agent.stacks import stack_of
+from megascale.agent.zygote import torchrun_environment
+from megascale.agent.zygote_client import Zygote
+from megascale.core.lineage import Commit
+from megascale.engine.context import RankLaunch
+from megascale.job import TrainingJob, load_job
+from megascale.observe.rankfile import Control, Phase, RankFile, RankRecord
+from megascale.observe.rundir import RunDir
+from megascale.rpc import megascale_pb2 as pb
+
+_TAIL_LINES: Final = 8
+
+
+@dataclass(slots=True, eq=False)
+class Rank:
+    """One rank process of the current attempt."""
+
+    launch: RankLaunch
+    child: Child
+    file: RankFile
+    log: LogTail
+
+
+class Ranks:
+    """All rank processes of a node. `on_exit` gets every exit this agent did not cause itself."""
+
+    def __init__(
+        self, run: RunDir, node: str, zygote: Zygote, on_exit: Callable[[pb.RankExit], None]
+    ) -> None:
+        self.attempt = 0
+        self.exits: list[pb.RankExit] = []
+        self._run, self._node, self._zygote, self._on_exit = run, node, zygote, on_exit
+        self._ranks: dict[int, Rank] = {}
+        self._store: Child | None = None
+        self._store_attempt = 0
+        self._store_port = 0
+        self._to_unix = time.time() - time.monotonic()
+
+    @property
+    def alive(self) -> list[int]:
+        return sorted(rank for rank, entry in self._ranks.items() if not entry.child.ended.is_set())
+
+    async def host_store(self, attempt: int) -> int:
+        """Serve the store of `attempt`, started when it is not running yet; returns its port."""
+        if self._store is None or self._store_attempt != attempt or self._store.ended.is_set():
+            await self._drop_store()
+            pid, port = await self._zygote.fork_store("127.0.0.1")
+            self._store = Child(pid, lambda _child, _exit: None)
+            self._store.watch()
+            self._store_attempt, self._store_port = attempt, port
+        return self._store_port
+
+    async def launch(self, term: int, order: pb.Launch) -> None:
+        """Start this node's ranks of an attempt; a repeated order changes nothing.
+
+        Raises:
+            ZygoteError: the zygote cannot fork them.
+            ManifestError: job.yaml was made unreadable.
+        """
+        if order.attempt == self.attempt and (self._ranks or self.exits):
+            return
+        await self.kill(order.attempt - 1, deadline_s=5.0)
+        self.attempt, self.exits = order.attempt, []
+        job = await asyncio.to_thread(load_job, self._run.job_file)
+        self._run.logs(order.attempt).mkdir(parents=True, exist_ok=True)
+        for local_rank in range(job.spec.ranks_per_node):
+            launch = self._launch_of(term, order, job, local_rank)
+            await self._start(launch, job)
+
+    def _launch_of(self, term: int, order: pb.Launch, job: TrainingJob, local_rank: int) -> RankLaunch:
+        per_node = job.spec.ranks_per_node
+        return RankLaunch(
+            job=job.metadata.name,
+            spec=job.model_dump(by_alias=True, mode="json"),
+            term=term,
+            attempt=order.attempt,
+            rank=order.node_rank * per_node + local_rank,
+            world_size=order.nodes * per_node,
+            local_rank=local_rank,
+            local_world_size=per_node,
+            node=self._node,
+            node_rank=order.node_rank,
+            store_host=order.store_host,
+            store_port=order.store_port,
+            run_dir=self._run.root,
+            rank_file=self._run.rank_file(self._node, local_rank),
+            resume=_commit(order.resume) if order.HasField("resume") else None,
+            lineage={
+                entry.attempt: _commit(entry.resumed_from) if entry.HasField("resumed_from") else None
+                for entry in order.lineage
+            },
+        )
+
+    async def _start(self, launch: RankLaunch, job: TrainingJob) -> None:
+        record = RankRecord(term=launch.term, attempt=launch.attempt, rank=launch.rank)
+        file = RankFile.create(launch.rank_file, record)
+        log = self._run.rank_log(launch.attempt, launch.rank)
+        command = job.spec.runtime.command
+        if command is None:
+            pid = await self._zygote.fork_rank(launch, log)
+        else:
+            environment = {**os.environ, **command.env, **torchrun_environment(launch)}
+            pid = await asyncio.to_thread(_spawn, list(command.args), environment, log)
+        child = Child(pid, lambda _child, how: self._ended(launch.rank, how))
+        self._ranks[launch.rank] = Rank(launch, child, file, LogTail(log))
+        child.watch()
+
+    def _ended(self, rank: int, how: Exit) -> None:
+        entry = self._ranks[rank]
+        if entry.child.killed:
+            return
+        report = self._exit_report(entry, how)
+        self.exits.append(report)
+        self._on_exit(report)
+
+    def _exit_report(self, entry: Rank, how: Exit) -> pb.RankExit:
+        words = entry.file.read_last_words()
+        fired = self._fired_fault(entry.launch, how)
+        report = pb.RankExit(
+            rank=entry.launch.rank,
+            attempt=entry.launch.attempt,
+            at=float(fired["time"]) if fired else time.time(),
+            step=entry.file.read().step,
+            words=json.dumps(words) if words else "",
+            tail=entry.log.last_lines(_TAIL_LINES),
+            injected=fired is not None,
+        )
+        if how.signal is not None:
+            report.signal = how.signal
+        else:
+            report.exit_code = how.code or 0
+        return report
+
+    def _fired_fault(self, launch: RankLaunch, how: Exit) -> dict[str, Any] | None:
+        """The marker of an injected fault of this rank in this attempt, if it ended by SIGKILL."""
+        if how.signal != signal.SIGKILL:
+            return None
+        for path in self._run.faults.glob("*"):
+            with contextlib.suppress(ValueError, OSError):
+                marker: dict[str, Any] = json.loads(path.read_text())
+                if marker.get("rank") == launch.rank and marker.get("attempt") == launch.attempt:
+                    return marker
+        return None
+
+    async def kill(self, attempt: int, deadline_s: float) -> list[int]:
+        """SIGKILL and reap all ranks of `attempt` or older; returns the ranks that could not be reaped."""
+        if self.attempt > attempt:
+            return []
+        children = {entry.child: rank for rank, entry in self._ranks.items()}
+        late = await kill_all(list(children), deadline_s)
+        if self._store_attempt <= attempt:
+            await self._drop_store()
+        for rank, entry in list(self._ranks.items()):
+            if entry.child not in late:
+                entry.file.close()
+                del self._ranks[rank]
+        return sorted(children[child] for child in late)
+
+    async def _drop_store(self) -> None:
+        if self._store is not None:
+            await kill_all([self._store], 5.0)
+            self._store = None
+
+    def request_save(self, attempt: int, *, leave: bool) -> None:
+        """Ask the ranks to save after the same coming step."""
+        if attempt == self.attempt:
+            for entry in self._ranks.values():
+                entry.file.control = Control.SAVE_AND_EXIT if leave else Control.SAVE
+
+    def report(self) -> pb.Report:
+        """The records of all ranks."""
+        return pb.Report(ranks=[self._status(entry) for entry in self._ranks.values()])
+
+    def _status(self, entry: Rank) -> pb.RankStatus:
+        record = entry.file.read()
+        status = pb.RankStatus(
+            rank=entry.launch.rank,
+            pid=entry.child.pid,
+            step=record.step,
+            phase=Phase(record.phase).name.lower(),
+            micro_batch=record.micro_batch,
+            tokens=record.tokens,
+            step_seconds=record.step_seconds,
+            stall_seconds=record.stall_seconds,
+            progress_at=self._unix(record.progress_at),
+            groups_at=self._unix(record.groups_at),
+            loaded_at=self._unix(record.loaded_at),
+            first_step_at=self._unix(record.first_step_at),
+            saved_step=record.saved_step,
+            saved_attempt=record.saved_attempt,
+            flops=record.flops,
+            peak_flops=record.peak_flops,
+        )
+        if not math.isnan(record.loss):
+            status.loss = record.loss
+        if not math.isnan(record.grad_norm):
+            status.grad_norm = record.grad_norm
+        return status
+
+    def _unix(self, monotonic: float) -> float:
+        return monotonic + self._to_unix if monotonic else 0.0
+
+    def alerts(self) -> list[pb.LogMatch]:
+        """New alert lines of all rank logs."""
+        found = []
+        for rank, entry in self._ranks.items():
+            for kind, message in entry.log.new_alerts():
+                found.append(
+                    pb.LogMatch(
+                        rank=rank,
+                        attempt=entry.launch.attempt,
+                        rule=kind,
+                        category="framework",
+                        action="alert",
+                        line=message,
+                        at=time.time(),
+                    )
+                )
+        return found
+
+    async def evidence(self) -> list[pb.RankEvidence]:
+        """What every rank is doing now; works on stopped and stuck ranks."""
+        return list(await asyncio.gather(*(self._evidence_of(entry) for entry in self._ranks.values())))
+
+    async def _evidence_of(self, entry: Rank) -> pb.RankEvidence:
+        record = entry.file.read()
+        state = process_state(entry.child.pid)
+        stack = await stack_of(entry.child.pid) if state in ("R", "S", "D") else []
+        return pb.RankEvidence(
+            rank=entry.launch.rank,
+            process_state=state,
+            step=record.step,
+            phase=Phase(record.phase).name.lower(),
+            micro_batch=record.micro_batch,
+            stack=stack,
+        )
+
+
+def _commit(message: pb.Commit) -> Commit:
+    return Commit(message.step, message.attempt)
+
+
+def _spawn(args: list[str], environment: dict[str, str], log: Path) -> int:
+    """Start a user's own program in this process group; the kernel ends it with the agent."""
+    with log.open("ab") as output:
+        actions = [
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_DUP2, output.fileno(), 1),
+            (os.POSIX_SPAWN_DUP2, output.fileno(), 2),
+        ]
+        return os.posix_spawnp(args[0], args, environment, file_actions=actions)

@@ -1,0 +1,42 @@
+"""Python stacks of another process, through py-spy where it is installed and allowed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Final
+
+_TIMEOUT_S: Final = 5.0
+_FRAMES: Final = 12
+
+
+async def stack_of(pid: int) -> list[str]:
+    """Innermost frames first, of the main thread; one line saying why when there is no stack."""
+    program = shutil.which("py-spy", path=str(Path(sys.executable).parent)) or shutil.which("py-spy")
+    if program is None:
+        return ["no stack: py-spy is not installed"]
+    process = await asyncio.create_subprocess_exec(
+        program,
+        "dump",
+        "--json",
+        "--nonblocking",
+        "--pid",
+        str(pid),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        output, problem = await asyncio.wait_for(process.communicate(), _TIMEOUT_S)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        return [f"no stack: py-spy did not answer in {_TIMEOUT_S:g} s"]
+    if process.returncode != 0:
+        return [f"no stack: {problem.decode(errors='replace').strip()[:200]}"]
+    threads = json.loads(output)
+    main = next((t for t in threads if t.get("thread_name") == "MainThread"), threads[0] if threads else {})
+    frames = main.get("frames", [])[:_FRAMES]
+    return [f"{frame['name']} ({frame['short_filename']}:{frame['line']})" for frame in frames]

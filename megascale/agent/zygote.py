@@ -1,0 +1,202 @@
+"""The zygote: a process that has imported the engine once and forks ranks from it.
+
+Importing torch and Megatron-core takes seconds; a fork of a process that has done so takes
+milliseconds. Requests and answers are JSON messages on a SEQPACKET socket whose descriptor is the only
+argument. Ranks are forked twice, so that they become children of the agent (a subreaper), which sees
+their exit at once and keeps them when the zygote is replaced.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import signal
+import socket
+import struct
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+from megascale.agent.processes import die_with_parent
+from megascale.core.lineage import Commit
+from megascale.engine.context import RankLaunch
+from megascale.observe.rankfile import RankFile
+
+MESSAGE_BYTES: Final = 1 << 20
+_PID: Final = struct.Struct("<q")
+
+
+def main() -> None:
+    """Serve fork requests until the agent closes its end."""
+    die_with_parent()
+    connection = socket.socket(fileno=int(sys.argv[1]))
+    from megascale import engine
+
+    engine.preload()
+    gc.collect()
+    gc.freeze()
+    connection.send(json.dumps({"ready": True}).encode())
+    while raw := connection.recv(MESSAGE_BYTES):
+        connection.send(json.dumps(_serve(connection, json.loads(raw))).encode())
+
+
+def _serve(connection: socket.socket, request: dict[str, Any]) -> dict[str, Any]:
+    problem = unforkable()
+    if problem:
+        return {"error": problem}
+    if request["op"] == "store":
+        return _fork_store(connection, request)
+    return {"pid": _fork_rank(connection, request)}
+
+
+def unforkable() -> str:
+    """Why this process must not fork now, "" if it may: more than one thread, or an open GPU."""
+    threads = sum(1 for _ in Path("/proc/self/task").iterdir())
+    if threads != 1:
+        return f"the zygote has {threads} threads; a fork would copy locks that nobody releases"
+    for descriptor in Path("/proc/self/fd").iterdir():
+        target = str(descriptor.readlink()) if descriptor.is_symlink() else ""
+        if target.startswith("/dev/nvidia"):
+            return f"the zygote has {target} open; a forked CUDA context does not work"
+    return ""
+
+
+def _fork_rank(connection: socket.socket, request: dict[str, Any]) -> int:
+    def main() -> NoReturn:
+        connection.close()
+        _rank_main(request)
+
+    return _fork_adopted(main, request["agentPid"])
+
+
+def _fork_adopted(main: Callable[[], NoReturn], agent_pid: int) -> int:
+    """Fork a process that becomes the agent's child and dies with it, run `main` there; returns its pid."""
+    pid_read, pid_write = os.pipe()
+    go_read, go_write = os.pipe()
+    middle = os.fork()
+    if middle == 0:
+        child = os.fork()
+        if child:
+            os.write(pid_write, _PID.pack(child))
+            os._exit(0)
+        for descriptor in (pid_read, pid_write, go_write):
+            os.close(descriptor)
+        os.read(go_read, 1)
+        os.close(go_read)
+        die_with_parent()
+        if os.getppid() != agent_pid:
+            os._exit(1)
+        main()
+    os.waitpid(middle, 0)
+    os.write(go_write, b"1")
+    (pid,) = _PID.unpack(os.read(pid_read, _PID.size))
+    for descriptor in (pid_read, pid_write, go_read, go_write):
+        os.close(descriptor)
+    return int(pid)
+
+
+def _rank_main(request: dict[str, Any]) -> NoReturn:
+    launch = launch_from_json(request["launch"])
+    _redirect(request["log"])
+    os.environ.update(torchrun_environment(launch))
+    rank_file = RankFile.open(launch.rank_file)
+    rank_file.update(pid=os.getpid())
+    os._exit(_run(launch, rank_file))
+
+
+def _run(launch: RankLaunch, rank_file: RankFile) -> int:
+    from megascale.engine.rank import run_rank
+
+    try:
+        code = run_rank(launch, rank_file)
+    except BaseException as error:  # noqa: BLE001 - the process ends here; everything must leave last words
+        traceback.print_exc()
+        detail = {name: getattr(error, name) for name in ("step", "attempt") if hasattr(error, name)}
+        rank_file.last_words({"type": type(error).__name__, "message": str(error), "detail": detail})
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return code
+
+
+def _redirect(log: str) -> None:
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+
+
+def _fork_store(connection: socket.socket, request: dict[str, Any]) -> dict[str, Any]:
+    """A process of its own that serves the attempt's key-value store until it is killed."""
+    port_read, port_write = os.pipe()
+
+    def main() -> NoReturn:
+        connection.close()
+        os.close(port_read)
+        _store_main(request["host"], port_write)
+
+    pid = _fork_adopted(main, request["agentPid"])
+    os.close(port_write)
+    raw = os.read(port_read, _PID.size)
+    os.close(port_read)
+    if len(raw) != _PID.size:
+        return {"error": f"the store could not listen on {request['host']}"}
+    return {"pid": pid, "port": _PID.unpack(raw)[0]}
+
+
+def _store_main(host: str, write_end: int) -> NoReturn:
+    from torch._C._distributed_c10d import TCPStore
+
+    store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
+    os.write(write_end, _PID.pack(store.port))
+    os.close(write_end)
+    signal.pause()
+    os._exit(0)
+
+
+def torchrun_environment(launch: RankLaunch) -> dict[str, str]:
+    """The variables torchrun sets, and the path of the rank record."""
+    return {
+        "RANK": str(launch.rank),
+        "WORLD_SIZE": str(launch.world_size),
+        "LOCAL_RANK": str(launch.local_rank),
+        "LOCAL_WORLD_SIZE": str(launch.local_world_size),
+        "GROUP_RANK": str(launch.node_rank),
+        "MASTER_ADDR": launch.store_host,
+        "MASTER_PORT": str(launch.store_port),
+        "TORCHELASTIC_RESTART_COUNT": str(launch.attempt - 1),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "MEGASCALE_RANK_FILE": str(launch.rank_file),
+    }
+
+
+def launch_to_json(launch: RankLaunch) -> dict[str, Any]:
+    """A launch as JSON values."""
+    data = {name: getattr(launch, name) for name in launch.__dataclass_fields__}
+    data["run_dir"], data["rank_file"] = str(launch.run_dir), str(launch.rank_file)
+    data["resume"] = _commit_to_json(launch.resume)
+    data["lineage"] = {str(attempt): _commit_to_json(commit) for attempt, commit in launch.lineage.items()}
+    return data
+
+
+def launch_from_json(data: dict[str, Any]) -> RankLaunch:
+    """The inverse of `launch_to_json`."""
+    lineage = {int(attempt): _commit_from_json(commit) for attempt, commit in data["lineage"].items()}
+    paths = {"run_dir": Path(data["run_dir"]), "rank_file": Path(data["rank_file"])}
+    return RankLaunch(**{**data, **paths, "resume": _commit_from_json(data["resume"]), "lineage": lineage})
+
+
+def _commit_to_json(commit: Commit | None) -> list[int] | None:
+    return [commit.step, commit.attempt] if commit else None
+
+
+def _commit_from_json(data: list[int] | None) -> Commit | None:
+    return Commit(*data) if data else None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""The agent's side of its zygote: start it, ask it for ranks and stores, replace it when the code changed."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+import megascale
+from megascale.agent.zygote import MESSAGE_BYTES, launch_to_json
+from megascale.engine.context import RankLaunch
+from megascale.errors import MegascaleError
+
+_START_TIMEOUT_S: Final = 300.0
+_REPLY_TIMEOUT_S: Final = 30.0
+_ENVIRONMENT: Final = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+}
+
+
+class ZygoteError(MegascaleError):
+    """The zygote did not start, died, or refused to fork."""
+
+
+class Zygote:
+    """One zygote process at a time; requests are answered in order."""
+
+    def __init__(self) -> None:
+        self._process: asyncio.subprocess.Process | None = None
+        self._socket: socket.socket | None = None
+        self._digest = ""
+        self._lock = asyncio.Lock()
+
+    async def ensure(self) -> None:
+        """Have a zygote of the current code ready.
+
+        Raises:
+            ZygoteError: it does not come up.
+        """
+        async with self._lock:
+            await self._ensure()
+
+    async def fork_rank(self, launch: RankLaunch, log: Path) -> int:
+        """Fork one rank; returns its pid, a child of this process."""
+        request = {"op": "rank", "launch": launch_to_json(launch), "log": str(log)}
+        return int((await self._ask(request))["pid"])
+
+    async def fork_store(self, host: str) -> tuple[int, int]:
+        """Fork a store process listening on `host`; returns its pid and port."""
+        answer = await self._ask({"op": "store", "host": host})
+        return int(answer["pid"]), int(answer["port"])
+
+    async def close(self) -> None:
+        """End the zygote; ranks it forked live on."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        if self._process is not None:
+            if self._process.returncode is None:
+                self._process.kill()
+            await self._process.wait()
+            self._process = None
+
+    async def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        async with self._lock:
+            await self._ensure()
+            answer = await self._exchange({**request, "agentPid": os.getpid()})
+        if "error" in answer:
+            raise ZygoteError(str(answer["error"]))
+        return answer
+
+    async def _ensure(self) -> None:
+        digest = code_digest()
+        alive = self._process is not None and self._process.returncode is None
+        if alive and digest == self._digest:
+            return
+        await self.close()
+        self._digest = digest
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.settimeout(0)
+        self._socket = ours
+        with theirs:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "megascale.agent.zygote",
+                str(theirs.fileno()),
+                pass_fds=(theirs.fileno(),),
+                env={**os.environ, **_ENVIRONMENT},
+            )
+        await self._receive(_START_TIMEOUT_S)
+
+    async def _exchange(self, request: dict[str, Any]) -> dict[str, Any]:
+        if self._socket is None:
+            raise ZygoteError("the zygote is not running")
+        await asyncio.get_running_loop().sock_sendall(self._socket, json.dumps(request).encode())
+        return await self._receive(_REPLY_TIMEOUT_S)
+
+    async def _receive(self, timeout_s: float) -> dict[str, Any]:
+        loop = asyncio.get_running_loop()
+        if self._socket is None:
+            raise ZygoteError("the zygote is not running")
+        try:
+            raw = await asyncio.wait_for(loop.sock_recv(self._socket, MESSAGE_BYTES), timeout_s)
+        except TimeoutError as error:
+            await self.close()
+            raise ZygoteError(f"the zygote did not answer in {timeout_s:g} s") from error
+        if not raw:
+            await self.close()
+            raise ZygoteError("the zygote died; its output is in the agent's log")
+        answer: dict[str, Any] = json.loads(raw)
+        return answer
+
+
+def code_digest() -> str:
+    """Changes when any source file of the package does, so that ranks never run stale code."""
+    digest = hashlib.sha256()
+    root = Path(megascale.__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        stat = path.stat()
+        digest.update(f"{path.relative_to(root)}:{stat.st_size}:{stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,180 @@
+"""The JSON side of a checkpoint: manifest, rank index and commit record.
+
+Keys are camelCase on disk. Sizes are bytes; `crc32` is zlib's. CRC-32 was measured at 4 GB/s here, ten
+times the rate at which the same disk takes an fsynced write, so a library for a faster sum would buy
+nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from math import prod
+from typing import Annotated, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic.alias_generators import to_camel
+
+from megascale.core.lineage import Commit
+from megascale.errors import CheckpointCorruptError
+
+FORMAT_VERSION: Final = 1
+
+Size = Annotated[int, Field(ge=0)]
+Dims = tuple[Size, ...]
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True, allow_inf_nan=False
+    )
+
+    def to_bytes(self) -> bytes:
+        return self.model_dump_json(by_alias=True).encode()
+
+
+class CommitId(_Document):
+    """A commit as JSON."""
+
+    attempt: int
+    step: int
+
+    @classmethod
+    def of(cls, commit: Commit | None) -> CommitId | None:
+        return None if commit is None else cls(attempt=commit.attempt, step=commit.step)
+
+
+class StoredBox(_Document):
+    """A box of a tensor in a shard file.
+
+    Attributes:
+        offset, shape: the box, in elements of the global tensor.
+        file: index into the manifest's `files`; it is the rank that wrote it.
+        at, bytes: where its values are in that file.
+        crc32: checksum of those bytes.
+    """
+
+    offset: Dims
+    shape: Dims
+    file: Size
+    at: Size
+    bytes: Size
+    crc32: Size
+
+
+class StoredTensor(_Document):
+    """One global tensor and the boxes that make it up; boxes do not overlap."""
+
+    dtype: str
+    shape: Dims
+    boxes: tuple[StoredBox, ...]
+
+
+class ShardFile(_Document):
+    """A file in the folder of the checkpoint."""
+
+    name: Annotated[str, Field(pattern=r"^[\w-][\w.-]*$")]
+    bytes: Size
+
+
+class RankIndex(_Document):
+    """What one rank wrote; rank 0 joins them to the manifest."""
+
+    rank: Size
+    file: ShardFile
+    tensors: dict[str, StoredTensor]
+    rank_state: dict[str, JsonValue]
+
+
+class Manifest(_Document):
+    """Everything about a checkpoint but its tensor values.
+
+    Attributes:
+        step, attempt: the state after `step`, written by `attempt`.
+        parent: the commit that attempt resumed from, None = it started from scratch.
+        layout: the parallel layout that wrote it; for people, not needed to load.
+        files: shard files, by rank.
+        tensors: canonical name -> tensor.
+        job_state: state of the whole job (data cursor, schedules...).
+        rank_states: state of each rank (random generators...), by rank.
+    """
+
+    version: Literal[1] = FORMAT_VERSION
+    job: str | None = None
+    step: Size
+    attempt: Size
+    parent: CommitId | None
+    layout: dict[str, JsonValue]
+    files: tuple[ShardFile, ...]
+    tensors: dict[str, StoredTensor]
+    job_state: dict[str, JsonValue]
+    rank_states: tuple[dict[str, JsonValue], ...]
+
+    @property
+    def bytes(self) -> int:
+        return sum(file.bytes for file in self.files)
+
+
+class CommitRecord(_Document):
+    """The file whose exclusive creation makes a checkpoint exist.
+
+    Attributes:
+        manifest_sha256: digest of `manifest.json`.
+        bytes: size of all shard files.
+        files: number of shard files.
+        committed_at: seconds since the epoch.
+    """
+
+    version: Literal[1] = FORMAT_VERSION
+    step: Size
+    attempt: Size
+    parent: CommitId | None
+    manifest_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    bytes: Size
+    files: Size
+    committed_at: float
+
+    @property
+    def commit(self) -> Commit:
+        return Commit(self.step, self.attempt)
+
+
+def digest(manifest: bytes) -> str:
+    """What a commit record names its manifest by."""
+    return hashlib.sha256(manifest).hexdigest()
+
+
+def parse_manifest(raw: bytes, record: CommitRecord, path: str) -> Manifest:
+    """The manifest of a commit.
+
+    Raises:
+        CheckpointCorruptError: `raw` is not what was committed.
+    """
+    found = digest(raw)
+    if found != record.manifest_sha256:
+        raise CheckpointCorruptError(
+            f"{path}: SHA-256 is {found}, the commit has {record.manifest_sha256}",
+            step=record.step,
+            attempt=record.attempt,
+        )
+    try:
+        manifest = Manifest.model_validate_json(raw)
+    except ValidationError as error:
+        raise CheckpointCorruptError(
+            f"{path}: {error.errors()[0]['msg']}", step=record.step, attempt=record.attempt
+        ) from error
+    if (manifest.step, manifest.attempt) != (record.step, record.attempt):
+        raise CheckpointCorruptError(
+            f"{path}: is of step {manifest.step} attempt {manifest.attempt}",
+            step=record.step,
+            attempt=record.attempt,
+        )
+    return manifest
+
+
+def incomplete_tensor(tensors: dict[str, StoredTensor]) -> str | None:
+    """What is wrong with the first tensor whose boxes do not add up to it, None when all do."""
+    for name, tensor in tensors.items():
+        stored = sum(prod(box.shape) for box in tensor.boxes)
+        if stored != prod(tensor.shape):
+            return f"{name}: the ranks' pieces hold {stored} of {prod(tensor.shape)} elements"
+    return None

@@ -1,0 +1,118 @@
+"""Restoring: pieces of any layout are filled from the boxes of whatever layout wrote the commit."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from megascale.checkpoint.boxes import Box, intersect, slices_within
+from megascale.checkpoint.manifest import Manifest, StoredBox
+from megascale.checkpoint.pieces import Piece
+from megascale.checkpoint.shards import ShardReader
+from megascale.checkpoint.store import CheckpointStore, folder_of
+from megascale.core.lineage import Commit
+from megascale.errors import CheckpointCorruptError, InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What a commit holds besides tensors.
+
+    Attributes:
+        job_state: state of the whole job.
+        rank_states: by rank of the layout that saved.
+        layout: that layout, as it was given to `save`.
+    """
+
+    job_state: dict[str, Any]
+    rank_states: list[dict[str, Any]]
+    layout: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    piece: Piece
+    part: Box
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    box: StoredBox
+    copies: list[_Copy]
+
+
+def restore(store: CheckpointStore, commit: Commit, pieces: Sequence[Piece]) -> Restored:
+    """Fill every piece from the commit; each rank calls it on its own, for what it needs.
+
+    Only boxes that overlap a piece are read, each once, and each is checked before it is copied from. When
+    this raises, some pieces may have been filled: restore them again from another commit.
+
+    Raises:
+        CheckpointCorruptError: a file is missing, cut short or has a wrong byte; names file and offset.
+        InputError: the commit is of another model: a tensor is missing or has another shape or dtype.
+        UnreachableError: the file system refuses.
+    """
+    manifest = store.manifest(commit)
+    for file, reads in sorted(_plan(manifest, commit, pieces).items()):
+        with ShardReader(store.storage, folder_of(commit), manifest.files[file], commit) as reader:
+            for read in sorted(reads, key=lambda read: read.box.at):
+                _copy(reader.read(read.box), read)
+    return Restored(manifest.job_state, list(manifest.rank_states), manifest.layout)
+
+
+def _plan(manifest: Manifest, commit: Commit, pieces: Sequence[Piece]) -> dict[int, list[_Read]]:
+    """File index -> reads. All that can be wrong is found here, before anything is filled."""
+    by_name: dict[str, list[Piece]] = defaultdict(list)
+    for piece in pieces:
+        by_name[piece.name].append(piece)
+    plan: dict[int, list[_Read]] = defaultdict(list)
+    for name, wanted in by_name.items():
+        _check_same_tensor(manifest, commit, wanted)
+        found = dict.fromkeys(range(len(wanted)), 0)
+        for box in manifest.tensors[name].boxes:
+            stored = (box.offset, box.shape)
+            copies = []
+            for index, piece in enumerate(wanted):
+                part = intersect(stored, piece.box)
+                if part:
+                    copies.append(_Copy(piece, part))
+                    found[index] += prod(part[1])
+            if copies:
+                plan[box.file].append(_Read(box, copies))
+        for index, piece in enumerate(wanted):
+            if found[index] != prod(piece.shape):
+                raise CheckpointCorruptError(
+                    f"manifest of step {commit.step}: the boxes of {name} hold {found[index]} of the"
+                    f" {prod(piece.shape)} elements at {piece.offset}+{piece.shape}",
+                    step=commit.step,
+                    attempt=commit.attempt,
+                )
+    return plan
+
+
+def _check_same_tensor(manifest: Manifest, commit: Commit, wanted: Sequence[Piece]) -> None:
+    stored = manifest.tensors.get(wanted[0].name)
+    where = f"checkpoint of step {commit.step} (attempt {commit.attempt})"
+    advice = "it was saved by another model; check spec.runtime.megatron.model or start with another name"
+    if stored is None:
+        raise InputError(f"{where} has no tensor {wanted[0].name!r}: {advice}")
+    for piece in wanted:
+        if (stored.shape, stored.dtype) != (piece.global_shape, piece.dtype_name):
+            raise InputError(
+                f"{where}: {piece.name!r} is {stored.dtype} {stored.shape},"
+                f" this job needs {piece.dtype_name} {piece.global_shape}: {advice}"
+            )
+
+
+def _copy(data: memoryview, read: _Read) -> None:
+    import torch
+
+    stored = (read.box.offset, read.box.shape)
+    for copy in read.copies:
+        target = copy.piece.tensor.detach()
+        values = torch.frombuffer(data, dtype=target.dtype).view(read.box.shape)
+        part = values[slices_within(copy.part, stored)]
+        target.view(copy.piece.shape)[slices_within(copy.part, copy.piece.box)].copy_(part)

@@ -1,0 +1,157 @@
+"""Shard files: the raw boxes of one rank, back to back, each with a checksum kept in the manifest."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import zlib
+from types import TracebackType
+from typing import BinaryIO, Self
+
+from megascale.checkpoint.manifest import ShardFile, StoredBox, StoredTensor
+from megascale.checkpoint.pieces import Piece
+from megascale.checkpoint.storage import LocalStorage
+from megascale.core.lineage import Commit
+from megascale.errors import CheckpointCorruptError, UnreachableError
+
+_CHUNK_BYTES = 4 << 20  # stays in the cache between checksum and write
+
+
+class ShardWriter:
+    """Writes one new shard file; `finish` makes its contents durable."""
+
+    def __init__(self, storage: LocalStorage, name: str, rank: int) -> None:
+        self._handle = storage.create(name)
+        self._rank = rank
+        self._at = 0
+        self._tensors: dict[str, tuple[str, tuple[int, ...], list[StoredBox]]] = {}
+
+    def write(self, piece: Piece) -> None:
+        """Append the values of a piece.
+
+        Raises:
+            OSError: no space, no access, a broken disk.
+            ValueError: another piece of the same tensor has another dtype or global shape.
+        """
+        dtype, shape, boxes = self._tensors.setdefault(piece.name, (piece.dtype_name, piece.global_shape, []))
+        if (dtype, shape) != (piece.dtype_name, piece.global_shape):
+            raise ValueError(f"{piece.name}: pieces of {shape} {dtype} and {piece.global_shape}")
+        data = _bytes_of(piece)
+        crc = 0
+        for start in range(0, len(data), _CHUNK_BYTES):
+            chunk = data[start : start + _CHUNK_BYTES]
+            crc = zlib.crc32(chunk, crc)
+            self._handle.write(chunk)
+        boxes.append(
+            StoredBox(
+                offset=piece.offset,
+                shape=piece.shape,
+                file=self._rank,
+                at=self._at,
+                bytes=len(data),
+                crc32=crc,
+            )
+        )
+        self._at += len(data)
+
+    def finish(self) -> dict[str, StoredTensor]:
+        """Flush and fsync; the tensors written, by name."""
+        self._handle.flush()
+        os.fsync(self._handle.fileno())
+        return {
+            name: StoredTensor(dtype=dtype, shape=shape, boxes=tuple(boxes))
+            for name, (dtype, shape, boxes) in self._tensors.items()
+        }
+
+    @property
+    def bytes(self) -> int:
+        return self._at
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._handle.close()
+            return
+        with contextlib.suppress(OSError):  # on a full disk the buffered rest cannot be written either
+            self._handle.close()
+
+
+def _bytes_of(piece: Piece) -> memoryview:
+    import torch
+
+    host = piece.tensor.detach().cpu()
+    return host.view(torch.uint8).numpy().data
+
+
+class ShardReader:
+    """Reads boxes of one shard file and checks each before it hands it out.
+
+    It reads into a buffer of its own instead of mapping the file: a sector that cannot be read is then an
+    error with a name, not a SIGBUS, and the values checked are the values used.
+    """
+
+    def __init__(self, storage: LocalStorage, folder: str, file: ShardFile, commit: Commit) -> None:
+        """Open a shard of `commit`, whose files are in `folder`.
+
+        Raises:
+            CheckpointCorruptError: it is missing or has another size than when it was committed.
+            UnreachableError: the file system refuses.
+        """
+        name = f"{folder}/{file.name}"
+        self._path = storage.path(name)
+        self._commit = commit
+        self._buffer = bytearray()
+        self._handle = self._open(storage, name)
+        size = os.fstat(self._handle.fileno()).st_size
+        if size != file.bytes:
+            self._handle.close()
+            raise self._corrupt(f"{self._path}: ends at byte {size}, {file.bytes} bytes were committed")
+
+    def _open(self, storage: LocalStorage, name: str) -> BinaryIO:
+        try:
+            return storage.open(name)
+        except FileNotFoundError as error:
+            raise self._corrupt(f"{self._path}: the file is missing") from error
+        except OSError as error:
+            raise UnreachableError(f"cannot read {self._path}: {error.strerror}") from error
+
+    def read(self, box: StoredBox) -> memoryview:
+        """The checked bytes of a box, valid until the next call.
+
+        Raises:
+            CheckpointCorruptError: a byte is not what was written, naming file and offset.
+            UnreachableError: the file system went away.
+        """
+        if len(self._buffer) < box.bytes:
+            self._buffer = bytearray(box.bytes)
+        view = memoryview(self._buffer)[: box.bytes]
+        where = f"{self._path}: bytes {box.at} to {box.at + box.bytes}"
+        try:
+            self._handle.seek(box.at)
+            count = self._handle.readinto(view)  # type: ignore[attr-defined]
+        except OSError as error:
+            if error.errno == errno.EIO:
+                raise self._corrupt(f"{where}: {error.strerror}") from error
+            raise UnreachableError(f"cannot read {where}: {error.strerror}") from error
+        if count != box.bytes:
+            raise self._corrupt(f"{where}: the file ends after {count} of them")
+        crc = zlib.crc32(view)
+        if crc != box.crc32:
+            raise self._corrupt(f"{where}: CRC-32 is {crc:08x}, {box.crc32:08x} was committed")
+        return view
+
+    def _corrupt(self, message: str) -> CheckpointCorruptError:
+        return CheckpointCorruptError(message, step=self._commit.step, attempt=self._commit.attempt)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._handle.close()

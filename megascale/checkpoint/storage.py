@@ -1,0 +1,140 @@
+"""The one place where checkpoints touch a file system.
+
+Names are relative to the root, with forward slashes. Durability: a file is durable after its own fsync and
+that of every directory on the way to it, which is what `sync` does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import unquote, urlsplit
+
+from megascale.errors import InputError
+
+_WRITE_BUFFER_BYTES = 1 << 20
+_SCHEME = re.compile(r"^[a-z][a-z0-9+.-]+:", re.IGNORECASE)
+
+
+class LocalStorage:
+    """A folder on a local or shared POSIX file system that has hard links."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def path(self, name: str) -> Path:
+        return self.root / name
+
+    def create(self, name: str) -> BinaryIO:
+        """Open a new file for writing, with its folders.
+
+        Raises:
+            FileExistsError: there is one already; it is left as it is.
+        """
+        path = self.path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("xb", buffering=_WRITE_BUFFER_BYTES)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Create a file, durable but for its directory entry (see `sync`)."""
+        with self.create(name) as handle:
+            handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
+
+    def publish(self, source: str, target: str) -> None:
+        """Give the finished file `source` the name `target`, atomically and durably.
+
+        Raises:
+            FileExistsError: `target` exists; it is left as it is.
+            OSError: also when only the last fsync failed, with `target` taken back.
+        """
+        path = self.path(target)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.hardlink_to(self.path(source))
+        try:
+            self.sync(str(Path(target).parent))
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
+
+    def open(self, name: str) -> BinaryIO:
+        return self.path(name).open("rb")
+
+    def read(self, name: str) -> bytes:
+        return self.path(name).read_bytes()
+
+    def exists(self, name: str) -> bool:
+        try:
+            return self.path(name).exists()
+        except OSError:  # no access: whoever needs the file gets the error
+            return False
+
+    def names(self, folder: str) -> list[str]:
+        """Sorted names in a folder; empty when there is none."""
+        path = self.path(folder)
+        return sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
+
+    def remove(self, name: str) -> None:
+        """Remove a file that may be gone already, then the folders it leaves empty."""
+        path = self.path(name)
+        path.unlink(missing_ok=True)
+        self._remove_empty(path.parent)
+
+    def remove_folder(self, name: str) -> None:
+        """Remove a folder that may be gone already, then the folders it leaves empty."""
+        path = self.path(name)
+        if path.is_dir():
+            shutil.rmtree(path)
+        self._remove_empty(path.parent)
+
+    def _remove_empty(self, folder: Path) -> None:
+        while folder != self.root and folder.is_dir() and not any(folder.iterdir()):
+            try:
+                folder.rmdir()
+            except OSError:  # another rank created a file, or removed the folder first
+                return
+            folder = folder.parent
+
+    def sync(self, folder: str) -> None:
+        """Make the entries of a folder, and the folders on the way to it, durable."""
+        path = self.path(folder)
+        _sync_folder(path)
+        while path != self.root:
+            path = path.parent
+            _sync_folder(path)
+        with contextlib.suppress(PermissionError):  # somebody else's folder: then they made the root
+            _sync_folder(self.root.parent)
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def open_storage(uri: str | Path) -> LocalStorage:
+    """The storage behind a checkpoint URI: a path or file:///path.
+
+    Raises:
+        InputError: another scheme, or the path is a file.
+    """
+    text = str(uri)
+    if _SCHEME.match(text):
+        parts = urlsplit(text)
+        if parts.scheme.lower() != "file" or parts.netloc not in ("", "localhost"):
+            raise InputError(
+                f"checkpoint uri {text!r}: scheme {parts.scheme!r} is not supported;"
+                " use a path or file:///path (a mounted file system with hard links)"
+            )
+        text = unquote(parts.path)
+    root = Path(text).expanduser().absolute()
+    if root.exists() and not root.is_dir():
+        raise InputError(f"checkpoint uri {str(uri)!r}: {root} is a file, not a folder")
+    return LocalStorage(root)

@@ -1,0 +1,194 @@
+"""Which checkpoints exist: listing, committing, pruning. Needs neither torch nor a driver."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from megascale.checkpoint.manifest import CommitRecord, Manifest, parse_manifest
+from megascale.checkpoint.storage import open_storage
+from megascale.core.lineage import Commit, Lineage, is_on_lineage
+from megascale.errors import CheckpointCorruptError, CheckpointSaveError, UnreachableError
+
+COMMITS = "commits"
+_COMMIT_NAME = re.compile(r"^(\d+)\.(\d+)\.json$")
+_STEP_NAME = re.compile(r"^step-(\d+)$")
+_ATTEMPT_NAME = re.compile(r"^attempt-(\d+)$")
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """What the commits folder holds.
+
+    Attributes:
+        records: readable commits, oldest first.
+        junk: one line per file that is not a commit, or a damaged one, saying why.
+    """
+
+    records: list[CommitRecord]
+    junk: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class PruneReport:
+    """What `prune` did: commits (and folders without a commit) removed, and what could not be."""
+
+    removed: list[Commit]
+    problems: list[str]
+
+
+def folder_of(commit: Commit) -> str:
+    return f"step-{commit.step}/attempt-{commit.attempt}"
+
+
+def commit_name(commit: Commit) -> str:
+    return f"{COMMITS}/{commit.step}.{commit.attempt}.json"
+
+
+def shard_name(commit: Commit, rank: int) -> str:
+    return f"{folder_of(commit)}/rank-{rank}.bin"
+
+
+class CheckpointStore:
+    """The checkpoints of one job under one URI.
+
+    Raises:
+        InputError: the URI is not a path or file:///path, or is a file.
+    """
+
+    def __init__(self, uri: str | Path) -> None:
+        self.uri = str(uri)
+        self.storage = open_storage(uri)
+
+    def commits(self) -> list[Commit]:
+        """All readable commits, oldest first, on the lineage or not."""
+        return [record.commit for record in self.scan().records]
+
+    def scan(self) -> Scan:
+        """Read the commits folder; damaged and foreign files are reported, never an error."""
+        records, junk = [], []
+        for name in self._names(COMMITS):
+            found = _COMMIT_NAME.match(name)
+            if not found:
+                junk.append(f"{COMMITS}/{name}: not a commit")
+                continue
+            try:
+                records.append(self.record(Commit(int(found[1]), int(found[2]))))
+            except CheckpointCorruptError as error:
+                junk.append(str(error))
+        return Scan(sorted(records, key=lambda record: record.commit), junk)
+
+    def has(self, commit: Commit) -> bool:
+        """Whether the commit's file exists, readable or not."""
+        return self.storage.exists(commit_name(commit))
+
+    def record(self, commit: Commit) -> CommitRecord:
+        """The commit's own file.
+
+        Raises:
+            CheckpointCorruptError: there is none, or it is damaged.
+        """
+        name = commit_name(commit)
+        try:
+            record = CommitRecord.model_validate_json(self._read(name, commit))
+        except ValidationError as error:
+            raise _corrupt(f"{name}: damaged: {error.errors()[0]['msg']}", commit) from error
+        if record.commit != commit:
+            raise _corrupt(f"{name}: damaged: says step {record.step} attempt {record.attempt}", commit)
+        return record
+
+    def manifest(self, commit: Commit) -> Manifest:
+        """The manifest of a commit, compared with the digest in its commit file.
+
+        Raises:
+            CheckpointCorruptError: either file is missing or damaged.
+            UnreachableError: the file system refuses.
+        """
+        record = self.record(commit)
+        name = f"{folder_of(commit)}/manifest.json"
+        return parse_manifest(self._read(name, commit), record, str(self.storage.path(name)))
+
+    def publish(self, manifest: bytes, record: CommitRecord) -> None:
+        """Write the manifest and make the commit exist.
+
+        The shard files are durable before; each file is durable before the one that names it is created.
+
+        Raises:
+            CheckpointSaveError: the commit exists and is another one.
+            OSError: the file system refuses.
+        """
+        folder = folder_of(record.commit)
+        self.storage.write(f"{folder}/manifest.json", manifest)
+        self.storage.write(f"{folder}/commit.json", record.to_bytes())
+        self.storage.sync(folder)
+        try:
+            self.storage.publish(f"{folder}/commit.json", commit_name(record.commit))
+        except FileExistsError as error:
+            # a network file system may repeat a link whose answer got lost
+            if self.record(record.commit).manifest_sha256 != record.manifest_sha256:
+                raise CheckpointSaveError(
+                    f"step {record.step} of attempt {record.attempt} is already committed with other content"
+                ) from error
+
+    def remove(self, commit: Commit) -> None:
+        """Remove a checkpoint: its commit first, so that a removal cut short leaves no half one."""
+        self.storage.remove(commit_name(commit))
+        self.storage.remove_folder(folder_of(commit))
+
+    def prune(self, keep: int, lineage: Lineage, attempt: int) -> PruneReport:
+        """Remove what will not be restored, on behalf of `attempt`.
+
+        Kept are the newest `keep` commits on its lineage, everything of newer attempts, and folders of this
+        attempt or newer than its newest commit that have no commit (a save may be under way). A removal
+        that fails is reported and tried again by the next call.
+
+        Raises:
+            ValueError: keep < 1.
+        """
+        if keep < 1:
+            raise ValueError(f"keep is {keep}, at least 1 checkpoint is kept")
+        commits = self.commits()
+        line = [commit for commit in commits if is_on_lineage(commit, lineage, attempt)]
+        if not line:
+            return PruneReport([], [])
+        doomed = {c for c in commits if c.attempt <= attempt} - set(line[-keep:])
+        doomed |= {c for c in self._folders() if c.attempt < attempt and c < line[-1]} - set(commits)
+        removed, problems = [], []
+        for commit in sorted(doomed):
+            try:
+                self.remove(commit)
+            except OSError as error:
+                problems.append(f"cannot remove {folder_of(commit)}: {error.strerror}")
+            else:
+                removed.append(commit)
+        return PruneReport(removed, problems)
+
+    def _folders(self) -> Iterable[Commit]:
+        for step_folder in self._names("."):
+            step = _STEP_NAME.match(step_folder)
+            for attempt_folder in self._names(step_folder) if step else ():
+                attempt = _ATTEMPT_NAME.match(attempt_folder)
+                if step and attempt:
+                    yield Commit(int(step[1]), int(attempt[1]))
+
+    def _names(self, folder: str) -> list[str]:
+        try:
+            return self.storage.names(folder)
+        except OSError as error:
+            raise UnreachableError(f"cannot list {self.storage.path(folder)}: {error.strerror}") from error
+
+    def _read(self, name: str, commit: Commit) -> bytes:
+        try:
+            return self.storage.read(name)
+        except FileNotFoundError as error:
+            raise _corrupt(f"{self.storage.path(name)}: the file is missing", commit) from error
+        except OSError as error:
+            raise UnreachableError(f"cannot read {self.storage.path(name)}: {error.strerror}") from error
+
+
+def _corrupt(message: str, commit: Commit) -> CheckpointCorruptError:
+    return CheckpointCorruptError(message, step=commit.step, attempt=commit.attempt)

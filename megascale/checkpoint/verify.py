@@ -1,0 +1,64 @@
+"""Verifying: read everything a commit names and compare checksums."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+from megascale.checkpoint.manifest import StoredBox, incomplete_tensor
+from megascale.checkpoint.shards import ShardReader
+from megascale.checkpoint.store import CheckpointStore, folder_of
+from megascale.core.lineage import Commit
+from megascale.errors import CheckpointCorruptError
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """One thing wrong: the message names file and offset; `tensor` is what lies there, None = all of it."""
+
+    message: str
+    tensor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """Result for one commit; it is sound when `damages` is empty."""
+
+    commit: Commit
+    bytes_read: int
+    boxes_read: int
+    damages: list[Damage]
+
+
+def verify(store: CheckpointStore, commit: Commit) -> VerifyReport:
+    """Read every box of a commit; all damage is listed, not only the first.
+
+    Raises:
+        UnreachableError: the file system refuses.
+    """
+    try:
+        manifest = store.manifest(commit)
+    except CheckpointCorruptError as error:
+        return VerifyReport(commit, 0, 0, [Damage(str(error), None)])
+    damages = []
+    problem = incomplete_tensor(manifest.tensors)
+    if problem:
+        damages.append(Damage(f"{folder_of(commit)}/manifest.json: {problem}", None))
+    boxes: dict[int, list[tuple[StoredBox, str]]] = defaultdict(list)
+    for name, tensor in manifest.tensors.items():
+        for box in tensor.boxes:
+            boxes[box.file].append((box, name))
+    bytes_read = boxes_read = 0
+    for index, file in enumerate(manifest.files):
+        try:
+            with ShardReader(store.storage, folder_of(commit), file, commit) as reader:
+                for box, name in sorted(boxes[index], key=lambda entry: entry[0].at):
+                    try:
+                        reader.read(box)
+                    except CheckpointCorruptError as error:
+                        damages.append(Damage(str(error), name))
+                    bytes_read += box.bytes
+                    boxes_read += 1
+        except CheckpointCorruptError as error:
+            damages.append(Damage(str(error), None))
+    return VerifyReport(commit, bytes_read, boxes_read, damages)

@@ -1,0 +1,104 @@
+"""`megascale data`: make token files from text and look into them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="Make token files from text and look into them.")
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+
+@app.command(
+    epilog="Examples: megascale data prepare python-stdlib --output data/python-stdlib | "
+    "megascale data prepare corpus/ --glob '*.txt' --output data/corpus"
+)
+def prepare(
+    paths: Annotated[
+        list[str],
+        typer.Argument(metavar="PATHS...", help="Files, folders, or python-stdlib.", show_default=False),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="PREFIX", help="Makes PREFIX.bin and PREFIX.idx.")
+    ],
+    glob: Annotated[
+        list[str] | None, typer.Option("--glob", help="Take files in folders whose name matches; repeatable.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Turn text into tokens, one per byte, in Megatron's indexed format; made once, then reused."""
+    from megascale.data.prepare import as_json as described
+    from megascale.data.prepare import prepare as make
+
+    with progress_bar(f"preparing {output}") as on_progress:
+        prepared = make(
+            paths, output, globs=glob or ("*",), force=force, on_progress=on_progress, notify=_say
+        )
+    facts = prepared.description
+    if as_json:
+        typer.echo(json.dumps({"prefix": str(output), "made": prepared.made} | described(facts), indent=2))
+        return
+    verb = "made" if prepared.made else "is there already, reused (--force makes it again)"
+    typer.echo(f"{output}: {verb}: {facts.files:,} files, {facts.tokens:,} tokens")
+
+
+@app.command(epilog="Example: megascale data info data/python-stdlib")
+def info(
+    prefix: Annotated[
+        Path, typer.Argument(metavar="PREFIX", help="Path of the token files without .bin or .idx.")
+    ],
+    as_json: JsonFlag = False,
+) -> None:
+    """Print what token files hold, after checking that index and tokens fit together."""
+    from megascale.data.indexed import IndexedTokens
+    from megascale.data.prepare import as_json as described
+    from megascale.data.prepare import describe
+
+    prefix = prefix.with_suffix("") if prefix.suffix in {".bin", ".idx"} else prefix
+    indexed = IndexedTokens.open(prefix)
+    description = describe(prefix)
+    document: dict[str, Any] = {
+        "prefix": str(prefix),
+        "documents": len(indexed.borders) - 1,
+        "sequences": len(indexed.lengths),
+        "tokens": len(indexed.tokens),
+        "dtype": indexed.tokens.dtype.name,
+        "binBytes": indexed.tokens.nbytes,
+    } | (described(description) if description else {})
+    if as_json:
+        typer.echo(json.dumps(document, indent=2))
+        return
+    for name, value in document.items():
+        shown = (
+            " ".join(value) if isinstance(value, list) else f"{value:,}" if isinstance(value, int) else value
+        )
+        typer.echo(f"{name:12} {shown}")
+    typer.echo("index and tokens fit together")
+
+
+@contextlib.contextmanager
+def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A callback (bytes done, bytes in all) behind a bar on stderr; no bar when stderr is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda _done, _total: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(title, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)

@@ -1,0 +1,31 @@
+"""Rules as data: what a log line, kernel message or driver event means and what to do about it."""
+
+from __future__ import annotations
+
+from megascale.core.rules.correlate import HardwareIncident, Hit, correlate
+from megascale.core.rules.engine import LineClassifier, RuleSet, classify_text, outweighs
+from megascale.core.rules.model import ACTIONS, CATEGORIES, Action, Category, Rule, Scope, Verdict
+from megascale.core.rules.records import RecordVerdict, classify_records
+from megascale.core.rules.table import BUILTIN
+from megascale.core.rules.user import build_rules
+
+__all__ = [
+    "ACTIONS",
+    "BUILTIN",
+    "CATEGORIES",
+    "Action",
+    "Category",
+    "HardwareIncident",
+    "Hit",
+    "LineClassifier",
+    "RecordVerdict",
+    "Rule",
+    "RuleSet",
+    "Scope",
+    "Verdict",
+    "build_rules",
+    "classify_records",
+    "classify_text",
+    "correlate",
+    "outweighs",
+]

@@ -1,0 +1,158 @@
+"""Applies rules to lines and records. Pure: the same text gives the same verdict."""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from megascale.core.rules.line import LogLine, clean, parse_line
+from megascale.core.rules.model import EXCEPTION, LEVELS, Action, Rule, Verdict
+from megascale.core.rules.places import find_node, find_peer
+
+_MAX_STREAMS: Final = 4096
+_MAX_LINE: Final = 4096  # characters looked at; what identifies a line stands in front
+_TRACEBACK = "Traceback (most recent call last)"
+_FRAME = re.compile(r'^\s*(?:\|\s*)*File ".*", line \d+')
+_CHAIN = re.compile(r"(?:During handling of the above exception|The above exception was the direct cause)")
+_EXCEPTION = re.compile(r"^(?:\w+\.)*[A-Za-z_]\w*(?:: |:?$)")
+_ACTION_ORDER: Final[dict[Action, int]] = {"none": 0, "alert": 1, "restart": 2, "fail_job": 3, "replace_node": 4}
+
+
+class RuleSet:
+    """Rules in order; the first that matches a line decides it."""
+
+    def __init__(self, rules: Iterable[Rule]) -> None:
+        self.rules: tuple[Rule, ...] = tuple(rules)
+        by_word: dict[str, list[int]] = {}
+        self._always: tuple[int, ...] = tuple(i for i, rule in enumerate(self.rules) if not rule.words)
+        for index, rule in enumerate(self.rules):
+            for word in rule.words:
+                by_word.setdefault(word, []).append(index)
+        self._by_word = tuple((word, tuple(indices)) for word, indices in by_word.items())
+
+    def candidates(self, text: str) -> list[int]:
+        """Indices of the rules that may match, in order: a cheap test that passes over most lines."""
+        lowered = text.lower()
+        found = set(self._always)
+        for word, indices in self._by_word:
+            if word in lowered:
+                found.update(indices)
+        return sorted(found)
+
+    def match(self, line: LogLine, candidates: Sequence[int]) -> Rule | None:
+        """The first rule that applies to the line, or None."""
+        for index in candidates:
+            rule = self.rules[index]
+            if line.level is not None and LEVELS.index(line.level) < LEVELS.index(rule.min_level):
+                continue
+            if rule.pattern.search(line.body) and not (rule.unless and rule.unless.search(line.body)):
+                return rule
+        return None
+
+
+class LineClassifier:
+    """Classifies a stream of lines, remembering per writer whether a Python traceback is open.
+
+    In a traceback the frames and their source lines mean nothing; its last line decides.
+    """
+
+    def __init__(self, rules: RuleSet, *, node: str | None = None) -> None:
+        self._rules = rules
+        self._node = node
+        self._tracebacks: OrderedDict[str, None] = OrderedDict()
+        self._after_frame = False
+
+    def feed(self, raw: str) -> Verdict:
+        """The verdict on one line."""
+        text = clean(raw[:_MAX_LINE])
+        candidates = self._rules.candidates(text)
+        if not candidates and not self._tracebacks and "Traceback" not in text:
+            self._after_frame = False
+            return Verdict(node=self._node)
+        line = parse_line(text)
+        in_traceback = self._in_traceback(line)
+        if self._is_source(line, in_traceback=in_traceback):
+            return self._verdict(None, line)
+        if in_traceback:
+            self._tracebacks.pop(line.stream, None)
+        rule = self._rules.match(line, candidates)
+        if rule is None and in_traceback and _EXCEPTION.match(line.body):
+            return self._verdict(None, line, unknown_exception=True)
+        return self._verdict(rule, line)
+
+    def _in_traceback(self, line: LogLine) -> bool:
+        if _TRACEBACK in line.body or line.stream in self._tracebacks:
+            self._tracebacks[line.stream] = None
+            self._tracebacks.move_to_end(line.stream)
+            if len(self._tracebacks) > _MAX_STREAMS:
+                self._tracebacks.popitem(last=False)
+            return True
+        return False
+
+    def _is_source(self, line: LogLine, *, in_traceback: bool) -> bool:
+        """Lines inside a traceback that are not its outcome, and source lines under a lone frame."""
+        body = line.body
+        after_frame, self._after_frame = self._after_frame, bool(_FRAME.match(body))
+        if self._after_frame or (after_frame and body[:1].isspace()):
+            return True
+        if not in_traceback:
+            return False
+        return not body.strip() or body[:1].isspace() or _TRACEBACK in body or bool(_CHAIN.match(body))
+
+    def _verdict(self, rule: Rule | None, line: LogLine, *, unknown_exception: bool = False) -> Verdict:
+        node = line.node or find_node(line.body) or self._node
+        if unknown_exception:
+            return Verdict("user_code", "restart", "python-exception", weight=EXCEPTION - 10, node=node, rank=line.rank, line=line.text)
+        if rule is None:
+            return Verdict(node=node, rank=line.rank)
+        return Verdict(
+            category=rule.category,
+            action=rule.action,
+            rule=rule.id,
+            scope=rule.scope,
+            weight=rule.weight,
+            node=node,
+            peer=find_peer(line.body) if rule.category in ("network", "storage") else None,
+            rank=line.rank,
+            line=line.text,
+        )
+
+
+def outweighs(new: Verdict, old: Verdict) -> bool:
+    """Whether `new` explains a record better than the earlier `old`.
+
+    Hardware before exceptions before peers before symptoms; of two exceptions the later one, since it
+    ends the process; else the one with the stronger action, then the earlier one.
+    """
+    if (new.category == "benign") != (old.category == "benign"):
+        return old.category == "benign"
+    if new.weight != old.weight:
+        return new.weight > old.weight
+    if new.weight == EXCEPTION:
+        return True
+    return _ACTION_ORDER[new.action] > _ACTION_ORDER[old.action]
+
+
+def classify_text(text: str, rules: RuleSet, *, node: str | None = None) -> Verdict:
+    """The verdict on a record of one or several lines.
+
+    Args:
+        node: where the record comes from, if known; what a line says itself goes first.
+    """
+    classifier = LineClassifier(rules, node=node)
+    best: Verdict | None = None
+    named: str | None = None
+    for raw in text.splitlines() or [""]:
+        verdict = classifier.feed(raw)
+        named = named or verdict.node
+        if best is None or outweighs(verdict, best):
+            best = verdict
+    if best is None:
+        return Verdict(node=node)
+    if best.node is None and named is not None:
+        return Verdict(
+            best.category, best.action, best.rule, best.scope, best.weight, named, best.peer, best.rank, best.line
+        )
+    return best

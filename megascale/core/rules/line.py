@@ -1,0 +1,139 @@
+"""From a raw log line to its message: what time, host, rank and level prefixes said, and what is left."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from megascale.core.rules.model import Level
+
+_MAX_PREFIXES: Final = 14
+_ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07]*\x07")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+
+_LEVEL = r"DEBUG|TRACE|INFO|NOTICE|WARNING|WARN|ERROR|ERR|CRITICAL|CRIT|FATAL|ALERT|EMERG"
+_HOST = r"[A-Za-z0-9][A-Za-z0-9_.\-]*"
+_CLOCK = r"\d{2}:\d{2}:\d{2}(?:[.,]\d+)?"
+_ISO = rf"\d{{4}}[-/]\d{{2}}[-/]\d{{2}}[T ]{_CLOCK}(?:\s?(?:Z|UTC|[+-]\d{{2}}:?\d{{2}}))?"
+
+# One alternative per kind of prefix; each eats one following blank, so that indentation survives.
+_PREFIX = re.compile(
+    "|".join(
+        (
+            r"<\d{1,3}>(?:1 )?",
+            r"\d+,\d+,\d+,[-c](?:,[^;]*)?;",
+            rf"(?P<iso>\[?{_ISO}\]?)(?: (?P<isohost>{_HOST})(?= (?:kernel|[\w.\-/()]+\[\d+\]):))?[:,]? ?",
+            rf"(?P<syslog>[A-Z][a-z]{{2}} +\d{{1,2}} {_CLOCK})(?: (?P<host>{_HOST})(?= ))? ?",
+            rf"\[(?:[A-Z][a-z]{{2}} )?[A-Z][a-z]{{2}} +\d{{1,2}} {_CLOCK}(?: \d{{4}})?\] ?",
+            rf"\[ *\d+\.\d+\] ?|\[?{_CLOCK}\]? ?",
+            r"(?:stdout|stderr)(?: [FP] |: ?)",
+            r"(?:kern|user|daemon|syslog) *: *(?:emerg|alert|crit|err|warn|notice|info|debug) *: ?",
+            rf"\[{_ISO}(?: [A-Z]{{2,3}}\d+)+\] ?",
+            rf"\[(?:(?P<ranknode>{_HOST})[:/])?(?:rank|default)?[ _:]?(?P<rank>\d+)\]:? ?",
+            rf"\[(?P<bracketnode>(?:node|host|gpu|worker|dgx|ip)[\w.\-]*\d[\w.\-]*)\]:? ?",
+            rf"(?:rank|RANK)[ _:=]?(?P<rank2>\d+) (?:on|@) (?:host |node )?(?P<rankhost>{_HOST}?)(?: ?[:|\]] ?)",
+            r"(?:rank|Rank|RANK)[ _]?(?P<rank3>\d+) ?[:|] ?",
+            r"\([\w.\- ]+ pid=\d+(?:, ip=(?P<rayip>[\d.]+))?\) ?",
+            rf"(?P<compose>{_HOST}) {{0,12}}\| ",
+            rf"(?P<glog>[IWEF])\d{{4}} {_CLOCK} +\d+ [\w./\-]+:\d+\] ?",
+            rf"\[(?P<torch>[IWEF])(?:\d{{3,4}} {_CLOCK})? [\w./\-]+:\d+\] ?",
+            rf"\s*[\[(<|]?(?P<level>{_LEVEL})(?![\w=/]| (?:reported|log|rate|handler))[\])>|]?"
+            r"(?::[\w.\-]+(?=:)|\s*\[[\w.\-]+(?::\d+)?\])?\s?[:|\-]?\s?",
+            r"(?:time|ts)=\"?[^\s\"]+\"? (?=\S)",
+            r"level=\"?(?P<kvlevel>[a-z]+)\"? ",
+            r"(?:msg|message)=\"?",
+            r"(?:kernel|[a-z][\w.\-/]*\[\d+\]|slurmctld|slurmd|kubelet|dockerd|containerd|nvidia-fabricmanager): ?",
+            r"[-|] (?=\S)",
+            rf"[\w.\-]+(?: \d+)? - (?={_LEVEL})",
+            r"(?:srun|slurmstepd|sbatch): (?:error: )?",
+            rf"\[[\w.\-/]+(?::\d+)?\] ?(?=\S*(?:{_LEVEL})\b|\[)",
+        )
+    )
+)
+_LETTER_LEVEL: Final[dict[str, Level]] = {"I": "info", "W": "warning", "E": "error", "F": "error"}
+_WORD_LEVEL: Final[dict[str, Level]] = {
+    "debug": "debug",
+    "trace": "debug",
+    "info": "info",
+    "notice": "info",
+    "warn": "warning",
+    "warning": "warning",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """A log line taken apart.
+
+    Attributes:
+        text: the line without colour codes; body: what is left after the prefixes, indentation kept.
+        level: what the line says of itself, None where it does not.
+        node, rank: from the prefixes.
+        stream: tells apart interleaved writers ("" = unknown).
+    """
+
+    text: str
+    body: str
+    level: Level | None = None
+    node: str | None = None
+    rank: int | None = None
+    stream: str = ""
+
+
+def clean(raw: str) -> str:
+    """The line without colour codes and control characters; of a redrawn progress bar the last state."""
+    text = raw.rstrip("\r\n")
+    if "\x1b" in text:
+        text = _ANSI.sub("", text)
+    if "\r" in text:
+        text = text[text.rindex("\r") + 1 :]
+    return _CONTROL.sub("", text)
+
+
+def parse_level(word: str) -> Level:
+    """`error` for every word that is not known to be less."""
+    return _WORD_LEVEL.get(word.lower(), "error")
+
+
+def parse_line(text: str) -> LogLine:
+    """Cuts the prefixes off a cleaned line."""
+    position = 0
+    level: Level | None = None
+    found: dict[str, str] = {}
+    for _ in range(_MAX_PREFIXES):
+        match = _PREFIX.match(text, position)
+        if match is None or match.end() == position:
+            break
+        groups = {name: value for name, value in match.groupdict().items() if value}
+        if "level" in groups and _is_kernel_info(text, match.end()):
+            break
+        found.update(groups)
+        level = _level_of(groups) or level
+        position = match.end()
+    rank = found.get("rank") or found.get("rank2") or found.get("rank3")
+    node = next((found[name] for name in _NODE_GROUPS if name in found), None)
+    return LogLine(
+        text=text,
+        body=text[position:],
+        level=level,
+        node=node,
+        rank=int(rank) if rank else None,
+        stream=f"{node or ''}/{rank or ''}",
+    )
+
+
+_NODE_GROUPS: Final = ("host", "isohost", "rankhost", "ranknode", "bracketnode", "rayip", "compose")
+
+
+def _is_kernel_info(text: str, position: int) -> bool:
+    """The kernel's own reports begin with INFO: whatever they say (hung tasks, RCU stalls)."""
+    return text.startswith(("task ", "rcu"), position)
+
+
+def _level_of(groups: dict[str, str]) -> Level | None:
+    letter = groups.get("glog") or groups.get("torch")
+    if letter:
+        return _LETTER_LEVEL[letter]
+    word = groups.get("level") or groups.get("kvlevel")
+    return parse_level(word) if word else None

@@ -1,0 +1,21 @@
+"""The built-in rules in the order in which they are tried."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from megascale.core.rules import benign, code, gpu, host, nccl, network, storage, xid
+from megascale.core.rules.model import Rule
+
+# What the driver reports is sure; then what is harmless; then from the specific to the general.
+BUILTIN: Final[tuple[Rule, ...]] = (
+    *xid.RULES,
+    *benign.RULES,
+    *gpu.RULES,
+    *nccl.RULES,
+    *host.RULES,
+    *storage.RULES,
+    *code.RULES[:3],
+    *network.RULES,
+    *code.RULES[3:],
+)

@@ -1,0 +1,81 @@
+"""The order in which a job sees its data.
+
+All sequences, one after the other, are one stream of tokens. Sample windows of sequence_length + 1 tokens
+start every sequence_length tokens, so each token but the first is predicted once per epoch. Which window is
+sample i depends on (data, sequence_length, seed, i) only: not on ranks, nodes or restarts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megascale.data.indexed import IndexedTokens, bin_path
+from megascale.data.permutation import Permutation
+from megascale.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class SampleStream:
+    """Samples of a job, numbered from 0 and running on over epochs; each epoch has an order of its own.
+
+    Attributes:
+        samples_per_epoch: windows in the data; no window comes twice within an epoch.
+    """
+
+    sequence_length: int
+    seed: int
+    samples_per_epoch: int
+    _tokens: NDArray[np.integer]
+
+    @classmethod
+    def open(cls, prefix: Path, sequence_length: int, seed: int) -> SampleStream:
+        """Map the data at `<prefix>.bin` and `<prefix>.idx`.
+
+        Raises:
+            DataError: missing or damaged files, or less data than one sample.
+        """
+        tokens = IndexedTokens.open(prefix).tokens
+        samples = (len(tokens) - 1) // sequence_length
+        if samples < 1:
+            raise DataError(
+                f"{bin_path(prefix)}: holds {len(tokens)} tokens, but one sample takes sequenceLength + 1 ="
+                f" {sequence_length + 1}; prepare more text or lower sequenceLength"
+            )
+        return cls(sequence_length, seed, samples, tokens)
+
+    @property
+    def tokens_per_epoch(self) -> int:
+        """Tokens that are trained on per epoch."""
+        return self.samples_per_epoch * self.sequence_length
+
+    def sample(self, index: int) -> NDArray[np.int64]:
+        """Sample `index`, int64 (sequence_length + 1,): inputs are [:-1], targets [1:]."""
+        row: NDArray[np.int64] = self.batch(index, 1)[0]
+        return row
+
+    def batch(self, first_index: int, count: int) -> NDArray[np.int64]:
+        """Samples first_index .. first_index + count - 1, int64 (count, sequence_length + 1).
+
+        Raises:
+            ValueError: a negative index or count.
+        """
+        if first_index < 0 or count < 0:
+            raise ValueError(f"samples {first_index} to {first_index + count}, expected no negative numbers")
+        out = np.empty((count, self.sequence_length + 1), dtype=np.int64)
+        for row, start in enumerate(self._starts(first_index, count)):
+            out[row] = self._tokens[start : start + self.sequence_length + 1]
+        return out
+
+    def _starts(self, first_index: int, count: int) -> list[int]:
+        """Where each sample starts in the stream, in tokens."""
+        windows: list[int] = []
+        while len(windows) < count:
+            epoch, within = divmod(first_index + len(windows), self.samples_per_epoch)
+            here = min(count - len(windows), self.samples_per_epoch - within)
+            order = Permutation(self.samples_per_epoch, (self.seed, epoch))
+            windows += order(np.arange(within, within + here)).tolist()
+        return [window * self.sequence_length for window in windows]

@@ -1,0 +1,272 @@
+"""One driver life: claim the record, feed the core, perform what it decides, until the job ends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+
+from megascale.checkpoint.store import CheckpointStore
+from megascale.core import effects as fx
+from megascale.core import events as ev
+from megascale.core.eventlog import Entry, Header
+from megascale.core.lineage import Commit
+from megascale.core.machine import Core
+from megascale.core.state import Stage
+from megascale.driver.links import AgentLink, Links
+from megascale.driver.log import EventLog
+from megascale.driver.perform import Performer
+from megascale.driver.policy import policy_of
+from megascale.driver.record import RecordStore
+from megascale.driver.service import Service
+from megascale.driver.status import StatusBoard
+from megascale.driver.summary import summarise
+from megascale.driver.translate import exit_event, log_event, progress_event
+from megascale.errors import FencedError
+from megascale.fleet.base import Fleet, SlotEvent
+from megascale.job import TrainingJob
+from megascale.observe.rundir import RunDir, write_atomically
+from megascale.rpc import megascale_pb2 as pb
+from megascale.rpc.connect import CHANNEL_OPTIONS
+from megascale.rpc.megascale_pb2_grpc import add_DriverServicer_to_server
+
+_INBOX: Final = 65536
+_DISK_RETRY_S: Final = 1.0
+_COMMANDS: Final = frozenset({"evict", "release", "save", "stop", "suspend", "resume"})
+_NEEDS_NODE: Final = frozenset({"evict", "release"})
+
+
+class Driver:
+    """The shell around one `Core`. `done` is set when the job ended and every node was let go."""
+
+    def __init__(self, run: RunDir, job: TrainingJob, record: RecordStore, fleet: Fleet) -> None:
+        self.done = asyncio.Event()
+        self._fenced = asyncio.Event()
+        self._run, self._job, self._record, self._fleet = run, job, record, fleet
+        claim = record.claim()
+        self._term = claim.term
+        policy = policy_of(job)
+        self.core = Core.restore(policy, claim.snapshot) if claim.snapshot else Core(policy)
+        self._log = EventLog(run)
+        self._log.begin(Header(job.metadata.name, policy, claim.snapshot))
+        self._links = Links()
+        self.board = StatusBoard(job, self.core, self._links)
+        self._store = CheckpointStore(run.checkpoints(job.spec.checkpoint.uri))
+        self._inbox: asyncio.Queue[ev.Event] = asyncio.Queue(_INBOX)
+        self._performer = Performer(
+            self._links,
+            fleet,
+            term=self._term,
+            post=self.post,
+            scan_commits=self._scan_commits,
+            page=lambda page: self.board.alert(page.reason),
+            finish=self._finish,
+        )
+
+    async def run(self) -> None:
+        """Serve until the job ends.
+
+        Raises:
+            FencedError: a driver of a higher term took over.
+        """
+        server = grpc.aio.server(options=CHANNEL_OPTIONS)
+        service = Service(self, self._run.ensure_token())
+        add_DriverServicer_to_server(service, server)  # type: ignore[no-untyped-call]
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        address = {"endpoint": f"127.0.0.1:{port}", "pid": os.getpid(), "term": self._term}
+        write_atomically(self._run.driver_file, json.dumps(address))
+        await self._fleet.start(self._on_slot_event)
+        self._scan_commits()
+        self.post(ev.DriverStarted(self._term))
+        record = self.core.record
+        if record.stage is Stage.FINISHED and not record.pending:
+            self.post(ev.ManualCommand("reopen", "the job was started again"))
+        pump = asyncio.create_task(self._pump())
+        ends = [pump, asyncio.create_task(self.done.wait()), asyncio.create_task(self._fenced.wait())]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        for task in ends:
+            task.cancel()
+        await self._performer.close()
+        await server.stop(grace=0.5)
+        self._log.close()
+        if pump.done() and not pump.cancelled() and (problem := pump.exception()) is not None:
+            raise problem
+        if self._fenced.is_set():
+            raise FencedError(f"a driver with a higher term than {self._term} took over")
+
+    def post(self, event: ev.Event) -> None:
+        """Queue an event for the core."""
+        self._inbox.put_nowait(event)
+
+    async def _pump(self) -> None:
+        while True:
+            await self._apply(await self._next_event())
+
+    async def _next_event(self) -> ev.Event:
+        deadline = self.core.next_deadline()
+        if deadline is None:
+            return await self._inbox.get()
+        try:
+            return await asyncio.wait_for(self._inbox.get(), max(0.0, deadline - time.time()))
+        except TimeoutError:
+            return ev.Tick()
+
+    async def _apply(self, event: ev.Event) -> None:
+        """Decide, write down, then act."""
+        record, now = self.core.record, time.time()
+        before = (record.stage, record.attempt, len(record.commits), len(record.pending))
+        effects = self.core.step(event, now)
+        await self._write(lambda: self._log.append(Entry(now, event, tuple(effects))))
+        if effects or before != (record.stage, record.attempt, len(record.commits), len(record.pending)):
+            await self._write(lambda: self._record.write(self.core.snapshot()))
+        for effect in effects:
+            self._performer.start(effect)
+        if record.stage is Stage.FINISHED and not record.pending:
+            self.done.set()
+
+    async def _write(self, write: Callable[[], None]) -> None:
+        """Nothing is done that is not written down: on a full disk decisions wait, training goes on."""
+        complained = False
+        while True:
+            try:
+                write()
+                return
+            except OSError as error:
+                if not complained:
+                    self.board.alert(
+                        f"the driver cannot write its record or log ({error}); decisions wait for it"
+                    )
+                complained = True
+                await asyncio.sleep(_DISK_RETRY_S)
+
+    def attach(self, link: AgentLink, message: pb.AgentMessage) -> bool:
+        """A new stream; whether its agent may stay."""
+        if not self._is_current(message.fence):
+            return False
+        link.attempt = message.fence.attempt
+        nodes = self.core.policy.nodes + self.core.policy.spare_nodes
+        heartbeat_s = float(self._job.spec.health.heartbeat_seconds)
+        report_s = min(heartbeat_s, 0.2 + 0.002 * nodes)
+        welcome = pb.Welcome(attempt=self.core.record.attempt, report_s=report_s)
+        link.send(pb.DriverMessage(term=self._term, welcome=welcome))
+        self._links.attach(link)
+        hello = message.hello
+        labels = dict(hello.labels)
+        ranks = tuple(int(rank) for rank in hello.ranks)
+        self.post(ev.NodeJoined(link.node, link.incarnation, message.fence.attempt, ranks, labels))
+        return True
+
+    def detach(self, link: AgentLink) -> None:
+        self._links.detach(link)
+
+    def receive(self, link: AgentLink, message: pb.AgentMessage) -> None:
+        """One message of an attached agent."""
+        if not self._is_current(message.fence):
+            return
+        link.attempt = message.fence.attempt
+        match message.WhichOneof("body"):
+            case "report":
+                self._on_report(link, message.report)
+            case "exit":
+                self.post(exit_event(link, message.exit))
+            case "log":
+                self.board.alert(f"{link.node}, rank {message.log.rank}: {message.log.line}")
+                self.post(log_event(link, message.log))
+            case "result":
+                link.answered(message.result)
+            case "evidence":
+                self._on_evidence(link, message.evidence)
+
+    def _is_current(self, fence: pb.Fence) -> bool:
+        """Whether the sender knows no higher term; if it does, this driver stops at once."""
+        if fence.term > self._term:
+            self._fenced.set()
+        return not self._fenced.is_set()
+
+    def _on_report(self, link: AgentLink, report: pb.Report) -> None:
+        link.report = report
+        progress = tuple(progress_event(rank) for rank in report.ranks)
+        self.post(ev.NodeReport(link.node, link.incarnation, link.attempt, progress))
+        for rank in report.ranks:
+            self.board.sample(rank)
+            if rank.saved_step >= 0:
+                self._see_commit(Commit(rank.saved_step, rank.saved_attempt))
+
+    def _on_evidence(self, link: AgentLink, evidence: pb.Evidence) -> None:
+        ranks = tuple(
+            ev.RankEvidence(
+                rank=rank.rank,
+                process_state=rank.process_state,
+                step=rank.step,
+                phase=rank.phase,
+                micro_batch=rank.micro_batch,
+                stack=tuple(rank.stack),
+            )
+            for rank in evidence.ranks
+        )
+        self.post(ev.Evidence(evidence.command_id, link.node, ranks))
+
+    def _see_commit(self, commit: Commit) -> None:
+        if commit not in self.core.record.commits:
+            self.post(ev.CommitDone(commit.step, commit.attempt, time.time()))
+
+    def _scan_commits(self) -> None:
+        for commit in self._store.commits():
+            self._see_commit(commit)
+
+    def _on_slot_event(self, event: SlotEvent) -> None:
+        link = self._links.get(event.node)
+        node = self.core.live.nodes.get(event.node)
+        incarnation = link.incarnation if link else node.incarnation if node else ""
+        injected_at = self._injected_at(event.node)
+        self.post(
+            ev.NodeGone(
+                event.node,
+                incarnation,
+                event.reason,
+                at=injected_at or event.at,
+                planned=event.planned,
+                injected=injected_at is not None,
+            )
+        )
+        self._links.lost(event.node)
+
+    def _injected_at(self, node: str) -> float | None:
+        """When the job's own faults killed this node in the current attempt."""
+        for path in self._run.faults.glob("*"):
+            marker = _read_marker(path)
+            if marker.get("node") == node and marker.get("attempt") == self.core.record.attempt:
+                return float(marker["time"])
+        return None
+
+    def command(self, request: pb.CommandRequest) -> tuple[bool, str]:
+        """A person's wish; whether it was taken, and why not."""
+        if request.command not in _COMMANDS:
+            return False, f"unknown command {request.command!r}; known: {', '.join(sorted(_COMMANDS))}"
+        known = {*self.core.live.nodes, *self.core.record.excluded}
+        if request.command in _NEEDS_NODE and request.node not in known:
+            return False, f"no node {request.node!r}; known: {', '.join(sorted(known))}"
+        if self.core.record.stage is Stage.FINISHED:
+            return False, f"the job is {self.core.record.finish_state}"
+        self.post(ev.ManualCommand(request.command, request.reason, request.node, request.by))
+        return True, "accepted"
+
+    async def _finish(self) -> None:
+        await self._fleet.close()
+        summary = summarise(self._job, self.core, self._run.metrics_file, time.time())
+        await self._write(lambda: write_atomically(self._run.summary_file, json.dumps(summary, indent=2)))
+
+
+def _read_marker(path: Path) -> dict[str, Any]:
+    try:
+        marker = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return marker if isinstance(marker, dict) else {}

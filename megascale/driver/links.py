@@ -1,0 +1,144 @@
+"""The driver's ends of the agents' streams."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Final
+
+from megascale.errors import MegascaleError
+from megascale.rpc import megascale_pb2 as pb
+
+_OUTBOX: Final = 256
+
+
+class NodeLostError(MegascaleError):
+    """The node an order was for is gone."""
+
+
+class OrderFailedError(MegascaleError):
+    """Agents answered that they could not carry out an order, or did not answer; `nodes` are those."""
+
+    def __init__(self, message: str, nodes: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.nodes = nodes
+
+
+class AgentLink:
+    """One agent's stream: orders out, answers back."""
+
+    def __init__(self, node: str, incarnation: str, peer: str) -> None:
+        self.node, self.incarnation, self.peer = node, incarnation, peer
+        self.report = pb.Report()
+        self.attempt = 0
+        self._outbox: asyncio.Queue[pb.DriverMessage | None] = asyncio.Queue(_OUTBOX)
+        self._waiting: dict[str, asyncio.Future[pb.CommandResult]] = {}
+
+    def send(self, message: pb.DriverMessage) -> None:
+        """Queue a message that needs no answer; an agent that reads nothing loses it."""
+        if not self._outbox.full():
+            self._outbox.put_nowait(message)
+
+    async def order(self, message: pb.DriverMessage) -> pb.CommandResult:
+        """Send an order and wait for its answer.
+
+        Raises:
+            OrderFailedError: the agent could not carry it out.
+            NodeLostError: the stream ended first.
+        """
+        future: asyncio.Future[pb.CommandResult] = asyncio.get_running_loop().create_future()
+        self._waiting[message.command_id] = future
+        self.send(message)
+        try:
+            result = await future
+        finally:
+            self._waiting.pop(message.command_id, None)
+        if not result.ok:
+            raise OrderFailedError(f"{self.node}: {result.reason}", (self.node,))
+        return result
+
+    def answered(self, result: pb.CommandResult) -> None:
+        future = self._waiting.get(result.command_id)
+        if future is not None and not future.done():
+            future.set_result(result)
+
+    def close(self) -> None:
+        """End the stream and fail what waits on it."""
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(NodeLostError(f"{self.node} is gone"))
+        if self._outbox.full():
+            self._outbox.get_nowait()
+        self._outbox.put_nowait(None)
+
+    async def outgoing(self) -> pb.DriverMessage | None:
+        """The next message for the agent, None when the link was closed."""
+        return await self._outbox.get()
+
+
+class Links:
+    """The current link of every node."""
+
+    def __init__(self) -> None:
+        self._links: dict[str, AgentLink] = {}
+        self._gone: set[str] = set()
+        self._waiters: dict[str, list[asyncio.Future[None]]] = {}
+
+    def __iter__(self) -> Iterator[AgentLink]:
+        return iter(list(self._links.values()))
+
+    def get(self, node: str) -> AgentLink | None:
+        return self._links.get(node)
+
+    def attach(self, link: AgentLink) -> None:
+        """A newer stream of the same node replaces the older one."""
+        older = self._links.get(link.node)
+        self._links[link.node] = link
+        self._gone.discard(link.node)
+        if older is not None:
+            older.close()
+        self._wake(link.node)
+
+    def detach(self, link: AgentLink) -> None:
+        """The stream ended; the agent may come back."""
+        if self._links.get(link.node) is link:
+            del self._links[link.node]
+        link.close()
+
+    def lost(self, node: str) -> None:
+        """The node is gone for good: whoever waits for it is told."""
+        self._gone.add(node)
+        link = self._links.pop(node, None)
+        if link is not None:
+            link.close()
+        self._wake(node)
+
+    def _wake(self, node: str) -> None:
+        for waiter in self._waiters.pop(node, []):
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def wait_for(self, node: str) -> AgentLink:
+        """The node's link, waiting for its agent to reconnect.
+
+        Raises:
+            NodeLostError: the node is gone.
+        """
+        while node not in self._links:
+            if node in self._gone:
+                raise NodeLostError(f"{node} is gone")
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiters.setdefault(node, []).append(waiter)
+            await waiter
+        return self._links[node]
+
+    async def order(self, node: str, message: pb.DriverMessage, timeout_s: float) -> pb.CommandResult:
+        """`AgentLink.order` on the node's link, surviving a reconnect."""
+        async with asyncio.timeout(timeout_s):
+            while True:
+                link = await self.wait_for(node)
+                try:
+                    return await link.order(message)
+                except NodeLostError:
+                    if node in self._gone:
+                        raise

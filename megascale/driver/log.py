@@ -1,0 +1,46 @@
+"""The event log file: appended before effects are performed."""
+
+from __future__ import annotations
+
+import os
+
+from megascale.core.eventlog import Entry, Header, entry_line, header_line
+from megascale.observe.rundir import RunDir
+
+
+class EventLog:
+    """Appends whole lines; `fsync` only where effects follow."""
+
+    def __init__(self, run: RunDir) -> None:
+        self._descriptor = os.open(run.events_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._end_torn_line(run)
+
+    def _end_torn_line(self, run: RunDir) -> None:
+        """A driver that was killed while writing leaves half a line: keep it from swallowing the next."""
+        size = os.fstat(self._descriptor).st_size
+        if not size:
+            return
+        with run.events_file.open("rb") as handle:
+            handle.seek(size - 1)
+            if handle.read(1) != b"\n":
+                os.write(self._descriptor, b"\n")
+
+    def begin(self, header: Header) -> None:
+        self._append(header_line(header))
+        os.fsync(self._descriptor)
+
+    def append(self, entry: Entry) -> None:
+        """Raises OSError when the disk is full."""
+        self._append(entry_line(entry))
+        if entry.effects:
+            os.fdatasync(self._descriptor)
+
+    def _append(self, line: str) -> None:
+        raw = line.encode() + b"\n"
+        written = os.write(self._descriptor, raw)
+        if written != len(raw):
+            os.ftruncate(self._descriptor, os.fstat(self._descriptor).st_size - written)
+            raise OSError(28, "the event log could not be written whole")
+
+    def close(self) -> None:
+        os.close(self._descriptor)

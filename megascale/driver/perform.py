@@ -1,0 +1,179 @@
+"""Performing the core's effects and reporting how they went."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from megascale.core import effects as fx
+from megascale.core import events as ev
+from megascale.core.lineage import Commit
+from megascale.driver.links import Links, NodeLostError, OrderFailedError
+from megascale.fleet.base import Fleet, FleetRefusedError
+from megascale.rpc import megascale_pb2 as pb
+
+_LAUNCH_TIMEOUT_S: Final = 120.0
+_KILL_SLACK_S: Final = 2.0
+_FleetEffect = fx.Acquire | fx.Release | fx.RestartSlot | fx.RequestQuarantine | fx.Probe
+
+
+class Performer:
+    """Turns effects into orders to agents and calls to the fleet; every effect is answered by an event.
+
+    Args:
+        post: takes the answering event.
+        scan_commits: feeds the core the commits it has not seen; called before a Kill is answered.
+        page: shows a message to people.
+        finish: writes the summary and lets every node go.
+    """
+
+    def __init__(
+        self,
+        links: Links,
+        fleet: Fleet,
+        *,
+        term: int,
+        post: Callable[[ev.Event], None],
+        scan_commits: Callable[[], None],
+        page: Callable[[fx.Page], None],
+        finish: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._links, self._fleet, self._term = links, fleet, term
+        self._post, self._scan_commits, self._page, self._finish = post, scan_commits, page, finish
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    def start(self, effect: fx.Effect) -> None:
+        """Begin performing; an effect under way is not started twice."""
+        if effect.effect_id in self._tasks:
+            return
+        task = asyncio.create_task(self._perform(effect), name=effect.effect_id)
+        self._tasks[effect.effect_id] = task
+        task.add_done_callback(lambda _task: self._tasks.pop(effect.effect_id, None))
+
+    async def close(self) -> None:
+        """Cancel what is under way."""
+        tasks = [task for task in self._tasks.values() if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _perform(self, effect: fx.Effect) -> None:
+        try:
+            detail = await self._carry_out(effect)
+        except FleetRefusedError as error:
+            self._post(ev.FleetRefused(effect.effect_id, str(error)))
+        except (OrderFailedError, NodeLostError, TimeoutError) as error:
+            nodes = tuple(getattr(error, "nodes", ()))
+            self._post(ev.EffectFailed(effect.effect_id, str(error) or type(error).__name__, nodes))
+        else:
+            self._post(ev.EffectDone(effect.effect_id, detail))
+
+    async def _carry_out(self, effect: fx.Effect) -> dict[str, Any]:
+        match effect:
+            case fx.Launch():
+                await self._launch(effect)
+            case fx.Kill():
+                return await self._kill(effect)
+            case fx.SaveNow():
+                self._broadcast(effect, save=pb.Save(attempt=effect.attempt, leave=effect.leave))
+            case fx.CollectEvidence():
+                self._broadcast(effect, collect_evidence=pb.CollectEvidence(attempt=effect.attempt))
+            case fx.Page():
+                self._page(effect)
+            case fx.Finish():
+                await self._finish()
+            case fx.Exclude():
+                pass  # the record holds the exclusion; nothing outside needs to be told
+            case _:
+                await self._ask_fleet(effect)
+        return {}
+
+    async def _ask_fleet(self, effect: _FleetEffect) -> None:
+        match effect:
+            case fx.Acquire():
+                await self._fleet.acquire(effect.count, effect.avoid)
+            case fx.Release():
+                await self._fleet.release(effect.node)
+            case fx.RestartSlot():
+                await self._fleet.restart(effect.node)
+            case fx.RequestQuarantine():
+                await self._fleet.quarantine(effect.node, effect.incident)
+            case fx.Probe():
+                health = await self._fleet.probe(effect.node)
+                self._post(ev.ProbeResult(effect.effect_id, effect.node, health.healthy, health.detail))
+
+    def _message(self, effect: fx.Effect, **body: Any) -> pb.DriverMessage:  # noqa: ANN401 - a message body
+        return pb.DriverMessage(term=self._term, command_id=effect.effect_id, **body)
+
+    def _broadcast(self, effect: fx.SaveNow | fx.CollectEvidence, **body: Any) -> None:  # noqa: ANN401
+        for link in self._links:
+            if link.attempt == effect.attempt:
+                link.send(self._message(effect, **body))
+
+    async def _launch(self, effect: fx.Launch) -> None:
+        host = effect.nodes[0]
+        store = await self._each(
+            effect, (host,), lambda _rank: {"host_store": pb.HostStore(attempt=effect.attempt)}
+        )
+        address = (await self._links.wait_for(host)).peer
+        resume = _commit(effect.resume) if effect.resume else None
+        lineage = [_lineage_entry(attempt, commit) for attempt, commit in effect.lineage.items()]
+
+        def order(node_rank: int) -> dict[str, Any]:
+            return {
+                "launch": pb.Launch(
+                    attempt=effect.attempt,
+                    node_rank=node_rank,
+                    nodes=len(effect.nodes),
+                    store_host=address,
+                    store_port=store[0].store_port,
+                    resume=resume,
+                    lineage=lineage,
+                )
+            }
+
+        await self._each(effect, effect.nodes, order)
+
+    async def _each(
+        self, effect: fx.Launch, nodes: tuple[str, ...], body: Callable[[int], dict[str, Any]]
+    ) -> list[pb.CommandResult]:
+        """The same order to several nodes at once; the first failure names its node."""
+        orders = [
+            self._links.order(node, self._message(effect, **body(rank)), _LAUNCH_TIMEOUT_S)
+            for rank, node in enumerate(nodes)
+        ]
+        results = await asyncio.gather(*orders, return_exceptions=True)
+        failed = [(n, r) for n, r in zip(nodes, results, strict=True) if isinstance(r, BaseException)]
+        if failed:
+            node, problem = failed[0]
+            if not isinstance(problem, OrderFailedError | NodeLostError | TimeoutError):
+                raise problem
+            reason = str(problem) or f"{node} did not answer in {_LAUNCH_TIMEOUT_S:g} s"
+            raise OrderFailedError(reason, tuple(name for name, _ in failed))
+        return [result for result in results if isinstance(result, pb.CommandResult)]
+
+    async def _kill(self, effect: fx.Kill) -> dict[str, Any]:
+        order = self._message(effect, kill=pb.Kill(attempt=effect.attempt, deadline_s=effect.deadline_s))
+        waits = [self._kill_on(node, order, effect.deadline_s + _KILL_SLACK_S) for node in effect.nodes]
+        unreaped = [node for node in await asyncio.gather(*waits) if node]
+        self._scan_commits()
+        return {"unreaped": unreaped}
+
+    async def _kill_on(self, node: str, order: pb.DriverMessage, timeout_s: float) -> str:
+        """The node's name if its ranks may still run, "" if they are reaped or gone with it."""
+        try:
+            result = await self._links.order(node, order, timeout_s)
+        except NodeLostError:
+            return ""
+        except (OrderFailedError, TimeoutError):
+            return node
+        return node if result.unreaped else ""
+
+
+def _commit(commit: Commit) -> pb.Commit:
+    return pb.Commit(step=commit.step, attempt=commit.attempt)
+
+
+def _lineage_entry(attempt: int, commit: Commit | None) -> pb.LineageEntry:
+    return pb.LineageEntry(attempt=attempt, resumed_from=_commit(commit) if commit else None)

@@ -1,0 +1,81 @@
+"""The local job record: `record.json`, guarded by a lock for the driver's life."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from megascale.core.codec import Json
+from megascale.errors import FencedError, InputError
+from megascale.observe.rundir import RunDir, write_atomically
+
+RECORD_VERSION: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A driver's hold on the record: its term, and the core's snapshot (None = a new job)."""
+
+    term: int
+    snapshot: Json
+
+
+class RecordStore(Protocol):
+    """Where the record lives; a cluster keeps it in a ConfigMap."""
+
+    def claim(self) -> Claim:
+        """Raise the term by compare-and-swap; raises FencedError when another driver holds the record."""
+
+    def write(self, snapshot: Json) -> None:
+        """Store durably; raises OSError when the store is full or away, FencedError when superseded."""
+
+
+class LocalRecord:
+    """Implements `RecordStore` with a file and flock."""
+
+    def __init__(self, run: RunDir, job: str) -> None:
+        self._run, self._job = run, job
+        self._lock = -1
+        self._term = 0
+
+    def claim(self) -> Claim:
+        self._lock = os.open(self._run.driver_lock, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise FencedError(f"another driver holds {self._run.driver_lock}") from error
+        record = read_record(self._run)
+        self._term = int(record["term"]) + 1 if record else 1
+        snapshot = record["core"] if record else None
+        self._store(snapshot)
+        return Claim(self._term, snapshot)
+
+    def write(self, snapshot: Json) -> None:
+        self._store(snapshot)
+
+    def _store(self, snapshot: Json) -> None:
+        document = {"version": RECORD_VERSION, "job": self._job, "term": self._term, "core": snapshot}
+        write_atomically(self._run.record_file, json.dumps(document))
+
+
+def read_record(run: RunDir) -> dict[str, Any] | None:
+    """The record as JSON values, None for a job that never ran.
+
+    Raises:
+        InputError: it is damaged or of a newer version.
+    """
+    try:
+        text = run.record_file.read_text()
+    except FileNotFoundError:
+        return None
+    try:
+        record: dict[str, Any] = json.loads(text)
+        version = record["version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{run.record_file} is damaged; start over with --fresh") from error
+    if version != RECORD_VERSION:
+        raise InputError(f"{run.record_file} is version {version}, this program reads {RECORD_VERSION}")
+    return record

@@ -1,0 +1,158 @@
+"""The status document: what `megascale status --json` prints and the terminal shows."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Any, Final
+
+from megascale.core.codec import encode
+from megascale.core.goodput import GoodputPhase
+from megascale.core.machine import Core
+from megascale.core.state import Incident, NodeStatus
+from megascale.driver.links import Links
+from megascale.job import TrainingJob
+from megascale.rpc import megascale_pb2 as pb
+
+_RATE_WINDOW: Final = 40
+
+
+class StatusBoard:
+    """Joins the core's view with the newest rank records."""
+
+    def __init__(self, job: TrainingJob, core: Core, links: Links) -> None:
+        self._job, self._core, self._links = job, core, links
+        self._alerts: deque[dict[str, Any]] = deque(maxlen=20)
+        self._samples: deque[tuple[int, float, int]] = deque(maxlen=_RATE_WINDOW)
+
+    def alert(self, message: str) -> None:
+        """Keep a message for people."""
+        self._alerts.append({"time": time.time(), "message": message})
+
+    def sample(self, rank: pb.RankStatus) -> None:
+        """Note progress, for the token rate."""
+        point = (self._core.record.attempt, rank.progress_at, rank.tokens)
+        if rank.progress_at and (not self._samples or self._samples[-1][1:] != point[1:]):
+            self._samples.append(point)
+
+    def document(self) -> dict[str, Any]:
+        """JSON values; times are Unix seconds, goodput and mfu shares of 1."""
+        core, record = self._core, self._core.record
+        leader = self._leader()
+        seconds = goodput_seconds(core, time.time())
+        wall = sum(seconds.values())
+        newest = max(record.commits, default=None)
+        return {
+            "job": self._job.metadata.name,
+            "state": record.finish_state or str(record.stage),
+            "reason": record.finish_reason,
+            "term": record.term,
+            "attempt": record.attempt,
+            "step": max(core.live.step, record.best_step if record.finish_state else 0),
+            "steps": core.policy.steps,
+            "loss": _loss(self._links),
+            "stepSeconds": leader.step_seconds if leader else None,
+            "tokensPerSecond": self._tokens_per_second(),
+            "mfu": _mfu(self._links, record.attempt),
+            "goodput": seconds.get(GoodputPhase.PRODUCTIVE, 0.0) / wall if wall else None,
+            "goodputSeconds": {str(phase): round(s, 3) for phase, s in seconds.items()},
+            "restarts": sum(record.restarts.values()),
+            "checkpointStep": newest.step if newest else None,
+            "nodes": self._nodes(),
+            "excluded": {name: exclusion.reason for name, exclusion in record.excluded.items()},
+            "incidents": [incident_document(incident) for incident in incidents_of(core)],
+            "alerts": list(self._alerts),
+            "updatedAt": time.time(),
+        }
+
+    def _leader(self) -> pb.RankStatus | None:
+        ranks = [
+            r for link in self._links if link.attempt == self._core.record.attempt for r in link.report.ranks
+        ]
+        return max(ranks, key=lambda rank: rank.step, default=None)
+
+    def _tokens_per_second(self) -> float | None:
+        points = [
+            (at, tokens) for attempt, at, tokens in self._samples if attempt == self._core.record.attempt
+        ]
+        if len(points) < 2 or points[-1][0] <= points[0][0]:
+            return None
+        return (points[-1][1] - points[0][1]) / (points[-1][0] - points[0][0])
+
+    def _nodes(self) -> list[dict[str, Any]]:
+        core = self._core
+        names = sorted(core.live.nodes, key=lambda name: (name not in core.record.assignment, name))
+        return [self._node(name) for name in names if core.live.nodes[name].status is not NodeStatus.GONE]
+
+    def _node(self, name: str) -> dict[str, Any]:
+        record, link = self._core.record, self._links.get(name)
+        assigned = name in record.assignment and self._core.record.stage not in ("assembling", "suspended")
+        current = link is not None and link.attempt == record.attempt
+        return {
+            "name": name,
+            "status": str(self._core.live.nodes[name].status),
+            "role": "training" if assigned else "spare",
+            "ranks": [_rank(rank) for rank in link.report.ranks] if link and current else [],
+        }
+
+
+def goodput_seconds(core: Core, now: float) -> dict[str, float]:
+    """The ledger with the running phase charged up to `now`."""
+    ledger = core.record.ledger
+    seconds = dict(ledger.seconds)
+    if ledger.started_at and core.record.stage != "finished" and now > ledger.since:
+        seconds[ledger.phase] = seconds.get(ledger.phase, 0.0) + now - ledger.since
+    return seconds
+
+
+def incidents_of(core: Core) -> list[Incident]:
+    """History and the open one, oldest first."""
+    return [*core.record.incidents, *([core.record.incident] if core.record.incident else [])]
+
+
+def incident_document(incident: Incident) -> dict[str, Any]:
+    """One incident with its durations: fault to detection, and fault to the first new step."""
+    stages = incident.stages
+    fault = stages["fault"].at
+    first = stages.get("firstStep")
+    return {
+        "id": incident.id,
+        "cause": incident.cause,
+        "reason": incident.reason,
+        "node": incident.node,
+        "rank": incident.rank,
+        "action": incident.action,
+        "decision": incident.decision,
+        "outcome": incident.outcome or "open",
+        "evidence": incident.evidence,
+        "detectionSeconds": round(stages["detected"].at - fault, 4),
+        "recoverySeconds": round(first.at - fault, 4) if first else None,
+        "stages": {name: {"at": time.at, "source": time.source} for name, time in stages.items()},
+    }
+
+
+def _rank(rank: pb.RankStatus) -> dict[str, Any]:
+    return {
+        "rank": rank.rank,
+        "pid": rank.pid,
+        "step": rank.step,
+        "phase": rank.phase,
+        "stepSeconds": rank.step_seconds,
+        "mfu": rank.flops / rank.peak_flops if rank.peak_flops else None,
+    }
+
+
+def _loss(links: Links) -> Any:  # noqa: ANN401 - a float, or a word where it is not finite
+    known = [r for link in links for r in link.report.ranks if r.HasField("loss")]
+    return encode(max(known, key=lambda rank: rank.step).loss) if known else None
+
+
+def _mfu(links: Links, attempt: int) -> float | None:
+    shares = [
+        rank.flops / rank.peak_flops
+        for link in links
+        if link.attempt == attempt
+        for rank in link.report.ranks
+        if rank.peak_flops and rank.flops
+    ]
+    return sum(shares) / len(shares) if shares else None

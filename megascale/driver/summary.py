@@ -1,0 +1,68 @@
+"""The summary of a run: `summary.json`, and what `megascale run --json` prints."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from megascale.core.goodput import GoodputPhase
+from megascale.core.machine import Core
+from megascale.driver.status import goodput_seconds, incident_document, incidents_of
+from megascale.job import TrainingJob
+
+
+def summarise(job: TrainingJob, core: Core, metrics: Path, now: float) -> dict[str, Any]:
+    """JSON values; rates are averages over the steps that count (the newest attempt of each step)."""
+    record = core.record
+    seconds = goodput_seconds(core, now)
+    wall = sum(seconds.values())
+    newest = max(record.commits, default=None)
+    steps = counted_steps(metrics)
+    last = steps[max(steps)] if steps else {}
+    busy = sum(float(line["stepSeconds"]) for line in steps.values())
+    return {
+        "job": job.metadata.name,
+        "state": record.finish_state or str(record.stage),
+        "reason": record.finish_reason,
+        "step": int(last.get("step", 0)),
+        "steps": core.policy.steps,
+        "loss": last.get("loss"),
+        "restarts": sum(record.restarts.values()),
+        "goodput": seconds.get(GoodputPhase.PRODUCTIVE, 0.0) / wall if wall else None,
+        "goodputSeconds": {str(phase): round(s, 3) for phase, s in seconds.items()},
+        "wallSeconds": round(wall, 3),
+        "mfu": _mean_mfu(steps),
+        "tokensPerSecond": _tokens(steps) / busy if busy else None,
+        "checkpointStep": newest.step if newest else None,
+        "incidents": [incident_document(incident) for incident in incidents_of(core)],
+    }
+
+
+def counted_steps(metrics: Path) -> dict[int, dict[str, Any]]:
+    """step -> its metrics line from the newest attempt; torn lines are skipped."""
+    steps: dict[int, dict[str, Any]] = {}
+    try:
+        text = metrics.read_text()
+    except FileNotFoundError:
+        return steps
+    for raw in text.splitlines():
+        try:
+            line = json.loads(raw)
+        except ValueError:
+            continue
+        older = steps.get(line["step"])
+        if older is None or line["attempt"] >= older["attempt"]:
+            steps[line["step"]] = line
+    return steps
+
+
+def _tokens(steps: dict[int, dict[str, Any]]) -> float:
+    """Tokens of the counted steps; `tokens` in a line counts from the start of the job."""
+    newest = max(steps, default=0)
+    return float(steps[newest]["tokens"]) / newest * len(steps) if newest else 0.0
+
+
+def _mean_mfu(steps: dict[int, dict[str, Any]]) -> float | None:
+    shares = [line["flops"] / line["peakFlops"] for line in steps.values() if line.get("peakFlops")]
+    return sum(shares) / len(shares) if shares else None

@@ -1,0 +1,46 @@
+"""The device seam: what differs between an accelerator and the CPU."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Where this rank computes.
+
+    Attributes:
+        place: the torch device that tensors live on.
+        backend: torch.distributed backend of its collectives.
+        name: model of the accelerator, or "cpu".
+    """
+
+    place: torch.device
+    backend: str
+    name: str
+
+    def dtype(self, precision: str) -> torch.dtype:
+        """The type of parameters and activations for a manifest's precision "auto", "fp32" or "bf16"."""
+        if precision == "auto":
+            return torch.float32 if self.place.type == "cpu" else torch.bfloat16
+        return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+
+
+@contextlib.contextmanager
+def open_device(local_rank: int) -> Iterator[Device]:
+    """This rank's accelerator, or the CPU with megatron-core's CUDA calls bridged within the block."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank)
+        device = torch.device("cuda", local_rank)
+        yield Device(device, "nccl", torch.cuda.get_device_name(device))
+        return
+    from megascale.engine.bridge import cpu_bridge
+
+    # The order of a sum depends on the number of threads: one, so that a resumed run repeats bit for bit.
+    torch.set_num_threads(1)
+    with cpu_bridge():
+        yield Device(torch.device("cpu"), "gloo", "cpu")

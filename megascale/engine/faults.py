@@ -1,0 +1,91 @@
+"""Faults injected by the manifest: for demonstrations and tests of recovery."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from megascale.engine.context import RankLaunch
+from megascale.job.schema import Fault
+
+
+def _driver_pid(run_dir: Path) -> int:
+    return int(json.loads((run_dir / "driver.json").read_text())["pid"])
+
+
+class FaultInjector:
+    """Fires each fault once per job, on the rank it is addressed to.
+
+    A marker file `<run_dir>/faults/<index>`, created exclusively and synced before the fault acts, keeps a
+    restarted job from meeting it again and tells when it happened: {"time", "kind", "rank", "node", "attempt", "step"}.
+    """
+
+    def __init__(
+        self,
+        faults: Sequence[Fault],
+        launch: RankLaunch,
+        send: Callable[[int, int], None] = os.kill,
+        send_group: Callable[[int, int], None] = os.killpg,
+    ) -> None:
+        """`send` and `send_group` deliver a signal to a process and to a process group."""
+        self._launch = launch
+        self._send = send
+        self._send_group = send_group
+        self._armed = [(index, fault) for index, fault in enumerate(faults) if self._is_ours(fault)]
+
+    def _is_ours(self, fault: Fault) -> bool:
+        if fault.rank is not None:
+            return fault.rank == self._launch.rank
+        if fault.node is not None:
+            return fault.node == self._launch.node and self._launch.local_rank == 0
+        return self._launch.rank == 0
+
+    def reach(self, point: str, step: int) -> None:
+        """Called when the rank comes to `point` ("step", "save" or "commit") of `step`.
+
+        Does not return from a fault that kills the rank.
+        """
+        for index, fault in self._armed:
+            if fault.point == point and fault.step == step and self._claim(index, fault):
+                self._act(fault.kind)
+
+    def _claim(self, index: int, fault: Fault) -> bool:
+        folder = self._launch.run_dir / "faults"
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(folder / str(index), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        except FileExistsError:
+            return False
+        marker = {
+            "time": time.time(),
+            "kind": fault.kind,
+            "rank": self._launch.rank,
+            "node": self._launch.node,
+            "attempt": self._launch.attempt,
+            "step": fault.step,
+        }
+        with os.fdopen(descriptor, "w") as handle:
+            handle.write(json.dumps(marker))
+            handle.flush()
+            os.fsync(handle.fileno())
+        return True
+
+    def _act(self, kind: str) -> None:
+        match kind:
+            case "killRank":
+                self._send(os.getpid(), signal.SIGKILL)
+            case "stopRank":
+                self._send(os.getpid(), signal.SIGSTOP)
+            # Agent, zygote and ranks of a node are one process group.
+            case "killNode":
+                self._send_group(os.getpgrp(), signal.SIGKILL)
+            case "stopNode":
+                self._send_group(os.getpgrp(), signal.SIGSTOP)
+            case "killDriver":
+                self._send(_driver_pid(self._launch.run_dir), signal.SIGKILL)
+            case _:
+                raise ValueError(f"unknown fault kind {kind!r}")

@@ -1,0 +1,195 @@
+"""The step loop of one rank."""
+
+from __future__ import annotations
+
+import gc
+import time
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from megascale.engine.context import RankLaunch
+from megascale.engine.faults import FaultInjector
+from megascale.engine.feed import Feed
+from megascale.engine.metrics import MetricsLog
+from megascale.engine.plan import Plan
+from megascale.engine.state import EngineState
+from megascale.engine.stepper import Stepper, StepResult
+from megascale.model.flops import training_flops
+from megascale.observe.alerts import alert
+from megascale.observe.rankfile import Control, Phase, RankFile
+from megascale.optim.schedules import learning_rate
+
+EXIT_COMPLETED: Final = 0
+EXIT_SAVED: Final = 76
+"""Saved and stopped because it was asked to."""
+_COLLECT_EVERY_STEPS: Final = 100
+
+
+class Saver(Protocol):
+    """Saves the state of all ranks; collective."""
+
+    def save(self, step: int) -> float:
+        """Save the state after `step`; seconds this rank was blocked. A failed save raises an alert only."""
+
+
+@dataclass(slots=True)
+class _Clock:
+    """Monotonic times within one step."""
+
+    start: float
+    data: float = 0.0
+    end: float = 0.0
+
+
+class Loop:
+    """Runs steps until the job is complete or a stop is asked for.
+
+    The ranks must leave the loop and save after the same step, while agents ask theirs at different times:
+    each rank's request travels as a vote in the all-reduce that every step has anyway.
+    """
+
+    def __init__(
+        self,
+        *,
+        launch: RankLaunch,
+        plan: Plan,
+        state: EngineState,
+        feed: Feed,
+        rank_file: RankFile,
+        metrics: MetricsLog,
+        faults: FaultInjector,
+        saver: Saver,
+    ) -> None:
+        self._launch = launch
+        self._plan = plan
+        self._state = state
+        self._feed = feed
+        self._rank_file = rank_file
+        self._metrics = metrics
+        self._faults = faults
+        self._saver = saver
+        self._control = Control.NONE
+        self._stall = 0.0
+        self._first_step_at = 0.0
+        data = plan.megatron.data
+        self._stepper = Stepper(
+            state,
+            micro_batch=data.micro_batch,
+            sequence_length=data.sequence_length,
+            clip_grad=plan.megatron.optimizer.clip_grad,
+            on_forward=lambda index: self._report(phase=Phase.FORWARD, micro_batch=index),
+            on_backward=lambda index: self._report(phase=Phase.BACKWARD, micro_batch=index),
+        )
+        self._flops_per_step = (
+            training_flops(plan.shape, data.global_batch, data.sequence_length) / launch.world_size
+        )
+
+    def _report(self, **changes: Any) -> None:  # noqa: ANN401 - fields of the rank record
+        self._rank_file.update(updated_at=time.monotonic(), **changes)
+
+    def run(self) -> int:
+        """Train from `state.step` on; returns the exit code."""
+        # Garbage collection in the middle of a step would make all other ranks wait.
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        while self._state.step < self._plan.spec.steps:
+            result = self._step(self._state.step + 1)
+            wants_save, wants_exit = (vote > 0 for vote in result.votes)
+            if wants_save or wants_exit or self._is_save_due():
+                self._save()
+            if wants_exit and self._state.step < self._plan.spec.steps:
+                return EXIT_SAVED
+            if self._state.step % _COLLECT_EVERY_STEPS == 0:
+                gc.collect()
+        return EXIT_COMPLETED
+
+    def _is_save_due(self) -> bool:
+        step = self._state.step
+        return step % self._plan.spec.checkpoint.every_steps == 0 or step == self._plan.spec.steps
+
+    def _step(self, step: int) -> StepResult:
+        self._faults.reach("step", step)
+        clock = _Clock(time.monotonic())
+        self._report(phase=Phase.DATA, micro_batch=0)
+        batches = self._feed.load(step)
+        clock.data = time.monotonic() - clock.start
+        self._stepper.forward_backward(batches)
+        self._report(phase=Phase.OPTIMIZER)
+        lr = self._learning_rate(step)
+        result = self._stepper.update(lr, self._votes())
+        clock.end = time.monotonic()
+        self._state.step = step
+        self._publish(result, lr, clock)
+        return result
+
+    def _learning_rate(self, step: int) -> float:
+        optimizer = self._plan.megatron.optimizer
+        return learning_rate(
+            step,
+            name=optimizer.schedule.name,
+            peak=optimizer.lr,
+            floor=optimizer.min_lr,
+            warmup_steps=optimizer.schedule.warmup_steps,
+            total_steps=self._plan.spec.steps,
+        )
+
+    def _votes(self) -> list[float]:
+        """[save, save and exit], 1.0 once for each time the agent changes its request."""
+        control = self._rank_file.control
+        changed = control != self._control
+        self._control = control
+        return [float(changed and control == asked) for asked in (Control.SAVE, Control.SAVE_AND_EXIT)]
+
+    def _publish(self, result: StepResult, lr: float, clock: _Clock) -> None:
+        step = self._state.step
+        seconds = clock.end - clock.start
+        flops = self._flops_per_step / seconds
+        self._first_step_at = self._first_step_at or clock.end
+        self._report(
+            step=step,
+            loss=result.loss,
+            grad_norm=result.grad_norm,
+            tokens=step * self._plan.tokens_per_step,
+            progress_at=clock.end,
+            first_step_at=self._first_step_at,
+            step_seconds=seconds,
+            flops=flops,
+        )
+        if self._launch.rank != 0:
+            return
+        if not result.applied:
+            alert(
+                "nonFiniteLoss",
+                f"step {step}: loss {result.loss}, gradient norm {result.grad_norm}; the update was left out",
+            )
+        self._metrics.append(
+            self._stamp()
+            | {
+                "step": step,
+                "loss": result.loss,
+                "gradNorm": result.grad_norm,
+                "lr": lr,
+                "tokens": step * self._plan.tokens_per_step,
+                "stepSeconds": seconds,
+                "dataSeconds": clock.data,
+                "stallSeconds": self._stall,
+                "flops": flops,
+                "time": time.time(),
+            }
+        )
+
+    def _stamp(self) -> dict[str, Any]:
+        launch = self._launch
+        return {
+            "job": launch.job,
+            "attempt": launch.attempt,
+            "term": launch.term,
+            "rank": launch.rank,
+            "node": launch.node,
+        }
+
+    def _save(self) -> None:
+        self._report(phase=Phase.CHECKPOINT)
+        self._stall += self._saver.save(self._state.step)
+        self._report(phase=Phase.IDLE, stall_seconds=self._stall)

@@ -1,0 +1,38 @@
+"""Step records of a job, appended to `<run_dir>/metrics.jsonl`."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+
+def _exact(value: Any) -> Any:  # noqa: ANN401 - JSON values
+    """JSON has no NaN and no infinity; finite floats are written so that they read back bit for bit."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class MetricsLog:
+    """Appends one JSON line per step; a line is one write, so attempts never mix within one."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+
+    def append(self, record: dict[str, Any]) -> None:
+        line = json.dumps({key: _exact(value) for key, value in record.items()}, allow_nan=False)
+        os.write(self._descriptor, line.encode() + b"\n")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        os.close(self._descriptor)

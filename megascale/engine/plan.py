@@ -1,0 +1,77 @@
+"""What a launch asks of this rank, in the engine's terms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from megascale.engine.context import RankLaunch
+from megascale.engine.groups import Layout
+from megascale.errors import InputError
+from megascale.job import from_mapping
+from megascale.job.megatron import Megatron, Model
+from megascale.job.schema import JobSpec
+from megascale.model.shape import ModelShape
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A launch, resolved.
+
+    Attributes:
+        spec: the job's specification; megatron: its megatron runtime.
+        shape: the model.
+        layout: parallel sizes; the data-parallel size follows from the ranks of this launch.
+    """
+
+    spec: JobSpec
+    megatron: Megatron
+    shape: ModelShape
+    layout: Layout
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.megatron.data.global_batch * self.megatron.data.sequence_length
+
+
+def model_shape(model: Model) -> ModelShape:
+    """The architecture a manifest's model section describes."""
+    return ModelShape(**{field.name: getattr(model, field.name) for field in fields(ModelShape)})
+
+
+def make_plan(launch: RankLaunch) -> Plan:
+    """Read the launch's manifest.
+
+    Raises:
+        ManifestError: the manifest is not valid.
+        InputError: it asks for something the engine cannot do.
+    """
+    spec = from_mapping(launch.spec).spec
+    megatron = spec.runtime.megatron
+    if megatron is None:
+        raise InputError("spec.runtime.megatron is missing: the engine runs only megatron jobs")
+    parallel = megatron.parallelism
+    if parallel.context > 1:
+        raise InputError(
+            f"spec.runtime.megatron.parallelism.context is {parallel.context}, expected 1: "
+            "windowed attention is not split over ranks; use tensor with sequence: true for long sequences"
+        )
+    replica = parallel.tensor * parallel.pipeline
+    if launch.world_size % replica:
+        raise InputError(
+            f"{launch.world_size} ranks were launched, expected a multiple of tensor {parallel.tensor} "
+            f"x pipeline {parallel.pipeline} = {replica}"
+        )
+    shape = model_shape(megatron.model)
+    if shape.padded_vocab_size % parallel.tensor:
+        raise InputError(
+            f"spec.runtime.megatron.parallelism.tensor is {parallel.tensor}, expected a divisor of the "
+            f"padded vocabulary {shape.padded_vocab_size}"
+        )
+    layout = Layout(
+        tensor=parallel.tensor,
+        pipeline=parallel.pipeline,
+        data=launch.world_size // replica,
+        interleave=parallel.interleave,
+        sequence=parallel.sequence,
+    )
+    return Plan(spec, megatron, shape, layout)

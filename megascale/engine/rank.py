@@ -1,0 +1,118 @@
+"""One rank of one attempt, from its launch to its exit code."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from torch import distributed
+
+from megascale.data.samples import SampleStream
+from megascale.engine.context import RankLaunch
+from megascale.engine.device import Device, open_device
+from megascale.engine.faults import FaultInjector
+from megascale.engine.feed import Feed
+from megascale.engine.groups import Groups, build_groups, connect
+from megascale.engine.loop import Loop
+from megascale.engine.metrics import MetricsLog
+from megascale.engine.peak import PeakFile, measure_flops, rated_flops
+from megascale.engine.plan import Plan, make_plan
+from megascale.engine.rng import seed_all
+from megascale.engine.saving import Checkpointer
+from megascale.engine.state import EngineState, build_engine
+from megascale.observe.rankfile import Phase, RankFile
+
+
+def run_rank(launch: RankLaunch, rank_file: RankFile) -> int:
+    """Train as `launch` says until the job is complete or a stop is asked for.
+
+    Runs in a process of its own, forked from one that called `megascale.engine.preload`.
+
+    Returns:
+        0 when all steps are done, 76 when it saved and stopped on request.
+
+    Raises:
+        InputError: the manifest, the data or the layout does not fit.
+        CheckpointCorruptError: the checkpoint to resume from is damaged.
+    """
+    plan = make_plan(launch)
+    rank_file.update(phase=Phase.STARTUP, pid=os.getpid())
+    # Opened before peers are waited for: bad data fails every rank at once, with its own message.
+    data = plan.megatron.data
+    samples = SampleStream.open(Path(data.path), data.sequence_length, plan.megatron.seed)
+    with open_device(launch.local_rank) as device:
+        groups = _join(launch, plan, device)
+        rank_file.update(groups_at=time.monotonic())
+        seed_all(plan.megatron.seed, groups.place)
+        state = _build(launch, plan, groups, device)
+        faults = FaultInjector(plan.spec.faults, launch)
+        checkpointer = Checkpointer(launch, plan, state, rank_file, faults)
+        if launch.resume is not None:
+            checkpointer.resume(launch.resume)
+        rank_file.update(
+            loaded_at=time.monotonic(), step=state.step, tokens=state.step * plan.tokens_per_step
+        )
+        rank_file.update(peak_flops=_peak_flops(launch, device))
+        feed = Feed(
+            samples,
+            global_batch=data.global_batch,
+            micro_batch=data.micro_batch,
+            data_rank=groups.place.data,
+            data_size=groups.layout.data,
+            device=device.place,
+        )
+        with MetricsLog(launch.run_dir / "metrics.jsonl") as metrics:
+            loop = Loop(
+                launch=launch,
+                plan=plan,
+                state=state,
+                feed=feed,
+                rank_file=rank_file,
+                metrics=metrics,
+                faults=faults,
+                saver=checkpointer,
+            )
+            code = loop.run()
+        distributed.destroy_process_group()
+        return code
+
+
+def _join(launch: RankLaunch, plan: Plan, device: Device) -> Groups:
+    connect(
+        launch.store_host,
+        launch.store_port,
+        f"{launch.term}.{launch.attempt}/",
+        rank=launch.rank,
+        world_size=launch.world_size,
+        backend=device.backend,
+        device=device.place,
+    )
+    return build_groups(plan.layout)
+
+
+def _build(launch: RankLaunch, plan: Plan, groups: Groups, device: Device) -> EngineState:
+    megatron = plan.megatron
+    return build_engine(
+        plan.shape,
+        megatron.optimizer,
+        groups,
+        sequence_length=megatron.data.sequence_length,
+        device=device.place,
+        dtype=device.dtype(megatron.precision),
+        seed=megatron.seed if launch.resume is None else None,
+    )
+
+
+def _peak_flops(launch: RankLaunch, device: Device) -> float:
+    """Rated peak of an accelerator, or what this node's ranks measured when the job first came to it."""
+    if device.place.type != "cpu":
+        return rated_flops(device.name)
+    peak_file = PeakFile(launch.run_dir, launch.node)
+    known = peak_file.read()
+    if known is not None:
+        return known
+    measured = measure_flops()
+    if launch.local_rank == 0:
+        peak_file.write(measured)
+    return measured

@@ -1,0 +1,68 @@
+"""Random number generators of a rank: seeding, and their state as JSON for checkpoints."""
+
+from __future__ import annotations
+
+import base64
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from megatron.core.tensor_parallel.random import get_cuda_rng_tracker, model_parallel_cuda_manual_seed
+
+from megascale.engine.groups import Place
+
+
+def seed_all(seed: int, place: Place) -> None:
+    """Seed every generator; tensor-parallel peers differ only in megatron-core's tracker."""
+    own = seed + 1000 * place.pipeline + 100_000 * place.data
+    random.seed(own)
+    np.random.seed(own % 2**32)
+    torch.manual_seed(own)
+    model_parallel_cuda_manual_seed(
+        own, tp_rank=place.tensor, ep_rank=0, etp_rank=place.tensor, force_reset_rng=True
+    )
+
+
+def _encode(state: torch.Tensor) -> str:
+    return base64.b64encode(state.cpu().numpy().tobytes()).decode()
+
+
+def _decode(text: str) -> torch.Tensor:
+    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)
+
+
+def rng_state() -> dict[str, Any]:
+    """The state of every generator, as JSON values (about 12 KB)."""
+    version, internal, gauss = random.getstate()
+    numpy_state: Any = np.random.get_state(legacy=False)
+    return {
+        "python": [version, list(internal), gauss],
+        "numpy": {
+            "key": numpy_state["state"]["key"].tolist(),
+            "pos": int(numpy_state["state"]["pos"]),
+            "hasGauss": int(numpy_state["has_gauss"]),
+            "gauss": float(numpy_state["gauss"]),
+        },
+        "torch": _encode(torch.get_rng_state()),
+        "cuda": _encode(torch.cuda.get_rng_state()),
+        "tracker": {name: _encode(state) for name, state in get_cuda_rng_tracker().get_states().items()},
+    }
+
+
+def restore_rng(state: dict[str, Any]) -> None:
+    """Put every generator back to what `rng_state` returned."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    saved = state["numpy"]
+    np.random.set_state(
+        {
+            "bit_generator": "MT19937",
+            "state": {"key": np.array(saved["key"], dtype=np.uint32), "pos": saved["pos"]},
+            "has_gauss": saved["hasGauss"],
+            "gauss": saved["gauss"],
+        }
+    )
+    torch.set_rng_state(_decode(state["torch"]))
+    torch.cuda.set_rng_state(_decode(state["cuda"]))
+    get_cuda_rng_tracker().set_states({name: _decode(text) for name, text in state["tracker"].items()})

@@ -1,0 +1,103 @@
+"""Durable checkpoints of a running rank, and resuming from one."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import distributed
+
+from megascale.checkpoint import CheckpointStore, restore, save
+from megascale.core.lineage import Commit
+from megascale.engine.context import RankLaunch
+from megascale.engine.faults import FaultInjector
+from megascale.engine.plan import Plan
+from megascale.engine.rng import restore_rng, rng_state
+from megascale.engine.sharded_state import owned_pieces, pieces
+from megascale.engine.state import EngineState
+from megascale.errors import CheckpointError, CheckpointSaveError
+from megascale.observe.alerts import alert
+from megascale.observe.rankfile import RankFile
+
+
+class Checkpointer:
+    """Saves the state of all ranks and restores it; every method is collective."""
+
+    def __init__(
+        self,
+        launch: RankLaunch,
+        plan: Plan,
+        state: EngineState,
+        rank_file: RankFile,
+        faults: FaultInjector,
+    ) -> None:
+        self._launch = launch
+        self._plan = plan
+        self._state = state
+        self._rank_file = rank_file
+        self._faults = faults
+        self._store = CheckpointStore(plan.spec.checkpoint.uri or launch.run_dir / "checkpoints")
+
+    def resume(self, commit: Commit) -> None:
+        """Continue exactly where `commit` was saved: parameters, moments, step and generators.
+
+        Saved under another number of ranks, generators keep their fresh seeds: nothing else is lost.
+
+        Raises:
+            CheckpointCorruptError: the checkpoint does not match its checksums.
+        """
+        restored = restore(self._store, commit, pieces(self._state))
+        self._state.inner.updates = int(restored.job_state["updates"])
+        self._state.step = int(restored.job_state["step"])
+        self._state.publish_masters()
+        if len(restored.rank_states) == self._launch.world_size:
+            restore_rng(restored.rank_states[self._launch.rank]["rng"])
+
+    def save(self, step: int) -> float:
+        """Save and commit the state after `step`; returns the seconds this rank was blocked.
+
+        A save that fails raises an alert and leaves training untouched.
+        """
+        start = time.monotonic()
+        launch = self._launch
+        layout = self._state.groups.layout
+        try:
+            save(
+                self._store,
+                step=step,
+                attempt=launch.attempt,
+                parent=launch.resume,
+                pieces=owned_pieces(self._state),
+                job_state={
+                    "step": step,
+                    "updates": self._state.inner.updates,
+                    "nextSample": step * self._plan.megatron.data.global_batch,
+                },
+                rank_state={"rng": rng_state()},
+                layout={"tensor": layout.tensor, "pipeline": layout.pipeline, "data": layout.data},
+                rank=launch.rank,
+                world_size=launch.world_size,
+                agree=self._agree,
+                at_point=lambda point: self._faults.reach(point, step),
+                job=launch.job,
+            )
+        except CheckpointSaveError as error:
+            if launch.rank == 0:
+                alert("checkpointSaveFailed", f"step {step}: {error}")
+            return time.monotonic() - start
+        self._rank_file.update(saved_step=step, saved_attempt=launch.attempt)
+        if launch.rank == 0:
+            self._prune()
+        return time.monotonic() - start
+
+    def _agree(self, ok: bool) -> bool:
+        """Whether all ranks pass True."""
+        vote = torch.tensor([int(ok)], device=self._state.device)
+        distributed.all_reduce(vote, op=distributed.ReduceOp.MIN, group=self._state.groups.world)
+        return bool(vote.item())
+
+    def _prune(self) -> None:
+        try:
+            self._store.prune(self._plan.spec.checkpoint.keep, self._launch.lineage, self._launch.attempt)
+        except (CheckpointError, OSError) as error:
+            alert("checkpointPruneFailed", str(error))

@@ -1,0 +1,157 @@
+"""Nodes as process groups of this machine: one agent each, in a session of its own.
+
+Agents outlive a driver: their pid and start time are kept in `agents/<node>.json`, and the next driver
+adopts those that still run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+from megascale.fleet.base import FleetRefusedError, Health, SlotEvent
+from megascale.observe.rundir import RunDir, write_atomically
+
+_TERM_S: Final = 5.0
+_DEAD_STATES: Final = {"T": "stopped", "t": "stopped by a debugger", "Z": "a zombie", "X": "dead"}
+
+
+@dataclass(slots=True, eq=False)
+class _Slot:
+    node: str
+    pid: int
+    pidfd: int
+    process: subprocess.Popen[bytes] | None
+    released: bool = False
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class LocalFleet:
+    """Implements `Fleet` with local processes; `limit` bounds how many may run at once."""
+
+    def __init__(self, run: RunDir, limit: int) -> None:
+        self._run, self._limit = run, limit
+        self._slots: dict[str, _Slot] = {}
+        self._on_event: Callable[[SlotEvent], None] = lambda _event: None
+
+    async def start(self, on_event: Callable[[SlotEvent], None]) -> None:
+        self._on_event = on_event
+        self._run.agents.mkdir(parents=True, exist_ok=True)
+        for path in sorted(self._run.agents.glob("*.json")):
+            self._adopt(path)
+
+    def _adopt(self, path: Path) -> None:
+        try:
+            data = json.loads(path.read_text())
+            pid = int(data["pid"])
+            same = abs(psutil.Process(pid).create_time() - float(data["startedAt"])) < 1.0
+            pidfd = os.pidfd_open(pid) if same else -1
+        except (psutil.NoSuchProcess, ProcessLookupError, ValueError, KeyError):
+            return
+        if pidfd >= 0:
+            self._watch(_Slot(path.stem, pid, pidfd, None))
+
+    async def acquire(self, count: int, avoid: tuple[str, ...]) -> None:
+        running = sum(1 for slot in self._slots.values() if not slot.gone.is_set())
+        if running + count > self._limit:
+            raise FleetRefusedError(
+                f"{running} local nodes run, {count} more would pass the limit of {self._limit}"
+            )
+        for _ in range(count):
+            self._spawn(self._new_name(avoid))
+
+    def _new_name(self, avoid: tuple[str, ...]) -> str:
+        used = {path.stem for path in self._run.agents.glob("*.json")} | set(avoid)
+        number = 0
+        while f"node-{number}" in used:
+            number += 1
+        return f"node-{number}"
+
+    def _spawn(self, node: str) -> None:
+        log = self._run.root / "logs" / f"agent-{node}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with log.open("ab") as output:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "megascale.agent", str(self._run.root), node],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    start_new_session=True,
+                )
+        except OSError as error:
+            raise FleetRefusedError(f"cannot start an agent: {error}") from error
+        started = psutil.Process(process.pid).create_time()
+        identity = json.dumps({"pid": process.pid, "startedAt": started})
+        write_atomically(self._run.agents / f"{node}.json", identity)
+        self._watch(_Slot(node, process.pid, os.pidfd_open(process.pid), process))
+
+    def _watch(self, slot: _Slot) -> None:
+        self._slots[slot.node] = slot
+        asyncio.get_running_loop().add_reader(slot.pidfd, self._ended, slot)
+
+    def _ended(self, slot: _Slot) -> None:
+        asyncio.get_running_loop().remove_reader(slot.pidfd)
+        os.close(slot.pidfd)
+        code = slot.process.wait() if slot.process else None
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(slot.pid, signal.SIGKILL)
+        slot.gone.set()
+        if not slot.released:
+            how = f" ({_exit_words(code)})" if code is not None else ""
+            self._on_event(SlotEvent(slot.node, f"the agent of {slot.node} ended{how}", time.time()))
+
+    async def release(self, node: str) -> None:
+        slot = self._slots.get(node)
+        if slot is None or slot.gone.is_set():
+            return
+        slot.released = True
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(slot.pid, signal.SIGTERM)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(slot.gone.wait(), _TERM_S)
+        if not slot.gone.is_set():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(slot.pid, signal.SIGKILL)
+            await slot.gone.wait()
+
+    async def restart(self, node: str) -> None:
+        await self.release(node)
+        self._spawn(node)
+
+    async def quarantine(self, node: str, incident: str) -> None:
+        raise FleetRefusedError(f"local nodes cannot be quarantined ({node}, {incident})")
+
+    async def probe(self, node: str) -> Health:
+        slot = self._slots.get(node)
+        if slot is None or slot.gone.is_set():
+            return Health(healthy=False, detail="its agent is gone")
+        try:
+            stat = Path(f"/proc/{slot.pid}/stat").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            return Health(healthy=False, detail="its agent is gone")
+        state = stat.rpartition(")")[2].split()[0]
+        if state in _DEAD_STATES:
+            return Health(healthy=False, detail=f"its agent is {_DEAD_STATES[state]}")
+        return Health(healthy=None, detail="its agent runs but does not answer")
+
+    async def close(self) -> None:
+        await asyncio.gather(*(self.release(node) for node in list(self._slots)))
+        for path in self._run.agents.glob("*.json"):
+            path.unlink(missing_ok=True)
+
+
+def _exit_words(code: int) -> str:
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"

@@ -1,0 +1,103 @@
+"""What every section of the manifest is made of: the base class, bounded types, cross-field problems."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+from pydantic_core import PydanticCustomError
+
+PROBLEMS: Final = "problems"
+MAX_INT: Final = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """Annotation on a field whose bound or default cannot be read off its type.
+
+    Attributes:
+        expected: what is allowed, after "expected ".
+        default: the default when it depends on other fields.
+    """
+
+    expected: str | None = None
+    default: str | None = None
+
+
+class Section(BaseModel):
+    """A section of the manifest: camelCase in files, frozen, no unknown fields, no silent conversions."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        strict=True,
+        extra="forbid",
+        alias_generator=to_camel,
+        validate_by_name=True,
+        validate_by_alias=True,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )
+
+
+Count = Annotated[int, Field(ge=1, le=MAX_INT)]
+Natural = Annotated[int, Field(ge=0, le=MAX_INT)]
+Seconds = Annotated[int, Field(ge=1, le=86_400)]
+Text = Annotated[str, Field(min_length=1)]
+Label = Annotated[
+    str,
+    Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63),
+    Words("1 to 63 lower-case letters, digits and hyphens, first and last a letter or digit"),
+]
+NodeName = Annotated[
+    str,
+    Field(pattern=r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$", max_length=253),
+    Words("a node name such as node-0: lower-case letters, digits, hyphens and dots"),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Fields that are fine one by one but not together.
+
+    Attributes:
+        path: the field to change, camelCase, relative to the section whose rule was broken.
+        message: the values, and what must hold.
+        hint: what to do.
+    """
+
+    path: tuple[str | int, ...]
+    message: str
+    hint: str | None = None
+
+
+def refuse(problems: Sequence[Problem]) -> None:
+    """End a section's validation when rules were broken; all of them are reported together."""
+    if problems:
+        context: dict[str, Any] = {
+            PROBLEMS: list(problems),
+            "text": "; ".join(
+                f"{'.'.join(map(str, problem.path))}: {problem.message}" for problem in problems
+            ),
+        }
+        raise PydanticCustomError(PROBLEMS, "{text}", context)
+
+
+def nearest(name: str, candidates: Iterable[str]) -> str | None:
+    """The candidate that `name` most likely stands for; case, `_` and `-` do not count."""
+    plain = {_plain(candidate): candidate for candidate in candidates}
+    close = difflib.get_close_matches(_plain(name), plain, 1, cutoff=0.7)
+    return plain[close[0]] if close else None
+
+
+def did_you_mean(name: str, candidates: Iterable[str]) -> str | None:
+    """A hint at the nearest candidate."""
+    meant = nearest(name, candidates)
+    return f"did you mean {meant}?" if meant else None
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", "").replace("-", "").lower()

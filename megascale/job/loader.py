@@ -1,0 +1,151 @@
+"""Reading, checking and writing manifests."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.representer import SafeRepresenter
+
+from megascale.errors import ManifestError, ManifestIssue
+from megascale.job.base import did_you_mean
+from megascale.job.describe import show, takes_text
+from megascale.job.document import MAX_BYTES, Document, parse
+from megascale.job.issues import issues_of
+from megascale.job.scalars import RefusedScalarError, read_plain
+from megascale.job.schema import API_VERSION, KIND, Fault, TrainingJob
+
+
+class _Representer(SafeRepresenter):
+    """Puts every text in quotes that `parse` would not read back as that text."""
+
+    def text(self, value: str) -> Any:  # noqa: ANN401
+        try:
+            plain = read_plain(value) == value
+        except RefusedScalarError:
+            plain = False
+        return self.represent_scalar("tag:yaml.org,2002:str", value, style=None if plain else '"')
+
+
+_Representer.add_representer(str, _Representer.text)
+
+
+def load_job(path: Path) -> TrainingJob:
+    """Read a manifest from a YAML 1.2 or JSON file.
+
+    Raises:
+        ManifestError: the file cannot be read, or fields are wrong; every issue names file, line and field.
+    """
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise ManifestError(
+            [ManifestIssue("file", f"cannot be read: {error.strerror}", str(path))]
+        ) from error
+    return parse_job(content, file=str(path))
+
+
+def parse_job(content: bytes | str, *, file: str = "") -> TrainingJob:
+    """Read a manifest from its text; `file` is what errors call it.
+
+    Raises:
+        ManifestError: as `load_job`.
+    """
+    text = content if isinstance(content, str) else _decode(content, file)
+    return _check(parse(text, file, takes_text=takes_text))
+
+
+def from_mapping(data: Mapping[str, Any], *, file: str = "") -> TrainingJob:
+    """Check a manifest that was parsed before, for example a Kubernetes object; its status is ignored.
+
+    Raises:
+        ManifestError: fields are wrong; issues have no lines.
+    """
+    return _check(Document(file, dict(data)))
+
+
+def with_faults(job: TrainingJob, faults: Sequence[Fault]) -> TrainingJob:
+    """The job with more injected faults.
+
+    Raises:
+        ManifestError: a fault could never happen in this job.
+    """
+    data = to_mapping(job)
+    data["spec"]["faults"] += [fault.model_dump(by_alias=True) for fault in faults]
+    return from_mapping(data)
+
+
+def to_mapping(job: TrainingJob) -> dict[str, Any]:
+    """The resolved manifest as JSON data, defaults and presets filled in; `from_mapping` reads it back."""
+    data = job.model_dump(by_alias=True)
+    runtime = data["spec"]["runtime"]
+    data["spec"]["runtime"] = {name: value for name, value in runtime.items() if value is not None}
+    return data
+
+
+def resolved_yaml(job: TrainingJob) -> str:
+    """`to_mapping` as YAML text."""
+    writer = YAML(typ="safe", pure=True)
+    writer.Representer = _Representer
+    writer.default_flow_style = False
+    writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    stream = io.StringIO()
+    writer.dump(to_mapping(job), stream)
+    return stream.getvalue()
+
+
+def digest(job: TrainingJob) -> str:
+    """sha256 of the resolved manifest, the same for files that mean the same."""
+    canonical = json.dumps(to_mapping(job), sort_keys=True, separators=(",", ":"))
+    return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()}"
+
+
+def _decode(content: bytes, file: str) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        message = f"byte {content[error.start]:#04x} is not UTF-8"
+        raise ManifestError([ManifestIssue("file", message, file, line, "save the file as UTF-8")]) from error
+
+
+def _check(document: Document) -> TrainingJob:
+    issues = list(document.issues.values())
+    if isinstance(document.data, dict):
+        document.data = {name: value for name, value in document.data.items() if name != "status"}
+        wrong_kind = _kind_issues(document)
+        if wrong_kind:
+            raise ManifestError(wrong_kind)
+    else:
+        message = f"got {show(document.data)}, expected a mapping with apiVersion, kind, metadata and spec"
+        raise ManifestError(
+            [ManifestIssue("file", message, document.file or None, 1 if document.lines else None)]
+        )
+    try:
+        job = TrainingJob.model_validate(document.data, by_alias=True, by_name=False)
+    except ValidationError as error:
+        issues += issues_of(error, document)
+    if issues:
+        raise ManifestError(sorted(issues, key=lambda issue: issue.line or 0))
+    return job
+
+
+def _kind_issues(document: Document) -> list[ManifestIssue]:
+    """Another kind of object, or another version, is said as such: its fields would all look wrong."""
+    issues = []
+    for name, wanted in (("apiVersion", API_VERSION), ("kind", KIND)):
+        value = document.data.get(name, wanted)
+        if value != wanted:
+            hint = did_you_mean(str(value), [wanted]) or "this is not a job for megascale"
+            message = f"got {show(value)}, expected {wanted}"
+            issues.append(
+                ManifestIssue(name, message, document.file or None, document.line_of((name,)), hint)
+            )
+    return issues

@@ -1,0 +1,187 @@
+"""`spec.runtime.megatron`: the model, its layout over ranks, optimizer and data."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import ConfigDict, Field, PrivateAttr, model_validator
+from pydantic.alias_generators import to_camel
+
+from megascale.job.base import MAX_INT, Count, Natural, Problem, Section, Text, Words, did_you_mean, refuse
+from megascale.job.presets import PRESETS
+from megascale.job.rules import BYTE_VOCAB_SIZE
+
+PositiveNumber = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+FromPreset = Words(default="the preset's; required without a preset")
+PresetName = Literal["tiny", "gpt-175b", "gpt-530b", "llama-7b", "llama-13b", "llama-65b"]
+
+
+def _leave_defaults_to_presets(schema: dict[str, Any]) -> None:
+    """An API server writes defaults into objects; here they would hide the preset's values."""
+    schema.pop("required", None)
+    for field in schema["properties"].values():
+        field.pop("default", None)
+
+
+class Model(Section):
+    """The transformer. A preset fills what is left out; fields given beside it win."""
+
+    model_config = ConfigDict(json_schema_extra=_leave_defaults_to_presets)
+
+    preset: PresetName | None = None
+    """A shape by name; its values stand for fields that are left out."""
+    num_layers: Annotated[Count, FromPreset]
+    """Transformer layers; a multiple of pipeline x interleave."""
+    hidden_size: Annotated[Count, FromPreset]
+    """Width of the residual stream; a multiple of attentionHeads."""
+    attention_heads: Annotated[Count, FromPreset]
+    """Query heads per layer; a multiple of tensor."""
+    kv_heads: Annotated[Count, Words(default="attentionHeads")] = Field(
+        default_factory=lambda fields: fields["attention_heads"]
+    )
+    """Key and value heads per layer; fewer than attentionHeads is grouped-query attention."""
+    ffn_hidden_size: Annotated[Count, Words(default="4 x hiddenSize")] = Field(
+        default_factory=lambda fields: 4 * fields["hidden_size"]
+    )
+    """Width inside the MLP; with swiglu the width of each of its two branches."""
+    block: Literal["parallel", "serial"] = "parallel"
+    """parallel: y = x + Attention(LN(x)) + MLP(LN(x)), one norm, half the tensor-parallel collectives
+    (MegaScale 3.1); serial: the MLP reads what attention wrote."""
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    """Normalisation in front of each block and before the output layer."""
+    activation: Literal["gelu", "swiglu"] = "gelu"
+    """Activation of the MLP."""
+    rotary_base: PositiveNumber = 10_000.0
+    """Base of the rotary position frequencies; larger reaches further."""
+    window: Count | None = None
+    """Sliding-window attention: how many keys a token sees, itself included (MegaScale 3.1);
+    null = all before it."""
+    tied_embeddings: bool = True
+    """Use the input embedding as the output layer too."""
+    vocab_size: Annotated[int, Field(ge=2, le=MAX_INT)] = BYTE_VOCAB_SIZE
+    """Token ids the model knows; the default is the byte tokenizer's: 256 bytes and end-of-document."""
+    init_std: Annotated[float, Field(gt=0, le=1)] = 0.02
+    """Standard deviation of the initial weights."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _merge_preset(cls, given: object) -> object:
+        if not isinstance(given, dict) or given.get("preset") is None:
+            return given
+        preset = given["preset"]
+        if preset not in PRESETS:
+            message = f'got "{preset}", expected one of {", ".join(PRESETS)}'
+            refuse([Problem(("preset",), message, did_you_mean(str(preset), PRESETS))])
+        missing = {name: value for name, value in PRESETS[preset].items() if name not in given}
+        return {to_camel(name): value for name, value in missing.items()} | given
+
+
+class Parallelism(Section):
+    """How the model is cut over ranks; what remains of the ranks is data parallel."""
+
+    tensor: Count = 1
+    """Ranks that share each layer; keep it within a node."""
+    pipeline: Count = 1
+    """Stages the layers are split into."""
+    context: Count = 1
+    """Ranks that share each sequence."""
+    expert: Annotated[int, Field(ge=1, le=1), Words("1: these models have no experts")] = 1
+    """Ranks that share the experts of a mixture-of-experts model."""
+    interleave: Count = 1
+    """Chunks of layers per pipeline stage: a smaller bubble for more messages (MegaScale 3.2)."""
+    sequence: bool = False
+    """Sequence parallelism: split norms and dropout over the tensor ranks too."""
+
+    _data: int = PrivateAttr(default=1)
+
+    @property
+    def ranks_per_replica(self) -> int:
+        """Ranks that hold one copy of the model together."""
+        return self.tensor * self.pipeline * self.context
+
+    @property
+    def data(self) -> int:
+        """Data-parallel size at full strength: nodes x ranksPerNode / ranks_per_replica."""
+        return self._data
+
+    def set_world(self, world_size: int) -> None:
+        """Called by the job once its number of ranks is known."""
+        self._data = world_size // self.ranks_per_replica
+
+
+class Schedule(Section):
+    """How the learning rate moves over the steps of the job."""
+
+    name: Literal["cosine", "constant"] = "cosine"
+    """cosine: from lr down to minLr at the last step; constant: lr throughout."""
+    warmup_steps: Natural = 0
+    """The rate rises linearly from 0 to lr over these steps."""
+
+
+class Optimizer(Section):
+    """The optimizer and its learning rate."""
+
+    name: Literal["lamb", "adamw"] = "lamb"
+    """lamb: Adam with a trust ratio per parameter, for large batches (MegaScale 3.1); adamw: AdamW."""
+    lr: Annotated[float, Field(gt=0, le=100)] = 0.002
+    """Highest learning rate, reached after the warm-up."""
+    min_lr: Annotated[float, Field(ge=0, le=100)] = 0.0
+    """Learning rate at the last step of a cosine schedule."""
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.01
+    """Decoupled weight decay; norms and biases are left out."""
+    beta1: Decay = 0.9
+    """Decay per step of the mean of the gradients."""
+    beta2: Decay = 0.95
+    """Decay per step of the mean of the squared gradients."""
+    eps: Annotated[float, Field(gt=0, le=1)] = 1e-6
+    """Added to the root of the second moment."""
+    clip_grad: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    """Largest global gradient norm; 0 = no clipping."""
+    schedule: Schedule = Schedule()
+    """How the learning rate moves."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.min_lr > self.lr:
+            refuse(
+                [
+                    Problem(
+                        ("minLr",), f"{self.min_lr:g} is above lr {self.lr:g}", "minLr is where the rate ends"
+                    )
+                ]
+            )
+        return self
+
+
+class Data(Section):
+    """Training data and how it is cut into batches."""
+
+    path: Text
+    """Prefix of the token files <path>.bin and <path>.idx, relative to the working directory."""
+    prepare_from: list[Text] = Field(default_factory=list)
+    """Made into <path> before the first launch when it is missing: files and folders of text, or
+    python-stdlib (the Python sources on this machine). Byte-level tokens."""
+    sequence_length: Annotated[int, Field(ge=1, le=2**24)]
+    """Tokens per sample."""
+    micro_batch: Count
+    """Samples a rank works on at once; bounded by its memory."""
+    global_batch: Count
+    """Samples per step over all ranks; a multiple of microBatch x data-parallel size."""
+
+
+class Megatron(Section):
+    """Train a GPT with the Megatron-core engine."""
+
+    model: Model
+    """The transformer."""
+    parallelism: Parallelism = Field(default_factory=Parallelism)
+    """How the model is cut over ranks."""
+    optimizer: Optimizer = Optimizer()
+    """The optimizer and its learning rate."""
+    data: Data
+    """Training data and batch sizes."""
+    seed: Natural = 1234
+    """Seed of the weights and of the order of the samples."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 on a GPU, fp32 on the CPU."""

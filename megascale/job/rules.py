@@ -1,0 +1,198 @@
+"""Rules between fields: the model, its layout over ranks, batch sizes, injected faults."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from megascale.job.base import Problem
+
+if TYPE_CHECKING:
+    from megascale.job.megatron import Megatron, Model, Parallelism
+    from megascale.job.schema import Fault, JobSpec
+
+BYTE_VOCAB_SIZE: Final = 257
+"""Token ids of the byte tokenizer: 256 bytes and end-of-document."""
+_MEGATRON: Final = ("runtime", "megatron")
+
+
+def node_counts(spec: JobSpec) -> tuple[int, ...]:
+    """Node counts from nodes down to minNodes that the layout can run on."""
+    counts = range(spec.nodes, spec.min_nodes - 1, -1)
+    megatron = spec.runtime.megatron
+    return tuple(n for n in counts if megatron is None or _fits(megatron, n * spec.ranks_per_node))
+
+
+def spec_problems(spec: JobSpec) -> list[Problem]:
+    """Everything that does not go together in a spec whose fields are fine one by one."""
+    problems = []
+    if spec.min_nodes > spec.nodes:
+        message = f"{spec.min_nodes} is more than nodes {spec.nodes}"
+        problems.append(Problem(("minNodes",), message, "minNodes is what the job may shrink to"))
+    if spec.runtime.megatron is not None:
+        problems += _training_problems(spec, spec.runtime.megatron)
+    for index, fault in enumerate(spec.faults):
+        problems += _fault_problems(spec, index, fault)
+    return problems
+
+
+def _training_problems(spec: JobSpec, megatron: Megatron) -> list[Problem]:
+    full = _world_problems(spec, megatron)
+    inside = [
+        *_model_problems(megatron.model),
+        *_parallelism_problems(megatron.parallelism),
+        *_layout_problems(megatron),
+        *_data_problems(megatron),
+    ]
+    problems = [*full, *(Problem((*_MEGATRON, *p.path), p.message, p.hint) for p in inside)]
+    world = spec.min_nodes * spec.ranks_per_node
+    if not full and spec.min_nodes < spec.nodes and not _fits(megatron, world):
+        fitting = ", ".join(map(str, node_counts(spec)))
+        message = (
+            f"layout and globalBatch do not fit {spec.min_nodes} x ranksPerNode {spec.ranks_per_node} ranks"
+        )
+        problems.append(Problem(("minNodes",), message, f"from here up to nodes these fit: {fitting}"))
+    schedule = megatron.optimizer.schedule
+    if schedule.warmup_steps > spec.steps:
+        path = (*_MEGATRON, "optimizer", "schedule", "warmupSteps")
+        message = f"{schedule.warmup_steps} is more than spec.steps {spec.steps}"
+        problems.append(Problem(path, message, "the warm-up would not end within the job"))
+    return problems
+
+
+def _world_problems(spec: JobSpec, megatron: Megatron) -> list[Problem]:
+    layout, data, world = megatron.parallelism, megatron.data, spec.world_size
+    replica = layout.ranks_per_replica
+    ranks = f"nodes {spec.nodes} x ranksPerNode {spec.ranks_per_node} = {world} ranks"
+    if world % replica:
+        sizes = f"tensor {layout.tensor} x pipeline {layout.pipeline} x context {layout.context} = {replica}"
+        message = (
+            f"{ranks}, but one copy of the model takes {sizes} and {world} is not a multiple of {replica}"
+        )
+        hint = f"make nodes x ranksPerNode a multiple of {replica}, or lower tensor, pipeline or context"
+        return [Problem((*_MEGATRON, "parallelism"), message, hint)]
+    data_parallel = world // replica
+    per_wave = data.micro_batch * data_parallel
+    if data.global_batch % per_wave:
+        size = f"microBatch {data.micro_batch} x data-parallel size {data_parallel} = {per_wave}"
+        below = data.global_batch // per_wave * per_wave
+        nearest = f"{below} or {below + per_wave}" if below else f"{per_wave}"
+        message = (
+            f"{data.global_batch} is not a multiple of {size} ({ranks}, {replica} per copy of the model)"
+        )
+        return [Problem((*_MEGATRON, "data", "globalBatch"), message, f"use {nearest}")]
+    micro_batches = data.global_batch // per_wave
+    if layout.interleave > 1 and micro_batches % layout.pipeline:
+        message = (
+            f"{data.global_batch} gives {micro_batches} micro-batches per step and rank;"
+            f" with interleave {layout.interleave} it must be a multiple of pipeline {layout.pipeline}"
+        )
+        hint = f"use a multiple of {per_wave * layout.pipeline}"
+        return [Problem((*_MEGATRON, "data", "globalBatch"), message, hint)]
+    return []
+
+
+def _fits(megatron: Megatron, world: int) -> bool:
+    """Whether layout and batch divide evenly over `world` ranks."""
+    layout, data = megatron.parallelism, megatron.data
+    if world % layout.ranks_per_replica:
+        return False
+    per_wave = data.micro_batch * (world // layout.ranks_per_replica)
+    if data.global_batch % per_wave:
+        return False
+    return layout.interleave == 1 or data.global_batch // per_wave % layout.pipeline == 0
+
+
+def _fault_problems(spec: JobSpec, index: int, fault: Fault) -> list[Problem]:
+    problems = []
+    here = ("faults", index)
+    if fault.rank is not None and fault.rank >= spec.world_size:
+        message = f"{fault.rank} does not exist: nodes x ranksPerNode are {spec.world_size} ranks"
+        problems.append(Problem((*here, "rank"), message, f"ranks are numbered 0 to {spec.world_size - 1}"))
+    if fault.step > spec.steps:
+        message = f"{fault.step} is never reached: the job ends after step {spec.steps}"
+        problems.append(Problem((*here, "step"), message, f"use 1 to {spec.steps}"))
+    elif fault.point != "step" and fault.step % spec.checkpoint.every_steps and fault.step != spec.steps:
+        every = spec.checkpoint.every_steps
+        message = f"no checkpoint is saved in step {fault.step}, so point {fault.point} is never reached"
+        hint = (
+            f"checkpoint.everySteps {every} saves in steps {every}, {2 * every}... and in step {spec.steps}"
+        )
+        problems.append(Problem((*here, "step"), message, hint))
+    return problems
+
+
+def _model_problems(model: Model) -> list[Problem]:
+    hidden, heads = model.hidden_size, model.attention_heads
+    problems = []
+    if hidden % heads:
+        message = f"{hidden} is not a multiple of attentionHeads {heads}"
+        problems.append(
+            Problem(("model", "hiddenSize"), message, "every head gets the same share of hiddenSize")
+        )
+    elif hidden // heads % 2:
+        message = f"{hidden} gives each of the {heads} heads an odd width of {hidden // heads}"
+        hint = "rotary positions turn pairs of values: make hiddenSize / attentionHeads even"
+        problems.append(Problem(("model", "hiddenSize"), message, hint))
+    if heads % model.kv_heads:
+        message = f"{model.kv_heads} does not divide attentionHeads {heads}"
+        problems.append(
+            Problem(("model", "kvHeads"), message, "each key-value head serves as many query heads")
+        )
+    return problems
+
+
+def _parallelism_problems(layout: Parallelism) -> list[Problem]:
+    problems = []
+    if layout.sequence and layout.tensor == 1:
+        message = "sequence parallelism splits over the tensor ranks, but tensor is 1"
+        hint = "set tensor to 2 or more, or sequence to false"
+        problems.append(Problem(("parallelism", "sequence"), message, hint))
+    if layout.interleave > 1 and layout.pipeline == 1:
+        message = f"{layout.interleave} chunks per stage need a pipeline, but pipeline is 1"
+        hint = "set pipeline to 2 or more, or interleave to 1"
+        problems.append(Problem(("parallelism", "interleave"), message, hint))
+    return problems
+
+
+def _layout_problems(megatron: Megatron) -> list[Problem]:
+    """The model against its layout."""
+    model, layout = megatron.model, megatron.parallelism
+    tensor, stages = layout.tensor, layout.pipeline * layout.interleave
+    pipeline = f"pipeline {layout.pipeline} x interleave {layout.interleave} = {stages}"
+    same_layers = "every piece of the pipeline gets the same number of layers"
+    same_share = "every tensor rank gets the same share"
+    grouped = model.kv_heads if model.kv_heads != model.attention_heads else 0
+    return [
+        *_multiple(("model", "kvHeads"), grouped, tensor, f"tensor {tensor}", same_share),
+        *_multiple(("model", "numLayers"), model.num_layers, stages, pipeline, same_layers),
+        *_multiple(
+            ("model", "attentionHeads"), model.attention_heads, tensor, f"tensor {tensor}", same_share
+        ),
+        *_multiple(("model", "ffnHiddenSize"), model.ffn_hidden_size, tensor, f"tensor {tensor}", same_share),
+    ]
+
+
+def _data_problems(megatron: Megatron) -> list[Problem]:
+    """The data against model and layout."""
+    model, layout, data = megatron.model, megatron.parallelism, megatron.data
+    problems = []
+    length = ("data", "sequenceLength")
+    if layout.context > 1:
+        pieces = 2 * layout.context
+        hint = "context parallelism gives every rank two equal pieces of the sequence"
+        problems += _multiple(length, data.sequence_length, pieces, f"2 x context = {pieces}", hint)
+    if layout.sequence:
+        pieces = layout.tensor * layout.context
+        hint = "sequence parallelism splits the sequence over these ranks"
+        problems += _multiple(length, data.sequence_length, pieces, f"tensor x context = {pieces}", hint)
+    if data.prepare_from and model.vocab_size < BYTE_VOCAB_SIZE:
+        message = (
+            f"{model.vocab_size} is less than the {BYTE_VOCAB_SIZE} token ids that data.prepareFrom makes"
+        )
+        problems.append(Problem(("model", "vocabSize"), message, f"use {BYTE_VOCAB_SIZE} or more"))
+    return problems
+
+
+def _multiple(path: tuple[str, ...], value: int, of: int, why: str, hint: str) -> list[Problem]:
+    """A problem at `path` unless `value` is a multiple of `of`."""
+    return [] if value % of == 0 else [Problem(path, f"{value} is not a multiple of {why}", hint)]

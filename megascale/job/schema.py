@@ -1,0 +1,273 @@
+"""The TrainingJob manifest (contracts 2): one schema behind YAML files, the command line and the CRD."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import ConfigDict, Field, model_validator
+
+from megascale.job.base import (
+    Count,
+    Label,
+    Natural,
+    NodeName,
+    Problem,
+    Seconds,
+    Section,
+    Text,
+    Words,
+    did_you_mean,
+    refuse,
+)
+from megascale.job.megatron import Megatron
+from megascale.job.rules import node_counts, spec_problems
+
+API_VERSION = "megascale.io/v1alpha1"
+KIND = "TrainingJob"
+CAUSES = ("crash", "user_code", "hang", "node_lost", "hardware", "checkpoint_corrupt", "launch_failed")
+"""Causes of restarts that `recovery` can be tuned by."""
+EXACTLY_ONE_RUNTIME: dict[str, Any] = {"oneOf": [{"required": ["megatron"]}, {"required": ["command"]}]}
+
+
+class Metadata(Section):
+    """Kubernetes object metadata; labels, annotations, namespace and the like are passed through."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: Label
+    """Name of the job: of runs/<name>/ on a workstation, of the object on a cluster."""
+
+
+class Command(Section):
+    """Run any torchrun-style script; RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT are set."""
+
+    args: Annotated[list[Text], Field(min_length=1), Words("a list of texts with at least one entry")]
+    """Program and arguments of each rank, as for exec; no shell is involved."""
+    env: dict[str, str] = Field(default_factory=dict)
+    """Environment variables added for the ranks."""
+
+
+class Runtime(Section):
+    """What the ranks run: exactly one of megatron and command."""
+
+    model_config = ConfigDict(json_schema_extra=EXACTLY_ONE_RUNTIME)
+
+    megatron: Megatron | None = None
+    """Train a GPT with the Megatron-core engine."""
+    command: Command | None = None
+    """Run your own torchrun-style script."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.megatron is None) == (self.command is None):
+            message = (
+                "neither megatron nor command is given"
+                if self.megatron is None
+                else "both megatron and command are given"
+            )
+            refuse([Problem((), f"{message}, expected exactly one of them")])
+        return self
+
+
+class MemoryTier(Section):
+    """Copies of each rank's state in the memory of its node."""
+
+    enabled: bool = True
+    """Keep such copies: a rank that dies is restored without touching storage."""
+
+
+class Checkpoint(Section):
+    """When and where the training state is saved."""
+
+    uri: Text | None = None
+    """Folder, or fsspec URL, of the checkpoints. null = checkpoints/ in the run's own folder."""
+    every_steps: Count = 50
+    """Steps between two durable checkpoints; one is also saved at the end."""
+    keep: Count = 3
+    """Newest checkpoints that are kept; older ones are pruned."""
+    memory: MemoryTier = MemoryTier()
+    """Copies of each rank's state in the memory of its node."""
+
+
+class Health(Section):
+    """When a node or a rank counts as lost. Times in seconds."""
+
+    heartbeat_seconds: Seconds = 2
+    """Time between two beats of an agent."""
+    silence_seconds: Seconds = 15
+    """A node that is not heard of for this long is lost; at least twice heartbeatSeconds."""
+    flap_tolerance_seconds: Annotated[int, Field(ge=0, le=86_400)] = 30
+    """A stall without positive evidence of a fault is waited out this long: links flap for 2 to 10 s."""
+    startup_seconds: Seconds = 600
+    """Launch to the first step, at most."""
+    reconnect_grace_seconds: Seconds = 10
+    """A restarted driver waits this long for agents before it calls any of them silent."""
+    orphan_seconds: Seconds = 60
+    """Ranks without a driver, and without anyone to restart it, save and exit after this time."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.silence_seconds < 2 * self.heartbeat_seconds:
+            message = f"{self.silence_seconds} is less than twice heartbeatSeconds {self.heartbeat_seconds}"
+            refuse([Problem(("silenceSeconds",), message, "one late beat would count as a lost node")])
+        return self
+
+
+class RuleMatch(Section):
+    """Which incidents a rule is for; every field that is given must match."""
+
+    cause: Annotated[str | None, Words(f"one of {', '.join(CAUSES)}")] = None
+    """Cause of the incident."""
+    message: Text | None = None
+    """Regular expression found in the reason or in the rank's last words."""
+
+
+class Rule(Section):
+    """An exception to the recovery ladder."""
+
+    match: RuleMatch
+    """Which incidents the rule is for."""
+    action: Literal["restart_in_place", "replace_node", "roll_back", "fail_job"]
+    """The rung of the ladder to take."""
+
+
+class Recovery(Section):
+    """How far automation goes before the job fails."""
+
+    max_restarts: Natural = 100
+    """Restarts over the whole job before it fails."""
+    budgets: Annotated[dict[str, Natural], Words("a mapping from cause to a whole number >= 0")] = Field(
+        default_factory=dict
+    )
+    """Restarts by cause before the job fails; causes: crash, user_code, hang, node_lost, hardware,
+    checkpoint_corrupt, launch_failed."""
+    rules: list[Rule] = Field(default_factory=list)
+    """Exceptions to the recovery ladder; the first match wins."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        known = f"expected one of {', '.join(CAUSES)}"
+        problems = [
+            Problem(
+                ("budgets", cause), f'"{cause}" is no cause of restarts, {known}', did_you_mean(cause, CAUSES)
+            )
+            for cause in self.budgets
+            if cause not in CAUSES
+        ]
+        for index, rule in enumerate(self.rules):
+            cause = rule.match.cause
+            if cause is not None and cause not in CAUSES:
+                path = ("rules", index, "match", "cause")
+                problems.append(Problem(path, f'got "{cause}", {known}', did_you_mean(cause, CAUSES)))
+        refuse(problems)
+        return self
+
+
+class Remediation(Section):
+    """What may be done to nodes outside of this job."""
+
+    mode: Literal["Observe", "Annotate", "Enforce"] = "Observe"
+    """Observe: only record; Annotate: mark bad nodes; Enforce: cordon and taint them."""
+    max_nodes_per_hour: Natural = 3
+    """Nodes the job gives up per hour; beyond it automation stops and pages."""
+
+
+class Fault(Section):
+    """A fault injected for a demonstration or a test."""
+
+    kind: Literal["killRank", "killNode", "stopRank", "stopNode", "killDriver"]
+    """kill is SIGKILL, stop is SIGSTOP: of a rank's process, a node's agent with its ranks, or the driver."""
+    rank: Natural | None = None
+    """Global rank; for killRank and stopRank."""
+    node: NodeName | None = None
+    """Node name, node-0, node-1... on a workstation; for killNode and stopNode."""
+    step: Count
+    """Step in which the fault happens."""
+    point: Literal["step", "save", "commit"] = "step"
+    """step: during the step; save: while that step's checkpoint is written; commit: just before it counts."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        target = {"Rank": "rank", "Node": "node"}.get(self.kind.removeprefix("kill").removeprefix("stop"))
+        given = {"rank": self.rank, "node": self.node}
+        problems = []
+        for name, value in given.items():
+            if name == target and value is None:
+                example = "rank: 1" if name == "rank" else "node: node-1"
+                problems.append(
+                    Problem((name,), f"is required for kind {self.kind}", f"for example {example}")
+                )
+            if name != target and value is not None:
+                instead = f"; name the {target} instead" if target else ""
+                problems.append(
+                    Problem((name,), f"has no meaning for kind {self.kind}", f"remove it{instead}")
+                )
+        refuse(problems)
+        return self
+
+
+class JobSpec(Section):
+    """What to train, on how many nodes, and what to do about faults."""
+
+    nodes: Annotated[int, Field(ge=1, le=100_000)] = 1
+    """Nodes that train."""
+    ranks_per_node: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Processes per node, one per GPU where there are GPUs."""
+    spare_nodes: Annotated[
+        Annotated[int, Field(ge=0, le=100_000)] | Literal["auto"], Words("a whole number >= 0, or auto")
+    ] = "auto"
+    """Idle nodes kept ready to replace a lost one; auto = sized from the failure rate."""
+    min_nodes: Annotated[int, Field(ge=1, le=100_000), Words(default="nodes")] = Field(
+        default_factory=lambda fields: fields["nodes"]
+    )
+    """Train on down to this many nodes when no spare is left."""
+    suspend: bool = False
+    """Hold the job: save, release its ranks, and wait until this is false again."""
+    steps: Annotated[int, Field(ge=1, le=10**9)]
+    """The job is complete after this optimizer step."""
+    runtime: Runtime
+    """What the ranks run."""
+    checkpoint: Checkpoint = Checkpoint()
+    """When and where the training state is saved."""
+    health: Health = Health()
+    """When a node or a rank counts as lost."""
+    recovery: Recovery = Recovery()
+    """How far automation goes before the job fails."""
+    remediation: Remediation = Remediation()
+    """What may be done to nodes outside of this job."""
+    faults: list[Fault] = Field(default_factory=list)
+    """Faults injected for demonstrations and tests."""
+    template: dict[str, Any] = Field(default_factory=dict)
+    """Kubernetes only: overrides merged into the pods' template."""
+
+    @property
+    def world_size(self) -> int:
+        """Ranks at full strength."""
+        return self.nodes * self.ranks_per_node
+
+    @property
+    def node_counts(self) -> tuple[int, ...]:
+        """Node counts between nodes and minNodes that the layout can run on, largest first."""
+        return node_counts(self)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        refuse(spec_problems(self))
+        if self.runtime.megatron is not None:
+            self.runtime.megatron.parallelism.set_world(self.world_size)
+        return self
+
+
+class TrainingJob(Section):
+    """A training job: the same file for `megascale run` and for `kubectl apply`."""
+
+    model_config = ConfigDict(title=KIND)
+
+    api_version: Literal["megascale.io/v1alpha1"]
+    """Version of this schema."""
+    kind: Literal["TrainingJob"]
+    """Always TrainingJob."""
+    metadata: Metadata
+    """Name of the job, and Kubernetes metadata."""
+    spec: JobSpec
+    """What to train, on how many nodes, and what to do about faults."""

@@ -1,0 +1,21 @@
+"""Alerts a rank raises for the control plane: single stderr lines that the agent's log watch recognises."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Final
+
+PREFIX: Final = "megascale.alert "
+
+
+def alert(kind: str, message: str) -> None:
+    """Report something a person or the driver should know of; training goes on.
+
+    Args:
+        kind: camelCase name of the class of alert, such as "checkpointSaveFailed".
+        message: what happened, in words.
+    """
+    # One write, so that lines of several writers to the same log do not mix.
+    sys.stderr.write(f"{PREFIX}{json.dumps({'kind': kind, 'message': message})}\n")
+    sys.stderr.flush()

@@ -1,0 +1,103 @@
+"""The files of a local run: `runs/<job>/` (contracts 10)."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+
+@dataclass(frozen=True, slots=True)
+class RunDir:
+    """Names every file of a run; makes folders, not contents."""
+
+    root: Path
+
+    @property
+    def job_file(self) -> Path:
+        return self.root / "job.yaml"
+
+    @property
+    def record_file(self) -> Path:
+        return self.root / "record.json"
+
+    @property
+    def driver_file(self) -> Path:
+        return self.root / "driver.json"
+
+    @property
+    def token_file(self) -> Path:
+        return self.root / "token"
+
+    @property
+    def events_file(self) -> Path:
+        return self.root / "events.jsonl"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def summary_file(self) -> Path:
+        return self.root / "summary.json"
+
+    @property
+    def supervisor_lock(self) -> Path:
+        return self.root / "run.lock"
+
+    @property
+    def driver_lock(self) -> Path:
+        return self.root / "driver.lock"
+
+    @property
+    def agents(self) -> Path:
+        """One `<node>.json` per agent that was started."""
+        return self.root / "agents"
+
+    @property
+    def faults(self) -> Path:
+        """One marker per injected fault that has fired."""
+        return self.root / "faults"
+
+    def logs(self, attempt: int) -> Path:
+        return self.root / "logs" / f"attempt-{attempt}"
+
+    def rank_log(self, attempt: int, rank: int) -> Path:
+        return self.logs(attempt) / f"rank-{rank}.log"
+
+    def rank_file(self, node: str, local_rank: int) -> Path:
+        return self.root / "ranks" / f"{node}-{local_rank}.rank"
+
+    def checkpoints(self, uri: str | None) -> str:
+        """Where checkpoints go: the manifest's URI, a relative path counting from the working folder."""
+        if uri is None:
+            return str(self.root / "checkpoints")
+        return uri if urlsplit(uri).scheme else str(Path(uri).absolute())
+
+    def ensure_token(self) -> str:
+        """The run's token, made once, readable by its owner only."""
+        try:
+            descriptor = os.open(self.token_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            return self.token_file.read_text().strip()
+        token = secrets.token_urlsafe(32)
+        with os.fdopen(descriptor, "w") as handle:
+            handle.write(token)
+        return token
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace `path` so that a reader and a crash see either the old or the new text."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w") as handle:
+        handle.write(text)
+        handle.flush()
+        os.fsync(handle.fileno())
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

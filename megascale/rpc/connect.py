@@ -1,0 +1,67 @@
+"""Reaching the driver of a run: its address, the run's token, and a stub that carries it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import grpc
+
+from megascale.errors import UnreachableError
+from megascale.observe.rundir import RunDir
+from megascale.rpc.megascale_pb2_grpc import DriverStub
+
+METADATA_KEY: Final = "authorization"
+CHANNEL_OPTIONS: Final = (
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.enable_http_proxy", 0),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class DriverAddress:
+    """What `driver.json` says: where the driver listens, its process and its term."""
+
+    endpoint: str
+    pid: int
+    term: int
+
+
+def read_address(run: RunDir) -> DriverAddress | None:
+    """The address the newest driver wrote, or None when there is none or it is half gone."""
+    try:
+        data = json.loads(run.driver_file.read_text())
+        return DriverAddress(str(data["endpoint"]), int(data["pid"]), int(data["term"]))
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+
+
+def read_token(path: Path) -> str:
+    """The run's token.
+
+    Raises:
+        UnreachableError: there is none, so nothing was ever started here.
+    """
+    try:
+        return path.read_text().strip()
+    except FileNotFoundError as error:
+        raise UnreachableError(f"{path} does not exist: no driver was started for this run") from error
+
+
+def bearer(token: str) -> tuple[tuple[str, str], ...]:
+    """Call metadata that authenticates the caller."""
+    return ((METADATA_KEY, f"Bearer {token}"),)
+
+
+def channel_to(address: DriverAddress) -> grpc.aio.Channel:
+    """A channel to the driver; the caller closes it."""
+    return grpc.aio.insecure_channel(address.endpoint, options=CHANNEL_OPTIONS)
+
+
+def stub_on(channel: grpc.aio.Channel) -> DriverStub:
+    return DriverStub(channel)  # type: ignore[no-untyped-call]

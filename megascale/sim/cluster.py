@@ -1,0 +1,226 @@
+"""The simulated cluster: machines, the agents on them, storage and the runs that are truly under way."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from megascale.core.events import CommitDone, NodeGone, NodeJoined, RankEvidence, RankExited
+from megascale.core.lineage import Commit
+from megascale.sim.agenda import Agenda
+from megascale.sim.delays import Delays
+from megascale.sim.fleet import Fleet
+from megascale.sim.machines import RUNNING, Machine
+from megascale.sim.network import Network
+from megascale.sim.storage import Storage
+from megascale.sim.training import Run, Workload
+
+PEER_ERROR = "DistBackendError"
+PEER_MESSAGE = "Connection closed by peer"
+
+
+class Reporter(Protocol):
+    """How the state of the ranks reaches the driver: beat by beat, or summarised."""
+
+    def joined(self, machine: Machine) -> None: ...
+
+    def changed(self, run: Run) -> None: ...
+
+
+class Cluster:
+    """What agents do when commanded and what they say by themselves.
+
+    Attributes:
+        machines: by name; runs: by attempt; reporter: set by whoever builds the simulation.
+        echo: ranks whose peer died end with a connection error after a delay, as over gloo; without it
+            they wait for ever, as inside NCCL.
+    """
+
+    reporter: Reporter
+
+    def __init__(
+        self,
+        machines: list[Machine],
+        work: Workload,
+        *,
+        ranks_per_node: int,
+        agenda: Agenda,
+        delays: Delays,
+        network: Network,
+        storage: Storage,
+        echo: bool,
+    ) -> None:
+        self.machines = {machine.name: machine for machine in machines}
+        self.work, self.ranks_per_node, self.echo = work, ranks_per_node, echo
+        self.agenda, self.delays, self.network, self.storage = agenda, delays, network, storage
+        self.fleet = Fleet(agenda, delays, self._boot_granted, list(machines))
+        self.runs: dict[int, Run] = {}
+        storage.told = lambda commit: network.publish(CommitDone(commit.step, commit.attempt, agenda.now))
+
+    # Machines and their agents
+
+    def _boot_granted(self, machine: Machine) -> None:
+        self.agenda.after(self.delays.sample("boot"), lambda: self.boot(machine))
+
+    def boot(self, machine: Machine) -> None:
+        """A fresh agent starts and joins, unless the machine is down or was given back."""
+        if machine.held and machine.power:
+            machine.boot()
+            self.join(machine)
+            self.reporter.joined(machine)
+
+    def join(self, machine: Machine) -> None:
+        """Say hello, and repeat the exits of the newest attempt (the stream was broken)."""
+        if not (machine.held and machine.reachable):
+            return
+        hello = NodeJoined(
+            machine.name, machine.incarnation, machine.launched, tuple(sorted(machine.ranks)), {}
+        )
+        self.network.tell(machine, hello)
+        for event in machine.exits:
+            self.network.tell(machine, event)
+
+    def join_all(self) -> None:
+        """A new driver is up: every agent reconnects with jitter."""
+        for machine in self.machines.values():
+            if machine.held and machine.incarnation:
+                delay = self.delays.sample("reconnect")
+                self.agenda.after(delay, lambda machine=machine: self.join(machine))  # type: ignore[misc]
+
+    def power_off(self, machine: Machine) -> None:
+        machine.power = False
+        run = machine.run
+        machine.stop_agent()
+        if run is not None:
+            self._echo(run)
+
+    def release(self, machine: Machine) -> None:
+        """The agent ends and the node goes back to the fleet, to be repaired if it is at fault."""
+        if not machine.held:
+            return
+        machine.stop_agent()
+        broken = bool(machine.defect) or not machine.power or machine.stuck
+        self.fleet.give_back(machine, self.delays.sample("repair" if broken else "clean"))
+
+    def fleet_notices(self, machine: Machine, incarnation: str, reason: str, *, planned: bool) -> None:
+        """The fleet tells that a node is no more, and takes it back."""
+        event = NodeGone(machine.name, incarnation, reason, at=self.agenda.now, planned=planned)
+        self.network.publish(event)
+        self.release(machine)
+
+    # What agents do on command
+
+    def launch(self, machine: Machine, term: int, run: Run) -> str:
+        """Start the ranks of an attempt; "" or why not. Idempotent per attempt."""
+        token = (term, run.attempt)
+        if token < machine.seen:
+            return f"{machine.name} has seen term {machine.seen[0]}, attempt {machine.seen[1]}"
+        machine.seen = token
+        if machine.launched == run.attempt:
+            return ""
+        if machine.ranks or machine.run is not None:
+            machine.drop_ranks()
+        machine.launched, machine.exits, machine.run = run.attempt, [], run
+        first = run.nodes.index(machine.name) * self.ranks_per_node
+        machine.ranks = dict.fromkeys(range(first, first + self.ranks_per_node), RUNNING)
+        machine.behind = False
+        if machine.defect == "unlaunchable":
+            machine.drop_ranks()
+            return f"{machine.name}: the device cannot be opened"
+        run.forked_on(machine.name)
+        return ""
+
+    def kill(self, machine: Machine, term: int, attempt: int) -> bool:
+        """Kill ranks of `attempt` or older; whether all were reaped."""
+        if (term, attempt) < machine.seen:
+            return True
+        machine.seen = (term, attempt)
+        if machine.run is not None and machine.run.attempt <= attempt:
+            if machine.stuck:
+                return False
+            machine.drop_ranks()
+        return True
+
+    def evidence(self, machine: Machine) -> tuple[RankEvidence, ...]:
+        run = machine.run
+        if run is None:
+            return ()
+        step, _ = run.position()
+        entered = 10 * step + (4 if machine.behind else 5)
+        return tuple(
+            RankEvidence(rank, state, step, "backward", 0, entered) for rank, state in machine.ranks.items()
+        )
+
+    # What ranks do
+
+    def exit_rank(
+        self,
+        machine: Machine,
+        rank: int,
+        *,
+        exit_code: int | None = None,
+        signal: int | None = None,
+        error: tuple[str, str] = ("", ""),
+        detail: Commit | None = None,
+        echo: bool = True,
+    ) -> None:
+        """A rank process ends; its agent tells, and its peers may notice."""
+        run = machine.run
+        if run is None or rank not in machine.ranks:
+            return
+        del machine.ranks[rank]
+        event = RankExited(
+            machine.name,
+            machine.incarnation,
+            run.attempt,
+            rank,
+            exit_code=exit_code,
+            signal=signal,
+            at=self.agenda.now + machine.skew_s,
+            step=run.position()[0],
+            error_type=error[0],
+            error_message=error[1],
+            error_detail={"step": detail.step, "attempt": detail.attempt} if detail else {},
+        )
+        machine.exits.append(event)
+        incarnation = machine.incarnation
+        self.agenda.after(self.delays.sample("exit"), lambda: self._tell_exit(machine, incarnation, event))
+        if exit_code not in (0, 76):
+            run.block(f"rank {rank} exited")
+            if echo:
+                self._echo(run)
+
+    def _tell_exit(self, machine: Machine, incarnation: str, event: RankExited) -> None:
+        if machine.reachable and machine.incarnation == incarnation:
+            self.network.tell(machine, event)
+
+    def _echo(self, run: Run) -> None:
+        """Peers of a dead rank find their connections closed and end too."""
+        if not self.echo or run.ended:
+            return
+        for name in run.nodes:
+            machine = self.machines[name]
+            for rank in list(machine.ranks) if machine.run is run else ():
+                delay = self.delays.sample("echo")
+                self.agenda.after(delay, lambda m=machine, r=rank: self._end_by_echo(run, m, r))  # type: ignore[misc]
+
+    def _end_by_echo(self, run: Run, machine: Machine, rank: int) -> None:
+        if machine.run is run and machine.ranks.get(rank) == RUNNING:
+            self.exit_rank(machine, rank, exit_code=1, error=(PEER_ERROR, PEER_MESSAGE), echo=False)
+
+    # Watcher of the runs
+
+    def run_changed(self, run: Run) -> None:
+        self.reporter.changed(run)
+
+    def ranks_left(self, run: Run, exit_code: int) -> None:
+        for name in run.nodes:
+            machine = self.machines[name]
+            for rank in list(machine.ranks) if machine.run is run else ():
+                self.exit_rank(machine, rank, exit_code=exit_code)
+
+    def load_failed(self, run: Run, commit: Commit) -> None:
+        machine = self.machines[run.nodes[0]]
+        rank = min(machine.ranks, default=None)
+        if rank is not None:
+            error = ("CheckpointCorruptError", f"checksum of step {commit.step} does not match")
+            self.exit_rank(machine, rank, exit_code=1, error=error, detail=commit)

@@ -1,0 +1,164 @@
+"""A driver's life around the core, as the real shell lives it: step, log, record, then the effects.
+
+It can be cut off before the record is written or between any two effects, and it stops when its record
+write finds a higher term.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from megascale.core import effects as fx
+from megascale.core import events as ev
+from megascale.core.codec import Json
+from megascale.core.eventlog import Entry
+from megascale.core.machine import Core
+from megascale.core.policy import Policy
+from megascale.sim.agenda import Timer
+from megascale.sim.cluster import Cluster
+from megascale.sim.performer import perform
+
+
+@dataclass(slots=True)
+class RecordStore:
+    """The job record as it is stored, and the manifest: all that outlives a driver."""
+
+    policy: Policy
+    snapshot: Json = None
+    term: int = 0
+
+    def write(self, term: int, snapshot: Json) -> bool:
+        """Compare-and-swap on the term; False = a newer driver owns the record."""
+        if term < self.term:
+            return False
+        self.term, self.snapshot = term, snapshot
+        return True
+
+
+@dataclass(slots=True)
+class Cut:
+    """Where a driver dies: at its `effect`-th effect, before the record write if `unwritten`."""
+
+    effect: int = -1
+    unwritten: bool = False
+
+
+Observer = Callable[["SimDriver", Entry], None]
+
+
+class SimDriver:
+    """Performs effects on a Cluster.
+
+    Attributes:
+        skew_s: this driver's clock is ahead of true time by this.
+        on_death: called once when it was cut off or fenced.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        store: RecordStore,
+        observer: Observer,
+        on_death: Callable[[SimDriver], None],
+        *,
+        skew_s: float = 0.0,
+        cut: Cut | None = None,
+    ) -> None:
+        self.cluster, self.store, self._observer, self._on_death = cluster, store, observer, on_death
+        self.term = store.term + 1
+        store.term = self.term
+        self.core = (
+            Core(store.policy) if store.snapshot is None else Core.restore(store.policy, store.snapshot)
+        )
+        self.alive, self.skew_s, self.cut = True, skew_s, cut or Cut()
+        self.performed = 0
+        self._tick: Timer | None = None
+        self._scanned: set[tuple[int, int]] = set()
+        self._missed: list[ev.Event] | None = None
+
+    def start(self) -> None:
+        self.feed(ev.DriverStarted(self.term))
+
+    def die(self) -> None:
+        if self.alive:
+            self.alive = False
+            if self._tick is not None:
+                self._tick.cancel()
+            self._on_death(self)
+
+    def sleep(self) -> None:
+        """Frozen by its host; it does not know. What arrives meanwhile is taken in on waking."""
+        self._missed = []
+
+    def wake(self) -> None:
+        missed, self._missed = self._missed, None
+        for event in missed or ():
+            self.feed(event)
+        self.feed(ev.Tick())
+
+    @property
+    def clock(self) -> float:
+        return self.cluster.agenda.now + self.skew_s
+
+    def feed(self, event: ev.Event) -> None:
+        """One event through the core, and its effects into the world."""
+        if not self.alive:
+            return
+        if self._missed is not None:
+            self._missed.append(event)
+            return
+        if isinstance(event, ev.CommitDone):
+            self._scanned.add((event.step, event.attempt))
+        stage, at = self.core.record.stage, self.clock
+        effects = self.core.step(event, at)
+        self._observer(self, Entry(at, event, tuple(effects)))
+        if effects or self.core.record.stage is not stage:
+            if self._is_cut(effects, unwritten=True) or not self.store.write(self.term, self.core.snapshot()):
+                self.die()
+                return
+            self.store.policy = self.core.policy
+        for effect in effects:
+            if self._is_cut([effect], unwritten=False):
+                self.die()
+                return
+            self.performed += 1
+            perform(self, effect)
+        self._arm()
+
+    def _is_cut(self, effects: list[fx.Effect], *, unwritten: bool) -> bool:
+        if self.cut.unwritten is not unwritten or self.cut.effect < 0:
+            return False
+        return self.performed + (len(effects) if unwritten else 1) > self.cut.effect
+
+    def _arm(self) -> None:
+        if self._tick is not None:
+            self._tick.cancel()
+        due = self.core.next_deadline()
+        self._tick = None if due is None else self.cluster.agenda.at(due - self.skew_s, self._due)
+
+    def _due(self) -> None:
+        self.feed(ev.Tick())
+
+    # What performers of effects use
+
+    def later(self, stage: str, event: ev.Event) -> None:
+        """An answer that comes after a delay, if this driver still lives."""
+        cluster = self.cluster
+        for _ in range(2 if cluster.delays.rng.random() < cluster.network.loss.duplicate else 1):
+            cluster.agenda.after(cluster.delays.sample(stage), functools.partial(self.feed, event))
+
+    def done(self, effect: fx.Effect, stage: str = "answer") -> None:
+        self.later(stage, ev.EffectDone(effect.effect_id))
+
+    def scan_storage(self) -> None:
+        """Commits nobody told of, and what is held in memory, before anything is restored."""
+        cluster = self.cluster
+        run = cluster.runs.get(self.core.record.attempt)
+        held = run.memory_commit() if run is not None else None
+        if held is not None:
+            cluster.storage.landed.setdefault(held, cluster.agenda.now)
+        for commit, at in sorted(cluster.storage.landed.items()):
+            if (commit.step, commit.attempt) not in self._scanned:
+                self.feed(ev.CommitDone(commit.step, commit.attempt, at))

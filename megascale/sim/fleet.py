@@ -1,0 +1,62 @@
+"""Where nodes come from: a pool, a queue of requests, and repairs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from megascale.sim.agenda import Agenda
+from megascale.sim.delays import Delays
+from megascale.sim.machines import Machine
+
+
+@dataclass(slots=True)
+class Fleet:
+    """Grants what it has; what it lacks is granted when a node comes back.
+
+    Attributes:
+        pool: free machines, the longest free first.
+        owed: how many more nodes were promised.
+        granted: called with every machine that was handed over.
+        closed_until: refuses everything until then.
+    """
+
+    agenda: Agenda
+    delays: Delays
+    granted: Callable[[Machine], None]
+    pool: list[Machine] = field(default_factory=list)
+    owed: int = 0
+    avoid: frozenset[str] = frozenset()
+    closed_until: float = 0.0
+
+    def acquire(self, count: int, avoid: Iterable[str]) -> str:
+        """Grant up to `count` nodes and owe the rest; a reason = refused."""
+        if self.agenda.now < self.closed_until:
+            return "the fleet takes no requests now"
+        self.avoid = frozenset(avoid)
+        free = [machine for machine in self.pool if machine.power and machine.name not in self.avoid]
+        if not free:
+            return "no free node"
+        self.owed = max(0, count - len(free))
+        for machine in free[:count]:
+            self._grant(machine)
+        return ""
+
+    def give_back(self, machine: Machine, after_s: float) -> None:
+        """A node returns to the pool after being cleaned or repaired."""
+        machine.held = False
+        self.agenda.after(after_s, lambda: self._returned(machine))
+
+    def _returned(self, machine: Machine) -> None:
+        machine.power, machine.defect, machine.stuck = True, "", False
+        if self.owed and machine.name not in self.avoid:
+            self.owed -= 1
+            self.pool.append(machine)
+            self._grant(machine)
+        else:
+            self.pool.append(machine)
+
+    def _grant(self, machine: Machine) -> None:
+        self.pool.remove(machine)
+        machine.held = True
+        self.granted(machine)

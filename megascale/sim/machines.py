@@ -1,0 +1,73 @@
+"""Simulated nodes and the agents on them: what is true, as opposed to what the core believes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from megascale.core.events import RankExited
+
+if TYPE_CHECKING:
+    from megascale.sim.training import Run
+
+RUNNING, STOPPED, UNINTERRUPTIBLE = "R", "T", "D"
+
+
+@dataclass(slots=True)
+class Machine:
+    """One node.
+
+    Attributes:
+        power: the machine is up; incarnation: of its agent, "" = no agent runs.
+        linked: agent and driver can reach each other.
+        held: the fleet gave it to the job.
+        run: the attempt whose ranks live here; ranks: rank -> process state letter.
+        stuck: its ranks cannot be reaped.
+        exits: ends of ranks of the newest attempt, sent again on every reconnect.
+        seen: the highest (term, attempt) a driver showed this agent.
+        skew_s: its clock is ahead of true time by this.
+        launched: newest attempt this agent started ranks of, 0 = none.
+        defect: name of a fault that comes back until the node is repaired, "" = sound.
+        behind: its ranks did not enter the collective all others wait in.
+    """
+
+    name: str
+    power: bool = True
+    incarnation: str = ""
+    linked: bool = True
+    held: bool = False
+    run: Run | None = None
+    ranks: dict[int, str] = field(default_factory=dict)
+    stuck: bool = False
+    exits: list[RankExited] = field(default_factory=list)
+    seen: tuple[int, int] = (0, 0)
+    skew_s: float = 0.0
+    defect: str = ""
+    lives: int = 0
+    delivered_at: float = 0.0
+    behind: bool = False
+    launched: int = 0
+
+    def boot(self) -> None:
+        """A fresh agent process: no ranks survive."""
+        self.lives += 1
+        self.incarnation = f"{self.name}/{self.lives}"
+        self.exits = []
+        self.seen = (0, 0)
+        self.launched = 0
+        self.stuck = self.behind = False
+        self.drop_ranks()
+
+    def stop_agent(self) -> None:
+        self.incarnation = ""
+        self.drop_ranks()
+
+    def drop_ranks(self) -> None:
+        """Its ranks are gone; whoever waits for them waits for ever."""
+        run, self.run, self.ranks = self.run, None, {}
+        if run is not None:
+            run.lost(self)
+
+    @property
+    def reachable(self) -> bool:
+        return self.power and self.linked and bool(self.incarnation)

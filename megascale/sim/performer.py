@@ -1,0 +1,202 @@
+"""How each effect of the core changes the simulated world, and how it is answered."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from megascale.core import effects as fx
+from megascale.core import events as ev
+from megascale.core.codec import Json
+from megascale.sim.machines import Machine
+from megascale.sim.training import Run
+
+if TYPE_CHECKING:
+    from megascale.sim.driver import SimDriver
+
+LAUNCH_TIMEOUT_S: Final = 20.0
+_FEW: Final = 8
+
+
+@dataclass(slots=True)
+class Gathering:
+    """An effect that waits for an answer from each of several nodes."""
+
+    waiting: set[str]
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def perform(driver: SimDriver, effect: fx.Effect) -> None:
+    """Begin `effect`; its answer comes later through `driver.feed`."""
+    _PERFORMERS[type(effect)](driver, effect)
+
+
+def _launch(driver: SimDriver, effect: fx.Launch) -> None:
+    cluster = driver.cluster
+    if effect.attempt not in cluster.runs:
+        cluster.runs[effect.attempt] = Run(
+            effect.attempt,
+            effect.nodes,
+            effect.resume,
+            work=cluster.work,
+            agenda=cluster.agenda,
+            delays=cluster.delays,
+            storage=cluster.storage,
+            watcher=cluster,
+        )
+    run = cluster.runs[effect.attempt]
+    gathering = Gathering(set(effect.nodes))
+
+    def settle() -> None:
+        if gathering.failed:
+            reason = next(iter(gathering.failed.values()))
+            driver.feed(ev.EffectFailed(effect.effect_id, reason, tuple(gathering.failed)))
+        elif not gathering.waiting:
+            driver.done(effect)
+
+    def start(machine: Machine) -> None:
+        refusal = cluster.launch(machine, driver.term, run)
+        gathering.waiting.discard(machine.name)
+        if refusal:
+            gathering.failed[machine.name] = refusal
+        if refusal or not gathering.waiting:
+            settle()
+
+    def give_up() -> None:
+        if gathering.waiting and not gathering.failed:
+            gathering.failed = dict.fromkeys(sorted(gathering.waiting), "no answer to Launch")
+            settle()
+
+    _to_each(driver, effect.nodes, "fork", start)
+    cluster.agenda.after(LAUNCH_TIMEOUT_S + cluster.delays.sample("fork"), give_up)
+
+
+def _kill(driver: SimDriver, effect: fx.Kill) -> None:
+    cluster = driver.cluster
+    gathering = Gathering(set(effect.nodes))
+
+    def answer() -> None:
+        if driver.alive:
+            driver.scan_storage()
+            detail: dict[str, Json] = {"unreaped": list(gathering.failed)} if gathering.failed else {}
+            driver.feed(ev.EffectDone(effect.effect_id, detail))
+
+    def reap(machine: Machine) -> None:
+        if not cluster.kill(machine, driver.term, effect.attempt):
+            gathering.failed[machine.name] = "stuck"
+        gathering.waiting.discard(machine.name)
+        if not gathering.waiting:
+            wait_s = effect.deadline_s if gathering.failed else cluster.delays.sample("reap")
+            cluster.agenda.after(wait_s, answer)
+
+    if effect.nodes:
+        _to_each(driver, effect.nodes, "kill", reap)
+    else:
+        cluster.agenda.after(cluster.delays.sample("reap"), answer)
+
+
+def _to_each(
+    driver: SimDriver, nodes: tuple[str, ...], stage: str, action: Callable[[Machine], None]
+) -> None:
+    """The same command to many agents; in step when the network has no chaos to offer."""
+    cluster = driver.cluster
+    machines = [cluster.machines[name] for name in nodes]
+    if cluster.network.loss.drop or len(machines) <= 8:
+        for machine in machines:
+            delay = cluster.delays.sample(stage)
+            send = functools.partial(cluster.network.command, machine, action)
+            cluster.agenda.after(delay, send)
+        return
+
+    def all_at_once() -> None:
+        for machine in machines:
+            if machine.reachable:
+                action(machine)
+
+    cluster.agenda.after(cluster.delays.sample(stage), all_at_once)
+
+
+def _collect(driver: SimDriver, effect: fx.CollectEvidence) -> None:
+    cluster = driver.cluster
+
+    def answer(machine: Machine) -> None:
+        found = ev.Evidence(effect.effect_id, machine.name, cluster.evidence(machine))
+        cluster.network.tell(machine, found)
+
+    _to_each(driver, effect.nodes, "evidence", answer)
+    driver.done(effect, "evidence")
+
+
+def _probe(driver: SimDriver, effect: fx.Probe) -> None:
+    machine = driver.cluster.machines.get(effect.node)
+    known = machine is not None and machine.linked
+    healthy = (machine.power and bool(machine.incarnation)) if machine is not None and known else None
+    detail = "answers" if healthy else "does not answer"
+    driver.later("probe", ev.ProbeResult(effect.effect_id, effect.node, healthy, detail))
+    driver.done(effect, "probe")
+
+
+def _save(driver: SimDriver, effect: fx.SaveNow) -> None:
+    run = driver.cluster.runs.get(effect.attempt)
+    if run is not None:
+        delay = driver.cluster.delays.sample("network")
+        driver.cluster.agenda.after(delay, lambda: run.request_save(leave=effect.leave))
+    driver.done(effect)
+
+
+def _acquire(driver: SimDriver, effect: fx.Acquire) -> None:
+    def ask() -> None:
+        if not driver.alive:
+            return
+        refusal = driver.cluster.fleet.acquire(effect.count, effect.avoid)
+        if refusal:
+            driver.later("answer", ev.FleetRefused(effect.effect_id, refusal))
+        else:
+            driver.done(effect)
+
+    driver.cluster.agenda.after(driver.cluster.delays.sample("acquire"), ask)
+
+
+def _release(driver: SimDriver, effect: fx.Release) -> None:
+    machine = driver.cluster.machines.get(effect.node)
+    if machine is not None:
+        driver.cluster.release(machine)
+    driver.done(effect)
+
+
+def _restart_slot(driver: SimDriver, effect: fx.RestartSlot) -> None:
+    machine = driver.cluster.machines.get(effect.node)
+    if machine is not None and machine.held:
+        machine.stop_agent()
+        delay = driver.cluster.delays.sample("boot")
+        driver.cluster.agenda.after(delay, functools.partial(driver.cluster.boot, machine))
+    driver.done(effect)
+
+
+def _note(driver: SimDriver, effect: fx.Effect) -> None:
+    driver.done(effect)
+
+
+def _finish(driver: SimDriver, effect: fx.Finish) -> None:
+    for machine in driver.cluster.machines.values():
+        if machine.held:
+            driver.cluster.release(machine)
+    driver.done(effect)
+
+
+_PERFORMERS: Final[dict[type, Callable[[Any, Any], None]]] = {
+    fx.Launch: _launch,
+    fx.Kill: _kill,
+    fx.CollectEvidence: _collect,
+    fx.Probe: _probe,
+    fx.SaveNow: _save,
+    fx.Acquire: _acquire,
+    fx.Release: _release,
+    fx.RestartSlot: _restart_slot,
+    fx.Exclude: _note,
+    fx.RequestQuarantine: _note,
+    fx.Page: _note,
+    fx.Finish: _finish,
+}

@@ -1,0 +1,290 @@
+"""One attempt of the job as it truly runs: all ranks in lock-step, so the slowest decides."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from megascale.core.events import RankProgress
+from megascale.core.lineage import Commit
+from megascale.sim.agenda import Agenda, Timer
+from megascale.sim.delays import Delays
+from megascale.sim.storage import Storage
+
+if TYPE_CHECKING:
+    from megascale.sim.machines import Machine
+
+MILESTONES = ("groups", "load", "firstStep")
+_SLACK = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What is trained.
+
+    Attributes:
+        steps: the job is done after this step; step_s: duration of one.
+        every_steps: steps between durable checkpoints; save_stall_s: ranks are blocked by each.
+        memory_every: steps between memory snapshots that outlive any one node, 0 = none.
+        memory_stall_s: blocked by each of them.
+        step_noise: standard deviation of a step as a share of it; 0 = steps are exact and quick to skip.
+    """
+
+    steps: int
+    step_s: float
+    every_steps: int
+    save_stall_s: float = 0.0
+    memory_every: int = 0
+    memory_stall_s: float = 0.0
+    step_noise: float = 0.0
+
+    @property
+    def paced_s(self) -> float:
+        """A step with its share of the memory snapshots."""
+        return self.step_s + (self.memory_stall_s / self.memory_every if self.memory_every else 0.0)
+
+
+class Watcher(Protocol):
+    """Who is told about a run."""
+
+    def run_changed(self, run: Run) -> None: ...
+
+    def ranks_left(self, run: Run, exit_code: int) -> None: ...
+
+    def load_failed(self, run: Run, commit: Commit) -> None: ...
+
+
+class Run:
+    """The ranks of one attempt.
+
+    Attributes:
+        reached: milestone -> when the slowest rank passed it.
+        blocked: reasons why no step can be completed.
+        step: last completed step as of `anchor_at`; `position` gives it for any time.
+    """
+
+    def __init__(
+        self,
+        attempt: int,
+        nodes: tuple[str, ...],
+        resume: Commit | None,
+        *,
+        work: Workload,
+        agenda: Agenda,
+        delays: Delays,
+        storage: Storage,
+        watcher: Watcher,
+    ) -> None:
+        self.attempt, self.nodes, self.resume = attempt, nodes, resume
+        self.work, self._agenda, self._delays = work, agenda, delays
+        self._storage, self._watcher = storage, watcher
+        self.forked: set[str] = set()
+        self.reached: dict[str, float] = {}
+        self.blocked: set[str] = set()
+        self.step = resume.step if resume else 0
+        self.anchor_at = agenda.now
+        self.stall_s = 0.0
+        self.pace = work.paced_s
+        self.slowdown = 1.0
+        self.ended = False
+        self.progressed_at = agenda.now
+        self._timer: Timer | None = None
+        self._left_over_s: float | None = None
+        self._save_and_leave: bool | None = None
+        self._saving = False
+
+    # Membership of the run
+
+    def forked_on(self, node: str) -> None:
+        self.forked.add(node)
+        if len(self.forked) == len(self.nodes):
+            self._go_on()
+
+    def lost(self, machine: Machine) -> None:
+        """The ranks of a machine are gone: this attempt can never complete another step."""
+        if not self.ended:
+            self.block(f"lost {machine.name}")
+
+    def block(self, why: str) -> None:
+        """Nothing completes until `unblock`; a step under way stops where it is."""
+        if self.ended or why in self.blocked:
+            return
+        if not self.blocked:
+            self._freeze()
+        self.blocked.add(why)
+        self._watcher.run_changed(self)
+
+    def unblock(self, why: str) -> None:
+        if why in self.blocked:
+            self.blocked.discard(why)
+            if not self.blocked and not self.ended:
+                self._go_on()
+                self._watcher.run_changed(self)
+
+    def end(self) -> None:
+        """Its processes are gone for good."""
+        self.ended = True
+        self._cancel()
+
+    def request_save(self, *, leave: bool) -> None:
+        """Save after the coming step, and leave after it if asked."""
+        self._save_and_leave = leave or bool(self._save_and_leave)
+        if self.is_stepping and not self.blocked:
+            self._freeze()
+            self._go_on()
+
+    def set_slowdown(self, factor: float) -> None:
+        """Every step takes `factor` x as long from now on."""
+        moving = self.is_stepping and not self.blocked
+        if moving:
+            self._freeze()
+        self.slowdown = factor
+        if moving:
+            self._left_over_s = None
+            self._go_on()
+
+    # Where it stands
+
+    @property
+    def is_stepping(self) -> bool:
+        return "firstStep" in self.reached and not self.ended
+
+    def position(self) -> tuple[int, float]:
+        """Last completed step and when it was completed."""
+        if not self.is_stepping or self.blocked or self._saving or self._timer is None:
+            return self.step, self.progressed_at
+        done = max(0, math.floor((self._agenda.now - self.anchor_at) / self.pace + _SLACK))
+        if not done:
+            return self.step, self.progressed_at
+        return self.step + done, self.anchor_at + done * self.pace
+
+    def progress(self, rank: int = 0, skew_s: float = 0.0) -> RankProgress:
+        """The rank record of any rank: lock-step makes them alike."""
+        step, at = self.position()
+        shifted = {name: at + skew_s for name, at in self.reached.items()}
+        return RankProgress(
+            rank,
+            step=step,
+            phase="forward" if self.is_stepping else "startup",
+            progress_at=at + skew_s if step > (self.resume.step if self.resume else 0) else 0.0,
+            step_seconds=self.pace if "firstStep" in self.reached else 0.0,
+            stall_seconds=self.stall_s + self._memory_stall_s(step),
+            groups_at=shifted.get("groups", 0.0),
+            loaded_at=shifted.get("load", 0.0),
+            first_step_at=shifted.get("firstStep", 0.0),
+        )
+
+    def _memory_stall_s(self, step: int) -> float:
+        work = self.work
+        taken = step - (self.resume.step if self.resume else 0)
+        return taken * work.memory_stall_s / work.memory_every if work.memory_every else 0.0
+
+    def memory_commit(self) -> Commit | None:
+        """The newest snapshot held in the memory of other nodes."""
+        every = self.work.memory_every
+        if not every or "firstStep" not in self.reached:
+            return None
+        step = self.position()[0] // every * every
+        return Commit(step, self.attempt) if step > (self.resume.step if self.resume else 0) else None
+
+    # The clockwork: one timer at a time
+
+    def _go_on(self) -> None:
+        if self.ended or self.blocked or len(self.forked) < len(self.nodes):
+            return
+        missing = next((name for name in MILESTONES if name not in self.reached), None)
+        if missing is not None:
+            self._arm(self._delays.sample(missing), lambda: self._reach(missing))
+            return
+        left_over, self._left_over_s = self._left_over_s, None
+        if self.work.step_noise:
+            noise = max(0.5, self._delays.rng.gauss(1.0, self.work.step_noise))
+            self.pace = self.work.paced_s * noise * self.slowdown
+            ahead = 1
+        else:
+            self.pace = self.work.paced_s * self.slowdown
+            ahead = 1 if self._save_and_leave is not None else self._steps_to_boundary()
+        first = self.pace if left_over is None else left_over
+        self.anchor_at = self._agenda.now + first - self.pace
+        self._arm(first + (ahead - 1) * self.pace, lambda: self._arrive(self.step + ahead))
+
+    def _steps_to_boundary(self) -> int:
+        every = self.work.every_steps
+        return min(self.work.steps - self.step, every - self.step % every)
+
+    def _reach(self, milestone: str) -> None:
+        if milestone == "load" and self.resume is not None and self.resume in self._storage.damaged:
+            self._watcher.load_failed(self, self.resume)
+            return
+        self.reached[milestone] = self._agenda.now
+        if milestone == "load" and self.step >= self.work.steps:
+            self._leave(0)
+            return
+        if milestone == "firstStep":
+            self.step += 1
+            self.progressed_at = self._agenda.now
+        self._watcher.run_changed(self)
+        if milestone == "firstStep":
+            self._arrived()
+        else:
+            self._go_on()
+
+    def _arrive(self, step: int) -> None:
+        self.step, self.progressed_at = step, self._agenda.now
+        self._arrived()
+
+    def _arrived(self) -> None:
+        """At a step where something may have to be done: save, leave, finish, or just go on."""
+        work = self.work
+        self.anchor_at = self._agenda.now
+        saving = self.step % work.every_steps == 0 or self._save_and_leave is not None
+        if saving and work.save_stall_s:
+            self._saving = True
+            self._arm(work.save_stall_s, self._saved)
+        elif saving:
+            self._saved()
+        else:
+            self._finish_or_go_on()
+
+    def _saved(self) -> None:
+        self._saving = False
+        self.stall_s += self.work.save_stall_s
+        self._storage.write(Commit(self.step, self.attempt), self._delays.sample("commit"))
+        leaving, self._save_and_leave = bool(self._save_and_leave), None
+        if leaving:
+            self._leave(76)
+        else:
+            self._finish_or_go_on()
+
+    def _finish_or_go_on(self) -> None:
+        if self.step >= self.work.steps:
+            self._leave(0)
+        else:
+            self._go_on()
+
+    def _leave(self, exit_code: int) -> None:
+        self._timer = None
+        self.blocked.add("left")
+        self._watcher.ranks_left(self, exit_code)
+
+    def _freeze(self) -> None:
+        """Stop the clockwork, keeping what is left of the step under way."""
+        if self._timer is None:
+            return
+        if self.is_stepping and not self._saving:
+            self.step, self.progressed_at = self.position()
+            into = max(0.0, self._agenda.now - self.anchor_at) % self.pace
+            self._left_over_s = max(0.0, self.pace - into)
+        self._saving = False
+        self._cancel()
+
+    def _arm(self, delay_s: float, action: Callable[[], None]) -> None:
+        self._cancel()
+        self._timer = self._agenda.after(delay_s, action)
+
+    def _cancel(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

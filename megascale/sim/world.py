@@ -1,0 +1,112 @@
+"""A whole simulated job: cluster, network, storage, and a succession of drivers."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from megascale.core.policy import Policy
+from megascale.core.state import Stage
+from megascale.sim.agenda import Agenda
+from megascale.sim.beats import Beats
+from megascale.sim.cluster import Cluster
+from megascale.sim.delays import Delays, Distribution
+from megascale.sim.driver import Observer, RecordStore, SimDriver
+from megascale.sim.machines import Machine
+from megascale.sim.network import Loss, Network
+from megascale.sim.storage import Storage
+from megascale.sim.training import Workload
+
+EPOCH_S = 1_700_000_000.0
+
+
+@dataclass(frozen=True, slots=True)
+class WorldSpec:
+    """What a simulated job is made of.
+
+    Attributes:
+        machines: how many nodes the fleet owns in all.
+        delays: durations by name; driver_down: from a driver's death to its successor.
+        beat_s: period of beats; loss: chaos of the network; echo: see Cluster.
+        driver_skew_s: clocks of successive drivers differ by up to this.
+    """
+
+    policy: Policy
+    work: Workload
+    machines: int
+    delays: Mapping[str, Distribution] = field(default_factory=dict)
+    stretch: float = 1.0
+    beat_s: float = 2.0
+    loss: Loss = Loss()
+    echo: bool = True
+    driver_skew_s: float = 0.0
+
+
+class World:
+    """Runs until the job has ended or time is up."""
+
+    def __init__(self, spec: WorldSpec, seed: object, observer: Observer) -> None:
+        self.spec, self._observer = spec, observer
+        self._rng = random.Random(f"{seed}/drivers")
+        self.agenda = Agenda(EPOCH_S)
+        delays = Delays(random.Random(f"{seed}/delays"), spec.delays, spec.stretch)
+        self.network = Network(self.agenda, delays, random.Random(f"{seed}/network"), spec.loss)
+        self.storage = Storage(self.agenda)
+        self.cluster = Cluster(
+            [Machine(f"node-{number}") for number in range(spec.machines)],
+            spec.work,
+            ranks_per_node=spec.policy.ranks_per_node,
+            agenda=self.agenda,
+            delays=delays,
+            network=self.network,
+            storage=self.storage,
+            echo=spec.echo,
+        )
+        self.cluster.reporter = Beats(
+            self.agenda, self.network, random.Random(f"{seed}/beats"), spec.beat_s
+        )
+        self.delays = delays
+        self.store = RecordStore(spec.policy)
+        self.drivers: list[SimDriver] = []
+
+    @property
+    def driver(self) -> SimDriver:
+        return self.drivers[-1]
+
+    @property
+    def ended(self) -> bool:
+        return self.driver.core.record.stage is Stage.FINISHED and self.driver.alive
+
+    def start(self) -> None:
+        self._take_over()
+
+    def run(self, for_s: float, stop: Callable[[], bool] | None = None) -> None:
+        """Let time pass until the job has ended, `stop` says so, or `for_s` seconds are over."""
+        end = self.agenda.now + for_s
+        while not self.ended and not (stop and stop()) and self.agenda.run_next(end):
+            pass
+
+    def usurp(self, wakes_after_s: float) -> None:
+        """A second driver takes over although the first is only asleep."""
+        sleeper = self.driver
+        if sleeper.alive:
+            sleeper.sleep()
+            self._take_over()
+            self.agenda.after(wakes_after_s, sleeper.wake)
+
+    def _take_over(self) -> None:
+        skew = self._rng.uniform(-1, 1) * self.spec.driver_skew_s
+        driver = SimDriver(self.cluster, self.store, self._observer, self._on_death, skew_s=skew)
+        self.drivers.append(driver)
+        self.network.driver = driver.feed
+        driver.start()
+        self.cluster.join_all()
+
+    def _on_death(self, driver: SimDriver) -> None:
+        if driver is self.driver:
+            self.agenda.after(self.delays.sample("driverDown"), lambda: self._succeed(driver))
+
+    def _succeed(self, dead: SimDriver) -> None:
+        if dead is self.driver:
+            self._take_over()

@@ -1,0 +1,317 @@
+"""Attempts of real engine ranks over gloo: layouts agree, interruptions leave no trace."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from torch._C._distributed_c10d import TCPStore
+
+from megascale.checkpoint import CheckpointStore
+from megascale.core.lineage import Commit
+from megascale.data.indexed import IndexedWriter, bin_path, idx_path
+from megascale.job import from_mapping, to_mapping
+from megascale.observe.rankfile import Control, RankFile, RankRecord
+
+pytestmark = pytest.mark.multiprocess
+
+STEPS = 5
+TOLERANCE = {
+    # Data and pipeline parallelism only change the order in which losses and gradients are summed;
+    # tensor parallelism also splits the sums inside each layer.
+    "data": 1e-6,
+    "pipeline": 1e-6,
+    "tensor": 1e-5,
+}
+
+
+class Zygote:
+    """The process that ranks are forked from; one for all tests."""
+
+    def __init__(self) -> None:
+        pinned = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        self._process = subprocess.Popen(
+            [sys.executable, Path(__file__).with_name("engine_zygote.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | pinned,
+        )
+        self.threads = self._answer()["threads"]
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        return json.loads(self._process.stdout.readline())
+
+    def ask(self, request: dict[str, Any]) -> list[int]:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return self._answer()["statuses"]
+
+    def close(self) -> None:
+        self._process.communicate(timeout=30)
+
+
+@dataclass
+class Job:
+    """One job's folder, and how its attempts are run."""
+
+    zygote: Zygote
+    folder: Path
+    lineage: dict[int, Commit | None] = field(default_factory=dict)
+
+    def attempt(
+        self,
+        spec: dict[str, Any],
+        world: int,
+        *,
+        resume: Commit | None = None,
+        control: Control = Control.NONE,
+    ) -> list[int]:
+        """Run the next attempt to its end; wait statuses by rank."""
+        number = len(self.lineage) + 1
+        self.lineage[number] = resume
+        for rank in range(world):
+            record = RankRecord(term=1, attempt=number, rank=rank)
+            RankFile.create(self.folder / "ranks" / str(rank), record).control = control
+        store = TCPStore("127.0.0.1", 0, None, is_master=True, wait_for_workers=False)
+        pair = {n: [c.step, c.attempt] if c else None for n, c in self.lineage.items()}
+        return self.zygote.ask(
+            {
+                "runDir": str(self.folder),
+                "spec": spec,
+                "attempt": number,
+                "world": world,
+                "resume": pair[number],
+                "lineage": pair,
+                "port": store.port,
+            }
+        )
+
+    def complete(self, spec: dict[str, Any], world: int, *, resume: Commit | None = None) -> None:
+        statuses = self.attempt(spec, world, resume=resume)
+        assert statuses == [0] * world, self.logs()
+
+    def records(self) -> dict[int, dict[str, Any]]:
+        """Step records by step; a step that was repeated counts as the last attempt wrote it."""
+        lines = (self.folder / "metrics.jsonl").read_text().splitlines()
+        return {record["step"]: record for record in map(json.loads, lines)}
+
+    def losses(self) -> list[float]:
+        return [record["loss"] for _, record in sorted(self.records().items())]
+
+    def logs(self) -> str:
+        return "\n".join(path.read_text() for path in sorted(self.folder.glob("rank-*.log")))
+
+    def record_of(self, rank: int) -> RankRecord:
+        return RankFile.open(self.folder / "ranks" / str(rank)).read()
+
+
+@pytest.fixture(scope="module")
+def zygote() -> Iterator[Zygote]:
+    process = Zygote()
+    yield process
+    process.close()
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """This file's own text as byte tokens."""
+    prefix = tmp_path_factory.mktemp("data") / "text"
+    text = np.frombuffer(Path(__file__).read_bytes(), dtype=np.uint8).astype(np.uint16)
+    with IndexedWriter(bin_path(prefix), idx_path(prefix), np.dtype("<u2")) as writer:
+        writer.append(text)
+        writer.end_document()
+    return prefix
+
+
+@pytest.fixture
+def new_job(zygote: Zygote, tmp_path: Path) -> Any:
+    def make(name: str = "job") -> Job:
+        folder = tmp_path / name
+        folder.mkdir()
+        return Job(zygote, folder)
+
+    return make
+
+
+@pytest.fixture
+def spec(tokens: Path) -> Any:
+    def make(nodes: int, *, steps: int = STEPS, **sections: Any) -> dict[str, Any]:
+        """A tiny job; keyword arguments replace fields of the sections of the same name."""
+        megatron: dict[str, Any] = {
+            "model": {
+                "numLayers": 4,
+                "hiddenSize": 32,
+                "attentionHeads": 4,
+                "kvHeads": 2,
+                "window": 8,
+            },
+            "data": {"path": str(tokens), "sequenceLength": 32, "microBatch": 1, "globalBatch": 8},
+            "optimizer": {"lr": 0.02},
+        }
+        for name in ("model", "parallelism", "optimizer", "data"):
+            megatron[name] = megatron.get(name, {}) | sections.get(name, {})
+        body = {
+            "nodes": nodes,
+            "steps": steps,
+            "checkpoint": {"everySteps": 2} | sections.get("checkpoint", {}),
+            "faults": sections.get("faults", []),
+            "runtime": {"megatron": megatron | {"precision": sections.get("precision", "auto")}},
+        }
+        manifest = {"metadata": {"name": "test"}, "spec": body}
+        head = {"apiVersion": "megascale.io/v1alpha1", "kind": "TrainingJob"}
+        return to_mapping(from_mapping(head | manifest))
+
+    return make
+
+
+def test_preload_leaves_one_thread(zygote: Zygote) -> None:
+    assert zygote.threads == 1
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "parallel-lamb": {},
+    "serial-adamw": {
+        "model": {"block": "serial", "norm": "rmsnorm", "activation": "swiglu", "tiedEmbeddings": False},
+        "optimizer": {"name": "adamw"},
+    },
+}
+LAYOUTS: dict[str, tuple[int, dict[str, Any], str]] = {
+    "dp2": (2, {}, "data"),
+    "tp2": (2, {"tensor": 2}, "tensor"),
+    "tp2-sequence": (2, {"tensor": 2, "sequence": True}, "tensor"),
+    "pp2": (2, {"pipeline": 2}, "pipeline"),
+    "pp2-interleaved": (2, {"pipeline": 2, "interleave": 2}, "pipeline"),
+    "tp2-pp2": (4, {"tensor": 2, "pipeline": 2}, "tensor"),
+    "tp2-dp2": (4, {"tensor": 2}, "tensor"),
+}
+
+
+@pytest.fixture(scope="module")
+def single_process() -> dict[str, list[dict[str, Any]]]:
+    """Step records of one process, by variant; filled by the first test that needs them."""
+    return {}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_trains_like_one_process(
+    layout: str, variant: str, new_job: Any, spec: Any, single_process: dict[str, list[dict[str, Any]]]
+) -> None:
+    choices = VARIANTS[variant]
+    if variant not in single_process:
+        reference = new_job("reference")
+        reference.complete(spec(1, **choices), 1)
+        single_process[variant] = list(reference.records().values())
+    world, parallelism, kind = LAYOUTS[layout]
+    job = new_job()
+    job.complete(spec(world, parallelism=parallelism, **choices), world)
+    for ours, theirs in zip(job.records().values(), single_process[variant], strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=TOLERANCE[kind])
+        assert ours["gradNorm"] == pytest.approx(theirs["gradNorm"], rel=10 * TOLERANCE[kind])
+
+
+@pytest.mark.parametrize("layout", ["dp2", "tp2", "pp2-interleaved", "tp2-pp2"])
+def test_a_killed_and_resumed_run_repeats_every_loss_bit_for_bit(
+    layout: str, new_job: Any, spec: Any
+) -> None:
+    world, parallelism, _ = LAYOUTS[layout]
+    whole, broken = new_job("whole"), new_job("broken")
+    whole.complete(spec(world, parallelism=parallelism), world)
+    fault = {"kind": "killRank", "rank": world - 1, "step": 4}
+    statuses = broken.attempt(spec(world, parallelism=parallelism, faults=[fault]), world)
+    assert statuses[-1] == -9
+    assert max(broken.records()) == 3
+    marker = json.loads((broken.folder / "faults" / "0").read_text())
+    assert (marker["kind"], marker["step"]) == ("killRank", 4)
+    # The same manifest again: the fault has happened and does not come back.
+    broken.complete(
+        spec(world, parallelism=parallelism, faults=[fault]), world, resume=Commit(step=2, attempt=1)
+    )
+    assert broken.losses() == whole.losses()
+
+
+def test_a_checkpoint_resumes_under_another_layout(new_job: Any, spec: Any) -> None:
+    whole, moved = new_job("whole"), new_job("moved")
+    whole.complete(spec(2), 2)
+    moved.attempt(spec(2, faults=[{"kind": "killRank", "rank": 0, "step": 3}]), 2)
+    moved.complete(spec(4, parallelism={"tensor": 2, "pipeline": 2}), 4, resume=Commit(step=2, attempt=1))
+    assert moved.losses() == pytest.approx(whole.losses(), rel=TOLERANCE["tensor"])
+
+
+@pytest.mark.parametrize("point", ["save", "commit"])
+def test_a_rank_killed_while_saving_leaves_the_checkpoint_before(point: str, new_job: Any, spec: Any) -> None:
+    job = new_job()
+    statuses = job.attempt(spec(2, faults=[{"kind": "killRank", "rank": 0, "step": 4, "point": point}]), 2)
+    assert statuses[0] == -9
+    assert CheckpointStore(job.folder / "checkpoints").commits() == [Commit(step=2, attempt=1)]
+
+
+def test_a_failing_save_raises_an_alert_and_training_goes_on(new_job: Any, spec: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    job = new_job()
+    job.complete(spec(2, checkpoint={"uri": str(tmp_path / "file" / "checkpoints")}), 2)
+    assert len(job.losses()) == STEPS
+    assert job.logs().count('megascale.alert {"kind": "checkpointSaveFailed"') == 3
+    assert job.record_of(0).saved_step == -1
+
+
+def test_a_request_to_stop_reaches_all_ranks_in_the_same_step(new_job: Any, spec: Any) -> None:
+    job = new_job()
+    statuses = job.attempt(spec(2, steps=50), 2, control=Control.SAVE_AND_EXIT)
+    assert statuses == [76, 76]
+    assert CheckpointStore(job.folder / "checkpoints").commits() == [Commit(step=1, attempt=1)]
+    assert [job.record_of(rank).saved_step for rank in (0, 1)] == [1, 1]
+
+
+def test_a_request_to_save_is_obeyed_once(new_job: Any, spec: Any) -> None:
+    job = new_job()
+    assert job.attempt(spec(2, checkpoint={"everySteps": 4}), 2, control=Control.SAVE) == [0, 0]
+    steps = [commit.step for commit in CheckpointStore(job.folder / "checkpoints").commits()]
+    assert sorted(steps) == [1, 4, 5]
+
+
+def test_gradients_that_are_not_finite_raise_an_alert_and_change_nothing(new_job: Any, spec: Any) -> None:
+    job = new_job()
+    explosive = {"name": "adamw", "lr": 100.0, "weightDecay": 10.0, "schedule": {"name": "constant"}}
+    job.complete(spec(2, optimizer=explosive), 2)
+    finite = [record for record in job.records().values() if None not in (record["loss"], record["gradNorm"])]
+    assert 0 < len(finite) < STEPS
+    assert job.logs().count('megascale.alert {"kind": "nonFiniteLoss"') == STEPS - len(finite)
+    saved = CheckpointStore(job.folder / "checkpoints").manifest(Commit(step=STEPS, attempt=1))
+    assert saved.job_state["updates"] == len(finite)
+
+
+def test_bf16_trains_close_to_fp32_and_resumes_bit_for_bit(new_job: Any, spec: Any) -> None:
+    exact, rounded, resumed = new_job("fp32"), new_job("bf16"), new_job("resumed")
+    exact.complete(spec(2), 2)
+    rounded.complete(spec(2, precision="bf16"), 2)
+    assert rounded.losses() == pytest.approx(exact.losses(), rel=5e-3)
+    fault = {"kind": "killRank", "rank": 1, "step": 4}
+    resumed.attempt(spec(2, precision="bf16", faults=[fault]), 2)
+    resumed.complete(spec(2, precision="bf16"), 2, resume=Commit(step=2, attempt=1))
+    assert resumed.losses() == rounded.losses()
+
+
+def test_the_rank_record_tells_where_the_rank_is(new_job: Any, spec: Any) -> None:
+    job = new_job()
+    job.complete(spec(2), 2)
+    record = job.record_of(1)
+    assert record.step == STEPS
+    assert record.tokens == STEPS * 8 * 32
+    assert 0 < record.groups_at < record.loaded_at < record.first_step_at < record.progress_at
+    assert record.loss == job.losses()[-1]
+    assert 0 < record.flops < record.peak_flops
+    assert (record.saved_step, record.saved_attempt) == (STEPS, 1)
+    last = job.records()[STEPS]
+    assert {"job", "attempt", "term", "rank", "node", "lr", "stepSeconds", "dataSeconds"} < set(last)
