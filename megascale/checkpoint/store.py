@@ -26,11 +26,13 @@ class Scan:
 
     Attributes:
         records: readable commits, oldest first.
-        junk: one line per file that is not a commit, or a damaged one, saying why.
+        damaged: one line per commit file that cannot be read, saying why.
+        foreign: names of files that are no commit files.
     """
 
     records: list[CommitRecord]
-    junk: list[str]
+    damaged: list[str]
+    foreign: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,17 +72,18 @@ class CheckpointStore:
 
     def scan(self) -> Scan:
         """Read the commits folder; damaged and foreign files are reported, never an error."""
-        records, junk = [], []
+        scan = Scan([], [], [])
         for name in self._names(COMMITS):
             found = _COMMIT_NAME.match(name)
             if not found:
-                junk.append(f"{COMMITS}/{name}: not a commit")
+                scan.foreign.append(f"{COMMITS}/{name}")
                 continue
             try:
-                records.append(self.record(Commit(int(found[1]), int(found[2]))))
+                scan.records.append(self.record(Commit(int(found[1]), int(found[2]))))
             except CheckpointCorruptError as error:
-                junk.append(str(error))
-        return Scan(sorted(records, key=lambda record: record.commit), junk)
+                scan.damaged.append(str(error))
+        scan.records.sort(key=lambda record: record.commit)
+        return scan
 
     def has(self, commit: Commit) -> bool:
         """Whether the commit's file exists, readable or not."""

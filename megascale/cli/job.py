@@ -76,12 +76,13 @@ def _check(file: str) -> dict[str, Any]:
     """What is said about one file: `file`, `valid`, `summary`, `issues`."""
     from megascale.job import load_job, parse_job
 
+    name = "stdin" if file == "-" else file
     try:
-        job = parse_job(sys.stdin.buffer.read(), file="stdin") if file == "-" else load_job(Path(file))
+        job = parse_job(sys.stdin.buffer.read(), file=name) if file == "-" else load_job(Path(file))
     except ManifestError as error:
         issues = [dataclasses.asdict(issue) for issue in error.issues]
-        return {"file": file, "valid": False, "summary": None, "issues": issues}
-    return {"file": file, "valid": True, "summary": _summary(job), "issues": []}
+        return {"file": name, "valid": False, "summary": None, "issues": issues}
+    return {"file": name, "valid": True, "summary": _summary(job), "issues": []}
 
 
 def _print_report(report: dict[str, Any]) -> None:
@@ -98,7 +99,8 @@ def _summary(job: TrainingJob) -> str:
     """One line of what a job would do."""
     spec = job.spec
     spares = "spares as needed" if spec.spare_nodes == "auto" else f"{spec.spare_nodes} spare"
-    text = f"{job.metadata.name}: {spec.steps} steps on {spec.nodes} x {spec.ranks_per_node} ranks, {spares}"
+    ranks = f"nodes {spec.nodes} x ranksPerNode {spec.ranks_per_node} = {spec.world_size} ranks"
+    text = f"job {job.metadata.name}: {spec.steps} steps on {ranks}, {spares}"
     megatron = spec.runtime.megatron
     if megatron is None:
         return text

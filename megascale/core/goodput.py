@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
+from typing import Final
 
-_MARKS_KEPT = 64
+_MARKS_KEPT: Final = 64
+_ACCOUNTS_KEPT: Final = 48
+_OTHERS: Final = "others"
+_HOUR_S: Final = 3600.0
 
 
 class GoodputPhase(enum.StrEnum):
@@ -32,12 +36,15 @@ class Ledger:
     """Seconds by phase, by (cause, phase) and by (node, phase).
 
     Attributes:
-        since: when the running phase began, or was last charged; 0.0 before the job starts.
-        marks: step -> productive seconds when it was reached, to price lost work.
+        since: the running phase is booked up to here; 0.0 before the job starts.
+        began: when the running phase began.
+        by_cause, by_node: unproductive seconds; the smallest accounts are merged beyond a bound.
+        marks: step -> productive seconds when it was completed, to price lost work.
     """
 
     phase: GoodputPhase = GoodputPhase.STARTUP
     since: float = 0.0
+    began: float = 0.0
     started_at: float = 0.0
     cause: str = ""
     node: str = ""
@@ -49,7 +56,7 @@ class Ledger:
     def start(self, now: float) -> None:
         """Begin the account; a second call changes nothing."""
         if not self.started_at:
-            self.started_at = self.since = now
+            self.started_at = self.since = self.began = now
 
     def charge(self, now: float) -> None:
         """Book the time up to `now` on the running phase."""
@@ -60,7 +67,13 @@ class Ledger:
     def switch(self, phase: GoodputPhase, now: float, *, cause: str = "", node: str = "") -> None:
         """End the running phase and begin `phase`; cause and node say whom the time is charged to."""
         self.charge(now)
+        if phase is not self.phase:
+            self.began = now
         self.phase, self.cause, self.node = phase, cause, node
+
+    def blame(self, cause: str, node: str) -> None:
+        """Charge what is booked from now on to `cause` and `node`."""
+        self.cause, self.node = cause, node
 
     def move(self, source: GoodputPhase, target: GoodputPhase, seconds: float) -> float:
         """Rebook up to `seconds` from one phase to another; returns what was moved."""
@@ -70,19 +83,32 @@ class Ledger:
             self._book(target, moved)
         return moved
 
-    def mark_step(self, step: int, now: float) -> None:
-        """Remember how much productive time had passed when `step` was reached."""
-        self.charge(now)
-        self.marks[step] = self.seconds.get(GoodputPhase.PRODUCTIVE, 0.0)
+    def productive_s(self) -> float:
+        """Productive seconds booked so far."""
+        return self.seconds.get(GoodputPhase.PRODUCTIVE, 0.0)
+
+    def mark_step(self, step: int, productive_s: float) -> None:
+        """Remember how much productive time had passed when `step` was completed."""
+        self.marks[step] = productive_s
         while len(self.marks) > _MARKS_KEPT:
             del self.marks[min(self.marks)]
 
     def lose_work_after(self, step: int) -> float:
         """Rebook the productive time spent after `step` (0 = all since the start) as lost work."""
-        productive = self.seconds.get(GoodputPhase.PRODUCTIVE, 0.0)
-        lost = productive - (self.marks.get(step, productive) if step else 0.0)
+        lost = self.productive_s() - self._reached(step)
         self.marks = {s: p for s, p in self.marks.items() if s <= step}
         return self.move(GoodputPhase.PRODUCTIVE, GoodputPhase.LOST_WORK, lost)
+
+    def _reached(self, step: int) -> float:
+        """Productive time at `step`; between two marks in proportion, after the last as if just now."""
+        if step in self.marks or step <= 0:
+            return self.marks.get(step, 0.0)
+        below = max((s for s in self.marks if s < step), default=0)
+        above = min((s for s in self.marks if s > step), default=None)
+        if above is None:
+            return self.productive_s()
+        start = self.marks.get(below, 0.0)
+        return start + (self.marks[above] - start) * (step - below) / (above - below)
 
     def wall_s(self) -> float:
         return sum(self.seconds.values())
@@ -90,7 +116,13 @@ class Ledger:
     def goodput(self) -> float:
         """Productive share of wall time, 0 to 1; 1.0 before any time has passed."""
         wall = self.wall_s()
-        return self.seconds.get(GoodputPhase.PRODUCTIVE, 0.0) / wall if wall else 1.0
+        return self.productive_s() / wall if wall else 1.0
+
+    def cost(self, gpus: int, price_per_gpu_hour: float) -> dict[str, float]:
+        """What each phase cost, in the currency of the price, with all `gpus` paid throughout."""
+        return {
+            phase: seconds / _HOUR_S * gpus * price_per_gpu_hour for phase, seconds in self.seconds.items()
+        }
 
     def _book(self, phase: GoodputPhase, seconds: float) -> None:
         self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
@@ -98,5 +130,15 @@ class Ledger:
             return
         for account, key in ((self.by_cause, self.cause), (self.by_node, self.node)):
             if key:
-                account.setdefault(key, {})
-                account[key][phase] = account[key].get(phase, 0.0) + seconds
+                _add(account, key, phase, seconds)
+
+
+def _add(account: dict[str, dict[str, float]], key: str, phase: str, seconds: float) -> None:
+    phases = account.setdefault(key, {})
+    phases[phase] = phases.get(phase, 0.0) + seconds
+    if len(account) <= _ACCOUNTS_KEPT:
+        return
+    smallest = min((k for k in account if k not in (key, _OTHERS)), key=lambda k: sum(account[k].values()))
+    others = account.setdefault(_OTHERS, {})
+    for merged, amount in account.pop(smallest).items():
+        others[merged] = others.get(merged, 0.0) + amount

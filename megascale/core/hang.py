@@ -6,11 +6,17 @@ nature have bounds of their own, learnt from how long they took before: a long e
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Final
 
-_STEPS_KEPT = 64
-_PHASE_FACTOR = 3.0
-_PHASE_FLOOR_S = {
+_STEPS_KEPT: Final = 64
+_PHASE_FACTOR: Final = 3.0
+_LAUNCH_FACTOR: Final = 5.0
+_LAUNCH_FLOOR_S: Final = 60.0
+_LAUNCH: Final = "launch"
+_PHASE_FLOOR_S: Final = {
     "startup": 600.0,
     "compile": 1800.0,
     "checkpoint": 300.0,
@@ -36,7 +42,14 @@ class StepClock:
     def observe_phase(self, phase: str, seconds: float) -> None:
         """Learn how long a phase took without a step being completed."""
         if phase in _PHASE_FLOOR_S:
-            self.longest_s[phase] = max(self.longest_s.get(phase, 0.0), seconds)
+            self._learn(phase, seconds)
+
+    def observe_launch(self, seconds: float) -> None:
+        """Learn how long a launch that restored a checkpoint took to its first step."""
+        self._learn(_LAUNCH, seconds)
+
+    def _learn(self, name: str, seconds: float) -> None:
+        self.longest_s[name] = max(self.longest_s.get(name, 0.0), seconds)
 
     def step_s(self) -> float | None:
         """Step time to expect: the 90th percentile of recent steps; None before the first."""
@@ -45,17 +58,48 @@ class StepClock:
         ordered = sorted(self.durations_s)
         return ordered[min(len(ordered) - 1, int(0.9 * len(ordered)))]
 
-    def bound_s(self, phase: str, *, steps: float, margin_s: float) -> float | None:
-        """Seconds without progress after which `phase` is suspected; None while nothing is learnt."""
+    def bound_s(self, phases: Iterable[str], *, steps: float, margin_s: float) -> float | None:
+        """Seconds without progress after which a job with ranks in `phases` is suspected.
+
+        Ranks wait for the one in the longest phase, so that one's bound counts. None while nothing is learnt.
+        """
         expected = self.step_s()
         if expected is None:
             return None
-        bound = steps * expected + margin_s
+        return max([steps * expected + margin_s, *(self._phase_bound_s(p, margin_s) for p in phases)])
+
+    def _phase_bound_s(self, phase: str, margin_s: float) -> float:
+        if phase in self.longest_s:
+            return _PHASE_FACTOR * self.longest_s[phase] + margin_s
+        return _PHASE_FLOOR_S.get(phase, 0.0)
+
+    def launch_bound_s(self, limit_s: float) -> float:
+        """Seconds from launch to first step after which a launch that restores has failed, at most `limit_s`."""
+        if _LAUNCH not in self.longest_s:
+            return limit_s
+        return min(limit_s, max(_LAUNCH_FLOOR_S, _LAUNCH_FACTOR * self.longest_s[_LAUNCH]))
+
+
+@dataclass(slots=True)
+class PhaseBoard:
+    """Which long phases ranks are in, by whoever reported them (a node, or "" for all at once)."""
+
+    by_node: dict[str, str] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def note(self, node: str, phase: str) -> str:
+        """Remember the phase of `node`; returns the long phase it left, "" if none."""
+        before = self.by_node.get(node, "")
+        if phase == before:
+            return ""
+        if before:
+            self.counts[before] -= 1
+            del self.by_node[node]
         if phase in _PHASE_FLOOR_S:
-            learnt = (
-                _PHASE_FACTOR * self.longest_s[phase] + margin_s
-                if phase in self.longest_s
-                else _PHASE_FLOOR_S[phase]
-            )
-            return max(bound, learnt)
-        return bound
+            self.by_node[node] = phase
+            self.counts[phase] += 1
+        return before
+
+    def current(self) -> list[str]:
+        """Long phases that some rank is in, by name."""
+        return sorted(phase for phase, count in self.counts.items() if count > 0)

@@ -73,6 +73,8 @@ def replenish(turn: Turn) -> None:
         if node.status is not NodeStatus.GONE and not turn.is_excluded(name)
     )
     wanted = turn.policy.nodes + turn.policy.spare_nodes
+    if turn.policy.spares_after_launch and record.attempt == 0:
+        wanted = turn.policy.nodes
     missing = wanted - alive - record.outstanding
     if missing > 0:
         record.outstanding += missing

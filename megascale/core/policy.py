@@ -4,6 +4,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+DETECTORS = ("silence", "hang", "hardware", "straggler", "numerics")
+"""Detectors that shadow mode can hold back; exits are always acted on."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryRule:
+    """An exception to the recovery ladder (`recovery.rules`); every field that is given must match.
+
+    Attributes:
+        action: restart_in_place, restart_container, replace_node, roll_back or fail_job.
+        cause: of the incident; rule, category, xid: of the hardware event or log line behind it.
+        error_type: of the rank's last words; message: regular expression found in the reason.
+    """
+
+    action: str
+    cause: str = ""
+    rule: str = ""
+    category: str = ""
+    xid: int | None = None
+    error_type: str = ""
+    message: str = ""
+
 
 @dataclass(frozen=True, slots=True)
 class Policy:
@@ -11,35 +33,60 @@ class Policy:
 
     Attributes:
         nodes, spare_nodes, min_nodes, ranks_per_node: sizes of the job.
+        spares_after_launch: ask for spares only once the first attempt is launched (they share its machine).
         node_counts: node counts the layout can run on, largest first; () = only `nodes`.
+        pipeline: pipeline stages; ranks are numbered so that a stage's ranks are consecutive.
         steps: the job is complete after this step.
         suspend: hold no ranks while set.
+        reports_steps: ranks tell their steps; a plain script that does not is watched by its exits only.
         silence_s: no beat for this long = the node is lost; suspected and probed at two thirds of it.
         flap_tolerance_s: a stall without positive evidence is waited out this long (links flap for 2-10 s).
-        startup_s: launch to first step, at most.
+        startup_s: launch to first step, at most; a shorter bound is learnt from launches that restored.
         hang_steps, hang_margin_s: a stall is suspected after hang_steps x learnt step time + margin.
         reconnect_grace_s: a new driver waits this long before any verdict of silence.
         kill_s: a process that is not reaped by then is stuck in the kernel and its node leaves.
         evidence_s, probe_s, save_s: deadlines of the effects.
         max_restarts: over the job; budgets: per cause.
-        no_progress_limit: so many failures in a row without a new step fail the job.
+        no_progress_limit: so many failures in a row at the same step fail the job, as do three times as
+            many without a new step.
+        rules: exceptions to the recovery ladder, first match wins.
         node_blame_limit: blame at which a node is replaced and not restarted again.
         blame_half_life_s: blame decays by half in this time.
-        max_nodes_per_hour: exclusions per hour beyond which automation stops and pages.
+        lemon_incidents, lemon_window_s: a node with so many incidents in this time is retired, however
+            long ago the last one was.
+        max_nodes_per_hour, max_excluded_share: exclusions per hour, and share of the job's nodes excluded
+            at a time, beyond which automation stops and pages.
+        shared_cause_nodes: so many nodes of one topology domain (or twice as many anywhere) lost within
+            correlate_s share a cause; none of them is blamed.
+        topology_keys: node labels that name network domains, narrowest first.
+        correlate_s: events closer than this are one incident.
+        attribution_before_s, attribution_after_s: a hardware event this long before or after an exit
+            explains it (arXiv 2410.21680).
+        tolerated_alerts, alert_window_s: so many network alerts within the window evict a node.
         acquire_retry_s, acquire_tries: back-off base and bound when the fleet refuses.
         shrink_after_s: wait this long for nodes before running on fewer (never below min_nodes).
+        grow_after_s: a shrunk job restarts on all its nodes when they have been back for this long.
         container_restart_s: a node's container is restarted at most once in this time.
+        apply_within_s: a changed spec that needs a restart is applied at the next one, at the latest then.
+        distrust_steps: wrong numbers so few steps after a load discredit the checkpoint that was loaded.
+        auto_cadence: choose the steps between checkpoints from measured save cost and failure rate.
+        node_failures_per_day: failure rate to expect of one node before the job has its own (Llama 3).
+        straggler_slowdown: a rank this much slower than its peers, as a share, is suspected.
         quarantine: ask the cluster to take convicted nodes out of service.
         shadow: decide and record, do not act on detections (exits are always acted on).
+        shadow_detectors: the same for some of `DETECTORS` only.
     """
 
     nodes: int = 1
     spare_nodes: int = 0
+    spares_after_launch: bool = False
     min_nodes: int = 1
     ranks_per_node: int = 1
     node_counts: tuple[int, ...] = ()
+    pipeline: int = 1
     steps: int = 1
     suspend: bool = False
+    reports_steps: bool = True
     silence_s: float = 15.0
     flap_tolerance_s: float = 30.0
     startup_s: float = 600.0
@@ -53,12 +100,33 @@ class Policy:
     max_restarts: int = 100
     budgets: dict[str, int] = field(default_factory=dict)
     no_progress_limit: int = 3
+    rules: tuple[RecoveryRule, ...] = ()
     node_blame_limit: float = 2.5
     blame_half_life_s: float = 6 * 3600.0
+    lemon_incidents: int = 4
+    lemon_window_s: float = 14 * 86400.0
     max_nodes_per_hour: int = 3
+    max_excluded_share: float = 0.2
+    shared_cause_nodes: int = 3
+    topology_keys: tuple[str, ...] = (
+        "network.topology.nvidia.com/leaf",
+        "network.topology.nvidia.com/spine",
+    )
+    correlate_s: float = 60.0
+    attribution_before_s: float = 600.0
+    attribution_after_s: float = 300.0
+    tolerated_alerts: int = 2
+    alert_window_s: float = 300.0
     acquire_retry_s: float = 5.0
     acquire_tries: int = 60
     shrink_after_s: float = 60.0
+    grow_after_s: float = 600.0
     container_restart_s: float = 600.0
+    apply_within_s: float = 86400.0
+    distrust_steps: int = 50
+    auto_cadence: bool = False
+    node_failures_per_day: float = 3.8e-3
+    straggler_slowdown: float = 0.05
     quarantine: bool = False
     shadow: bool = False
+    shadow_detectors: tuple[str, ...] = ()

@@ -124,7 +124,7 @@ def _arm_hang(turn: Turn) -> None:
     if turn.record.stage is not Stage.RUNNING:
         return
     policy, live = turn.policy, turn.live
-    bound = live.clock.bound_s(live.phase, steps=policy.hang_steps, margin_s=policy.hang_margin_s)
+    bound = live.clock.bound_s([live.phase], steps=policy.hang_steps, margin_s=policy.hang_margin_s)
     if bound is not None:
         turn.record.deadlines["hang"] = max(live.progress_at, live.quiet_until) + bound
 
@@ -137,4 +137,5 @@ def on_commit(turn: Turn, event: CommitDone) -> None:
         return
     record.commits = sorted([*record.commits, commit])[-COMMITS_KEPT:]
     if event.attempt == record.attempt and turn.ranks_active():
-        record.ledger.mark_step(event.step, turn.now)
+        record.ledger.charge(turn.now)
+        record.ledger.mark_step(event.step, record.ledger.productive_s())

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
+from typing import Final
 
 from megascale.core.codec import Json
 from megascale.core.events import RankEvidence
 from megascale.core.goodput import Ledger
-from megascale.core.hang import StepClock
+from megascale.core.hang import PhaseBoard, StepClock
 from megascale.core.lineage import Commit
+from megascale.core.rules import Hit
 
-INCIDENTS_KEPT = 20
-COMMITS_KEPT = 32
-LINEAGE_KEPT = 64
-EVIDENCE_KEPT = 12
+INCIDENTS_KEPT: Final = 20
+COMMITS_KEPT: Final = 32
+LINEAGE_KEPT: Final = 64
+EVIDENCE_KEPT: Final = 12
+EVIDENCE_KEPT_CLOSED: Final = 4
+TEXT_KEPT: Final = 200
 
 
 class Stage(enum.StrEnum):
@@ -41,13 +45,19 @@ class NodeStatus(enum.StrEnum):
 
 @dataclass(slots=True)
 class Node:
-    """An agent's place. `heard_until`: its last own beat; `absent`: summarised reports leave it out."""
+    """An agent's place.
+
+    Attributes:
+        heard_until: its last own beat; absent: summarised reports leave it out.
+        look_at: when its silence is judged next; an earlier entry in `Live.silence` is stale.
+    """
 
     incarnation: str
     status: NodeStatus
     heard_until: float
     labels: dict[str, str] = field(default_factory=dict)
     absent: bool = False
+    look_at: float = 0.0
 
 
 @dataclass(slots=True)
@@ -60,11 +70,12 @@ class Blame:
 
 @dataclass(frozen=True, slots=True)
 class Exclusion:
-    """Why this job does not use a node."""
+    """Why this job does not use a node; `retired`: passing the checks does not bring it back."""
 
     reason: str
     incident: str
     at: float
+    retired: bool = False
 
 
 @dataclass(slots=True)
@@ -80,7 +91,8 @@ class Incident:
     """One record from the fault to the first good step.
 
     Attributes:
-        cause: crash, user_code, hang, node_lost, checkpoint_corrupt, launch_failed, manual, planned...
+        cause: crash, user_code, hang, node_lost, hardware, straggler, numerics, checkpoint_corrupt,
+            launch_failed, manual, planned.
         action: restart_in_place, restart_container, replace_node, roll_back, shrink, fail_job, none
         stages: fault, detected, decided, stopped, launched, groups, loaded, firstStep, backToSpeed.
         fault_step: newest step before the fault; outcome: "" while open.
@@ -106,8 +118,15 @@ class Incident:
         self.stages.setdefault(stage, StageTime(at, source))
 
     def add_evidence(self, line: str) -> None:
-        if len(self.evidence) < EVIDENCE_KEPT:
+        """Keep a line once, bounded in number and length."""
+        line = line[:TEXT_KEPT]
+        if len(self.evidence) < EVIDENCE_KEPT and line not in self.evidence:
             self.evidence.append(line)
+
+    def close(self, outcome: str) -> None:
+        """The history keeps less than an open incident: the event log has it all."""
+        self.outcome = outcome
+        del self.evidence[EVIDENCE_KEPT_CLOSED:]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,18 +137,68 @@ class Plan:
     reason: str
     state: str = ""
 
+    @property
+    def asked_for(self) -> bool:
+        """A person's or the manifest's wish, which no fault overrules."""
+        return self.then == "suspend" or self.state in ("stopped", "completed")
+
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """An effect that was not answered yet, as JSON."""
+    """An effect that was not answered yet, as JSON.
+
+    Attributes:
+        without: the effect's `nodes` are the assignment without these; None = `data` has them, if any.
+    """
 
     kind: str
     data: dict[str, Json]
+    without: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A node that was lost while it held ranks; `domain`: its part of the network, "" = not known."""
+
+    domain: str
+    at: float
+
+
+@dataclass(slots=True)
+class Spec:
+    """Which revision of the manifest the ranks run, which waits, and which to fall back to."""
+
+    running: str = ""
+    waiting: str = ""
+    previous: str = ""
+    step: int = 0
+
+
+@dataclass(slots=True)
+class Saves:
+    """What saving cost in this job: number of saves, seconds the slowest rank was blocked."""
+
+    count: int = 0
+    stall_s: float = 0.0
 
 
 @dataclass(slots=True)
 class Record:
-    """The job record's part of the state (contracts 7)."""
+    """The job record's part of the state (contracts 7).
+
+    Attributes:
+        ranks: ranks of the current attempt.
+        spares: nodes that held no ranks when the record was written.
+        lost: nodes lost since the last launch, not used before it is settled whether they are to blame.
+        shared: network domains that lost many nodes at once, and when.
+        history: times of the incidents a node was blamed for.
+        draining: nodes that will go away soon, and why.
+        waiting_since: since when a launch waits for nodes, 0.0 = it does not.
+        failures_in_row, failures_at_step: without a new step; of these, at the same step `failed_step`.
+        failures: faults charged to a budget over the job's life.
+        shadowed: by detector, how often it would have acted.
+        suspicions: rank -> how often in a row it was found slow.
+    """
 
     term: int = 0
     attempt: int = 0
@@ -139,13 +208,25 @@ class Record:
     commits: list[Commit] = field(default_factory=list)
     distrusted: list[Commit] = field(default_factory=list)
     assignment: tuple[str, ...] = ()
+    ranks: int = 0
+    spares: tuple[str, ...] = ()
     excluded: dict[str, Exclusion] = field(default_factory=dict)
     exclusion_times: list[float] = field(default_factory=list)
+    lost: dict[str, Loss] = field(default_factory=dict)
+    shared: dict[str, float] = field(default_factory=dict)
     blame: dict[str, Blame] = field(default_factory=dict)
+    history: dict[str, list[float]] = field(default_factory=dict)
+    draining: dict[str, str] = field(default_factory=dict)
     container_restarts: dict[str, float] = field(default_factory=dict)
     restarts: dict[str, int] = field(default_factory=dict)
+    failures: int = 0
     failures_in_row: int = 0
+    failures_at_step: int = 0
+    failed_step: int = -1
     best_step: int = 0
+    clock: StepClock = field(default_factory=StepClock)
+    saves: Saves = field(default_factory=Saves)
+    spec: Spec = field(default_factory=Spec)
     incident: Incident | None = None
     incidents: list[Incident] = field(default_factory=list)
     pending: dict[str, Pending] = field(default_factory=dict)
@@ -154,6 +235,8 @@ class Record:
     next_incident: int = 1
     outstanding: int = 0
     refusals: int = 0
+    waiting_since: float = 0.0
+    shadowed: dict[str, int] = field(default_factory=dict)
     finish_state: str = ""
     finish_reason: str = ""
     ledger: Ledger = field(default_factory=Ledger)
@@ -173,17 +256,30 @@ class Milestones:
 
 @dataclass(slots=True)
 class Live:
-    """What the agents tell; empty after a driver restart."""
+    """What the agents tell; empty after a driver restart.
 
+    Attributes:
+        silence: heap of (when to judge, node); absent: nodes that summarised reports leave out.
+        pace: (step, productive seconds when it was completed), newest last.
+        stall_s: time the slowest rank was blocked by saves in this attempt.
+        evidence_id: the CollectEvidence that is being answered.
+        signals: recent hardware events and log lines that may explain a fault.
+    """
+
+    clock: StepClock = field(default_factory=StepClock)
     nodes: dict[str, Node] = field(default_factory=dict)
     silence: list[tuple[float, str]] = field(default_factory=list)
+    absent: set[str] = field(default_factory=set)
     quiet_until: float = 0.0
     heard_all_at: float = 0.0
     step: int = 0
     progress_at: float = 0.0
     phase: str = "startup"
-    clock: StepClock = field(default_factory=StepClock)
+    phases: PhaseBoard = field(default_factory=PhaseBoard)
+    pace: list[tuple[int, float]] = field(default_factory=list)
     milestones: Milestones = field(default_factory=Milestones)
     exits: dict[int, int] = field(default_factory=dict)
-    stalls: dict[int, float] = field(default_factory=dict)
+    stall_s: float = 0.0
+    evidence_id: str = ""
     evidence: dict[str, tuple[RankEvidence, ...]] = field(default_factory=dict)
+    signals: list[Hit] = field(default_factory=list)

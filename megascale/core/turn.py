@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 from megascale.core import effects as fx
-from megascale.core.codec import Json, encode
+from megascale.core.codec import Json, decode, encode
 from megascale.core.policy import Policy
 from megascale.core.state import Live, Node, NodeStatus, Pending, Record, Stage
 
 E = TypeVar("E", bound=fx.Effect)
+_KINDS: Final[dict[str, Any]] = {kind.__name__: kind for kind in fx.Effect.__args__}
 
 
 @dataclass(slots=True)
@@ -29,9 +30,28 @@ class Turn:
         self.record.next_effect += 1
         effect = kind(effect_id=effect_id, reason=reason, **fields)
         self.effects.append(effect)
-        data = cast(dict[str, Json], encode(effect))
-        self.record.pending[effect_id] = Pending(kind.__name__, data)
+        self.record.pending[effect_id] = self._pending(effect)
         return effect
+
+    def _pending(self, effect: fx.Effect) -> Pending:
+        """The effect as JSON, with its list of nodes, which may be long, told by the assignment."""
+        data = cast(dict[str, Json], encode(effect))
+        nodes: tuple[str, ...] = getattr(effect, "nodes", ())
+        without = set(self.record.assignment).difference(nodes)
+        if not nodes or len(nodes) + len(without) != len(self.record.assignment):
+            return Pending(type(effect).__name__, data)
+        data["nodes"] = []
+        return Pending(type(effect).__name__, data, tuple(sorted(without)))
+
+    def pending_effects(self) -> list[fx.Effect]:
+        """Every effect that was not answered yet, in the order in which they were decided."""
+        return [self._restored(pending) for pending in self.record.pending.values()]
+
+    def _restored(self, pending: Pending) -> fx.Effect:
+        data = dict(pending.data)
+        if pending.without is not None:
+            data["nodes"] = [node for node in self.record.assignment if node not in pending.without]
+        return cast(fx.Effect, decode(_KINDS[pending.kind], data))
 
     def drop_pending(self, *kinds: type[fx.Effect]) -> None:
         """Forget unanswered effects of these kinds: their answer no longer matters."""
@@ -52,19 +72,44 @@ class Turn:
     def is_excluded(self, node: str) -> bool:
         return node in self.record.excluded
 
+    def may_use(self, name: str, node: Node) -> bool:
+        """Whether the node could get ranks now."""
+        record = self.record
+        kept_out = name in record.excluded or name in record.lost or name in record.draining
+        return node.status is NodeStatus.READY and not kept_out
+
     def usable(self) -> list[str]:
         """Nodes that could get ranks now, in natural order."""
-        names = (name for name, node in self.live.nodes.items() if node.status is NodeStatus.READY)
-        return sorted((name for name in names if not self.is_excluded(name)), key=natural_key)
+        names = [name for name, node in self.live.nodes.items() if self.may_use(name, node)]
+        return sorted(names, key=natural_key)
 
     def node(self, name: str, incarnation: str) -> Node | None:
-        """The live node if `incarnation` is its current one; a stale agent gets None."""
+        """The live node if `incarnation` is its current one; a stale agent gets None.
+
+        "" on either side is an incarnation not known (yet), which fits any.
+        """
         node = self.live.nodes.get(name)
-        return node if node is not None and node.incarnation == incarnation else None
+        if node is None or (node.incarnation and incarnation and node.incarnation != incarnation):
+            return None
+        return node
 
     def ranks_active(self) -> bool:
         """Whether ranks of the current attempt are supposed to be running."""
         return self.record.stage in (Stage.LAUNCHING, Stage.RUNNING, Stage.DIAGNOSING, Stage.SAVING)
+
+    def holds_ranks(self, node: str) -> bool:
+        """Whether the node is one that the current attempt runs on."""
+        return self.ranks_active() and node in self.record.assignment
+
+    def in_use(self, node: str) -> bool:
+        """Whether ranks run on the node, or may still do so until they are stopped."""
+        return node in self.record.assignment and (
+            self.ranks_active() or self.record.stage is Stage.STOPPING
+        )
+
+    def is_shadowed(self, detector: str) -> bool:
+        """Whether the detector only records what it would do."""
+        return self.policy.shadow or detector in self.policy.shadow_detectors
 
 
 def natural_key(name: str) -> tuple[str, int, str]:

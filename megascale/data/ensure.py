@@ -29,7 +29,7 @@ def ensure_prepared(
     made = None
     if data.prepare_from:
         if not (idx_path(prefix).exists() and bin_path(prefix).exists()):
-            made = prepare(data.prepare_from, prefix, force=True, on_progress=on_progress, notify=notify)
+            made = prepare(data.prepare_from, prefix, on_progress=on_progress, notify=notify)
         else:
             _check_sources(prefix, data.prepare_from)
     SampleStream.open(prefix, data.sequence_length, seed=0)

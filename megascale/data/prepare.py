@@ -84,7 +84,7 @@ def prepare(
     try:
         prefix.parent.mkdir(parents=True, exist_ok=True)
         with _locked(prefix, notify):
-            if not force and idx_path(prefix).exists():
+            if not force and idx_path(prefix).exists() and bin_path(prefix).exists():
                 return Prepared(prefix, _reusable(prefix, sources, globs), made=False)
             description = _make(list(sources), prefix, list(globs), on_progress)
             return Prepared(prefix, description, made=True)

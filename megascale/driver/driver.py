@@ -13,7 +13,6 @@ from typing import Any, Final
 import grpc
 
 from megascale.checkpoint.store import CheckpointStore
-from megascale.core import effects as fx
 from megascale.core import events as ev
 from megascale.core.eventlog import Entry, Header
 from megascale.core.lineage import Commit
@@ -82,6 +81,7 @@ class Driver:
         await server.start()
         address = {"endpoint": f"127.0.0.1:{port}", "pid": os.getpid(), "term": self._term}
         write_atomically(self._run.driver_file, json.dumps(address))
+        self._run.summary_file.unlink(missing_ok=True)
         await self._fleet.start(self._on_slot_event)
         self._scan_commits()
         self.post(ev.DriverStarted(self._term))

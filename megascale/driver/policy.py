@@ -15,6 +15,7 @@ def policy_of(job: TrainingJob) -> Policy:
     return Policy(
         nodes=spec.nodes,
         spare_nodes=spares,
+        spares_after_launch=True,
         min_nodes=spec.min_nodes,
         ranks_per_node=spec.ranks_per_node,
         node_counts=allowed_node_counts(job),

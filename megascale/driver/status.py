@@ -54,6 +54,7 @@ class StatusBoard:
             "stepSeconds": leader.step_seconds if leader else None,
             "tokensPerSecond": self._tokens_per_second(),
             "mfu": _mfu(self._links, record.attempt),
+            "peakFlops": leader.peak_flops if leader else None,
             "goodput": seconds.get(GoodputPhase.PRODUCTIVE, 0.0) / wall if wall else None,
             "goodputSeconds": {str(phase): round(s, 3) for phase, s in seconds.items()},
             "restarts": sum(record.restarts.values()),

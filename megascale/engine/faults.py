@@ -21,7 +21,8 @@ class FaultInjector:
     """Fires each fault once per job, on the rank it is addressed to.
 
     A marker file `<run_dir>/faults/<index>`, created exclusively and synced before the fault acts, keeps a
-    restarted job from meeting it again and tells when it happened: {"time", "kind", "rank", "node", "attempt", "step"}.
+    restarted job from meeting it again and tells when it happened: {"time", "kind", "rank", "node",
+    "attempt", "step"}.
     """
 
     def __init__(

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
-import torch
 from megatron.core import parallel_state
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import distributed
@@ -127,12 +126,12 @@ def _bind_gloo(store_host: str) -> None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback[0])
 
 
-def connect(
-    host: str, port: int, prefix: str, *, rank: int, world_size: int, backend: str, device: torch.device
-) -> None:
+def connect(host: str, port: int, prefix: str, *, rank: int, world_size: int, backend: str) -> None:
     """Join the world of one attempt through its store.
 
     The store is a server of its own, so that no rank's death takes it along; `prefix` keeps attempts apart.
+    No device is bound to the world: torch would then split every group off its communicator, which needs
+    all ranks, while here only the members of a group make it.
     """
     if backend == "gloo":
         _bind_gloo(host)
@@ -143,7 +142,6 @@ def connect(
         rank=rank,
         world_size=world_size,
         timeout=COLLECTIVE_TIMEOUT,
-        device_id=device if device.type == "cuda" else None,
     )
 
 

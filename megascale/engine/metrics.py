@@ -1,4 +1,9 @@
-"""Step records of a job, appended to `<run_dir>/metrics.jsonl`."""
+"""Step records of a job, appended to `<run_dir>/metrics.jsonl` by rank 0.
+
+Keys: job, attempt, term, rank, node; step; loss and gradNorm of the global batch, before the update; lr;
+tokens up to the step; stepSeconds, of which dataSeconds waiting for data; stallSeconds blocked by saves in
+this launch so far; flops, operations per second of one rank; time, Unix seconds.
+"""
 
 from __future__ import annotations
 

@@ -86,7 +86,6 @@ def _join(launch: RankLaunch, plan: Plan, device: Device) -> Groups:
         rank=launch.rank,
         world_size=launch.world_size,
         backend=device.backend,
-        device=device.place,
     )
     return build_groups(plan.layout)
 

@@ -29,6 +29,8 @@ def import_all() -> None:
             importlib.import_module(name)
     import torch
 
+    # What torch and megatron-core find deprecated in each other is no news for a rank's log.
+    warnings.filterwarnings("ignore", module=r"(torch|megatron)\.")
     torch.set_num_threads(1)
     # Ranks inherit these objects: their collector skips them and their pages stay shared.
     gc.collect()

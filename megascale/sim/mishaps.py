@@ -333,5 +333,3 @@ def draw(rng: random.Random, horizon_s: float) -> list[Mishap]:
     if rng.random() < 0.03:
         mishaps.append(Mishap(rng.uniform(0.0, horizon_s), "stop", 0, 0.0))
     return sorted(mishaps, key=lambda mishap: mishap.at)
-
-

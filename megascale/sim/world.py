@@ -63,9 +63,7 @@ class World:
             storage=self.storage,
             echo=spec.echo,
         )
-        self.cluster.reporter = Beats(
-            self.agenda, self.network, random.Random(f"{seed}/beats"), spec.beat_s
-        )
+        self.cluster.reporter = Beats(self.agenda, self.network, random.Random(f"{seed}/beats"), spec.beat_s)
         self.delays = delays
         self.store = RecordStore(spec.policy)
         self.drivers: list[SimDriver] = []

@@ -110,9 +110,9 @@ def test_a_torn_commit_is_no_commit(store: CheckpointStore, ranks: Ranks, raw: b
     (store.storage.root / "commits/notes.txt").write_text("hello")
     scan = store.scan()
     assert [record.commit for record in scan.records] == [Commit(1, 1)]
-    assert len(scan.junk) == 2
-    assert "2.1.json: damaged" in scan.junk[0]
-    assert "notes.txt: not a commit" in scan.junk[1]
+    assert len(scan.damaged) == 1
+    assert scan.damaged[0].startswith("commits/2.1.json: damaged")
+    assert scan.foreign == ["commits/notes.txt"]
 
 
 def test_a_commit_renamed_to_another_step_is_no_commit(store: CheckpointStore, ranks: Ranks) -> None:
@@ -120,4 +120,4 @@ def test_a_commit_renamed_to_another_step_is_no_commit(store: CheckpointStore, r
     commits = store.storage.root / "commits"
     (commits / "1.1.json").rename(commits / "9.1.json")
     assert store.commits() == []
-    assert "says step 1" in store.scan().junk[0]
+    assert "says step 1" in store.scan().damaged[0]

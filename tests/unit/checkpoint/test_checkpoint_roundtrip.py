@@ -57,7 +57,7 @@ def grids(draw: st.DrawFn, shape: tuple[int, int, int]) -> list[tuple[tuple[int,
 
 @settings(max_examples=60, deadline=None)
 @given(st.data(), st.sampled_from([torch.float32, torch.bfloat16, torch.int64]))
-def test_any_cut_restores_into_any_other(ranks: Ranks, data: Any, dtype: torch.dtype) -> None:  # noqa: ANN401
+def test_any_cut_restores_into_any_other(ranks: Ranks, data: Any, dtype: torch.dtype) -> None:
     shape = (4, 3, 5)
     whole = torch.arange(60).view(shape).to(dtype)
 

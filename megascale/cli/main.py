@@ -1,0 +1,57 @@
+"""Entry point: mounts the commands and turns errors into exit codes."""
+
+from __future__ import annotations
+
+import sys
+from importlib import metadata
+from typing import Annotated
+
+import click
+import typer
+
+from megascale.cli import data, job, run, status
+from megascale.errors import MegascaleError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Train large language models and keep them training.",
+    epilog="Start here: megascale run examples/quickstart.yaml",
+)
+app.command("run", epilog=run.EPILOG)(run.run)
+app.command("status", epilog=status.STATUS_EPILOG)(status.status)
+app.command("evict", epilog=status.EVICT_EPILOG)(status.evict)
+app.add_typer(job.app, name="job")
+app.add_typer(data.app, name="data")
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"megascale {metadata.version('megascale')}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def main() -> None:
+    """Run the command line; errors go to stderr, the exit code says of what kind (contracts 9)."""
+    try:
+        code = app(standalone_mode=False)
+    except MegascaleError as error:
+        sys.stderr.write(f"megascale: {error}\n")
+        sys.exit(error.exit_code)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,135 @@
+"""`megascale run`: train a job on this machine, under supervision, with a live view."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import socket
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from megascale.errors import InputError, MegascaleError
+
+if TYPE_CHECKING:
+    from megascale.cli.view import View
+    from megascale.job import TrainingJob
+    from megascale.observe.rundir import RunDir
+
+EPILOG: Final = (
+    "Examples: megascale run examples/quickstart.yaml | "
+    "megascale run job.yaml --fresh --inject kill-rank:rank=1,step=60 | megascale run job.yaml --json"
+)
+_MINIMUM_FREE_BYTES: Final = 64 << 20
+
+
+def run(
+    manifest: Annotated[Path, typer.Argument(metavar="JOB.YAML", help="A TrainingJob manifest.")],
+    runs: Annotated[Path, typer.Option("--runs", help="Folder that holds runs/<job>/.")] = Path("runs"),
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget an earlier run and start over.")] = False,
+    inject: Annotated[
+        list[str] | None,
+        typer.Option("--inject", help="A fault to inject, such as kill-rank:rank=1,step=60; repeatable."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON summary at the end.")] = False,
+) -> None:
+    """Train a job here: nodes are local processes, everything else is what a cluster uses.
+
+    Running a job again resumes it; a job that is already running is attached to; a finished one says so.
+    Ctrl-C saves a checkpoint and stops; a second Ctrl-C stops at once.
+    """
+    from megascale.cli.supervisor import Supervisor
+    from megascale.cli.view import make_view
+    from megascale.job import load_job, parse_inject, with_faults
+    from megascale.observe.rundir import RunDir
+
+    job = load_job(manifest)
+    if inject:
+        job = with_faults(job, [parse_inject(text) for text in inject])
+    rundir = RunDir(runs / job.metadata.name)
+    view = make_view(as_json=as_json)
+    supervisor = Supervisor(rundir, view)
+    with supervisor.claim() as owner:
+        if owner:
+            _prepare(rundir, job, view, fresh=fresh)
+            finished = finished_summary(rundir, job)
+            if finished is not None:
+                view.note(f"{job.metadata.name} is complete at step {finished['step']}; --fresh starts over")
+                _end(finished, as_json=as_json)
+                return
+        elif fresh:
+            raise InputError(f"{job.metadata.name} is running; stop it before --fresh")
+        summary, interrupted = asyncio.run(supervisor.supervise(owner=owner))
+    view.summary(summary)
+    _end(summary, as_json=as_json)
+    if interrupted:
+        raise typer.Exit(130)
+    if summary.get("state") != "completed":
+        raise typer.Exit(1)
+
+
+def _end(summary: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        sys.stdout.write(json.dumps(summary) + "\n")
+
+
+def _prepare(rundir: RunDir, job: TrainingJob, view: View, *, fresh: bool) -> None:
+    """Everything that can be wrong is found before a process is started."""
+    from megascale.driver.record import read_record
+    from megascale.job import resolved_yaml
+    from megascale.observe.rundir import write_atomically
+
+    if fresh and rundir.root.exists():
+        shutil.rmtree(rundir.root)
+    try:
+        rundir.root.mkdir(parents=True, exist_ok=True)
+        read_record(rundir)
+        _check_space(rundir.root)
+        _prepare_data(job, view)
+        write_atomically(rundir.job_file, resolved_yaml(job))
+    except OSError as error:
+        raise InputError(f"cannot write to {error.filename or rundir.root}: {error.strerror}") from error
+    _check_loopback()
+
+
+def _check_space(root: Path) -> None:
+    free = shutil.disk_usage(root).free
+    if free < _MINIMUM_FREE_BYTES:
+        raise InputError(
+            f"{root}: {free >> 20} MiB are free, at least {_MINIMUM_FREE_BYTES >> 20} are needed"
+        )
+
+
+def _check_loopback() -> None:
+    """The driver and the ranks' store listen on free ports of the loopback interface."""
+    try:
+        with socket.create_server(("127.0.0.1", 0)):
+            pass
+    except OSError as error:
+        raise MegascaleError(f"cannot listen on 127.0.0.1: {error.strerror}") from error
+
+
+def _prepare_data(job: TrainingJob, view: View) -> None:
+    megatron = job.spec.runtime.megatron
+    if megatron is None:
+        return
+    from megascale.cli.data import progress_bar
+    from megascale.data.ensure import ensure_prepared
+
+    with progress_bar(f"preparing {megatron.data.path}") as on_progress:
+        made = ensure_prepared(megatron.data, on_progress=on_progress, notify=view.note)
+    if made is not None:
+        view.note(f"prepared {made.prefix}: {made.description.tokens:,} tokens")
+
+
+def finished_summary(rundir: RunDir, job: TrainingJob) -> dict[str, Any] | None:
+    """The summary of a job that already completed all the steps the manifest asks for."""
+    try:
+        summary: dict[str, Any] = json.loads(rundir.summary_file.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    complete = summary.get("state") == "completed" and int(summary.get("step", 0)) >= job.spec.steps
+    return summary if complete else None

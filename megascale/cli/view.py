@@ -1,0 +1,312 @@
+"""What a person sees of a running job: a live table on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any, Final, Protocol, Self, TextIO
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+_PLAIN_EVERY_S: Final = 5.0
+_STATE_STYLE: Final = {
+    "running": "green",
+    "completed": "bold green",
+    "failed": "bold red",
+    "stopped": "yellow",
+    "launching": "cyan",
+    "assembling": "cyan",
+}
+_STAGES: Final = (
+    ("detected", "detect"),
+    ("decided", "decide"),
+    ("stopped", "stop"),
+    ("launched", "launch"),
+    ("groups", "groups"),
+    ("loaded", "load"),
+    ("firstStep", "first step"),
+    ("backToSpeed", "back to speed"),
+)
+_MFU_BASIS: Final = "of the matmul peak measured on this CPU"
+_RATED_FROM_FLOPS: Final = 1e14
+
+
+class View(Protocol):
+    """Shows a run; a context manager for as long as it is followed."""
+
+    def note(self, text: str) -> None:
+        """A line for people, at once."""
+
+    def update(self, document: dict[str, Any]) -> None:
+        """The newest status document."""
+
+    def summary(self, document: dict[str, Any]) -> None:
+        """The end of the run."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_error: object) -> None: ...
+
+
+def make_view(*, as_json: bool) -> View:
+    """A live view where stdout is a terminal, else lines; on stderr where stdout is for JSON."""
+    if as_json:
+        return LineView(sys.stderr)
+    return LiveView() if sys.stdout.isatty() else LineView(sys.stdout)
+
+
+class LiveView:
+    """A table that is redrawn in place."""
+
+    def __init__(self) -> None:
+        self._console = Console()
+        self._live = Live(console=self._console, refresh_per_second=8, transient=True)
+        self._news = News()
+
+    def note(self, text: str) -> None:
+        self._console.print(Text(text, style="dim"))
+
+    def update(self, document: dict[str, Any]) -> None:
+        for line in self._news.of(document):
+            self._console.print(Text(line, style="yellow"))
+        self._live.update(render(document))
+
+    def summary(self, document: dict[str, Any]) -> None:
+        self._console.print(render_summary(document))
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._live.stop()
+
+
+class LineView:
+    """One line per piece of news, and one every few seconds."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._news = News()
+        self._shown_at = 0.0
+        self._shown: tuple[Any, ...] = ()
+
+    def note(self, text: str) -> None:
+        self._stream.write(text + "\n")
+        self._stream.flush()
+
+    def update(self, document: dict[str, Any]) -> None:
+        for line in self._news.of(document):
+            self.note(line)
+        head = (document["state"], document["attempt"])
+        now = time.monotonic()
+        if head != self._shown or now - self._shown_at >= _PLAIN_EVERY_S:
+            self.note(one_line(document))
+            self._shown, self._shown_at = head, now
+
+    def summary(self, document: dict[str, Any]) -> None:
+        Console(file=self._stream, width=110).print(render_summary(document))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        return
+
+
+class News:
+    """What has become known since the last document: incidents, recoveries, alerts."""
+
+    def __init__(self) -> None:
+        self._outcomes: dict[str, str] = {}
+        self._alerted_at = 0.0
+
+    def of(self, document: dict[str, Any]) -> list[str]:
+        """Lines to print, oldest first."""
+        lines = []
+        for incident in document.get("incidents", []):
+            known = self._outcomes.get(incident["id"])
+            self._outcomes[incident["id"]] = incident["outcome"]
+            if known is None:
+                lines.append(f"incident {incident['id']}: {incident['reason']}")
+                if incident["action"]:
+                    action = incident["action"].replace("_", " ")
+                    lines.append(f"  decision: {action}: {incident['decision']}")
+            if incident["outcome"] != "open" and known in (None, "open"):
+                lines.append(f"  {incident['id']} {incident['outcome']}: {stage_words(incident)}")
+        for alert in document.get("alerts", []):
+            if alert["time"] > self._alerted_at:
+                self._alerted_at = alert["time"]
+                lines.append(f"alert: {alert['message']}")
+        return lines
+
+
+def stage_durations(incident: dict[str, Any]) -> list[tuple[str, float]]:
+    """(stage, seconds since the stage before it), in order; stages that were not reached are left out."""
+    stages = incident["stages"]
+    before = stages["fault"]["at"]
+    durations = []
+    for name, label in _STAGES:
+        if name in stages:
+            at = max(before, stages[name]["at"])
+            durations.append((label, at - before))
+            before = at
+    return durations
+
+
+def stage_words(incident: dict[str, Any]) -> str:
+    """The stages in one line; the total runs from the fault to the first new step."""
+    parts = ", ".join(f"{label} {seconds * 1e3:.0f} ms" for label, seconds in stage_durations(incident))
+    total = incident.get("recoverySeconds")
+    return f"{parts}; {total:.2f} s from fault to first new step" if total is not None else parts
+
+
+def one_line(document: dict[str, Any]) -> str:
+    """Progress in one plain line."""
+    parts = [f"{document['job']} {document['state']}", f"step {document['step']}/{document['steps']}"]
+    if document.get("loss") is not None:
+        parts.append(f"loss {_number(document['loss'], '.4f')}")
+    if document.get("stepSeconds"):
+        parts.append(f"{document['stepSeconds']:.3f} s/step")
+    if document.get("tokensPerSecond"):
+        parts.append(f"{document['tokensPerSecond']:,.0f} tokens/s")
+    if document.get("mfu"):
+        parts.append(f"MFU {document['mfu']:.1%}")
+    if document.get("goodput") is not None:
+        parts.append(f"goodput {document['goodput']:.1%}")
+    parts.append(f"restarts {document['restarts']}")
+    return "  ".join(parts)
+
+
+def render(document: dict[str, Any]) -> RenderableType:
+    """The status document as a panel."""
+    parts: list[RenderableType] = [_facts(document)]
+    if document.get("nodes"):
+        parts.append(_nodes(document))
+    if document.get("incidents"):
+        parts.append(_last_incident(document["incidents"][-1]))
+    state = document["state"]
+    title = Text.assemble(
+        (document["job"], "bold"),
+        "  ",
+        (state, _STATE_STYLE.get(state, "yellow")),
+        f"  attempt {document.get('attempt', '')}",
+    )
+    return Panel(Group(*parts), title=title, title_align="left")
+
+
+def _facts(document: dict[str, Any]) -> RenderableType:
+    grid = Table.grid(padding=(0, 2))
+    for _ in range(4):
+        grid.add_column()
+    step, steps = document["step"], document["steps"]
+    grid.add_row("step", f"{step} / {steps}", "progress", ProgressBar(total=steps, completed=step, width=30))
+    loss = document.get("loss")
+    grid.add_row(
+        "loss",
+        _number(loss, ".4f"),
+        "step time",
+        _with_unit(document.get("stepSeconds"), ".3f", " s"),
+    )
+    grid.add_row(
+        "tokens/s",
+        _number(document.get("tokensPerSecond"), ",.0f"),
+        "MFU",
+        f"{_with_unit(document.get('mfu'), '.1%', '')} {_basis(document)}",
+    )
+    grid.add_row(
+        "goodput",
+        _number(document.get("goodput"), ".1%"),
+        "restarts",
+        str(document["restarts"]),
+    )
+    grid.add_row("newest checkpoint", _with_unit(document.get("checkpointStep"), "d", "", "step "), "", "")
+    return grid
+
+
+def _basis(document: dict[str, Any]) -> str:
+    peak = document.get("peakFlops")
+    return "of the GPU's rated peak" if peak and peak >= _RATED_FROM_FLOPS else _MFU_BASIS
+
+
+def _nodes(document: dict[str, Any]) -> RenderableType:
+    table = Table(box=None, padding=(0, 2), header_style="dim")
+    for name in ("node", "status", "role", "rank", "phase", "step", "step time", "MFU"):
+        table.add_column(name)
+    for node in document["nodes"]:
+        style = "green" if node["status"] == "ready" else "red"
+        head = (node["name"], Text(node["status"], style=style), node["role"])
+        for rank in node["ranks"]:
+            table.add_row(
+                *head,
+                str(rank["rank"]),
+                rank["phase"],
+                str(rank["step"]),
+                _with_unit(rank["stepSeconds"] or None, ".3f", " s"),
+                _number(rank["mfu"], ".1%"),
+            )
+            head = ("", Text(""), "")
+        if not node["ranks"]:
+            table.add_row(*head, "", "idle", "", "", "")
+    return table
+
+
+def _last_incident(incident: dict[str, Any]) -> RenderableType:
+    style = "yellow" if incident["outcome"] == "open" else "dim"
+    head = f"last incident {incident['id']} ({incident['outcome']}): {incident['reason']}"
+    return Text(f"{head}\n  {stage_words(incident)}", style=style)
+
+
+def render_summary(document: dict[str, Any]) -> RenderableType:
+    """The end of a run: what was reached, what went wrong and what it cost."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_row("steps", f"{document.get('step', 0)} / {document.get('steps', 0)}")
+    grid.add_row("loss", _number(document.get("loss"), ".4f"))
+    grid.add_row("tokens/s", _number(document.get("tokensPerSecond"), ",.0f"))
+    grid.add_row("MFU", f"{_number(document.get('mfu'), '.1%')} {_basis(document)}")
+    grid.add_row("goodput", f"{_number(document.get('goodput'), '.1%')}  {_phases(document)}")
+    grid.add_row("restarts", str(document.get("restarts", 0)))
+    grid.add_row("newest checkpoint", _with_unit(document.get("checkpointStep"), "d", "", "step "))
+    parts: list[RenderableType] = [grid]
+    if document.get("reason"):
+        parts.append(Text(document["reason"]))
+    if document.get("incidents"):
+        parts.append(_incidents(document["incidents"]))
+    state = document.get("state", "unknown")
+    title = Text.assemble((document.get("job", ""), "bold"), "  ", (state, _STATE_STYLE.get(state, "yellow")))
+    return Panel(Group(*parts), title=title, title_align="left")
+
+
+def _phases(document: dict[str, Any]) -> str:
+    seconds = document.get("goodputSeconds") or {}
+    shown = sorted(((s, phase) for phase, s in seconds.items() if s >= 0.05), reverse=True)
+    return "(" + ", ".join(f"{phase} {s:.1f} s" for s, phase in shown) + ")" if shown else ""
+
+
+def _incidents(incidents: list[dict[str, Any]]) -> RenderableType:
+    table = Table(box=None, padding=(0, 2), header_style="dim")
+    for name in ("incident", "what happened", "action", "detected", "recovered"):
+        table.add_column(name, overflow="fold")
+    for incident in incidents:
+        table.add_row(
+            incident["id"],
+            incident["reason"],
+            incident["action"].replace("_", " "),
+            _with_unit(incident["detectionSeconds"], ".3f", " s"),
+            _with_unit(incident["recoverySeconds"], ".2f", " s"),
+        )
+        table.add_row("", Text(stage_words(incident), style="dim"), "", "", "")
+    return table
+
+
+def _number(value: Any, spec: str) -> str:  # noqa: ANN401 - a JSON value
+    return format(value, spec) if isinstance(value, int | float) else "-" if value is None else str(value)
+
+
+def _with_unit(value: Any, spec: str, unit: str, before: str = "") -> str:  # noqa: ANN401
+    return f"{before}{_number(value, spec)}{unit}" if value is not None else "-"

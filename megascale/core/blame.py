@@ -1,0 +1,111 @@
+"""Which nodes are to blame: decaying blame, lemons, and exclusion from the job."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+from megascale.core import effects as fx
+from megascale.core.breakers import HOUR_S, exclusion_bound
+from megascale.core.state import TEXT_KEPT, Blame, Exclusion, Incident, NodeStatus
+from megascale.core.turn import Turn
+
+_FORGOTTEN: Final = 0.02
+_HISTORIES_KEPT: Final = 128
+WEIGHTS: Final = {
+    "crash": 1.0,
+    "hang": 1.0,
+    "node_lost": 1.0,
+    "launch_failed": 1.5,
+    "hardware": 1.0,
+    "straggler": 3.0,
+}
+"""Blame by cause. Code, checkpoints, people and wrong numbers of unknown origin are no node's fault."""
+
+
+def blame_of(turn: Turn, node: str) -> float:
+    """Blame of a node now, after decay."""
+    blame = turn.record.blame.get(node)
+    if blame is None:
+        return 0.0
+    return blame.score * math.pow(0.5, (turn.now - blame.at) / turn.policy.blame_half_life_s)
+
+
+def add_blame(turn: Turn, node: str, cause: str) -> None:
+    """Blame `node` for an incident of `cause`, and remember when."""
+    weight = WEIGHTS.get(cause, 0.0)
+    if not node or not weight:
+        return
+    record = turn.record
+    record.blame = {n: b for n, b in record.blame.items() if blame_of(turn, n) > _FORGOTTEN}
+    record.blame[node] = Blame(blame_of(turn, node) + weight, turn.now)
+    times = record.history.setdefault(node, [])
+    times[:] = [t for t in times if t > turn.now - turn.policy.lemon_window_s]
+    # A burst is one incident: what makes a lemon is that it comes back after all seemed well.
+    if not times or turn.now - times[-1] >= HOUR_S:
+        times.append(turn.now)
+    while len(record.history) > _HISTORIES_KEPT:
+        del record.history[min(record.history, key=lambda n: record.history[n][-1])]
+
+
+def take_back_blame(turn: Turn, node: str, cause: str, at: float) -> None:
+    """The incident for which the node was blamed at `at` was not its own."""
+    weight = WEIGHTS.get(cause, 0.0)
+    if node in turn.record.blame and weight:
+        turn.record.blame[node] = Blame(max(0.0, blame_of(turn, node) - weight), turn.now)
+        turn.record.history[node] = [t for t in turn.record.history.get(node, []) if t != at]
+
+
+def lemon_reason(turn: Turn, node: str) -> str:
+    """Why one more incident makes `node` a lemon, "" if it does not (arXiv 2410.21680)."""
+    start = turn.now - turn.policy.lemon_window_s
+    earlier = [t for t in turn.record.history.get(node, []) if start < t <= turn.now - HOUR_S]
+    if len(earlier) + 1 < turn.policy.lemon_incidents:
+        return ""
+    days = turn.policy.lemon_window_s / 86400.0
+    return f"{node} is a lemon: {len(earlier) + 1} incidents in {days:g} days, each time back after a restart"
+
+
+def exclude(
+    turn: Turn, node: str, incident: Incident, *, forced: bool = False, retired: bool = False
+) -> bool:
+    """Take the node out of this job; past a bound page instead. Whether it is out."""
+    record = turn.record
+    if node in record.excluded:
+        return True
+    bound = exclusion_bound(turn)
+    if bound and not forced:
+        reason = f"{node} is not excluded: {bound}"
+        incident.add_evidence(reason)
+        turn.emit(fx.Page, reason, incident=incident.id)
+        return False
+    record.exclusion_times.append(turn.now)
+    reason = incident.reason[:TEXT_KEPT]
+    record.excluded[node] = Exclusion(reason, incident.id, turn.now, retired)
+    turn.emit(fx.Exclude, reason, node=node, incident=incident.id)
+    if turn.policy.quarantine:
+        turn.emit(fx.RequestQuarantine, reason, node=node, incident=incident.id)
+    release_unwanted(turn)
+    return True
+
+
+def readmit(turn: Turn, node: str, *, by_person: bool) -> None:
+    """The node passed the checks, or a person released it; only a person brings back a retired one."""
+    exclusion = turn.record.excluded.get(node)
+    if exclusion is None or (exclusion.retired and not by_person):
+        return
+    del turn.record.excluded[node]
+    turn.record.blame.pop(node, None)
+    if by_person:
+        turn.record.history.pop(node, None)
+
+
+def release_unwanted(turn: Turn) -> None:
+    """Give back excluded and draining nodes that hold no ranks any more."""
+    record = turn.record
+    reasons = record.draining | {name: exclusion.reason for name, exclusion in record.excluded.items()}
+    for name in sorted(reasons):
+        node = turn.live.nodes.get(name)
+        if node is not None and node.status is not NodeStatus.GONE and not turn.in_use(name):
+            node.status = NodeStatus.GONE
+            turn.emit(fx.Release, reasons[name], node=name)

@@ -1,0 +1,71 @@
+"""Nodes lost together have a cause in common: a switch or a rack, not the nodes (design 10.5).
+
+A lost node is judged only when the next attempt is launched: by then its neighbours' losses are known.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Final
+
+from megascale.core.blame import add_blame, exclude
+from megascale.core.state import Incident, Loss
+from megascale.core.turn import Turn
+
+_ANYWHERE: Final = "the cluster"
+_ANYWHERE_FACTOR: Final = 2
+
+
+def domain_of(turn: Turn, name: str) -> str:
+    """The narrowest known network domain of the node, "" if it has none of the labels."""
+    node = turn.live.nodes.get(name)
+    labels = node.labels if node is not None else {}
+    return next((f"{key}={labels[key]}" for key in turn.policy.topology_keys if labels.get(key)), "")
+
+
+def note_loss(turn: Turn, name: str) -> None:
+    """Remember that a node with ranks was lost; forgive it when many are lost at once."""
+    record = turn.record
+    record.lost[name] = Loss(domain_of(turn, name), turn.now)
+    together = [n for n, loss in record.lost.items() if loss.at > turn.now - turn.policy.correlate_s]
+    by_domain: dict[str, list[str]] = defaultdict(list)
+    for other in together:
+        by_domain[record.lost[other].domain].append(other)
+    for domain, names in by_domain.items():
+        if domain and len(names) >= turn.policy.shared_cause_nodes:
+            _forgive(turn, domain, names)
+    if len(together) >= _ANYWHERE_FACTOR * turn.policy.shared_cause_nodes:
+        _forgive(turn, _ANYWHERE, together)
+
+
+def _forgive(turn: Turn, domain: str, names: list[str]) -> None:
+    record = turn.record
+    record.shared = {d: at for d, at in record.shared.items() if at > turn.now - turn.policy.correlate_s}
+    record.shared[domain] = turn.now
+    if record.incident and record.incident.cause == "node_lost":
+        record.incident.node = ""
+        record.incident.reason = (
+            f"{len(names)} nodes of {domain} were lost within {turn.policy.correlate_s:g} s: "
+            "a cause they share, none of them is blamed"
+        )
+
+
+def is_shared(turn: Turn, name: str) -> bool:
+    """Whether the node was lost together with many others."""
+    shared = turn.record.shared
+    return name in turn.record.lost and (turn.record.lost[name].domain in shared or _ANYWHERE in shared)
+
+
+def release_shared(turn: Turn) -> None:
+    """Nodes that share a cause may be used again as soon as they are back."""
+    turn.record.lost = {name: loss for name, loss in turn.record.lost.items() if not is_shared(turn, name)}
+
+
+def settle(turn: Turn, incident: Incident | None) -> None:
+    """Before a launch: blame and exclude the nodes that were lost for a reason of their own."""
+    release_shared(turn)
+    for name in sorted(turn.record.lost):
+        if incident is not None:
+            add_blame(turn, name, "node_lost")
+            exclude(turn, name, incident)
+    turn.record.lost = {}

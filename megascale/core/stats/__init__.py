@@ -1,0 +1,1 @@
+"""Statistics of training runs: stragglers, loss and gradient-norm spikes, MFU trend."""

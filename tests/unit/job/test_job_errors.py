@@ -1,0 +1,363 @@
+"""Manifests that are wrong: every case names line, field, value, what is allowed, and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from megascale.errors import ManifestError, ManifestIssue
+from megascale.job import from_mapping, load_job, parse_job
+
+BASE = """\
+apiVersion: megascale.io/v1alpha1
+kind: TrainingJob
+metadata:
+  name: job
+spec:
+  nodes: 2
+  ranksPerNode: 1
+  spareNodes: 1
+  steps: 200
+  runtime:
+    megatron:
+      model:
+        preset: tiny
+      parallelism:
+        tensor: 1
+      optimizer:
+        lr: 0.002
+      data:
+        path: data/x
+        prepareFrom: [python-stdlib]
+        sequenceLength: 256
+        microBatch: 4
+        globalBatch: 16
+  checkpoint:
+    everySteps: 20
+  faults:
+    - kind: killRank
+      rank: 1
+      step: 90
+"""
+
+
+def issues(text: str) -> list[ManifestIssue]:
+    with pytest.raises(ManifestError) as caught:
+        parse_job(text, file="job.yaml")
+    assert caught.value.exit_code == 2
+    return caught.value.issues
+
+
+def edit(old: str, new: str) -> str:
+    assert BASE.count(old) == 1
+    return BASE.replace(old, new)
+
+
+def test_the_base_is_right() -> None:
+    parse_job(BASE)
+
+
+# what is replaced, by what, then line, path, and pieces of message and hint
+ONE_WRONG_FIELD = [
+    # types and bounds
+    ("steps: 200", 'steps: "200"', 9, "spec.steps", ['got "200"', "a whole number from 1 to"], "remove the quotes"),
+    ("steps: 200", "steps: two", 9, "spec.steps", ['got "two"', "a whole number from 1 to 1000000000"], None),
+    ("steps: 200", "steps: 2.5", 9, "spec.steps", ["got 2.5", "a whole number"], None),
+    ("steps: 200", "steps: 2e2", 9, "spec.steps", ["got 200.0", "a whole number"], "write 200"),
+    ("steps: 200", "steps: -1", 9, "spec.steps", ["got -1", "from 1"], None),
+    ("steps: 200", "steps:", 9, "spec.steps", ["is empty", "a whole number"], None),
+    ("steps: 200", "steps: 99999999999999999999", 9, "spec.steps", ["got 99999999999999999999"], None),
+    ("nodes: 2", "nodes: 0", 6, "spec.nodes", ["got 0", "from 1 to 100000"], None),
+    ("nodes: 2", "nodes: true", 6, "spec.nodes", ["got true", "a whole number"], None),
+    ("nodes: 2", "nodes: [2]", 6, "spec.nodes", ["got a list of 1", "a whole number"], None),
+    ("nodes: 2", "nodes:", 6, "spec.nodes", ["is empty"], "leave it out for the default 1"),
+    ("spareNodes: 1", "spareNodes: many", 8, "spec.spareNodes", ['got "many"', ">= 0, or auto"], None),
+    ("spareNodes: 1", "spareNodes: -1", 8, "spec.spareNodes", ["got -1", ">= 0, or auto"], None),
+    ("name: job", "name: My_Job", 4, "metadata.name", ['got "My_Job"', "lower-case"], None),
+    ("name: job", "name: 12", 4, "metadata.name", ["got 12"], 'write "12" in quotes'),
+    ("name: job", f"name: {'x' * 64}", 4, "metadata.name", ["1 to 63"], None),
+    ("lr: 0.002", 'lr: "3e-4"', 17, "spec.runtime.megatron.optimizer.lr", ['got "3e-4"'], "remove the quotes"),
+    ("lr: 0.002", "lr: 0", 17, "spec.runtime.megatron.optimizer.lr", ["got 0", "> 0 and <= 100"], None),
+    ("lr: 0.002", "beta2: 1.0", 17, "spec.runtime.megatron.optimizer.beta2", ["got 1.0", ">= 0 and < 1"], None),
+    ("lr: 0.002", "name: lmb", 17, "spec.runtime.megatron.optimizer.name", ["one of lamb, adamw"], "mean lamb?"),
+    ("lr: 0.002", "schedule: []", 17, "spec.runtime.megatron.optimizer.schedule", ["got []", "a section with"], None),
+    ("preset: tiny", "preset: tinny", 13, "spec.runtime.megatron.model.preset", ['"tinny"', "gpt-175b"], "mean tiny?"),
+    ("tensor: 1", "expert: 2", 15, "spec.runtime.megatron.parallelism.expert", ["got 2", "no experts"], None),
+    (
+        "prepareFrom: [python-stdlib]",
+        "prepareFrom: python-stdlib",
+        20,
+        "spec.runtime.megatron.data.prepareFrom",
+        ["expected a list"],
+        "write [python-stdlib]",
+    ),
+    ("kind: killRank", "kind: killrank", 27, "spec.faults[0].kind", ["killRank, killNode"], "mean killRank?"),
+    ("    everySteps: 20", "", 24, "spec.checkpoint", ["is empty"], "leave it out for the defaults"),
+    # names
+    ("nodes: 2", "nods: 2", 6, "spec.nods", ['unknown field "nods"'], "did you mean nodes?"),
+    ("ranksPerNode: 1", "ranks_per_node: 1", 7, "spec.ranks_per_node", ["unknown field"], "mean ranksPerNode?"),
+    ("nodes: 2", "lr: 1", 6, "spec.lr", ["unknown field"], "spec.runtime.megatron.optimizer.lr?"),
+    ("nodes: 2", "num_layers: 1", 6, "spec.num_layers", ["unknown field"], "megatron.model.numLayers?"),
+    ("nodes: 2", "qqqq: 1", 6, "spec.qqqq", ["unknown field"], "spec knows nodes, ranksPerNode"),
+    # a typing error is one error, not an unknown and a missing field
+    ("steps: 200", "step: 200", 9, "spec.step", ["unknown field"], "did you mean steps?"),
+    ("microBatch", "microbatch", 22, "spec.runtime.megatron.data.microbatch", ["unknown"], "mean microBatch?"),
+    # missing
+    ("  steps: 200\n", "", 5, "spec.steps", ["is required", "a whole number"], "the job is complete after"),
+    ("kind: TrainingJob\n", "", None, "kind", ["is required"], "add kind: TrainingJob"),
+    # scalars with two readings
+    ("nodes: 2", "suspend: yes", 6, "spec.suspend", ["yes can be read two ways", "YAML 1.1"], "write true"),
+    ("name: job", "name: off", 4, "metadata.name", ["off can be read two ways"], 'write "off" in quotes'),
+    ("steps: 200", "steps: 0200", 9, "spec.steps", ["0200 can be read", "octal"], "without a leading zero"),
+    ("steps: 200", "steps: 1:30", 9, "spec.steps", ["1:30 can be read", "base 60"], "write a plain number"),
+    ("steps: 200", "steps: 1_000", 9, "spec.steps", ["1_000 can be read"], "without underscores"),
+    ("name: job", "name: 2024-01-01", 4, "metadata.name", ["a date"], 'write "2024-01-01" in quotes'),
+    ("lr: 0.002", "lr: .inf", 17, "spec.runtime.megatron.optimizer.lr", [".inf is not a finite"], "finite number"),
+    ("nodes: 2", "on: 2", 6, "spec.on", ["on can be read two ways"], 'write "on" in quotes'),
+    ("nodes: 2", "<<: {a: 1}", 6, "spec.<<", ["can be read two ways"], "write the fields out"),
+    ("nodes: 2", "template: {a: no}", 6, "spec.template.a", ["no can be read"], '"no" in quotes for text'),
+    ("nodes: 2", "1: 2", 6, "spec.1", ["field name 1 is not text"], 'write "1" in quotes'),
+    ("steps: 200", "steps: !!python/object:os.system 1", 9, "spec.steps", ["tag", "not allowed"], "without a tag"),
+    ("steps: 200", "steps: 200\n  steps: 300", 10, "spec.steps", ["given twice, first in line 9"], "remove one"),
+    # another kind of object
+    ("kind: TrainingJob", "kind: Deployment", 2, "kind", ['got "Deployment"', "TrainingJob"], "not a job"),
+    ("v1alpha1", "v1", 1, "apiVersion", ["megascale.io/v1alpha1"], "did you mean"),
+    # rules between fields
+    (
+        "nodes: 2",
+        "nodes: 3",
+        23,
+        "spec.runtime.megatron.data.globalBatch",
+        ["16 is not a multiple of microBatch 4 x data-parallel size 3 = 12"],
+        "use 12 or 24",
+    ),
+    (
+        "tensor: 1",
+        "tensor: 4",
+        14,
+        "spec.runtime.megatron.parallelism",
+        ["nodes 2 x ranksPerNode 1 = 2 ranks", "tensor 4 x pipeline 1 x context 1 = 4", "2 is not a multiple of 4"],
+        "multiple of 4",
+    ),
+    (
+        "preset: tiny",
+        "preset: tiny\n        hiddenSize: 130",
+        14,
+        "spec.runtime.megatron.model.hiddenSize",
+        ["130 is not a multiple of attentionHeads 4"],
+        None,
+    ),
+    (
+        "preset: tiny",
+        "preset: tiny\n        hiddenSize: 12",
+        14,
+        "spec.runtime.megatron.model.hiddenSize",
+        ["12 gives each of the 4 heads an odd width of 3"],
+        "even",
+    ),
+    (
+        "preset: tiny",
+        "preset: tiny\n        kvHeads: 3",
+        14,
+        "spec.runtime.megatron.model.kvHeads",
+        ["3 does not divide attentionHeads 4"],
+        None,
+    ),
+    (
+        "preset: tiny",
+        "preset: tiny\n        vocabSize: 256",
+        14,
+        "spec.runtime.megatron.model.vocabSize",
+        ["256 is less than the 257 token ids"],
+        "use 257 or more",
+    ),
+    (
+        "tensor: 1",
+        "sequence: true",
+        15,
+        "spec.runtime.megatron.parallelism.sequence",
+        ["tensor is 1"],
+        "set tensor to 2",
+    ),
+    (
+        "tensor: 1",
+        "interleave: 2",
+        15,
+        "spec.runtime.megatron.parallelism.interleave",
+        ["pipeline is 1"],
+        "set pipeline to 2",
+    ),
+    ("nodes: 2", "nodes: 2\n  minNodes: 3", 7, "spec.minNodes", ["3 is more than nodes 2"], None),
+    ("nodes: 2", "nodes: 4\n  minNodes: 3", 7, "spec.minNodes", ["do not fit 3 x ranksPerNode 1"], "these fit: 4"),
+    (
+        "lr: 0.002",
+        "schedule: {warmupSteps: 201}",
+        17,
+        "spec.runtime.megatron.optimizer.schedule.warmupSteps",
+        ["201 is more than spec.steps 200"],
+        None,
+    ),
+    ("lr: 0.002", "minLr: 0.1", 17, "spec.runtime.megatron.optimizer.minLr", ["0.1 is above lr 0.002"], None),
+    (
+        "nodes: 2",
+        "health: {silenceSeconds: 3}",
+        6,
+        "spec.health.silenceSeconds",
+        ["3 is less than twice heartbeatSeconds 2"],
+        None,
+    ),
+    ("nodes: 2", "recovery: {budgets: {crsh: 1}}", 6, "spec.recovery.budgets.crsh", ["no cause"], "mean crash?"),
+    (
+        "nodes: 2",
+        "recovery: {rules: [{match: {cause: boom}, action: fail_job}]}",
+        6,
+        "spec.recovery.rules[0].match.cause",
+        ['got "boom"', "node_lost"],
+        None,
+    ),
+    ("rank: 1", "rank: 2", 28, "spec.faults[0].rank", ["2 does not exist"], "numbered 0 to 1"),
+    ("rank: 1", "", 27, "spec.faults[0].rank", ["is required for kind killRank"], "rank: 1"),
+    ("kind: killRank", "kind: killDriver", 28, "spec.faults[0].rank", ["no meaning for kind killDriver"], "remove"),
+    ("step: 90", "step: 201", 29, "spec.faults[0].step", ["201 is never reached"], "use 1 to 200"),
+    ("step: 90", "step: 90\n      point: save", 29, "spec.faults[0].step", ["no checkpoint is saved"], "20, 40..."),
+]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "path", "message", "hint"), ONE_WRONG_FIELD, ids=[f"{c[3]}={c[1][:30]}" for c in ONE_WRONG_FIELD]
+)
+def test_one_wrong_field(old: str, new: str, line: int | None, path: str, message: list[str], hint: str | None) -> None:
+    found = [issue for issue in issues(edit(old, new)) if issue.path == path]
+    assert len(found) == 1, f"no single issue at {path}"
+    assert found[0].file == "job.yaml"
+    assert found[0].line == line
+    for piece in message:
+        assert piece in found[0].message
+    assert (hint or "") in (found[0].hint or "")
+
+
+@pytest.mark.parametrize("case", ONE_WRONG_FIELD, ids=[f"{c[3]}={c[1][:30]}" for c in ONE_WRONG_FIELD])
+def test_a_single_mistake_is_a_single_issue(case: tuple[str, str, int, str, list[str], str]) -> None:
+    # removing `nodes` or asking for four tensor ranks breaks more than one rule
+    fan_out = case[1] in {"tensor: 4", "killDriver"} or ("nodes: 2" in case[0] and "nodes" not in case[1])
+    found = [issue for issue in issues(edit(case[0], case[1])) if fan_out is False or issue.path == case[3]]
+    assert len(found) == 1, "\n".join(map(str, found))
+
+
+def test_all_wrong_fields_are_reported_at_once_in_the_order_of_the_file() -> None:
+    text = BASE.replace("name: job", "name: J").replace("nodes: 2", "nodes: 0").replace("steps: 200", "steps: yes")
+    text = text.replace("lr: 0.002", "lr: x").replace("everySteps", "everyStep")
+    assert [issue.line for issue in issues(text)] == [4, 6, 9, 17, 25]
+
+
+def test_all_broken_rules_are_reported_at_once() -> None:
+    text = BASE.replace("tensor: 1", "tensor: 3").replace("rank: 1", "rank: 9").replace("step: 90", "step: 900")
+    paths = {issue.path for issue in issues(text)}
+    assert {"spec.runtime.megatron.parallelism", "spec.faults[0].rank", "spec.faults[0].step"} <= paths
+    assert "spec.runtime.megatron.model.attentionHeads" in paths
+
+
+@pytest.mark.parametrize(
+    ("layout", "path", "message"),
+    [
+        ({"pipeline": 8}, "model.numLayers", "4 is not a multiple of pipeline 8"),
+        ({"pipeline": 2, "interleave": 4}, "model.numLayers", "4 is not a multiple of pipeline 2 x interleave 4 = 8"),
+        ({"tensor": 8}, "model.attentionHeads", "4 is not a multiple of tensor 8"),
+        ({"context": 8}, "data.sequenceLength", "4 is not a multiple of 2 x context = 16"),
+        ({"tensor": 8, "sequence": True}, "data.sequenceLength", "4 is not a multiple of tensor x context = 8"),
+        ({"pipeline": 4, "interleave": 1, "context": 3}, "parallelism", "8 is not a multiple of 12"),
+        ({"pipeline": 4, "interleave": 2}, "data.globalBatch", "gives 1 micro-batches per step and rank"),
+    ],
+)
+def test_layouts_that_do_not_divide(layout: dict[str, int], path: str, message: str) -> None:
+    data = {"path": "x", "sequenceLength": 4, "microBatch": 1, "globalBatch": 2}
+    runtime = {"megatron": {"model": {"preset": "tiny"}, "parallelism": layout, "data": data}}
+    with pytest.raises(ManifestError) as caught:
+        from_mapping(
+            {
+                "apiVersion": "megascale.io/v1alpha1",
+                "kind": "TrainingJob",
+                "metadata": {"name": "x"},
+                "spec": {"steps": 1, "nodes": 8, "runtime": runtime},
+            }
+        )
+    found = {issue.path: issue.message for issue in caught.value.issues}
+    assert message in found[f"spec.runtime.megatron.{path}"]
+
+
+def test_without_preset_the_shape_is_required() -> None:
+    found = issues(edit("preset: tiny", "norm: rmsnorm"))
+    assert [issue.path.rpartition(".")[2] for issue in found] == ["numLayers", "hiddenSize", "attentionHeads"]
+    assert all(issue.line == 12 and "preset: tiny" in (issue.hint or "") for issue in found)
+
+
+def test_exactly_one_runtime() -> None:
+    both = edit("  checkpoint:", "    command: {args: [x]}\n  checkpoint:")
+    assert "both megatron and command" in issues(both)[0].message
+    neither = BASE[: BASE.index("    megatron:")] + "    {}\n" + BASE[BASE.index("  checkpoint:") :]
+    assert "neither megatron nor command" in issues(neither)[0].message
+
+
+def test_command_arguments_and_environment_are_text() -> None:
+    start, end = BASE.index("    megatron:"), BASE.index("  checkpoint:")
+    found = issues(f"{BASE[:start]}    command: {{args: python x.py, env: {{A: 1, B: true}}}}\n{BASE[end:]}")
+    hints = {issue.path: issue.hint for issue in found}
+    assert hints == {
+        "spec.runtime.command.args": "write [python, x.py]",
+        "spec.runtime.command.env.A": 'write "1" in quotes',
+        "spec.runtime.command.env.B": 'write "true" in quotes',
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        ("", None, "is empty"),
+        ("# only a comment\n", None, "is empty"),
+        ("just words", None, 'got "just words", expected a mapping'),
+        ("- a\n- b\n", 1, "got a list of 2"),
+        (f"{BASE}---\n{BASE}", 31, "holds 2 documents"),
+        (BASE.replace("  nodes", "\tnodes"), 6, "YAML syntax"),
+        (BASE.replace("name: job", "name: a: b"), 4, "mapping values are not allowed here"),
+        (BASE.replace("[python-stdlib]", "[python-stdlib"), 21, "that starts in line 20"),
+        (BASE.replace("rank: 1", "rank: *one"), 28, "undefined alias"),
+        (BASE.replace("name: job", "name: \x07"), 4, "character U+0007"),
+        ("a: &x\n  b: *x\n", 1, "contains itself"),
+        ("[" * 800, None, "nested too deeply"),
+        ("a: " + "x" * 2_000_000, None, "expected at most"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_files_that_cannot_be_read(text: str, line: int | None, message: str) -> None:
+    (issue,) = issues(text)
+    assert issue.line == line
+    assert message in issue.message
+
+
+def test_aliases_that_multiply_are_bounded() -> None:
+    layers = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    layers += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)]
+    assert "holds more than" in issues("\n".join(layers))[0].message
+
+
+def test_aliases_work() -> None:
+    text = edit("nodes: 2", "template: {a: &x [1], b: *x}\n  nodes: 2")
+    assert parse_job(text).spec.template == {"a": [1], "b": [1]}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: None, "No such file"),
+        (lambda path: path.mkdir(), "Is a directory"),
+        (lambda path: path.write_bytes(b"a: 1\nb: \xff\n"), "byte 0xff is not UTF-8"),
+    ],
+)
+def test_unreadable_paths(tmp_path: Path, make: Callable[[Path], object], message: str) -> None:
+    path = tmp_path / "job.yaml"
+    make(path)
+    with pytest.raises(ManifestError, match=message) as caught:
+        load_job(path)
+    assert str(path) in str(caught.value)

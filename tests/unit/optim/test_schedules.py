@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megascale.optim.schedules import learning_rate
+
+
+def rate(step: int, name: str, **changes: Any) -> float:
+    settings: dict[str, Any] = {"peak": 1.0, "floor": 0.1, "warmup_steps": 10, "total_steps": 110}
+    return learning_rate(step, name=name, **(settings | changes))  # type: ignore[arg-type]
+
+
+def test_cosine() -> None:
+    assert rate(1, "cosine") == pytest.approx(0.1)
+    assert rate(10, "cosine") == 1.0
+    assert rate(60, "cosine") == pytest.approx(0.55)
+    assert rate(110, "cosine") == pytest.approx(0.1)
+    assert rate(500, "cosine") == pytest.approx(0.1)
+
+
+def test_constant_stays_at_its_peak() -> None:
+    assert [rate(step, "constant") for step in (5, 10, 11, 110)] == [0.5, 1.0, 1.0, 1.0]
+
+
+def test_without_warm_up_the_first_step_is_near_the_peak() -> None:
+    assert rate(1, "cosine", warmup_steps=0) == pytest.approx(1.0, abs=1e-3)
+
+
+@given(step=st.integers(11, 200), name=st.sampled_from(["cosine", "constant"]))
+def test_after_warm_up_it_never_rises_and_stays_between_floor_and_peak(step: int, name: str) -> None:
+    assert 0.1 - 1e-12 <= rate(step + 1, name) <= rate(step, name) <= 1.0
+
+
+def test_an_unknown_schedule_is_refused() -> None:
+    with pytest.raises(ValueError, match="'linear'"):
+        rate(50, "linear")
