@@ -16,7 +16,16 @@ import numpy as np
 from megascale.core.stats.trace import Floats, Topology, Trace
 
 FAULTS: Final = (
-    "none", "drift", "slow_node", "slow_rank", "slow_link", "slow_ring", "stage_imbalance", "sequence_scatter", "host_pause", "data_stall",
+    "none",
+    "drift",
+    "slow_node",
+    "slow_rank",
+    "slow_link",
+    "slow_ring",
+    "stage_imbalance",
+    "sequence_scatter",
+    "host_pause",
+    "data_stall",
 )
 
 
@@ -57,7 +66,15 @@ def topology(shape: Shape) -> Topology:
     )
 
 
-def make(fault: str, shape: Shape, seed: int, *, size: float | None = None, onset: int | None = None, waits: str = "stage") -> tuple[Trace, Fault]:
+def make(
+    fault: str,
+    shape: Shape,
+    seed: int,
+    *,
+    size: float | None = None,
+    onset: int | None = None,
+    waits: str = "stage",
+) -> tuple[Trace, Fault]:
     """A trace with one fault.
 
     Args:
@@ -110,7 +127,9 @@ def make(fault: str, shape: Shape, seed: int, *, size: float | None = None, onse
         start = max(start, 20)
         stage = where.stages[victim]
         transfer[start:, stage] *= factor
-        label = Fault("slow_link", None, tuple(c for c in range(ranks) if where.stages[c] == stage), factor - 1.0, start)
+        label = Fault(
+            "slow_link", None, tuple(c for c in range(ranks) if where.stages[c] == stage), factor - 1.0, start
+        )
     elif fault == "stage_imbalance":
         amount = rng.uniform(0.12, 0.55) if size is None else size
         last = np.asarray(where.stages) == shape.stages - 1
@@ -136,15 +155,29 @@ def make(fault: str, shape: Shape, seed: int, *, size: float | None = None, onse
         stalled = mine if rng.random() < 0.7 else np.arange(ranks)
         start = max(start, 20) if len(stalled) == ranks else start
         data[start:, stalled] += amount * 3 * base * rng.lognormal(0.0, 0.2, (steps - start, len(stalled)))
-        label = Fault("data_stall", node if len(stalled) < ranks else None, tuple(int(c) for c in stalled), amount, start)
+        label = Fault(
+            "data_stall",
+            node if len(stalled) < ranks else None,
+            tuple(int(c) for c in stalled),
+            amount,
+            start,
+        )
     elif fault != "none":
         raise ValueError(f"unknown fault {fault!r}, expected one of {', '.join(FAULTS)}")
 
     if waits == "pipeline" and shape.stages > 1:
         recv = recv + _upstream(forward + data, shape)
-    allreduce = _allreduce(data + forward + backward + send + recv, transfer, own, where, across=waits == "all")
+    allreduce = _allreduce(
+        data + forward + backward + send + recv, transfer, own, where, across=waits == "all"
+    )
     seconds_of = {
-        "data": data, "recv": recv, "forward": forward, "backward": backward, "send": send, "allreduce": allreduce, "optimizer": optimizer,
+        "data": data,
+        "recv": recv,
+        "forward": forward,
+        "backward": backward,
+        "send": send,
+        "allreduce": allreduce,
+        "optimizer": optimizer,
     }
     return Trace(np.arange(1, steps + 1), where, seconds_of), label
 

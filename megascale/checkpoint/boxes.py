@@ -51,6 +51,21 @@ def _in_row(index: int, shape: tuple[int, ...], start: int, end: int) -> list[Bo
     return [((index, *offset), (1, *extent)) for offset, extent in inner]
 
 
+def split(box: Box, most: int) -> list[Box]:
+    """A box as boxes of at most `most` elements, in row-major order."""
+    offset, shape = box
+    if prod(shape) <= most:
+        return [box]
+    axis = next(index for index, size in enumerate(shape) if size > 1)
+    rows = max(1, most // prod(shape[axis + 1 :]))
+    parts: list[Box] = []
+    for start in range(0, shape[axis], rows):
+        size = min(rows, shape[axis] - start)
+        part_offset = (*offset[:axis], offset[axis] + start, *offset[axis + 1 :])
+        parts += split((part_offset, (*shape[:axis], size, *shape[axis + 1 :])), most)
+    return parts
+
+
 def intersect(a: Box, b: Box) -> Box | None:
     """The common part of two boxes of one tensor, None when it is empty."""
     offset = tuple(max(x, y) for x, y in zip(a[0], b[0], strict=True))

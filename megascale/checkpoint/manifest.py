@@ -42,6 +42,10 @@ class CommitId(_Document):
     def of(cls, commit: Commit | None) -> CommitId | None:
         return None if commit is None else cls(attempt=commit.attempt, step=commit.step)
 
+    @property
+    def commit(self) -> Commit:
+        return Commit(self.step, self.attempt)
+
 
 class StoredBox(_Document):
     """A box of a tensor in a shard file.

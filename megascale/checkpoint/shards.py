@@ -6,16 +6,19 @@ import contextlib
 import errno
 import os
 import zlib
+from math import prod
 from types import TracebackType
 from typing import BinaryIO, Self
 
+from megascale.checkpoint.boxes import split
 from megascale.checkpoint.manifest import ShardFile, StoredBox, StoredTensor
 from megascale.checkpoint.pieces import Piece
 from megascale.checkpoint.storage import LocalStorage
 from megascale.core.lineage import Commit
 from megascale.errors import CheckpointCorruptError, UnreachableError
 
-_CHUNK_BYTES = 4 << 20  # stays in the cache between checksum and write
+_BOX_BYTES = 16 << 20
+"""Larger pieces become several boxes: who reads a small part need not check all of a large tensor."""
 
 
 class ShardWriter:
@@ -38,22 +41,16 @@ class ShardWriter:
         if (dtype, shape) != (piece.dtype_name, piece.global_shape):
             raise ValueError(f"{piece.name}: pieces of {shape} {dtype} and {piece.global_shape}")
         data = _bytes_of(piece)
-        crc = 0
-        for start in range(0, len(data), _CHUNK_BYTES):
-            chunk = data[start : start + _CHUNK_BYTES]
-            crc = zlib.crc32(chunk, crc)
-            self._handle.write(chunk)
-        boxes.append(
-            StoredBox(
-                offset=piece.offset,
-                shape=piece.shape,
-                file=self._rank,
-                at=self._at,
-                bytes=len(data),
-                crc32=crc,
+        item = piece.tensor.element_size()
+        for offset, extent in split(piece.box, _BOX_BYTES // item):
+            size = prod(extent) * item
+            part, data = data[:size], data[size:]
+            crc = zlib.crc32(part)
+            self._handle.write(part)
+            boxes.append(
+                StoredBox(offset=offset, shape=extent, file=self._rank, at=self._at, bytes=size, crc32=crc)
             )
-        )
-        self._at += len(data)
+            self._at += size
 
     def finish(self) -> dict[str, StoredTensor]:
         """Flush and fsync; the tensors written, by name."""

@@ -39,10 +39,11 @@ class _Place:
 
 @app.command(
     "list",
-    epilog="Examples: megascale checkpoint list quickstart | megascale checkpoint list runs/quickstart/checkpoints --json",
+    epilog="Examples: megascale checkpoint list quickstart | "
+    "megascale checkpoint list runs/quickstart/checkpoints --json",
 )
 def list_(target: Target, as_json: JsonFlag = False) -> None:
-    """List checkpoints, newest last. What is not on the lineage is never restored, and pruned by the next save."""
+    """List checkpoints, newest last. One off the lineage is never restored; the next save prunes it."""
     from megascale.core.lineage import is_on_lineage
 
     place = _find(target)
@@ -80,7 +81,8 @@ def list_(target: Target, as_json: JsonFlag = False) -> None:
 
 
 @app.command(
-    epilog="Examples: megascale checkpoint verify quickstart | megascale checkpoint verify /mnt/ckpt/llm --step 500"
+    epilog="Examples: megascale checkpoint verify quickstart | "
+    "megascale checkpoint verify /mnt/ckpt/llm --step 500"
 )
 def verify(
     target: Target,
@@ -160,13 +162,10 @@ def _find_of_run(folder: Path) -> _Place:
 
 
 def _derived(store: CheckpointStore) -> _Place:
-    """Every commit says what its attempt resumed from; the newest attempt that committed is the current one."""
-    from megascale.core.lineage import Commit
-
+    """Without a record: every commit says what its attempt resumed from, the newest attempt is current."""
     scan = store.scan()
     lineage: dict[int, Commit | None] = {
-        record.attempt: record.parent and Commit(record.parent.step, record.parent.attempt)
-        for record in scan.records
+        record.attempt: record.parent.commit if record.parent else None for record in scan.records
     }
     return _Place(store, scan, lineage, max(lineage, default=0), from_record=False)
 

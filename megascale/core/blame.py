@@ -67,20 +67,31 @@ def lemon_reason(turn: Turn, node: str) -> str:
 
 
 def exclude(
-    turn: Turn, node: str, incident: Incident, *, forced: bool = False, retired: bool = False
+    turn: Turn,
+    node: str,
+    incident: Incident,
+    *,
+    reason: str = "",
+    forced: bool = False,
+    retired: bool = False,
 ) -> bool:
-    """Take the node out of this job; past a bound page instead. Whether it is out."""
+    """Take the node out of this job; past a bound page instead. Whether it is out.
+
+    Args:
+        reason: why, where the incident's reason is about more than this node.
+        forced: a person asked for it, no bound applies.
+    """
     record = turn.record
     if node in record.excluded:
         return True
     bound = exclusion_bound(turn)
     if bound and not forced:
-        reason = f"{node} is not excluded: {bound}"
-        incident.add_evidence(reason)
-        turn.emit(fx.Page, reason, incident=incident.id)
+        refusal = f"{node} is not excluded: {bound}"
+        incident.add_evidence(refusal)
+        turn.emit(fx.Page, refusal, incident=incident.id)
         return False
     record.exclusion_times.append(turn.now)
-    reason = incident.reason[:TEXT_KEPT]
+    reason = (reason or incident.reason)[:TEXT_KEPT]
     record.excluded[node] = Exclusion(reason, incident.id, turn.now, retired)
     turn.emit(fx.Exclude, reason, node=node, incident=incident.id)
     if turn.policy.quarantine:

@@ -13,7 +13,13 @@ from megascale.core.lineage import Commit
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """Start every rank of an attempt. `nodes` in rank order; `resume` None = from scratch."""
+    """Start every rank of an attempt.
+
+    Attributes:
+        nodes: in rank order; resume: None = from scratch.
+        revision: of the manifest to run, "" = the only one there is.
+        save_every_steps: steps between checkpoints, 0 = as the manifest says.
+    """
 
     effect_id: str
     reason: str
@@ -21,6 +27,8 @@ class Launch:
     nodes: tuple[str, ...]
     resume: Commit | None
     lineage: dict[int, Commit | None] = field(default_factory=dict)
+    revision: str = ""
+    save_every_steps: int = 0
 
 
 @dataclass(frozen=True, slots=True)

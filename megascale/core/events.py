@@ -35,13 +35,19 @@ class RankProgress:
 
 @dataclass(frozen=True, slots=True)
 class NodeJoined:
-    """An agent said hello. `attempt` and `ranks`: what still runs there, 0 and () on a fresh agent."""
+    """An agent said hello.
+
+    Attributes:
+        attempt, ranks: what still runs there, 0 and () on a fresh agent.
+        checked: the node passed the node checks since it was excluded.
+    """
 
     node: str
     incarnation: str
     attempt: int = 0
     ranks: tuple[int, ...] = ()
     labels: dict[str, str] = field(default_factory=dict)
+    checked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +74,19 @@ class JobReport:
     progress: RankProgress
     quiet_until: float = 0.0
     absent: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentTimes:
+    """How long every rank computed in one step, waiting for others left out.
+
+    Attributes:
+        compute_s: forward and backward seconds in rank order, 0.0 = not known.
+    """
+
+    attempt: int
+    step: int
+    compute_s: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,13 +147,21 @@ class LogMatch:
 
 @dataclass(frozen=True, slots=True)
 class HardwareEvent:
-    """A device of the node reported something: `kind` xid, ecc, nvlink, pcie, nic, disk, memory, thermal."""
+    """A device of the node reported something, or its owner announced that the node will go away.
+
+    Attributes:
+        kind: xid, ecc, nvlink, pcie, nic, disk, memory, thermal, or drain.
+        rule, category, action: what the agent's rules say; "" = judge by kind, code and text.
+    """
 
     node: str
     kind: str
     code: int | None = None
     text: str = ""
     at: float = 0.0
+    rule: str = ""
+    category: str = ""
+    action: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,9 +240,15 @@ class ManualCommand:
 
 @dataclass(frozen=True, slots=True)
 class SpecChanged:
-    """The manifest changed; `policy` is what it says now."""
+    """The manifest changed; `policy` is what it says now.
+
+    Attributes:
+        revision: names this version of the manifest; restart: it changes what ranks run (code, data, model).
+    """
 
     policy: Policy
+    revision: str = ""
+    restart: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +284,7 @@ Event = (
     NodeJoined
     | NodeReport
     | JobReport
+    | SegmentTimes
     | NodeGone
     | RankExited
     | LogMatch

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megascale.core.goodput import GoodputPhase
+from megascale.core.lineage import Commit
 from megascale.core.state import INCIDENTS_KEPT, TEXT_KEPT, Incident, Stage, StageTime
 from megascale.core.turn import Turn
 
@@ -19,6 +20,7 @@ class Fault:
         consequence: may well be an echo of another rank's fault (a broken collective).
         action, rule, category: what the rules say of the event or log line behind it, "" = nothing.
         error_type: of the rank's last words.
+        commits: checkpoints that are no longer trusted; None = if it comes to a roll-back, the newest.
     """
 
     cause: str
@@ -34,6 +36,7 @@ class Fault:
     rule: str = ""
     category: str = ""
     error_type: str = ""
+    commits: tuple[Commit, ...] | None = None
 
 
 def open_incident(turn: Turn, fault: Fault) -> Incident:

@@ -23,10 +23,10 @@ def domain_of(turn: Turn, name: str) -> str:
     return next((f"{key}={labels[key]}" for key in turn.policy.topology_keys if labels.get(key)), "")
 
 
-def note_loss(turn: Turn, name: str) -> None:
+def note_loss(turn: Turn, name: str, reason: str) -> None:
     """Remember that a node with ranks was lost; forgive it when many are lost at once."""
     record = turn.record
-    record.lost[name] = Loss(domain_of(turn, name), turn.now)
+    record.lost[name] = Loss(domain_of(turn, name), turn.now, reason)
     together = [n for n, loss in record.lost.items() if loss.at > turn.now - turn.policy.correlate_s]
     by_domain: dict[str, list[str]] = defaultdict(list)
     for other in together:
@@ -40,7 +40,6 @@ def note_loss(turn: Turn, name: str) -> None:
 
 def _forgive(turn: Turn, domain: str, names: list[str]) -> None:
     record = turn.record
-    record.shared = {d: at for d, at in record.shared.items() if at > turn.now - turn.policy.correlate_s}
     record.shared[domain] = turn.now
     if record.incident and record.incident.cause == "node_lost":
         record.incident.node = ""
@@ -51,9 +50,10 @@ def _forgive(turn: Turn, domain: str, names: list[str]) -> None:
 
 
 def is_shared(turn: Turn, name: str) -> bool:
-    """Whether the node was lost together with many others."""
-    shared = turn.record.shared
-    return name in turn.record.lost and (turn.record.lost[name].domain in shared or _ANYWHERE in shared)
+    """Whether the lost node was lost together with many others."""
+    shared, loss = turn.record.shared, turn.record.lost[name]
+    seen_at = max(shared.get(loss.domain, 0.0), shared.get(_ANYWHERE, 0.0))
+    return abs(loss.at - seen_at) <= turn.policy.correlate_s
 
 
 def release_shared(turn: Turn) -> None:
@@ -67,5 +67,6 @@ def settle(turn: Turn, incident: Incident | None) -> None:
     for name in sorted(turn.record.lost):
         if incident is not None:
             add_blame(turn, name, "node_lost")
-            exclude(turn, name, incident)
+            exclude(turn, name, incident, reason=turn.record.lost[name].reason)
     turn.record.lost = {}
+    turn.record.shared = {d: at for d, at in turn.record.shared.items() if at > turn.now - turn.policy.correlate_s}

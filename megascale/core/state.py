@@ -11,6 +11,7 @@ from megascale.core.events import RankEvidence
 from megascale.core.goodput import Ledger
 from megascale.core.hang import PhaseBoard, StepClock
 from megascale.core.lineage import Commit
+from megascale.core.policy import Policy
 from megascale.core.rules import Hit
 
 INCIDENTS_KEPT: Final = 20
@@ -162,16 +163,23 @@ class Loss:
 
     domain: str
     at: float
+    reason: str
 
 
 @dataclass(slots=True)
 class Spec:
-    """Which revision of the manifest the ranks run, which waits, and which to fall back to."""
+    """Which revision of the manifest the ranks run, which waits, and which to fall back to.
+
+    Attributes:
+        step: best step of the job when `running` was applied.
+        before: the policy to fall back to.
+    """
 
     running: str = ""
     waiting: str = ""
     previous: str = ""
     step: int = 0
+    before: Policy | None = None
 
 
 @dataclass(slots=True)

@@ -19,7 +19,9 @@ _NOT_SAID = "default_factory_not_called"
 def issues_of(error: ValidationError, source: Document, root: Place = ROOT) -> list[ManifestIssue]:
     """One issue per wrong field, in the order of the file; `root` is what `source` should be."""
     found: dict[Path, ManifestIssue] = {}
-    details = [detail for detail in error.errors(include_url=False) if detail["type"] != _NOT_SAID]
+    # rules between fields mislead while a field of the file could not be read
+    unsaid = {_NOT_SAID, PROBLEMS} if source.issues else {_NOT_SAID}
+    details = [detail for detail in error.errors(include_url=False) if detail["type"] not in unsaid]
     explained = {path for detail in details for path in _meant_fields(detail, root)}
     for detail in details:
         if detail["type"] == "missing" and tuple(detail["loc"]) in explained:

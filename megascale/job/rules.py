@@ -176,15 +176,12 @@ def _data_problems(megatron: Megatron) -> list[Problem]:
     """The data against model and layout."""
     model, layout, data = megatron.model, megatron.parallelism, megatron.data
     problems = []
-    length = ("data", "sequenceLength")
-    if layout.context > 1:
-        pieces = 2 * layout.context
-        hint = "context parallelism gives every rank two equal pieces of the sequence"
-        problems += _multiple(length, data.sequence_length, pieces, f"2 x context = {pieces}", hint)
     if layout.sequence:
-        pieces = layout.tensor * layout.context
-        hint = "sequence parallelism splits the sequence over these ranks"
-        problems += _multiple(length, data.sequence_length, pieces, f"tensor x context = {pieces}", hint)
+        path, hint = (
+            ("data", "sequenceLength"),
+            "sequence parallelism splits the sequence over the tensor ranks",
+        )
+        problems += _multiple(path, data.sequence_length, layout.tensor, f"tensor {layout.tensor}", hint)
     if data.prepare_from and model.vocab_size < BYTE_VOCAB_SIZE:
         message = (
             f"{model.vocab_size} is less than the {BYTE_VOCAB_SIZE} token ids that data.prepareFrom makes"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
@@ -24,7 +25,17 @@ from megascale.job.rules import node_counts, spec_problems
 
 API_VERSION = "megascale.io/v1alpha1"
 KIND = "TrainingJob"
-CAUSES = ("crash", "user_code", "hang", "node_lost", "hardware", "checkpoint_corrupt", "launch_failed")
+CAUSES = (
+    "crash",
+    "user_code",
+    "hang",
+    "node_lost",
+    "hardware",
+    "straggler",
+    "numerics",
+    "checkpoint_corrupt",
+    "launch_failed",
+)
 """Causes of restarts that `recovery` can be tuned by."""
 EXACTLY_ONE_RUNTIME: dict[str, Any] = {"oneOf": [{"required": ["megatron"]}, {"required": ["command"]}]}
 
@@ -118,8 +129,16 @@ class RuleMatch(Section):
 
     cause: Annotated[str | None, Words(f"one of {', '.join(CAUSES)}")] = None
     """Cause of the incident."""
-    message: Text | None = None
-    """Regular expression found in the reason or in the rank's last words."""
+    rule: Text | None = None
+    """Name of the rule that recognised the hardware event or log line behind it."""
+    category: Text | None = None
+    """Category of that rule."""
+    xid: Natural | None = None
+    """NVIDIA XID of the hardware event behind it."""
+    error_type: Text | None = None
+    """Type of the exception in the rank's last words, such as TypeError."""
+    message: Annotated[Text | None, Words("a regular expression")] = None
+    """Regular expression found in the reason of the incident."""
 
 
 class Rule(Section):
@@ -127,7 +146,7 @@ class Rule(Section):
 
     match: RuleMatch
     """Which incidents the rule is for."""
-    action: Literal["restart_in_place", "replace_node", "roll_back", "fail_job"]
+    action: Literal["restart_in_place", "restart_container", "replace_node", "roll_back", "fail_job"]
     """The rung of the ladder to take."""
 
 
@@ -139,8 +158,8 @@ class Recovery(Section):
     budgets: Annotated[dict[str, Natural], Words("a mapping from cause to a whole number >= 0")] = Field(
         default_factory=dict
     )
-    """Restarts by cause before the job fails; causes: crash, user_code, hang, node_lost, hardware,
-    checkpoint_corrupt, launch_failed."""
+    """Restarts by cause before the job fails; causes: crash, user_code, hang, node_lost, hardware, straggler,
+    numerics, checkpoint_corrupt, launch_failed."""
     rules: list[Rule] = Field(default_factory=list)
     """Exceptions to the recovery ladder; the first match wins."""
 
@@ -159,8 +178,19 @@ class Recovery(Section):
             if cause is not None and cause not in CAUSES:
                 path = ("rules", index, "match", "cause")
                 problems.append(Problem(path, f'got "{cause}", {known}', did_you_mean(cause, CAUSES)))
+            problems += _match_problems(("rules", index, "match"), rule.match)
         refuse(problems)
         return self
+
+
+def _match_problems(path: tuple[str | int, ...], match: RuleMatch) -> list[Problem]:
+    if not match.model_fields_set:
+        return [Problem(path, "is empty, so the rule would be for every incident", "give at least one field")]
+    try:
+        re.compile(match.message or "")
+    except re.error as error:
+        return [Problem((*path, "message"), f'"{match.message}" is not a regular expression: {error}')]
+    return []
 
 
 class Remediation(Section):

@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--mishaps", help="indices of the seed's mishaps to keep, or none")
     options = parser.parse_args(arguments)
     if options.seed is not None:
-        chosen = range(len(mishaps_of(options.seed)))
+        chosen = list(range(len(mishaps_of(options.seed))))
         if options.mishaps:
             chosen = [int(i) for i in options.mishaps.split(",") if options.mishaps != "none"]
         return show(options.seed, chosen)
@@ -88,9 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\n{outcome.violation}\n  {reproduction(outcome.seed, kept)}")
         show(outcome.seed, kept)
     elapsed_s = time.monotonic() - begun
-    print(
-        f"{sum(states.values())} seeds in {elapsed_s:.0f} s, {len(failures)} violations; ended: {dict(states)}"
-    )
+    total = sum(states.values())
+    print(f"{total} seeds in {elapsed_s:.0f} s, {len(failures)} violations; ended: {dict(states)}")
     return 1 if failures else 0
 
 

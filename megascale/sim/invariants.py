@@ -1,6 +1,6 @@
 """What must hold after every event of every run, simulated or real (design, section 2).
 
-Each invariant is a method whose name says what holds; it raises `Violated` with the particulars.
+Each invariant is a method whose name says what holds; it raises `ViolatedError` with the particulars.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ _TIMER_OF: Final = {
 }
 
 
-class Violated(AssertionError):
+class ViolatedError(AssertionError):
     """An invariant does not hold."""
 
 
-def _require(holds: bool, message: str) -> None:  # noqa: FBT001
+def _require(holds: bool, message: str) -> None:
     if not holds:
-        raise Violated(message)
+        raise ViolatedError(message)
 
 
 class Invariants:

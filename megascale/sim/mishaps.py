@@ -215,7 +215,7 @@ def _clock_skew(world: World, mishap: Mishap) -> None:
         machine.skew_s = 240.0 * (mishap.value - 0.5)
 
 
-def _driver_killed(world: World, mishap: Mishap) -> None:
+def _driver_killed(world: World, _: Mishap) -> None:
     world.driver.die()
 
 

@@ -10,13 +10,14 @@ from megascale.core.eventlog import Entry
 from megascale.core.policy import Policy
 from megascale.sim.delays import Distribution, uniform
 from megascale.sim.driver import SimDriver
-from megascale.sim.invariants import Invariants, Violated
+from megascale.sim.invariants import Invariants, ViolatedError
 from megascale.sim.mishaps import Mishap, draw, strike
 from megascale.sim.network import Loss
 from megascale.sim.training import Workload
 from megascale.sim.world import EPOCH_S, World, WorldSpec
 
 TIME_LIMIT_S = 6 * 3600.0
+EVENT_LIMIT = 100_000
 
 
 @dataclass(slots=True)
@@ -136,11 +137,11 @@ def run_trial(seed: int, mishaps: Sequence[Mishap] | None = None, *, keep_log: b
         world.agenda.at(EPOCH_S + mishap.at, lambda m=mishap: strike(world, m))  # type: ignore[misc]
     try:
         world.start()
-        world.run(TIME_LIMIT_S)
+        world.run(TIME_LIMIT_S, lambda: outcome.events > EVENT_LIMIT)
         if not world.ended:
-            raise Violated(_stuck(world))
+            raise ViolatedError(_stuck(world))
         invariants.completed_means_all_steps(world)
-    except Violated as violated:
+    except ViolatedError as violated:
         outcome.violation = str(violated)
     record = world.driver.core.record
     outcome.state, outcome.reason = record.finish_state, record.finish_reason

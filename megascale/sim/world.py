@@ -38,7 +38,7 @@ class WorldSpec:
     delays: Mapping[str, Distribution] = field(default_factory=dict)
     stretch: float = 1.0
     beat_s: float = 2.0
-    loss: Loss = Loss()
+    loss: Loss = field(default_factory=Loss)
     echo: bool = True
     driver_skew_s: float = 0.0
 

@@ -1,4 +1,4 @@
-"""Many events, one incident: the same fault seen by driver, bus, NIC and kernel, or a switch seen by many nodes."""
+"""Many events, one incident: a fault seen by driver, bus, NIC and kernel, or a switch seen by many nodes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,15 @@ class Hit:
     @classmethod
     def of(cls, verdict: Verdict, *, at: float, node: str) -> Hit:
         """From a verdict of the engine; `node` is where the line was read."""
-        return cls(at, verdict.node or node, verdict.rule or "", verdict.category, verdict.action, verdict.scope, verdict.line)
+        return cls(
+            at,
+            verdict.node or node,
+            verdict.rule or "",
+            verdict.category,
+            verdict.action,
+            verdict.scope,
+            verdict.line,
+        )
 
 
 @dataclass(frozen=True, slots=True)

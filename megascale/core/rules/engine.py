@@ -17,7 +17,13 @@ _TRACEBACK = "Traceback (most recent call last)"
 _FRAME = re.compile(r'^\s*(?:\|\s*)*File ".*", line \d+')
 _CHAIN = re.compile(r"(?:During handling of the above exception|The above exception was the direct cause)")
 _EXCEPTION = re.compile(r"^(?:\w+\.)*[A-Za-z_]\w*(?:: |:?$)")
-_ACTION_ORDER: Final[dict[Action, int]] = {"none": 0, "alert": 1, "restart": 2, "fail_job": 3, "replace_node": 4}
+_ACTION_ORDER: Final[dict[Action, int]] = {
+    "none": 0,
+    "alert": 1,
+    "restart": 2,
+    "fail_job": 3,
+    "replace_node": 4,
+}
 
 
 class RuleSet:
@@ -104,7 +110,15 @@ class LineClassifier:
     def _verdict(self, rule: Rule | None, line: LogLine, *, unknown_exception: bool = False) -> Verdict:
         node = line.node or find_node(line.body) or self._node
         if unknown_exception:
-            return Verdict("user_code", "restart", "python-exception", weight=EXCEPTION - 10, node=node, rank=line.rank, line=line.text)
+            return Verdict(
+                "user_code",
+                "restart",
+                "python-exception",
+                weight=EXCEPTION - 10,
+                node=node,
+                rank=line.rank,
+                line=line.text,
+            )
         if rule is None:
             return Verdict(node=node, rank=line.rank)
         return Verdict(
@@ -153,6 +167,14 @@ def classify_text(text: str, rules: RuleSet, *, node: str | None = None) -> Verd
         return Verdict(node=node)
     if best.node is None and named is not None:
         return Verdict(
-            best.category, best.action, best.rule, best.scope, best.weight, named, best.peer, best.rank, best.line
+            best.category,
+            best.action,
+            best.rule,
+            best.scope,
+            best.weight,
+            named,
+            best.peer,
+            best.rank,
+            best.line,
         )
     return best

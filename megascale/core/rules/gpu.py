@@ -11,67 +11,300 @@ _NVML = "NVML API, nvidia-smi and DCGM health watches"
 _DOCS = r"https?://|\bdocs?\b|\bfor example\b|\bmeans\b"
 
 _MEMORY: Final[tuple[Rule, ...]] = (
-    rule("cuda-oom", r"CUDA out of memory|torch\.(?:cuda\.)?OutOfMemoryError|CUDA error: out of memory|cudaErrorMemoryAllocation|CUDA_ERROR_OUT_OF_MEMORY"
-         r"|Cuda failure.*out of memory|\bout of memory\b.*\b(?:GPU|CUDA|device)\b|HIP out of memory|CUBLAS_STATUS_ALLOC_FAILED|Failed to allocate memory on (?:the )?GPU",
-         ("oom", "fail_job"), words="out of memory|outofmemory|out_of_memory|memoryallocation|alloc_failed|failed to allocate", weight=DEVICE, source=_CUDA,
-         unless=r"oom[-_ ]killer|cgroup|Killed process",
-         example="torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.50 GiB. GPU 3 has a total capacity of 79.11 GiB"),
-    rule("cuda-ecc", r"uncorrectable ECC error|cudaErrorECCUncorrectable|CUDA_ERROR_ECC_UNCORRECTABLE|\b(?:double|multi)[- ]bit (?:ECC|error)|\bDBE\b.*\b(?:GPU|detected|retire)|uncorrectable (?:memory )?error.*\bGPU\b|\bGPU\b.*\buncorrect(?:able|ed)\b.*\berror",
-         ("gpu", "replace_node"), words="ecc|double|multi|dbe|uncorrect", weight=HARDWARE, source=_CUDA, unless=_DOCS,
-         example="RuntimeError: CUDA error: uncorrectable ECC error encountered"),
-    rule("gpu-row-remap-failed", r"Remapping Failure Occurred\s*:\s*Yes|row remap\w* fail|unable to retire page|remapped_rows\.failure[^0-9]*[1-9]",
-         ("gpu", "replace_node"), words="remap|retire page", weight=HARDWARE, min_level="debug", source=_NVML, example="Remapping Failure Occurred : Yes"),
-    rule("gpu-row-remap-pending", r"(?:Remap\w*|Pending) .*Pending\s*:\s*Yes|row remap\w* (?:is )?pending|^\s*Pending\s+: Yes|Retired pages pending",
-         ("gpu", "alert"), words="pending", source=_NVML, example="GPU 4: row remapping pending, reset required"),
+    rule(
+        "cuda-oom",
+        r"CUDA out of memory|torch\.(?:cuda\.)?OutOfMemoryError|CUDA error: out of memory"
+        r"|cudaErrorMemoryAllocation|CUDA_ERROR_OUT_OF_MEMORY"
+        r"|Cuda failure.*out of memory|\bout of memory\b.*\b(?:GPU|CUDA|device)\b"
+        r"|HIP out of memory|CUBLAS_STATUS_ALLOC_FAILED"
+        r"|Failed to allocate memory on (?:the )?GPU",
+        ("oom", "fail_job"),
+        words="out of memory|outofmemory|out_of_memory|memoryallocation|alloc_failed|failed to allocate",
+        weight=DEVICE,
+        source=_CUDA,
+        unless=r"oom[-_ ]killer|cgroup|Killed process",
+        example=(
+            "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.50 GiB. GPU 3 has a"
+            " total capacity of 79.11 GiB"
+        ),
+    ),
+    rule(
+        "cuda-ecc",
+        (
+            r"uncorrectable ECC error|cudaErrorECCUncorrectable|CUDA_ERROR_ECC_UNCORRECTABLE"
+            r"|\b(?:double|multi)[- ]bit (?:ECC|error)|\bDBE\b.*\b(?:GPU|detected|retire)"
+            r"|uncorrectable (?:memory )?error.*\bGPU\b|\bGPU\b.*\buncorrect(?:able|ed)\b.*\berror"
+        ),
+        ("gpu", "replace_node"),
+        words="ecc|double|multi|dbe|uncorrect",
+        weight=HARDWARE,
+        source=_CUDA,
+        unless=_DOCS,
+        example="RuntimeError: CUDA error: uncorrectable ECC error encountered",
+    ),
+    rule(
+        "gpu-row-remap-failed",
+        (
+            r"Remapping Failure Occurred\s*:\s*Yes|row remap\w* fail|unable to retire page"
+            r"|remapped_rows\.failure[^0-9]*[1-9]"
+        ),
+        ("gpu", "replace_node"),
+        words="remap|retire page",
+        weight=HARDWARE,
+        min_level="debug",
+        source=_NVML,
+        example="Remapping Failure Occurred : Yes",
+    ),
+    rule(
+        "gpu-row-remap-pending",
+        (
+            r"(?:Remap\w*|Pending) .*Pending\s*:\s*Yes|row remap\w* (?:is )?pending"
+            r"|^\s*Pending\s+: Yes|Retired pages pending"
+        ),
+        ("gpu", "alert"),
+        words="pending",
+        source=_NVML,
+        example="GPU 4: row remapping pending, reset required",
+    ),
 )
 
 _CODE: Final[tuple[Rule, ...]] = (
-    rule("cuda-assert", r"device-side assert triggered|cudaErrorAssert\b|CUDA_ERROR_ASSERT|\.cu:\d+: .*: block: \[.*Assertion [`'].*failed",
-         ("user_code", "fail_job"), words="assert", weight=DEVICE, source=_CUDA, example="RuntimeError: CUDA error: device-side assert triggered"),
-    rule("cuda-illegal-access", r"an illegal memory access was encountered|illegal address during kernel|cudaErrorIllegalAddress|CUDA_ERROR_ILLEGAL_ADDRESS|misaligned address|an illegal instruction was encountered|CUDA_EXCEPTION_\d+|Warp Illegal Address|invalid (?:program counter|address space)",
-         ("user_code", "restart"), words="illegal|misaligned|cuda_exception|invalid", weight=EXCEPTION, source=_CUDA, example="torch.AcceleratorError: CUDA error: an illegal memory access was encountered"),
-    rule("cuda-wrong-build", r"no kernel image is available|CUDA driver version is insufficient|invalid device function|provided PTX was compiled with an unsupported toolchain|driver on your system is too old|forward compatibility was attempted|version of (?:the )?CUDA.*mismatch|detected CUDA version .* mismatches",
-         ("framework", "fail_job"), words="kernel image|driver|device function|ptx|compatibility|mismatch", weight=EXCEPTION, source=_CUDA, example="RuntimeError: CUDA error: no kernel image is available for execution on the device"),
-    rule("cuda-invalid-use", r"CUDA error: invalid (?:argument|configuration argument|device ordinal|resource handle)|CUBLAS_STATUS_INVALID_VALUE|CUDNN_STATUS_BAD_PARAM|CUDNN_STATUS_NOT_SUPPORTED|too many resources requested for launch|Torch not compiled with CUDA enabled|peer access is already enabled",
-         ("user_code", "fail_job"), words="invalid|bad_param|not_supported|resources requested|not compiled|peer access", weight=EXCEPTION, source=_CUDA, example="RuntimeError: CUDA error: invalid device ordinal"),
+    rule(
+        "cuda-assert",
+        (
+            r"device-side assert triggered|cudaErrorAssert\b|CUDA_ERROR_ASSERT"
+            r"|\.cu:\d+: .*: block: \[.*Assertion [`'].*failed"
+        ),
+        ("user_code", "fail_job"),
+        words="assert",
+        weight=DEVICE,
+        source=_CUDA,
+        example="RuntimeError: CUDA error: device-side assert triggered",
+    ),
+    rule(
+        "cuda-illegal-access",
+        (
+            r"an illegal memory access was encountered|illegal address during kernel"
+            r"|cudaErrorIllegalAddress|CUDA_ERROR_ILLEGAL_ADDRESS|misaligned address"
+            r"|an illegal instruction was encountered|CUDA_EXCEPTION_\d+|Warp Illegal Address"
+            r"|invalid (?:program counter|address space)"
+        ),
+        ("user_code", "restart"),
+        words="illegal|misaligned|cuda_exception|invalid",
+        weight=EXCEPTION,
+        source=_CUDA,
+        example="torch.AcceleratorError: CUDA error: an illegal memory access was encountered",
+    ),
+    rule(
+        "cuda-wrong-build",
+        (
+            r"no kernel image is available|CUDA driver version is insufficient"
+            r"|invalid device function|provided PTX was compiled with an unsupported toolchain"
+            r"|driver on your system is too old|forward compatibility was attempted"
+            r"|version of (?:the )?CUDA.*mismatch|detected CUDA version .* mismatches"
+        ),
+        ("framework", "fail_job"),
+        words="kernel image|driver|device function|ptx|compatibility|mismatch",
+        weight=EXCEPTION,
+        source=_CUDA,
+        example="RuntimeError: CUDA error: no kernel image is available for execution on the device",
+    ),
+    rule(
+        "cuda-invalid-use",
+        (
+            r"CUDA error: invalid (?:argument|configuration argument|device ordinal"
+            r"|resource handle)|CUBLAS_STATUS_INVALID_VALUE|CUDNN_STATUS_BAD_PARAM"
+            r"|CUDNN_STATUS_NOT_SUPPORTED|too many resources requested for launch"
+            r"|Torch not compiled with CUDA enabled|peer access is already enabled"
+        ),
+        ("user_code", "fail_job"),
+        words="invalid|bad_param|not_supported|resources requested|not compiled|peer access",
+        weight=EXCEPTION,
+        source=_CUDA,
+        example="RuntimeError: CUDA error: invalid device ordinal",
+    ),
 )
 
 _DEVICE: Final[tuple[Rule, ...]] = (
-    rule("gpu-lost", r"\bGPU (?:is |was )?lost\b|GPU_IS_LOST|Unable to determine the device handle for GPU|No devices were found|cudaErrorDevicesUnavailable|CUDA_ERROR_(?:NO_DEVICE|DEVICE_UNAVAILABLE|SYSTEM_NOT_READY|SYSTEM_DRIVER_MISMATCH)"
-         r"|system not yet initialized|no CUDA-capable device is detected|No CUDA GPUs are available|\bGPUs?\b.*\b(?:dropped|disappeared|not found|missing)\b|expected \d+ GPUs?,? (?:but )?(?:found|got|saw) \d+|GPU requires reset|hardware (?:has been )?(?:failed|lost).*GPU|GPU access blocked by the operating system|\bUnknown Error\b.*\bGPU|has fallen off",
-         ("gpu", "replace_node"), words="gpu|device|system not yet|cuda", weight=HARDWARE, source=_NVML, unless=_DOCS,
-         example="Unable to determine the device handle for GPU0000:5D:00.0: Unknown Error"),
-    rule("nvml-broken", r"Failed to initialize NVML|NVML: (?:Driver/library version mismatch|Unknown Error|GPU is lost)|couldn'?t communicate with the NVIDIA driver|nvidia-smi (?:has )?(?:failed|timed out|hangs?|hung|not responding)|NVMLError_\w+|NVRM: (?:RmInitAdapter failed|The NVIDIA probe routine failed|rm_init_adapter failed|RmInitAdapter)|NVRM: .*API mismatch",
-         ("gpu", "replace_node"), words="nvml|nvidia driver|nvidia-smi|nvrm", weight=HARDWARE, source=_NVML, unless=r"not ?supported|NotSupported|FunctionNotFound",
-         example="Failed to initialize NVML: Unknown Error"),
-    rule("gpu-inforom", r"infoROM is corrupted", ("gpu", "alert"), words="inforom", min_level="debug", source=_NVML,
-         example="WARNING: infoROM is corrupted at gpu 0000:0B:00.0"),
-    rule("gsp-timeout", r"\bGSP\b.*(?:timeout|timed out|crash|RPC .*fail|lockdown|exception|not responding)|Timeout (?:after \d+s of )?waiting for RPC (?:response )?from GSP|_kgspRpcRecvPoll|_issueRpcAndWait",
-         ("gpu", "restart"), words="gsp|issuerpc", weight=HARDWARE, min_level="debug", source="NVIDIA XID 119, 120", example="NVRM: _kgspRpcRecvPoll: Timeout waiting for RPC from GSP2! Expected function 76"),
-    rule("nvlink-error", r"\bNV ?Link\b.*\b(?:error|fail(?:ed|ure)?|down|inactive|fatal|CRC|replay|recovery|degraded|uncorrectable)|uncorrectable NVLink error|cudaErrorNvlinkUncorrectable|\bNVSwitch\b.*\b(?:fatal|error|fail\w*|down)|DCGM_FR_(?:NVLINK|NVSWITCH)_\w+",
-         ("gpu", "restart"), words="nvlink|nv link|nvswitch", weight=HARDWARE, source=_NVML, unless=rf"{_DOCS}|not supported|inForom|errors?: 0\b|no error",
-         example="CUDA error: uncorrectable NVLink error detected during the execution"),
-    rule("fabric-manager", r"(?:fabric ?manager|nv-fabricmanager).*(?:fail(?:ed|ure)|error|fatal|exited|not running|stopped|abort)|(?:fabric state|Fabric Manager).*\b(?:Not Started|In Progress|failure)|\bIMEX\b.*(?:fail|unavailable|lost)",
-         ("gpu", "replace_node"), words="fabric|imex", weight=HARDWARE, source="NVIDIA Fabric Manager guide", unless=_DOCS,
-         example="nvidia-fabricmanager.service: Failed with result 'exit-code'."),
-    rule("gpu-thermal", r"(?:HW|SW|hardware|software) (?:thermal|power brake) slowdown\b.*(?:Active|detected|engaged)(?!.*Not Active)|clocks?_(?:event|throttle)_reasons\.\w+\"?\s*[=:]\s*\"?Active\b|\bGPU\b.*\b(?:overheat\w*|thermal (?:violation|throttl\w+|shutdown|slowdown)|temperature .*(?:exceed\w*|above|over|critical))|DCGM_FR_(?:CLOCK_THROTTLE|TEMP|THERMAL)\w+|power cable.*(?:not connected|missing)",
-         ("gpu", "alert"), words="slowdown|throttle|overheat|thermal|temperature|power cable", source=_NVML, unless=r":\s*Not Active|Inactive|can still perform|Recommended Action=NONE", example="GPU 2: HW Thermal Slowdown : Active"),
-    rule("dcgm-unhealthy", r"DCGM_FR_\w+|\b(?:dcgm|dcgmi)\b.*\b(?:fail(?:ed|ure)?|unhealthy|critical)\b|GpuDown|device will go unhealthy|unhealthy GPU|GPU\w* (?:is |marked )?unhealthy|Health (?:check|watch).*\b(?:Failure|unhealthy)\b.*GPU",
-         ("gpu", "alert"), words="dcgm|unhealthy|gpudown|health", source=_NVML, unless=rf"{_DOCS}|can still perform|Recommended Action=NONE", example="dcgmi diag: PCIe test ........ Fail"),
-    rule("cuda-launch-failure", r"unspecified launch failure|CUDA error: (?:unknown error|hardware stack error|the launch timed out|an unspecified|launch failed|initialization error|driver shutting down|operation not permitted when|context is destroyed)|cudaErrorLaunch(?:Failure|Timeout)|CUDA_ERROR_(?:LAUNCH_FAILED|UNKNOWN|LAUNCH_TIMEOUT|HARDWARE_STACK_ERROR|CONTEXT_IS_DESTROYED|EXTERNAL_DEVICE)"
-         r"|CUDA-capable device\(s\) is/are busy or unavailable|CUDA unknown error|external device error|Cuda failure (?:'|\d|4 |[a-z])|CUDA driver error|CUDA failure|cudaErrorUnknown|hardware exception",
-         ("gpu", "restart"), words="launch|cuda|hardware exception|external device", weight=DEVICE, source=_CUDA,
-         example="RuntimeError: CUDA error: unspecified launch failure"),
-    rule("cuda-library", r"CUBLAS_STATUS_\w+|CUDNN_STATUS_\w+|CUSOLVER_STATUS_\w+|CUFFT_\w*(?:FAILED|ERROR)\w*|cuBLAS error|cuDNN error|CUDA error when calling [`'](?:cublas|cudnn)",
-         ("gpu", "restart"), words="cublas|cudnn|cusolver|cufft", weight=EXCEPTION, source=_CUDA, unless=r"STATUS_SUCCESS|_(?:BAD_PARAM|INVALID_VALUE|NOT_SUPPORTED)",
-         example="RuntimeError: CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx(handle)`"),
-    rule("cuda-error", r"\bCUDA error\b|AcceleratorError: |CUDA runtime error|CUDA_ERROR_\w+|\bcudaError[A-Z]\w+|Triton Error \[CUDA\]",
-         ("gpu", "restart"), words="cuda|acceleratorerror", weight=EXCEPTION, source=_CUDA, unless=rf"{_DOCS}|cudaErrorNotReady|CUDA_LAUNCH_BLOCKING|CUDA error: no error",
-         example="RuntimeError: CUDA error: the remote procedural call timed out"),
-    rule("pin-memory-thread", r"in pin memory thread|Pin memory thread exited unexpectedly", ("gpu", "restart"), words="pin memory thread", weight=EXCEPTION, source="OPT-175B logbook (lost GPU)",
-         example="RuntimeError: Caught RuntimeError in pin memory thread for device 5."),
-    rule("amd-gpu", r"amdgpu.*(?:ring \S+ timeout|GPU reset (?:begin|failed)|uncorrectable hardware errors?|RAS .*error|SMU.*(?:hang|fail))", ("gpu", "restart"), words="amdgpu", weight=HARDWARE, min_level="debug", source="Linux amdgpu driver",
-         example="amdgpu 0000:c1:00.0: amdgpu: ring gfx_0.0.0 timeout, signaled seq=4412, emitted seq=4414"),
+    rule(
+        "gpu-lost",
+        r"\bGPU (?:is |was )?lost\b|GPU_IS_LOST|Unable to determine the device handle for GPU"
+        r"|No devices were found|cudaErrorDevicesUnavailable|CUDA_ERROR_(?:NO_DEVICE"
+        r"|DEVICE_UNAVAILABLE|SYSTEM_NOT_READY|SYSTEM_DRIVER_MISMATCH)"
+        r"|system not yet initialized|no CUDA-capable device is detected"
+        r"|No CUDA GPUs are available|\bGPUs?\b.*\b(?:dropped|disappeared|not found|missing)\b"
+        r"|expected \d+ GPUs?,? (?:but )?(?:found|got|saw) \d+|GPU requires reset"
+        r"|hardware (?:has been )?(?:failed|lost).*GPU"
+        r"|GPU access blocked by the operating system|\bUnknown Error\b.*\bGPU|has fallen off",
+        ("gpu", "replace_node"),
+        words="gpu|device|system not yet|cuda",
+        weight=HARDWARE,
+        source=_NVML,
+        unless=_DOCS,
+        example="Unable to determine the device handle for GPU0000:5D:00.0: Unknown Error",
+    ),
+    rule(
+        "nvml-broken",
+        (
+            r"Failed to initialize NVML|NVML: (?:Driver/library version mismatch|Unknown Error"
+            r"|GPU is lost)|couldn'?t communicate with the NVIDIA driver"
+            r"|nvidia-smi (?:has )?(?:failed|timed out|hangs?|hung|not responding)|NVMLError_\w+"
+            r"|NVRM: (?:RmInitAdapter failed|The NVIDIA probe routine failed"
+            r"|rm_init_adapter failed|RmInitAdapter)|NVRM: .*API mismatch"
+        ),
+        ("gpu", "replace_node"),
+        words="nvml|nvidia driver|nvidia-smi|nvrm",
+        weight=HARDWARE,
+        source=_NVML,
+        unless=r"not ?supported|NotSupported|FunctionNotFound",
+        example="Failed to initialize NVML: Unknown Error",
+    ),
+    rule(
+        "gpu-inforom",
+        r"infoROM is corrupted",
+        ("gpu", "alert"),
+        words="inforom",
+        min_level="debug",
+        source=_NVML,
+        example="WARNING: infoROM is corrupted at gpu 0000:0B:00.0",
+    ),
+    rule(
+        "gsp-timeout",
+        (
+            r"\bGSP\b.*(?:timeout|timed out|crash|RPC .*fail|lockdown|exception|not responding)"
+            r"|Timeout (?:after \d+s of )?waiting for RPC (?:response )?from GSP|_kgspRpcRecvPoll"
+            r"|_issueRpcAndWait"
+        ),
+        ("gpu", "restart"),
+        words="gsp|issuerpc",
+        weight=HARDWARE,
+        min_level="debug",
+        source="NVIDIA XID 119, 120",
+        example="NVRM: _kgspRpcRecvPoll: Timeout waiting for RPC from GSP2! Expected function 76",
+    ),
+    rule(
+        "nvlink-error",
+        (
+            r"\bNV ?Link\b.*\b(?:error|fail(?:ed|ure)?|down|inactive|fatal|CRC|replay|recovery"
+            r"|degraded|uncorrectable)|uncorrectable NVLink error|cudaErrorNvlinkUncorrectable"
+            r"|\bNVSwitch\b.*\b(?:fatal|error|fail\w*|down)|DCGM_FR_(?:NVLINK|NVSWITCH)_\w+"
+        ),
+        ("gpu", "restart"),
+        words="nvlink|nv link|nvswitch",
+        weight=HARDWARE,
+        source=_NVML,
+        unless=rf"{_DOCS}|not supported|inForom|errors?: 0\b|no error",
+        example="CUDA error: uncorrectable NVLink error detected during the execution",
+    ),
+    rule(
+        "fabric-manager",
+        (
+            r"(?:fabric ?manager|nv-fabricmanager).*(?:fail(?:ed|ure)|error|fatal|exited"
+            r"|not running|stopped|abort)|(?:fabric state|Fabric Manager).*\b(?:Not Started"
+            r"|In Progress|failure)|\bIMEX\b.*(?:fail|unavailable|lost)"
+        ),
+        ("gpu", "replace_node"),
+        words="fabric|imex",
+        weight=HARDWARE,
+        source="NVIDIA Fabric Manager guide",
+        unless=_DOCS,
+        example="nvidia-fabricmanager.service: Failed with result 'exit-code'.",
+    ),
+    rule(
+        "gpu-thermal",
+        (
+            r"(?:HW|SW|hardware|software) (?:thermal|power brake) slowdown\b.*(?:Active|detected"
+            r"|engaged)(?!.*Not Active)|clocks?_(?:event"
+            r"|throttle)_reasons\.\w+\"?\s*[=:]\s*\"?Active\b|\bGPU\b.*\b(?:overheat\w*"
+            r"|thermal (?:violation|throttl\w+|shutdown|slowdown)|temperature .*(?:exceed\w*|above"
+            r"|over|critical))|DCGM_FR_(?:CLOCK_THROTTLE|TEMP|THERMAL)\w+"
+            r"|power cable.*(?:not connected|missing)"
+        ),
+        ("gpu", "alert"),
+        words="slowdown|throttle|overheat|thermal|temperature|power cable",
+        source=_NVML,
+        unless=r":\s*Not Active|Inactive|can still perform|Recommended Action=NONE",
+        example="GPU 2: HW Thermal Slowdown : Active",
+    ),
+    rule(
+        "dcgm-unhealthy",
+        (
+            r"DCGM_FR_\w+|\b(?:dcgm|dcgmi)\b.*\b(?:fail(?:ed|ure)?|unhealthy|critical)\b|GpuDown"
+            r"|device will go unhealthy|unhealthy GPU|GPU\w* (?:is |marked )?unhealthy"
+            r"|Health (?:check|watch).*\b(?:Failure|unhealthy)\b.*GPU"
+        ),
+        ("gpu", "alert"),
+        words="dcgm|unhealthy|gpudown|health",
+        source=_NVML,
+        unless=rf"{_DOCS}|can still perform|Recommended Action=NONE",
+        example="dcgmi diag: PCIe test ........ Fail",
+    ),
+    rule(
+        "cuda-launch-failure",
+        r"unspecified launch failure|CUDA error: (?:unknown error|hardware stack error"
+        r"|the launch timed out|an unspecified|launch failed|initialization error"
+        r"|driver shutting down|operation not permitted when|context is destroyed)"
+        r"|cudaErrorLaunch(?:Failure|Timeout)|CUDA_ERROR_(?:LAUNCH_FAILED|UNKNOWN"
+        r"|LAUNCH_TIMEOUT|HARDWARE_STACK_ERROR|CONTEXT_IS_DESTROYED|EXTERNAL_DEVICE)"
+        r"|CUDA-capable device\(s\) is/are busy or unavailable|CUDA unknown error"
+        r"|external device error|Cuda failure (?:'|\d|4 |[a-z])|CUDA driver error|CUDA failure"
+        r"|cudaErrorUnknown|hardware exception",
+        ("gpu", "restart"),
+        words="launch|cuda|hardware exception|external device",
+        weight=DEVICE,
+        source=_CUDA,
+        example="RuntimeError: CUDA error: unspecified launch failure",
+    ),
+    rule(
+        "cuda-library",
+        (
+            r"CUBLAS_STATUS_\w+|CUDNN_STATUS_\w+|CUSOLVER_STATUS_\w+|CUFFT_\w*(?:FAILED|ERROR)\w*"
+            r"|cuBLAS error|cuDNN error|CUDA error when calling [`'](?:cublas|cudnn)"
+        ),
+        ("gpu", "restart"),
+        words="cublas|cudnn|cusolver|cufft",
+        weight=EXCEPTION,
+        source=_CUDA,
+        unless=r"STATUS_SUCCESS|_(?:BAD_PARAM|INVALID_VALUE|NOT_SUPPORTED)",
+        example=(
+            "RuntimeError: CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx(handle)`"
+        ),
+    ),
+    rule(
+        "cuda-error",
+        (
+            r"\bCUDA error\b|AcceleratorError: |CUDA runtime error|CUDA_ERROR_\w+"
+            r"|\bcudaError[A-Z]\w+|Triton Error \[CUDA\]"
+        ),
+        ("gpu", "restart"),
+        words="cuda|acceleratorerror",
+        weight=EXCEPTION,
+        source=_CUDA,
+        unless=rf"{_DOCS}|cudaErrorNotReady|CUDA_LAUNCH_BLOCKING|CUDA error: no error",
+        example="RuntimeError: CUDA error: the remote procedural call timed out",
+    ),
+    rule(
+        "pin-memory-thread",
+        r"in pin memory thread|Pin memory thread exited unexpectedly",
+        ("gpu", "restart"),
+        words="pin memory thread",
+        weight=EXCEPTION,
+        source="OPT-175B logbook (lost GPU)",
+        example="RuntimeError: Caught RuntimeError in pin memory thread for device 5.",
+    ),
+    rule(
+        "amd-gpu",
+        (
+            r"amdgpu.*(?:ring \S+ timeout|GPU reset (?:begin|failed)"
+            r"|uncorrectable hardware errors?|RAS .*error|SMU.*(?:hang|fail))"
+        ),
+        ("gpu", "restart"),
+        words="amdgpu",
+        weight=HARDWARE,
+        min_level="debug",
+        source="Linux amdgpu driver",
+        example="amdgpu 0000:c1:00.0: amdgpu: ring gfx_0.0.0 timeout, signaled seq=4412, emitted seq=4414",
+    ),
 )
 
 RULES: Final[tuple[Rule, ...]] = (*_MEMORY, *_CODE, *_DEVICE)

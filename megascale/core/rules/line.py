@@ -16,6 +16,10 @@ _LEVEL = r"DEBUG|TRACE|INFO|NOTICE|WARNING|WARN|ERROR|ERR|CRITICAL|CRIT|FATAL|AL
 _HOST = r"[A-Za-z0-9][A-Za-z0-9_.\-]*"
 _CLOCK = r"\d{2}:\d{2}:\d{2}(?:[.,]\d+)?"
 _ISO = rf"\d{{4}}[-/]\d{{2}}[-/]\d{{2}}[T ]{_CLOCK}(?:\s?(?:Z|UTC|[+-]\d{{2}}:?\d{{2}}))?"
+_LEVEL_PREFIX = (
+    rf"\s*[\[(<|]?(?P<level>{_LEVEL})(?![\w=/]| (?:reported|log|rate|handler))[\])>|]?"
+    r"(?::[\w.\-]+(?=:)|\s*\[[\w.\-]+(?::\d+)?\])?\s?[:|\-]?\s?"
+)
 
 # One alternative per kind of prefix; each eats one following blank, so that indentation survives.
 _PREFIX = re.compile(
@@ -23,23 +27,22 @@ _PREFIX = re.compile(
         (
             r"<\d{1,3}>(?:1 )?",
             r"\d+,\d+,\d+,[-c](?:,[^;]*)?;",
-            rf"(?P<iso>\[?{_ISO}\]?)(?: (?P<isohost>{_HOST})(?= (?:kernel|[\w.\-/()]+\[\d+\]):))?[:,]? ?",
-            rf"(?P<syslog>[A-Z][a-z]{{2}} +\d{{1,2}} {_CLOCK})(?: (?P<host>{_HOST})(?= ))? ?",
+            rf"\[?{_ISO}\]?(?: (?P<isohost>{_HOST})(?= (?:kernel|[\w.\-/()]+\[\d+\]):))?[:,]? ?",
+            rf"(?:[A-Z][a-z]{{2}} +\d{{1,2}} {_CLOCK})(?: (?P<host>{_HOST})(?= ))? ?",
             rf"\[(?:[A-Z][a-z]{{2}} )?[A-Z][a-z]{{2}} +\d{{1,2}} {_CLOCK}(?: \d{{4}})?\] ?",
             rf"\[ *\d+\.\d+\] ?|\[?{_CLOCK}\]? ?",
             r"(?:stdout|stderr)(?: [FP] |: ?)",
             r"(?:kern|user|daemon|syslog) *: *(?:emerg|alert|crit|err|warn|notice|info|debug) *: ?",
             rf"\[{_ISO}(?: [A-Z]{{2,3}}\d+)+\] ?",
             rf"\[(?:(?P<ranknode>{_HOST})[:/])?(?:rank|default)?[ _:]?(?P<rank>\d+)\]:? ?",
-            rf"\[(?P<bracketnode>(?:node|host|gpu|worker|dgx|ip)[\w.\-]*\d[\w.\-]*)\]:? ?",
-            rf"(?:rank|RANK)[ _:=]?(?P<rank2>\d+) (?:on|@) (?:host |node )?(?P<rankhost>{_HOST}?)(?: ?[:|\]] ?)",
+            r"\[(?P<bracketnode>(?:node|host|gpu|worker|dgx|ip)[\w.\-]*\d[\w.\-]*)\]:? ?",
+            rf"(?i:rank)[ _:=]?(?P<rank2>\d+) (?:on|@) (?:host |node )?(?P<rankhost>{_HOST}?) ?[:|\]] ?",
             r"(?:rank|Rank|RANK)[ _]?(?P<rank3>\d+) ?[:|] ?",
             r"\([\w.\- ]+ pid=\d+(?:, ip=(?P<rayip>[\d.]+))?\) ?",
             rf"(?P<compose>{_HOST}) {{0,12}}\| ",
             rf"(?P<glog>[IWEF])\d{{4}} {_CLOCK} +\d+ [\w./\-]+:\d+\] ?",
             rf"\[(?P<torch>[IWEF])(?:\d{{3,4}} {_CLOCK})? [\w./\-]+:\d+\] ?",
-            rf"\s*[\[(<|]?(?P<level>{_LEVEL})(?![\w=/]| (?:reported|log|rate|handler))[\])>|]?"
-            r"(?::[\w.\-]+(?=:)|\s*\[[\w.\-]+(?::\d+)?\])?\s?[:|\-]?\s?",
+            _LEVEL_PREFIX,
             r"(?:time|ts)=\"?[^\s\"]+\"? (?=\S)",
             r"level=\"?(?P<kvlevel>[a-z]+)\"? ",
             r"(?:msg|message)=\"?",

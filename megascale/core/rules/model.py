@@ -6,9 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
-Category = Literal[
-    "user_code", "gpu", "network", "storage", "host", "framework", "data", "oom", "benign"
-]
+Category = Literal["user_code", "gpu", "network", "storage", "host", "framework", "data", "oom", "benign"]
 Action = Literal["none", "restart", "replace_node", "fail_job", "alert"]
 Scope = Literal["cause", "consequence"]
 Level = Literal["debug", "info", "warning", "error"]

@@ -12,66 +12,424 @@ _TORCH = "PyTorch c10d sources (ProcessGroupNCCL, TCPStore)"
 _DOCS = r"https?://docs|\bdocumentation\b|\bmeans\b"
 
 _CAUSES: Final[tuple[Rule, ...]] = (
-    rule("nccl-ib-port", r"NET/IB ?:.*(?:async(?:hronous)? (?:fatal )?event|port error|port active lost|device fatal)|ibv_async_event.*(?:port|fatal)", ("network", "restart"),
-         words="net/ib|ibv_async", weight=HARDWARE, source="OPT-175B logbook (port down)", unless=r"port active\b|client reregistration|GID table change|SM change|LID change",
-         example="gpu-31:772:1190 [6] misc/ibvwrap.cc:199 NCCL WARN NET/IB : mlx5_6:1 Got async event : port error"),
-    rule("nccl-ib-flush", r"(?:Got completion|got completion).*(?:status=5\b|status=IBV_WC_WR_FLUSH_ERR|error 5\b|status=WR_FLUSH)", ("network", "restart"),
-         words="got completion", scope="consequence", weight=SYMPTOM + 5, source=_IB, example="n3:9:9 [0] NCCL WARN NET/IB : Got completion from peer 10.0.3.4<51001> with status=5 opcode=0 len=0 vendor err 249 (Recv)"),
-    rule("nccl-ib-completion", r"got completion (?:from peer|with error)|IBV_WC_RETRY_EXC_ERR|IBV_WC_RNR_RETRY_EXC|transport retry counter exceeded|RNR retry counter exceeded|Local QP operation error|remote (?:access|operation|invalid request) error", ("network", "restart"),
-         words="got completion|ibv_wc|retry counter|qp operation|remote ", weight=PEER + 5, source=_IB, unless=r"S3|HTTP",
-         example="h12:220:815 [4] transport/net_ib.cc:1295 NCCL WARN NET/IB : Got completion from peer 10.4.2.9<43210> with status=12 opcode=129 len=0 vendor err 129 (Recv)"),
-    rule("nccl-version", r"NCCL WARN.*(?:version mismatch|Cuda driver version|incompatible|plugin.*(?:version|failed to load))|undefined symbol: nccl|libnccl\S*: (?:cannot open|version)", ("framework", "fail_job"),
-         words="nccl", weight=EXCEPTION, source=_NCCL, unless=r"No plugin found|NET/Plugin", example="a1:1:1 [0] NCCL WARN Mismatched NCCL version detected : rank 0 version 22005 rank 4 version 21903; version mismatch"),
-    rule("nccl-usage", r"ncclInvalidUsage|ncclInvalidArgument|Duplicate GPU detected|invalid usage\b.*NCCL|NCCL.*invalid (?:usage|argument)|NCCL WARN .*(?:invalid (?:root|argument|usage|device|comm|reduction)|mismatch(?:ed)?.*(?:version|size))|mismatch between collectives|Detected mismatch|inconsistent (?:shapes|collectives)", ("user_code", "fail_job"),
-         words="nccl|duplicate gpu|mismatch|inconsistent", weight=EXCEPTION, source=_NCCL, example="n1:55:90 [1] init.cc:781 NCCL WARN Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 1b000"),
-    rule("nccl-shm", r"NCCL WARN.*(?:shm_open|shared memory|/dev/shm|posix_fallocate|ncclShm\w*)|Error while (?:creating|attaching to) shared memory segment", ("host", "restart"),
-         words="shm|shared memory|fallocate", weight=DEVICE, source=_NCCL, example="w9:410:981 [2] misc/shmutils.cc:72 NCCL WARN Error: failed to extend /dev/shm/nccl-Zk3Qp to 9637892 bytes"),
-    rule("nccl-cuda", r"ncclUnhandledCudaError|unhandled cuda error", ("gpu", "restart"),
-         words="ncclunhandled|unhandled cuda", weight=PEER + 5, source=_NCCL, example="ncclUnhandledCudaError: Call to CUDA function failed."),
-    rule("nccl-nvlink", r"NCCL WARN.*(?:NVLS|NVLink|P2P|peer access|p2p).*(?:fail|error|unable|could not)", ("gpu", "restart"), words="nccl warn", weight=DEVICE, source=_NCCL, unless=r"disabl|fall",
-         example="dgx2:14:77 [3] transport/nvls.cc:166 NCCL WARN NVLS bind failed: error 401"),
-    rule("nccl-ib-setup", r"NCCL WARN.*(?:Call to ibv_\w+ failed|NET/IB ?:.*(?:Unable|No device|fail|error)|ibv_\w+ (?:failed|timed out))|Call to ibv_\w+ failed|No (?:IB|RoCE) device|NET/Socket ?:.*(?:fail|error|unexpected)|NET/OFI.*(?:fail|error|completion)|Failed to (?:find|initialize) .*NET", ("network", "restart"),
-         words="ibv_|net/|no ib|no roce", weight=DEVICE, source=_NCCL, unless=r"Using|plugin", example="h3:11:44 [0] misc/ibvwrap.cc:106 NCCL WARN Call to ibv_modify_qp failed with error Connection timed out errno 110"),
+    rule(
+        "nccl-ib-port",
+        (
+            r"NET/IB ?:.*(?:async(?:hronous)? (?:fatal )?event|port error|port active lost"
+            r"|device fatal)|ibv_async_event.*(?:port|fatal)"
+        ),
+        ("network", "restart"),
+        words="net/ib|ibv_async",
+        weight=HARDWARE,
+        source="OPT-175B logbook (port down)",
+        unless=r"port active\b|client reregistration|GID table change|SM change|LID change",
+        example=(
+            "gpu-31:772:1190 [6] misc/ibvwrap.cc:199 NCCL WARN NET/IB : mlx5_6:1 Got async event : port error"
+        ),
+    ),
+    rule(
+        "nccl-ib-flush",
+        (
+            r"(?:Got completion|got completion).*(?:status=5\b|status=IBV_WC_WR_FLUSH_ERR"
+            r"|error 5\b|status=WR_FLUSH)"
+        ),
+        ("network", "restart"),
+        words="got completion",
+        scope="consequence",
+        weight=SYMPTOM + 5,
+        source=_IB,
+        example=(
+            "n3:9:9 [0] NCCL WARN NET/IB : Got completion from peer 10.0.3.4<51001> with status=5"
+            " opcode=0 len=0 vendor err 249 (Recv)"
+        ),
+    ),
+    rule(
+        "nccl-ib-completion",
+        (
+            r"got completion (?:from peer|with error)|IBV_WC_RETRY_EXC_ERR|IBV_WC_RNR_RETRY_EXC"
+            r"|transport retry counter exceeded|RNR retry counter exceeded"
+            r"|Local QP operation error|remote (?:access|operation|invalid request) error"
+        ),
+        ("network", "restart"),
+        words="got completion|ibv_wc|retry counter|qp operation|remote ",
+        weight=PEER + 5,
+        source=_IB,
+        unless=r"S3|HTTP",
+        example=(
+            "h12:220:815 [4] transport/net_ib.cc:1295 NCCL WARN NET/IB : Got completion from peer"
+            " 10.4.2.9<43210> with status=12 opcode=129 len=0 vendor err 129 (Recv)"
+        ),
+    ),
+    rule(
+        "nccl-version",
+        (
+            r"NCCL WARN.*(?:version mismatch|Cuda driver version|incompatible|plugin.*(?:version"
+            r"|failed to load))|undefined symbol: nccl|libnccl\S*: (?:cannot open|version)"
+        ),
+        ("framework", "fail_job"),
+        words="nccl",
+        weight=EXCEPTION,
+        source=_NCCL,
+        unless=r"No plugin found|NET/Plugin",
+        example=(
+            "a1:1:1 [0] NCCL WARN Mismatched NCCL version detected : rank 0 version 22005 rank 4"
+            " version 21903; version mismatch"
+        ),
+    ),
+    rule(
+        "nccl-usage",
+        (
+            r"ncclInvalidUsage|ncclInvalidArgument|Duplicate GPU detected|invalid usage\b.*NCCL"
+            r"|NCCL.*invalid (?:usage|argument)|NCCL WARN .*(?:invalid (?:root|argument|usage"
+            r"|device|comm|reduction)|mismatch(?:ed)?.*(?:version|size))"
+            r"|mismatch between collectives|Detected mismatch|inconsistent (?:shapes|collectives)"
+        ),
+        ("user_code", "fail_job"),
+        words="nccl|duplicate gpu|mismatch|inconsistent",
+        weight=EXCEPTION,
+        source=_NCCL,
+        example=(
+            "n1:55:90 [1] init.cc:781 NCCL WARN Duplicate GPU detected : rank 1 and rank 0 both"
+            " on CUDA device 1b000"
+        ),
+    ),
+    rule(
+        "nccl-shm",
+        (
+            r"NCCL WARN.*(?:shm_open|shared memory|/dev/shm|posix_fallocate|ncclShm\w*)"
+            r"|Error while (?:creating|attaching to) shared memory segment"
+        ),
+        ("host", "restart"),
+        words="shm|shared memory|fallocate",
+        weight=DEVICE,
+        source=_NCCL,
+        example=(
+            "w9:410:981 [2] misc/shmutils.cc:72 NCCL WARN Error: failed to extend"
+            " /dev/shm/nccl-Zk3Qp to 9637892 bytes"
+        ),
+    ),
+    rule(
+        "nccl-cuda",
+        r"ncclUnhandledCudaError|unhandled cuda error",
+        ("gpu", "restart"),
+        words="ncclunhandled|unhandled cuda",
+        weight=PEER + 5,
+        source=_NCCL,
+        example="ncclUnhandledCudaError: Call to CUDA function failed.",
+    ),
+    rule(
+        "nccl-nvlink",
+        r"NCCL WARN.*(?:NVLS|NVLink|P2P|peer access|p2p).*(?:fail|error|unable|could not)",
+        ("gpu", "restart"),
+        words="nccl warn",
+        weight=DEVICE,
+        source=_NCCL,
+        unless=r"disabl|fall",
+        example="dgx2:14:77 [3] transport/nvls.cc:166 NCCL WARN NVLS bind failed: error 401",
+    ),
+    rule(
+        "nccl-ib-setup",
+        (
+            r"NCCL WARN.*(?:Call to ibv_\w+ failed|NET/IB ?:.*(?:Unable|No device|fail|error)"
+            r"|ibv_\w+ (?:failed|timed out))|Call to ibv_\w+ failed|No (?:IB|RoCE) device"
+            r"|NET/Socket ?:.*(?:fail|error|unexpected)|NET/OFI.*(?:fail|error|completion)"
+            r"|Failed to (?:find|initialize) .*NET"
+        ),
+        ("network", "restart"),
+        words="ibv_|net/|no ib|no roce",
+        weight=DEVICE,
+        source=_NCCL,
+        unless=r"Using|plugin",
+        example=(
+            "h3:11:44 [0] misc/ibvwrap.cc:106 NCCL WARN Call to ibv_modify_qp failed with error"
+            " Connection timed out errno 110"
+        ),
+    ),
 )
 
 _PEERS: Final[tuple[Rule, ...]] = (
-    rule("nccl-peer-closed", r"(?:socket\w*|Net ?:|bootstrap\w*|NCCL WARN).*(?:Connection closed by remote peer|Connection reset by peer|Connection refused|Connection timed out|Broken pipe|No route to host|failed ?: |retry count exceeded)|NCCL WARN.*(?:Connect to \S+ failed|Accept|Timeout waiting|remote process)", ("network", "restart"),
-         words="socket|net |net:|bootstrap|nccl warn", weight=PEER, source=_NCCL, unless=r"wandb|http|TCPStore|SocketImpl|redis|s3",
-         example="r5:301:877 [2] misc/socket.cc:49 NCCL WARN socketProgress: Connection closed by remote peer h9<47114>"),
-    rule("nccl-remote", r"ncclRemoteError|remote process exit(?:ed|ing)|A call failed possibly due to a network error", ("network", "restart"), words="ncclremoteerror|remote process|call failed possibly", weight=PEER, source=_NCCL,
-         example="ncclRemoteError: A call failed possibly due to a network error or a remote process exiting prematurely."),
-    rule("nccl-timeout", r"Watchdog caught collective operation timeout|collective operation timeout|Timed out (?:waiting for|in) .*(?:barrier|collective|all_?reduce)|monitoredBarrier|\bcollective .*timed out|NCCL (?:operation|communicator|collective|watchdog) .*tim(?:ed|e)[ -]?out|NCCL timeout|Rank \d+ failed to pass monitoredBarrier|Watchdog timed out|WorkNCCL\(.*(?:ran for|timed? out)|ran for \d+ milliseconds before timing out", ("network", "restart"),
-         words="timeout|timed out|time-out|timing out|monitoredbarrier", weight=PEER - 5, source=_TORCH, unless=_DOCS,
-         example="[rank11]:[E416 03:12:44.101 ProcessGroupNCCL.cpp:632] [Rank 11] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=91, OpType=ALLREDUCE, Timeout(ms)=600000) ran for 600071 milliseconds before timing out."),
-    rule("nccl-system", r"ncclSystemError|unhandled system error", ("network", "restart"), words="ncclsystemerror|unhandled system", weight=PEER, source=_NCCL, example="ncclSystemError: System call (e.g. socket, malloc) or external library call failed or device error."),
-    rule("nccl-internal", r"ncclInternalError|NCCL.*internal error|Internal check failed", ("framework", "restart"), words="ncclinternalerror|internal", weight=PEER, source=_NCCL, unless=r"HTTP|S3|Server Error", example="torch.distributed.DistBackendError: NCCL error in: ProcessGroupNCCL.cpp:2251, internal error - please report this issue to the NCCL developers"),
-    rule("nccl-warn", r"NCCL WARN .*(?:fail(?:ed|ure)?|error|timed? ?out|abort|corrupt|unreachable|unexpected)", ("network", "restart"), words="nccl warn", weight=PEER - 5, source=_NCCL, unless=r"disabl|ignor|libibverbs|No plugin|plugin|Missing|NCCL_\w+ (?:set|is)|nccl_topo|performance|deprecat|topology|NUMA|iommu|ACS",
-         example="x2:19:75 [0] proxy.cc:1336 NCCL WARN [Proxy Service 0] Failed to execute operation Connect from rank 0, retcode 3"),
-    rule("gloo-peer", r"\bgloo\b.*(?:Connection closed by peer|Connection reset by peer|connectFullMesh failed|connectTo|Timed out waiting|Application timeout|Connect(?:ion)? timeout|Read error|Write error|Broken pipe|op\.|preamble|SO_ERROR|Socket)|Gloo connectFullMesh failed|Connection closed by peer \[", ("network", "restart"),
-         words="gloo|closed by peer", weight=PEER, source="gloo tcp transport", unless=r"Rank \d+ is connected to|interface", example="RuntimeError: [../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.6.1.4]:51820"),
-    rule("store-unreachable", r"client socket has (?:failed|timed out)|server socket (?:on|has) .*(?:failed|timed out|EADDRINUSE)|(?:TCPStore|c10d store|rendezvous|Rendezvous|StoreTimeout|DistStoreError|DistNetworkError).*(?:tim(?:ed|e) ?out|failed|fail|refused|unreachable|closed)|DistNetworkError|DistStoreError|RendezvousConnectionError|RendezvousTimeoutError|RendezvousClosedError|(?:EADDRINUSE|address already in use).*(?:port|socket|server)|wait timeout after \d+ms|Timed out after \d+ seconds waiting for clients|Socket Timeout|The (?:IPv[46] )?network addresses of .* cannot be retrieved", ("network", "restart"),
-         words="socket|tcpstore|store|rendezvous|distnetwork|address already in use|eaddrinuse|wait timeout|waiting for clients|network addresses", weight=PEER, source=_TORCH, unless=r"recvValue|sendBytes|should dump|exception dump flag|feature store|app store|datastore|parameter store",
-         example="torch.distributed.DistNetworkError: The client socket has timed out after 600000ms while trying to connect to (10.2.0.5, 29500)."),
-    rule("ucx-ofi", r"\b(?:UCX|UCT|libfabric|OFI|OPAL|ORTE|PMIX|MPI)\b.*\b(?:ERROR|error|fail(?:ed|ure)|timed? out|abort\w*|unreachable)", ("network", "restart"), words="ucx|uct|libfabric|ofi|opal|orte|pmix|mpi", weight=PEER - 5, source="UCX, libfabric and Open MPI messages", min_level="error", unless=r"component|import|compil",
-         example="UCX  ERROR   rc_mlx5_iface.c: Transport retry count exceeded on mlx5_0:1/RoCE; MPI error"),
+    rule(
+        "nccl-peer-closed",
+        (
+            r"(?:socket\w*|Net ?:|bootstrap\w*|NCCL WARN).*(?:Connection closed by remote peer"
+            r"|Connection reset by peer|Connection refused|Connection timed out|Broken pipe"
+            r"|No route to host|failed ?: |retry count exceeded)"
+            r"|NCCL WARN.*(?:Connect to \S+ failed|Accept|Timeout waiting|remote process)"
+        ),
+        ("network", "restart"),
+        words="socket|net |net:|bootstrap|nccl warn",
+        weight=PEER,
+        source=_NCCL,
+        unless=r"wandb|http|TCPStore|SocketImpl|redis|s3",
+        example=(
+            "r5:301:877 [2] misc/socket.cc:49 NCCL WARN socketProgress: Connection closed by"
+            " remote peer h9<47114>"
+        ),
+    ),
+    rule(
+        "nccl-remote",
+        (
+            r"ncclRemoteError|remote process exit(?:ed|ing)"
+            r"|A call failed possibly due to a network error"
+        ),
+        ("network", "restart"),
+        words="ncclremoteerror|remote process|call failed possibly",
+        weight=PEER,
+        source=_NCCL,
+        example=(
+            "ncclRemoteError: A call failed possibly due to a network error or a remote process"
+            " exiting prematurely."
+        ),
+    ),
+    rule(
+        "nccl-timeout",
+        (
+            r"Watchdog caught collective operation timeout|collective operation timeout"
+            r"|Timed out (?:waiting for|in) .*(?:barrier|collective|all_?reduce)|monitoredBarrier"
+            r"|\bcollective .*timed out|NCCL (?:operation|communicator|collective"
+            r"|watchdog) .*tim(?:ed|e)[ -]?out|NCCL timeout"
+            r"|Rank \d+ failed to pass monitoredBarrier|Watchdog timed out|WorkNCCL\(.*(?:ran for"
+            r"|timed? out)|ran for \d+ milliseconds before timing out"
+        ),
+        ("network", "restart"),
+        words="timeout|timed out|time-out|timing out|monitoredbarrier",
+        weight=PEER - 5,
+        source=_TORCH,
+        unless=_DOCS,
+        example=(
+            "[rank11]:[E416 03:12:44.101 ProcessGroupNCCL.cpp:632] [Rank 11] Watchdog caught"
+            " collective operation timeout: WorkNCCL(SeqNum=91, OpType=ALLREDUCE,"
+            " Timeout(ms)=600000) ran for 600071 milliseconds before timing out."
+        ),
+    ),
+    rule(
+        "nccl-system",
+        r"ncclSystemError|unhandled system error",
+        ("network", "restart"),
+        words="ncclsystemerror|unhandled system",
+        weight=PEER,
+        source=_NCCL,
+        example=(
+            "ncclSystemError: System call (e.g. socket, malloc) or external library call failed"
+            " or device error."
+        ),
+    ),
+    rule(
+        "nccl-internal",
+        r"ncclInternalError|NCCL.*internal error|Internal check failed",
+        ("framework", "restart"),
+        words="ncclinternalerror|internal",
+        weight=PEER,
+        source=_NCCL,
+        unless=r"HTTP|S3|Server Error",
+        example=(
+            "torch.distributed.DistBackendError: NCCL error in: ProcessGroupNCCL.cpp:2251,"
+            " internal error - please report this issue to the NCCL developers"
+        ),
+    ),
+    rule(
+        "nccl-warn",
+        r"NCCL WARN .*(?:fail(?:ed|ure)?|error|timed? ?out|abort|corrupt|unreachable|unexpected)",
+        ("network", "restart"),
+        words="nccl warn",
+        weight=PEER - 5,
+        source=_NCCL,
+        unless=(
+            r"disabl|ignor|libibverbs|No plugin|plugin|Missing|NCCL_\w+ (?:set|is)|nccl_topo"
+            r"|performance|deprecat|topology|NUMA|iommu|ACS"
+        ),
+        example=(
+            "x2:19:75 [0] proxy.cc:1336 NCCL WARN [Proxy Service 0] Failed to execute operation"
+            " Connect from rank 0, retcode 3"
+        ),
+    ),
+    rule(
+        "gloo-peer",
+        (
+            r"\bgloo\b.*(?:Connection closed by peer|Connection reset by peer"
+            r"|connectFullMesh failed|connectTo|Timed out waiting|Application timeout"
+            r"|Connect(?:ion)? timeout|Read error|Write error|Broken pipe|op\.|preamble|SO_ERROR"
+            r"|Socket)|Gloo connectFullMesh failed|Connection closed by peer \["
+        ),
+        ("network", "restart"),
+        words="gloo|closed by peer",
+        weight=PEER,
+        source="gloo tcp transport",
+        unless=r"Rank \d+ is connected to|interface",
+        example=(
+            "RuntimeError: [../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed"
+            " by peer [10.6.1.4]:51820"
+        ),
+    ),
+    rule(
+        "store-unreachable",
+        (
+            r"client socket has (?:failed|timed out)|server socket (?:on|has) .*(?:failed"
+            r"|timed out|EADDRINUSE)|(?:TCPStore|c10d store|rendezvous|Rendezvous|StoreTimeout"
+            r"|DistStoreError|DistNetworkError).*(?:tim(?:ed|e) ?out|failed|fail|refused"
+            r"|unreachable|closed)|DistNetworkError|DistStoreError|RendezvousConnectionError"
+            r"|RendezvousTimeoutError|RendezvousClosedError|(?:EADDRINUSE"
+            r"|address already in use).*(?:port|socket|server)|wait timeout after \d+ms"
+            r"|Timed out after \d+ seconds waiting for clients|Socket Timeout"
+            r"|The (?:IPv[46] )?network addresses of .* cannot be retrieved"
+        ),
+        ("network", "restart"),
+        words=(
+            "socket|tcpstore|store|rendezvous|distnetwork|address already in use|eaddrinuse"
+            "|wait timeout|waiting for clients|network addresses"
+        ),
+        weight=PEER,
+        source=_TORCH,
+        unless=(
+            r"recvValue|sendBytes|should dump|exception dump flag|feature store|app store"
+            r"|datastore|parameter store"
+        ),
+        example=(
+            "torch.distributed.DistNetworkError: The client socket has timed out after 600000ms"
+            " while trying to connect to (10.2.0.5, 29500)."
+        ),
+    ),
+    rule(
+        "ucx-ofi",
+        (
+            r"\b(?:UCX|UCT|libfabric|OFI|OPAL|ORTE|PMIX|MPI)\b.*\b(?:ERROR|error|fail(?:ed|ure)"
+            r"|timed? out|abort\w*|unreachable)"
+        ),
+        ("network", "restart"),
+        words="ucx|uct|libfabric|ofi|opal|orte|pmix|mpi",
+        weight=PEER - 5,
+        source="UCX, libfabric and Open MPI messages",
+        min_level="error",
+        unless=r"component|import|compil",
+        example="UCX  ERROR   rc_mlx5_iface.c: Transport retry count exceeded on mlx5_0:1/RoCE; MPI error",
+    ),
 )
 
 _SYMPTOMS: Final[tuple[Rule, ...]] = (
-    rule("nccl-teardown", r"Some NCCL operations have failed or timed out|To avoid data inconsistency, we are taking the entire process down|NCCL communicator was aborted|Process group watchdog thread terminated|ncclCommAbort|was aborted on rank|Communicator (?:was|has been) aborted|Timeout at NCCL work|last (?:enqueued|completed) (?:NCCL )?work|abort(?:ing)? (?:NCCL )?communicator", ("framework", "restart"),
-         words="nccl|data inconsistency|watchdog|aborted|enqueued|completed", scope="consequence", weight=SYMPTOM, source=_TORCH, example="[E ProcessGroupNCCL.cpp:475] Some NCCL operations have failed or timed out. Due to the asynchronous nature of CUDA kernels"),
-    rule("nccl-heartbeat", r"heartbeat monitor(?:ing)?(?: thread)?.*(?:timed? out|terminat|abort)|Watchdog got stuck for|ProcessGroupNCCL's watchdog (?:got stuck|detected)|Heartbeat monitor timed out|Terminating the process after attempting to dump|Could not acquire GIL", ("framework", "restart"),
-         words="heartbeat|watchdog|terminating the process|acquire gil", scope="consequence", weight=SYMPTOM, source=_TORCH, example="[F ProcessGroupNCCL.cpp:1557] [PG 0 Rank 2] [PG ID 0 Rank 2] ProcessGroupNCCL's watchdog got stuck for 480 seconds without making progress in monitoring enqueued collectives"),
-    rule("store-teardown", r"recv(?:Value|Bytes|Vector\w*)? failed on SocketImpl|send(?:Bytes|Value)? failed on SocketImpl|\"should dump\" flag|exception dump flag|Received a (?:global )?(?:dump|timeout) signal|dump signal due to|Broken pipe.*TCPStore|TCPStore server has shut down|Observed (?:flight recorder )?dump|Flight ?recorder|Failed to (?:check|set|get) .*TCPStore", ("framework", "none"),
-         words="socketimpl|should dump|dump flag|dump signal|timeout signal|tcpstore|flight", scope="consequence", weight=SYMPTOM - 5, source=_TORCH, example="[rank4]:[W409 11:40:12.3 TCPStore.cpp:125] [c10d] recvValue failed on SocketImpl(fd=71, addr=[a]:40112, remote=[b]:29500): Connection reset by peer"),
-    rule("killed", r"exitcode\s*:\s*-9\b|Signal 9 \(SIGKILL\)|received SIGKILL|exit(?:ed)? (?:with )?(?:code|status)[ :=]*137|signal:? 9\b|signal 9|^Killed$|died with <Signals.SIGKILL|: Killed\b", ("oom", "restart"),
-         words="-9|sigkill|137|signal 9|signal: 9|killed", weight=SYMPTOM + 10, source="a SIGKILL nobody sent is the OOM killer", min_level="debug", unless=r"DataLoader|Killed process|grace period|forcibly|force", example="exitcode  : -9 (pid: 80211)"),
-    rule("child-failed", r"ChildFailedError|exitcode\s*:\s*(?:-?\d+) \(pid: \d+\)|failed \(exitcode: |Root Cause \(first observed failure\)|WorkerGroup.*FAILED|RendezvousGracefulExitError|worker group failed|local_rank: \d+ \(pid: \d+\) of binary|agent .*FAILED|traceback : (?:To enable|Signal)", ("framework", "restart"),
-         words="childfailed|exitcode|root cause|worker group|workergroup|rendezvousgraceful|local_rank|failed|traceback :", scope="consequence", weight=SYMPTOM, source="torch.distributed.elastic", unless=r"exitcode *: 0|\(exitcode: (?:-11|-7)\)|exitcode *: -(?:11|7)\b",
-         example="torch.distributed.elastic.multiprocessing.errors.ChildFailedError:"),
-    rule("signal-stop", r"SignalException|got signal: (?:15|2)|Received (?:signal )?(?:SIGTERM|15|Signals\.SIGTERM)|death signal, shutting down|exitcode\s*:\s*-15|Signal 15 \(SIGTERM\)|caught SIGTERM|Terminated$|sigterm received|SIGTERM handler", ("benign", "none"),
-         words="signal|sigterm|-15|terminated", scope="consequence", weight=SYMPTOM - 15, source="torch.distributed.elastic; somebody stopped it", example="torch.distributed.elastic.multiprocessing.api.SignalException: Process 71 got signal: 15"),
-    rule("dist-backend", r"DistBackendError|NCCL error in: |NCCL error:|RuntimeError: NCCL|unhandled NCCL|NCCL Error \d", ("network", "restart"), words="distbackenderror|nccl error|unhandled nccl|runtimeerror: nccl", scope="consequence", weight=SYMPTOM + 5, source=_TORCH,
-         example="torch.distributed.DistBackendError: NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.hpp:328"),
+    rule(
+        "nccl-teardown",
+        (
+            r"Some NCCL operations have failed or timed out"
+            r"|To avoid data inconsistency, we are taking the entire process down"
+            r"|NCCL communicator was aborted|Process group watchdog thread terminated"
+            r"|ncclCommAbort|was aborted on rank|Communicator (?:was|has been) aborted"
+            r"|Timeout at NCCL work|last (?:enqueued|completed) (?:NCCL )?work"
+            r"|abort(?:ing)? (?:NCCL )?communicator"
+        ),
+        ("framework", "restart"),
+        words="nccl|data inconsistency|watchdog|aborted|enqueued|completed",
+        scope="consequence",
+        weight=SYMPTOM,
+        source=_TORCH,
+        example=(
+            "[E ProcessGroupNCCL.cpp:475] Some NCCL operations have failed or timed out. Due to"
+            " the asynchronous nature of CUDA kernels"
+        ),
+    ),
+    rule(
+        "nccl-heartbeat",
+        (
+            r"heartbeat monitor(?:ing)?(?: thread)?.*(?:timed? out|terminat|abort)"
+            r"|Watchdog got stuck for|ProcessGroupNCCL's watchdog (?:got stuck|detected)"
+            r"|Heartbeat monitor timed out|Terminating the process after attempting to dump"
+            r"|Could not acquire GIL"
+        ),
+        ("framework", "restart"),
+        words="heartbeat|watchdog|terminating the process|acquire gil",
+        scope="consequence",
+        weight=SYMPTOM,
+        source=_TORCH,
+        example=(
+            "[F ProcessGroupNCCL.cpp:1557] [PG 0 Rank 2] [PG ID 0 Rank 2] ProcessGroupNCCL's"
+            " watchdog got stuck for 480 seconds without making progress in monitoring enqueued"
+            " collectives"
+        ),
+    ),
+    rule(
+        "store-teardown",
+        (
+            r"recv(?:Value|Bytes|Vector\w*)? failed on SocketImpl|send(?:Bytes"
+            r"|Value)? failed on SocketImpl|\"should dump\" flag|exception dump flag"
+            r"|Received a (?:global )?(?:dump|timeout) signal|dump signal due to"
+            r"|Broken pipe.*TCPStore|TCPStore server has shut down"
+            r"|Observed (?:flight recorder )?dump|Flight ?recorder|Failed to (?:check|set"
+            r"|get) .*TCPStore"
+        ),
+        ("framework", "none"),
+        words="socketimpl|should dump|dump flag|dump signal|timeout signal|tcpstore|flight",
+        scope="consequence",
+        weight=SYMPTOM - 5,
+        source=_TORCH,
+        example=(
+            "[rank4]:[W409 11:40:12.3 TCPStore.cpp:125] [c10d] recvValue failed on"
+            " SocketImpl(fd=71, addr=[a]:40112, remote=[b]:29500): Connection reset by peer"
+        ),
+    ),
+    rule(
+        "killed",
+        (
+            r"exitcode\s*:\s*-9\b|Signal 9 \(SIGKILL\)|received SIGKILL"
+            r"|exit(?:ed)? (?:with )?(?:code|status)[ :=]*137|signal:? 9\b|signal 9|^Killed$"
+            r"|died with <Signals.SIGKILL|: Killed\b"
+        ),
+        ("oom", "restart"),
+        words="-9|sigkill|137|signal 9|signal: 9|killed",
+        weight=SYMPTOM + 10,
+        source="a SIGKILL nobody sent is the OOM killer",
+        min_level="debug",
+        unless=r"DataLoader|Killed process|grace period|forcibly|force",
+        example="exitcode  : -9 (pid: 80211)",
+    ),
+    rule(
+        "child-failed",
+        (
+            r"ChildFailedError|exitcode\s*:\s*(?:-?\d+) \(pid: \d+\)|failed \(exitcode: "
+            r"|Root Cause \(first observed failure\)|WorkerGroup.*FAILED"
+            r"|RendezvousGracefulExitError|worker group failed"
+            r"|local_rank: \d+ \(pid: \d+\) of binary|agent .*FAILED|traceback : (?:To enable"
+            r"|Signal)"
+        ),
+        ("framework", "restart"),
+        words=(
+            "childfailed|exitcode|root cause|worker group|workergroup|rendezvousgraceful"
+            "|local_rank|failed|traceback :"
+        ),
+        scope="consequence",
+        weight=SYMPTOM,
+        source="torch.distributed.elastic",
+        unless=r"exitcode *: 0|\(exitcode: (?:-11|-7)\)|exitcode *: -(?:11|7)\b",
+        example="torch.distributed.elastic.multiprocessing.errors.ChildFailedError:",
+    ),
+    rule(
+        "signal-stop",
+        (
+            r"SignalException|got signal: (?:15|2)|Received (?:signal )?(?:SIGTERM|15"
+            r"|Signals\.SIGTERM)|death signal, shutting down|exitcode\s*:\s*-15"
+            r"|Signal 15 \(SIGTERM\)|caught SIGTERM|Terminated$|sigterm received|SIGTERM handler"
+        ),
+        ("benign", "none"),
+        words="signal|sigterm|-15|terminated",
+        scope="consequence",
+        weight=SYMPTOM - 15,
+        source="torch.distributed.elastic; somebody stopped it",
+        example="torch.distributed.elastic.multiprocessing.api.SignalException: Process 71 got signal: 15",
+    ),
+    rule(
+        "dist-backend",
+        (
+            r"DistBackendError|NCCL error in: |NCCL error:|RuntimeError: NCCL|unhandled NCCL"
+            r"|NCCL Error \d"
+        ),
+        ("network", "restart"),
+        words="distbackenderror|nccl error|unhandled nccl|runtimeerror: nccl",
+        scope="consequence",
+        weight=SYMPTOM + 5,
+        source=_TORCH,
+        example=(
+            "torch.distributed.DistBackendError: NCCL error in:"
+            " /pytorch/torch/csrc/distributed/c10d/NCCLUtils.hpp:328"
+        ),
+    ),
 )
 
 RULES: Final[tuple[Rule, ...]] = (*_CAUSES, *_PEERS, *_SYMPTOMS)

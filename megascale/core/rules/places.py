@@ -16,7 +16,7 @@ _NODE: Final = tuple(
         rf"^(?P<node>{_NAME}):\d+:\d+ .*NCCL ",
         rf"\b[Rr]ank[ =:]?\d+ (?:\(?(?:on|at)\)? )(?:host |node )?(?P<node>{_NAME})",
         rf"\b(?:host|hostname|node|nodename|node_name|nodeName|instance)\"?\s*[=:]\s*\"?(?P<node>{_NAME})",
-        rf"\b[Nn]ode[ /]\"?(?P<node>[a-z0-9][a-z0-9_.\-]*\d[a-z0-9_.\-]*|[a-z0-9]+(?:[.\-][a-z0-9]+)+)\b",
+        r"\b[Nn]ode[ /]\"?(?P<node>[a-z0-9][a-z0-9_.\-]*\d[a-z0-9_.\-]*|[a-z0-9]+(?:[.\-][a-z0-9]+)+)\b",
         rf"\bON (?P<node>{_NAME}) CANCELLED",
         rf"\b[Nn]odes? (?P<node>{_NAME}) (?:not responding|is not responding|down|failed|has been)",
         rf"\b(?:error: )?(?P<node>{_NAME}): (?:task|tasks) \d+",
@@ -28,7 +28,7 @@ _PEER: Final = tuple(
     for pattern in (
         rf"\bpeer \[?(?P<peer>{_ADDRESS}|{_NAME})\]?(?:<\d+>|:\d+)",
         rf"\b(?:to|from|with|remote peer|by) \[?(?P<peer>{_ADDRESS}|{_NAME})\]?<\d+>",
-        rf"\bremote=\[?(?P<peer>[^\]\s,]+?)\]?:\d+",
+        r"\bremote=\[?(?P<peer>[^\]\s,]+?)\]?:\d+",
         rf"\bto \(?\[?(?P<peer>{_ADDRESS}|{_NAME})\]?(?:, |:)\d{{2,5}}\b",
         rf"\bserver (?P<peer>{_NAME})(?: not responding|[: ])",
     )

@@ -38,7 +38,9 @@ def classify_records(lines: Iterable[str], rules: RuleSet) -> Iterator[RecordVer
             yield RecordVerdict(index, plain.feed(raw))
         else:
             text, node, identifier = parsed
-            yield RecordVerdict(index if identifier is None else identifier, classify_text(text, rules, node=node))
+            yield RecordVerdict(
+                index if identifier is None else identifier, classify_text(text, rules, node=node)
+            )
         index += 1
 
 
@@ -56,7 +58,11 @@ def _parse_object(raw: str) -> tuple[str, str | None, int | str | None] | None:
     if text is None:
         return None
     level = next((document[key] for key in _LEVEL_KEYS if isinstance(document.get(key), str)), "")
-    prefix = f"[{level.upper()}] " if level.upper() in {"DEBUG", "TRACE", "INFO", "NOTICE", "WARNING", "WARN"} else ""
+    prefix = (
+        f"[{level.upper()}] "
+        if level.upper() in {"DEBUG", "TRACE", "INFO", "NOTICE", "WARNING", "WARN"}
+        else ""
+    )
     return prefix + text, _node_of(document), _identifier_of(document)
 
 

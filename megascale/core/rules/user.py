@@ -1,7 +1,7 @@
 """Rules of the user: a list of `{match: {...}, class, action}`; the first match wins over the built-in ones.
 
-`match` holds either `pattern` (a regular expression, searched in the message), or `rule` (id of a built-in rule)
-or `class`, to change what the built-in table says.
+`match` holds either `pattern` (a regular expression, searched in the message), or `rule` (id of a built-in
+rule) or `class`, to change what the built-in table says.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ _KEYS: Final = {"id", "match", "class", "action"}
 _MATCH_KEYS: Final = {"pattern", "rule", "class"}
 
 
-def build_rules(user: Sequence[Mapping[str, Any]], builtin: Sequence[Rule], *, where: str = "recovery.rules") -> RuleSet:
+def build_rules(
+    user: Sequence[Mapping[str, Any]], builtin: Sequence[Rule], *, where: str = "recovery.rules"
+) -> RuleSet:
     """The user's rules before the built-in ones.
 
     Args:
@@ -41,7 +43,9 @@ def build_rules(user: Sequence[Mapping[str, Any]], builtin: Sequence[Rule], *, w
         for identifier in targets:
             if identifier not in changed:
                 old = table[identifier]
-                table[identifier] = replace(old, category=category or old.category, action=action or old.action)
+                table[identifier] = replace(
+                    old, category=category or old.category, action=action or old.action
+                )
                 changed.add(identifier)
     return RuleSet([*added, *table.values()])
 
@@ -54,7 +58,9 @@ def _read(entry: object, path: str) -> tuple[Mapping[str, Any], Category | None,
         raise InputError(f"{path}: unknown key {unknown[0]!r}; allowed are {', '.join(sorted(_KEYS))}")
     match = entry["match"]
     if len(match) != 1 or not set(match) <= _MATCH_KEYS:
-        raise InputError(f"{path}.match: exactly one of pattern, rule, class is expected, got {sorted(match)}")
+        raise InputError(
+            f"{path}.match: exactly one of pattern, rule, class is expected, got {sorted(match)}"
+        )
     if "action" not in entry and "class" not in entry:
         raise InputError(f"{path}: `action` is missing; one of {', '.join(ACTIONS)}")
     action = _one_of(entry.get("action"), ACTIONS, f"{path}.action")
@@ -68,7 +74,9 @@ def _one_of(value: object, allowed: Sequence[str], path: str) -> str | None:
     return cast("str | None", value)
 
 
-def _pattern_rule(entry: Mapping[str, Any], pattern: object, category: Category | None, action: Action | None, path: str) -> Rule:
+def _pattern_rule(
+    entry: Mapping[str, Any], pattern: object, category: Category | None, action: Action | None, path: str
+) -> Rule:
     try:
         compiled = re.compile(str(pattern))
     except re.error as error:
@@ -88,7 +96,9 @@ def _targets(match: Mapping[str, Any], table: Mapping[str, Rule], path: str) -> 
     if "rule" in match:
         identifier = str(match["rule"])
         if identifier not in table:
-            raise InputError(f"{path}.match.rule: no rule {identifier!r}; `megascale analyze rules` lists them")
+            raise InputError(
+                f"{path}.match.rule: no rule {identifier!r}; `megascale analyze rules` lists them"
+            )
         return [identifier]
     category = _one_of(match["class"], CATEGORIES, f"{path}.match.class")
     return [rule.id for rule in table.values() if rule.category == category]

@@ -1,7 +1,8 @@
 """NVIDIA driver events: XID of GPUs, SXid of NVSwitches.
 
-Actions follow what a single event allows. A reset needs the node to be empty, so it is asked for only when the
-event is sure or recurs (`correlate` raises repeated ones to replace_node). 43, 45, 63, 92 alone mean nothing.
+Actions follow what a single event allows. A reset needs the node to be empty, so it is asked for only when
+the event is sure or recurs (`correlate` raises repeated ones to replace_node). 43, 45, 63, 92 alone mean
+nothing.
 """
 
 from __future__ import annotations
@@ -15,13 +16,20 @@ _FLEETS = "NVIDIA XID catalog; fleet reports (Meta RSC, Fire-Flyer 2, Aegis)"
 
 # The kernel's own line in all driver generations, then what tools make of it.
 _KERNEL = r"\bXid \([^)]*\)\s*:\s*"
-_TOOLS = r"(?:XidCriticalError: Xid=|DCGM_FI_DEV_XID_ERRORS\{[^}]*\}\s+|\bXID (?:error |event )?(?:detected|occurred)\s*[:=]\s*)"
+_TOOLS = (
+    r"(?:XidCriticalError: Xid=|DCGM_FI_DEV_XID_ERRORS\{[^}]*\}\s+|\bXID (?:error "
+    r"|event )?(?:detected|occurred)\s*[:=]\s*)"
+)
 
 # code: (class, action, meaning)
 XID_CODES: Final[dict[int, tuple[Category, Action, str]]] = {
     8: ("gpu", "restart", "GPU stopped processing"),
     13: ("user_code", "restart", "Graphics SM Warp Exception on (GPC 1, TPC 4): Out Of Range Address"),
-    31: ("user_code", "restart", "Ch 00000018, intr 10000000. MMU Fault: ENGINE GRAPHICS faulted @ 0x7f1c_8a000000"),
+    31: (
+        "user_code",
+        "restart",
+        "Ch 00000018, intr 10000000. MMU Fault: ENGINE GRAPHICS faulted @ 0x7f1c_8a000000",
+    ),
     32: ("gpu", "restart", "Channel ID 00000022 intr 00008000 Invalid or corrupted push buffer stream"),
     38: ("gpu", "restart", "Driver firmware error"),
     43: ("benign", "none", "pid=3120, name=python3, Ch 0000001a"),
@@ -123,7 +131,10 @@ _SWITCH: Final[tuple[Rule, ...]] = (
         weight=HARDWARE,
         min_level="debug",
         source="NVIDIA Fabric Manager guide, SXid errors",
-        example="nvidia-nvswitch2: SXid (PCI:0000:c4:00.0): 12028, Non-fatal, Link 28 egress non-posted PRIV error",
+        example=(
+            "nvidia-nvswitch2: SXid (PCI:0000:c4:00.0): 12028, Non-fatal, Link 28 egress"
+            " non-posted PRIV error"
+        ),
     ),
     rule(
         "sxid-fatal",
@@ -154,7 +165,10 @@ _LOST: Final = rule(
     words="fallen off the bus",
     weight=HARDWARE,
     min_level="debug",
-    unless=r"\b(?:means|indicates|docs?|documentation|if (?:a|the) GPU has|when (?:a|the) GPU has|https?://)\b",
+    unless=(
+        r"\b(?:means|indicates|docs?|documentation|if (?:a|the) GPU has|when (?:a|the) GPU has"
+        r"|https?://)\b"
+    ),
     source=_NVIDIA,
     example="NVRM: GPU 0000:2b:00.0: GPU has fallen off the bus.",
 )

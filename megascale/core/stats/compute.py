@@ -82,7 +82,11 @@ def slow_ranks(trace: Trace) -> list[SlowRank]:
                 run = first_run((windows[:, column] > limit).astype(np.int64), NEED, AMONG)
                 if run is not None:
                     found[int(column)] = _slow_rank(
-                        excess, int(column), limit, (offset + run[0] * length, offset + (run[1] + 1) * length), length
+                        excess,
+                        int(column),
+                        limit,
+                        (offset + run[0] * length, offset + (run[1] + 1) * length),
+                        length,
                     )
     return [found[column] for column in sorted(found)]
 
@@ -171,7 +175,12 @@ def history_verdict(trace: Trace) -> StragglerVerdict | None:
         return None
     node, step = next(iter(nodes)), int(trace.steps[split])
     return StragglerVerdict(
-        "slow_node", node, trace.topology.ranks, round(rise, 4), step, round(0.7 * confidence(rise, limit, 5), 3),
+        "slow_node",
+        node,
+        trace.topology.ranks,
+        round(rise, 4),
+        step,
+        round(0.7 * confidence(rise, limit, 5), 3),
         f"forward+backward of all ranks of {node} rose by {rise:.1%} at step {step}; there is no other node to compare with",
     )
 
@@ -188,17 +197,29 @@ def _stage_verdict(trace: Trace, stage: int, columns: Ints, excess: Floats) -> S
         node = next(iter(nodes))
         step = int(trace.steps[split])
         return StragglerVerdict(
-            "slow_node", node, ranks, round(shift, 4), step, round(0.8 * confidence(shift, limit, 5), 3),
+            "slow_node",
+            node,
+            ranks,
+            round(shift, 4),
+            step,
+            round(0.8 * confidence(shift, limit, 5), 3),
             f"stage {stage} runs on {node} alone and became {shift:.1%} slower against the other stages at step {step}; "
             "no stage peers elsewhere to compare with",
         )
     level = after if stepped else float(nanmedian(excess))
-    windows = window_medians(excess[split if stepped else 0 :][:, None], min(8, max(1, len(excess) // 2)))[:, 0]
+    windows = window_medians(excess[split if stepped else 0 :][:, None], min(8, max(1, len(excess) // 2)))[
+        :, 0
+    ]
     if level < _STAGE_LEVEL or float(np.mean(windows > 0.5 * level)) < 0.8:
         return None
     start = split if stepped else 0
     return StragglerVerdict(
-        "stage_imbalance", None, ranks, round(level, 4), int(trace.steps[start]), confidence(level, _STAGE_LEVEL, len(windows)),
+        "stage_imbalance",
+        None,
+        ranks,
+        round(level, 4),
+        int(trace.steps[start]),
+        confidence(level, _STAGE_LEVEL, len(windows)),
         f"all {len(ranks)} ranks of stage {stage}: forward+backward {level:.1%} above the other stages in "
         f"{np.mean(windows > 0.5 * level):.0%} of {len(windows)} windows: the layers are cut unevenly",
     )
@@ -225,7 +246,12 @@ def scatter_verdict(trace: Trace) -> StragglerVerdict | None:
         lost = float(np.expm1(nanmedian(np.nanmax(residual[:, columns], axis=1))))
     ranks = tuple(trace.topology.ranks[int(c)] for c in columns)
     return StragglerVerdict(
-        "sequence_scatter", None, ranks, round(lost, 4), int(trace.steps[0]), confidence(sigma, _SCATTER_SIGMA, 5),
+        "sequence_scatter",
+        None,
+        ranks,
+        round(lost, 4),
+        int(trace.steps[0]),
+        confidence(sigma, _SCATTER_SIGMA, 5),
         f"compute of stage peers differs by {sigma:.1%} (robust sigma) from step to step, forward and backward together "
         f"(correlation {together:.2f}), never the same ranks (lag-1 correlation {persistence:.2f}): uneven sequence lengths",
     )

@@ -96,7 +96,17 @@ def _slow_columns(trace: Trace, segment: str) -> list[_Slow]:
             if run is not None:
                 start, end = offset + run[0] * _WINDOW, offset + (run[1] + 1) * _WINDOW
                 seconds = float(nanmedian(over[start:end, column]))
-                found.append(_Slow(int(column), segment, seconds / normal, seconds, limit, _refine(over[:, column], start), run[1] - run[0] + 1))
+                found.append(
+                    _Slow(
+                        int(column),
+                        segment,
+                        seconds / normal,
+                        seconds,
+                        limit,
+                        _refine(over[:, column], start),
+                        run[1] - run[0] + 1,
+                    )
+                )
     return found
 
 

@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 
 from megascale.core.stats.compute import AMONG, MIN_SLOWDOWN, NATURAL_SPREAD, NEED, SIGMAS
-from megascale.core.stats.robust import natural_spread, nanmedian, peer_reference, step_noise
+from megascale.core.stats.robust import nanmedian, natural_spread, peer_reference, step_noise
 from megascale.core.stats.trace import Floats, Topology
 from megascale.core.stats.verdicts import confidence
 
@@ -128,7 +128,11 @@ class StragglerDetector:
             ranks = tuple(self._topology.ranks[column] for column in columns)
             found.append(
                 Suspicion(
-                    node, ranks, round(level, 4), since, confidence(level, self.min_slowdown, agreeing),
+                    node,
+                    ranks,
+                    round(level, 4),
+                    since,
+                    confidence(level, self.min_slowdown, agreeing),
                     f"rank {', '.join(map(str, ranks[:8]))} of {node}: forward+backward {level:.1%} above stage peers in "
                     f"{agreeing} of the last {len(self._exceeds)} windows of {self._window} steps",
                 )

@@ -71,7 +71,10 @@ def step_noise(windows: Floats) -> Floats:
     Args:
         windows: (windows, ranks); the result has shape (ranks,).
     """
-    return MAD_TO_SIGMA / np.sqrt(2) * nanmedian(np.abs(np.diff(windows, axis=0)), axis=0)
+    noise: Floats = np.asarray(
+        MAD_TO_SIGMA / np.sqrt(2) * nanmedian(np.abs(np.diff(windows, axis=0)), axis=0)
+    )
+    return noise
 
 
 def natural_spread(levels: Floats, nodes: Sequence[str]) -> float:

@@ -52,7 +52,12 @@ class SpikeDetector:
         """The anomaly this value is, or None. Anomalous values do not move the reference for long: it is a median."""
         if not math.isfinite(value):
             return Anomaly(
-                "not_a_number", self._metric, step, value, math.nan, f"{self._metric} is {value} at step {step}"
+                "not_a_number",
+                self._metric,
+                step,
+                value,
+                math.nan,
+                f"{self._metric} is {value} at step {step}",
             )
         anomaly = self._compare(step, value) if len(self._values) >= self._warmup else None
         self._values.append(value)
@@ -69,7 +74,11 @@ class SpikeDetector:
         if value <= limit:
             return None
         return Anomaly(
-            "spike", self._metric, step, value, reference,
+            "spike",
+            self._metric,
+            step,
+            value,
+            reference,
             f"{self._metric} {value:.4g} at step {step} is more than {rule} {reference:.4g} of the last "
             f"{len(self._values)} steps",
         )
@@ -114,7 +123,11 @@ class DecayDetector:
             return None
         self._reported = True
         return Anomaly(
-            "decay", self._metric, step, level, self._baseline,
+            "decay",
+            self._metric,
+            step,
+            level,
+            self._baseline,
             f"{self._metric} {level:.4g} at step {step} is {1 - level / self._baseline:.1%} below its baseline "
             f"{self._baseline:.4g} for {self._hold} windows of {self._window} steps",
         )

@@ -6,7 +6,14 @@ from typing import Final
 
 import numpy as np
 
-from megascale.core.stats.compute import SlowRank, history_verdict, scatter_verdict, slow_nodes, slow_ranks, stage_verdicts
+from megascale.core.stats.compute import (
+    SlowRank,
+    history_verdict,
+    scatter_verdict,
+    slow_nodes,
+    slow_ranks,
+    stage_verdicts,
+)
 from megascale.core.stats.links import link_verdicts
 from megascale.core.stats.pauses import data_verdicts, pause_verdicts
 from megascale.core.stats.trace import Trace
@@ -25,7 +32,11 @@ def analyze(trace: Trace) -> list[StragglerVerdict]:
     slow = slow_ranks(trace)
     nodes = slow_nodes(trace, slow)
     stages = stage_verdicts(trace, slow)
-    nodes += [verdict for verdict in stages if verdict.kind == "slow_node" and verdict.node not in {n.node for n in nodes}]
+    nodes += [
+        verdict
+        for verdict in stages
+        if verdict.kind == "slow_node" and verdict.node not in {n.node for n in nodes}
+    ]
     history = history_verdict(trace)
     if history is not None and not nodes:
         nodes.append(history)

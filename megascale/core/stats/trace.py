@@ -83,7 +83,7 @@ class TraceBuilder:
     _stage: dict[int, int] = field(default_factory=dict)
 
     def add(
-        self, step: int, rank: int, node: str, stage: int, segment: str, seconds: float, *, where: str
+        self, step: int, rank: int, *, node: str, stage: int, segment: str, seconds: float, where: str
     ) -> None:
         """One row; `where` names it in errors (`file:line`).
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megascale.checkpoint.boxes import Box, flat_range_boxes, intersect, slices_within
+from megascale.checkpoint.boxes import Box, flat_range_boxes, intersect, slices_within, split
 
 shapes = st.lists(st.integers(1, 5), min_size=0, max_size=4).map(tuple)
 
@@ -56,6 +56,15 @@ def test_intersection_is_what_both_boxes_cover(case: tuple[tuple[int, ...], Box,
     part = whole[as_slices(common)]
     assert part.reshape(-1).tolist() == expected.tolist()
     assert np.array_equal(whole[as_slices(a)][slices_within(common, a)], part)
+
+
+@given(shapes, st.integers(1, 40))
+def test_split_keeps_order_and_bound(shape: tuple[int, ...], most: int) -> None:
+    whole = np.arange(prod(shape)).reshape(shape)
+    parts = split(((0,) * len(shape), shape), most)
+    listed = [value for part in parts for value in whole[as_slices(part)].reshape(-1).tolist()]
+    assert listed == list(range(prod(shape)))
+    assert all(prod(part[1]) <= most for part in parts)
 
 
 def test_a_slice_across_rows_is_three_boxes() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from megascale.checkpoint import CheckpointStore, Piece, SaveReport, restore, verify
 from megascale.core.lineage import Commit
-from megascale.errors import CheckpointSaveError, InputError
+from megascale.errors import CheckpointCorruptError, CheckpointSaveError, InputError
 
 if TYPE_CHECKING:
     from conftest import Ranks
@@ -78,6 +78,20 @@ def test_any_cut_restores_into_any_other(ranks: Ranks, data: Any, dtype: torch.d
         restore(store, Commit(1, 1), wanted)
         for got, expected in zip(wanted, pieces(boxes, whole), strict=True):
             assert torch.equal(got.tensor, expected.tensor)
+
+
+def test_a_part_of_a_large_tensor_is_read_without_the_rest(store: CheckpointStore, ranks: Ranks) -> None:
+    count = 12 << 20  # 48 MiB
+    values = torch.arange(count, dtype=torch.float32)
+    whole = Piece("big/master", (12, 1 << 20), (0, 0), (12, 1 << 20), values)
+    assert isinstance(ranks.save_all(store, 1, [[whole]])[0], SaveReport)
+    with (store.storage.root / "step-1/attempt-1/rank-0.bin").open("r+b") as shard:
+        shard.write(b"damage in the first row")
+    last = Piece("big/master", (12, 1 << 20), (11, 0), (1, 1 << 20), torch.zeros(1 << 20))
+    restore(store, Commit(1, 1), [last])
+    assert torch.equal(last.tensor, values[11 << 20 :])
+    with pytest.raises(CheckpointCorruptError, match="bytes 0 to 16777216"):
+        restore(store, Commit(1, 1), [whole])
 
 
 def test_states_come_back_with_the_tensors(store: CheckpointStore, ranks: Ranks) -> None:

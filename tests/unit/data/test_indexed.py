@@ -78,7 +78,9 @@ def test_long_documents_become_several_sequences(tmp_path: Path, monkeypatch: py
 def test_a_missing_file_names_the_command_that_makes_it(tmp_path: Path, missing: str) -> None:
     prefix = write(tmp_path / "x", DOCUMENTS)
     (tmp_path / f"x.{missing}").unlink()
-    with pytest.raises(DataError, match=rf"x\.{missing}: no such file.*data prepare PATHS.* --output {prefix}"):
+    with pytest.raises(
+        DataError, match=rf"x\.{missing}: no such file.*data prepare PATHS.* --output {prefix}"
+    ):
         IndexedTokens.open(prefix)
 
 
@@ -87,7 +89,9 @@ def test_a_truncated_token_file_is_found(tmp_path: Path) -> None:
     size = bin_path(prefix).stat().st_size
     for cut in (1, 2, size):
         bin_path(prefix).write_bytes(bin_path(write(prefix, DOCUMENTS)).read_bytes()[: size - cut])
-        with pytest.raises(DataError, match=rf"x\.bin: is cut short.*offset {size - cut},.*up to offset {size};"):
+        with pytest.raises(
+            DataError, match=rf"x\.bin: is cut short.*offset {size - cut},.*up to offset {size};"
+        ):
             IndexedTokens.open(prefix)
 
 
@@ -123,7 +127,11 @@ N = len(DOCUMENTS)
         (34 + 4 * N, b"\x02", f"offset {34 + 4 * N}: sequence 0 starts at byte 2, expected 0"),
         (34 + 12 * N, b"\x01", f"offset {34 + 12 * N}: the first document"),
         (34 + 12 * N + 8, b"\x09", f"offset {34 + 12 * N + 16}: document 1 ends before it starts"),
-        (34 + 12 * N + 8 * N, b"\x09", f"offset {34 + 12 * N + 8 * N}: documents end at sequence 9, expected 5"),
+        (
+            34 + 12 * N + 8 * N,
+            b"\x09",
+            f"offset {34 + 12 * N + 8 * N}: documents end at sequence 9, expected 5",
+        ),
     ],
 )
 def test_damage_in_the_index_is_found_with_its_offset(

@@ -34,11 +34,8 @@ def test_a_pure_function_of_size_and_key() -> None:
 
 
 def test_the_order_is_fixed_for_good() -> None:
-    """Checkpoints hold a sample count only: another order under the same seed would repeat and skip samples."""
-    assert Permutation(1000, (1234, 0))(np.arange(6)).tolist() == ORDER
-
-
-ORDER = [0]
+    """Checkpoints hold a count of samples only: another order would repeat some and skip others."""
+    assert Permutation(1000, (1234, 0))(np.arange(6)).tolist() == [474, 381, 77, 400, 921, 325]
 
 
 @pytest.mark.parametrize("size", [1000, 1024, 99_991])

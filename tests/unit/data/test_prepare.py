@@ -154,7 +154,9 @@ def test_a_strange_description_is_said_so(texts: Path, tmp_path: Path, content: 
         (["/dev/null"], ["*"], "/dev/null: is neither a file nor a folder"),
     ],
 )
-def test_nothing_to_read(texts: Path, tmp_path: Path, sources: list[str], globs: list[str], message: str) -> None:
+def test_nothing_to_read(
+    texts: Path, tmp_path: Path, sources: list[str], globs: list[str], message: str
+) -> None:
     with pytest.raises(DataError, match=message):
         prepare([source.format(texts=texts) for source in sources], tmp_path / "out/x", globs=globs)
     assert listing(tmp_path / "out") == set()
@@ -208,7 +210,9 @@ module.prepare([sys.argv[1]], Path(sys.argv[2]), force=True, on_progress=die)
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("death", [1, 3, 4, 5, 6])
 @pytest.mark.parametrize("before", ["nothing there", "replacing"])
-def test_killed_at_any_moment_nothing_looks_complete(texts: Path, tmp_path: Path, death: int, before: str) -> None:
+def test_killed_at_any_moment_nothing_looks_complete(
+    texts: Path, tmp_path: Path, death: int, before: str
+) -> None:
     """Calls 1 to 3 are after each file of text, 4 to 6 before each rename."""
     old = prepare([str(texts / "b.txt")], tmp_path / "x").description if before == "replacing" else None
     command = [sys.executable, "-c", KILLED, str(texts), str(tmp_path / "x"), str(death)]
@@ -280,12 +284,14 @@ def test_ensure_takes_files_of_other_tools(texts: Path, tmp_path: Path) -> None:
 
 def test_ensure_refuses_data_made_from_something_else(texts: Path, tmp_path: Path) -> None:
     prepare([str(texts)], tmp_path / "x")
-    with pytest.raises(DataError, match="was prepared from .*texts, but the manifest says prepareFrom python-stdlib"):
+    with pytest.raises(
+        DataError, match=r"was prepared from .*texts, but the manifest says prepareFrom python-stdlib"
+    ):
         ensure_prepared(data(tmp_path, ["python-stdlib"]))
 
 
 def test_ensure_refuses_less_than_one_sample(texts: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="holds 26 tokens, but one sample takes .* 1001"):
+    with pytest.raises(DataError, match=r"holds 26 tokens, but one sample takes .* 1001"):
         ensure_prepared(data(tmp_path, [str(texts)], sequence_length=1000))
 
 

@@ -64,7 +64,9 @@ def test_batches_are_made_of_samples_however_they_are_cut(prefix: Path, first: i
 
 
 @pytest.mark.parametrize(("ranks", "micro_batch"), [(1, 4), (2, 2), (4, 1), (2, 4)])
-def test_a_step_has_the_same_samples_on_any_number_of_ranks(prefix: Path, ranks: int, micro_batch: int) -> None:
+def test_a_step_has_the_same_samples_on_any_number_of_ranks(
+    prefix: Path, ranks: int, micro_batch: int
+) -> None:
     stream, global_batch, step = SampleStream.open(prefix, sequence_length=10, seed=1), 8, 5
     first = (step - 1) * global_batch
     seen = [

@@ -12,7 +12,9 @@ EVERY_PATH = sorted(path for paths in all_fields().values() for path in paths)
 
 
 def test_there_are_no_undiscovered_sections() -> None:
-    assert {"spec.runtime.megatron.optimizer.schedule.warmupSteps", "spec.recovery.rules.match.cause"} <= set(EVERY_PATH)
+    assert {"spec.runtime.megatron.optimizer.schedule.warmupSteps", "spec.recovery.rules.match.cause"} <= set(
+        EVERY_PATH
+    )
     assert len(EVERY_PATH) > 70
 
 
@@ -33,7 +35,12 @@ def test_every_field_is_described(path: str) -> None:
         ("spec.minNodes", "integer", "nodes", "a whole number from 1 to 100000"),
         ("spec.runtime.megatron.optimizer.lr", "number", "0.002", "a number > 0 and <= 100"),
         ("spec.runtime.megatron.optimizer.clipGrad", "number", "1.0", "a number >= 0"),
-        ("spec.runtime.megatron.model.window", "integer", "null", "a whole number from 1 to 2147483647 or null"),
+        (
+            "spec.runtime.megatron.model.window",
+            "integer",
+            "null",
+            "a whole number from 1 to 2147483647 or null",
+        ),
         ("spec.remediation.mode", "string", '"Observe"', "one of Observe, Annotate, Enforce"),
         ("spec.faults[0].rank", "integer", "null", "a whole number from 0 to 2147483647 or null"),
         ("spec.faults", "[]object", "[]", "a list"),

@@ -35,7 +35,7 @@ def test_faults(text: str, fault: Fault) -> None:
         ("kill-rank:rank=1,rank=2,step=3", "rank is given twice"),
         ("kill-rank:rank,step=3", 'got "rank", expected field=value'),
         ("kill-node:rank=1,step=3", "rank has no meaning for kind killNode; node is required"),
-        ("kill-rank:rank=1,step=3,point=end", "point got \"end\", expected one of step, save, commit"),
+        ("kill-rank:rank=1,step=3,point=end", 'point got "end", expected one of step, save, commit'),
     ],
 )
 def test_wrong_faults_say_what_is_allowed(text: str, message: str) -> None:

@@ -28,7 +28,9 @@ from megascale.job.presets import PRESETS
 
 CORPUS = sorted((Path(__file__).parent / "corpus").iterdir())
 EXAMPLES = sorted((Path(__file__).parents[3] / "examples").glob("*.yaml"))
-FULL, COMMAND, COMPACT = (Path(__file__).parent / "corpus" / n for n in ("full.yaml", "command.yaml", "compact.json"))
+FULL, COMMAND, COMPACT = (
+    Path(__file__).parent / "corpus" / n for n in ("full.yaml", "command.yaml", "compact.json")
+)
 
 
 def megatron(job: TrainingJob) -> Megatron:
@@ -64,7 +66,9 @@ def test_the_full_corpus_file_leaves_no_field_at_its_default() -> None:
             path: leaf
             for name, value in data.items()
             for path, leaf in (
-                flat(value, f"{prefix}{name}.").items() if isinstance(value, dict) else [(prefix + name, value)]
+                flat(value, f"{prefix}{name}.").items()
+                if isinstance(value, dict)
+                else [(prefix + name, value)]
             )
         }
 
@@ -78,7 +82,11 @@ def test_defaults() -> None:
     spec = from_mapping(mapping()).spec
     assert (spec.nodes, spec.ranks_per_node, spec.spare_nodes, spec.min_nodes) == (1, 1, "auto", 1)
     assert (spec.checkpoint.uri, spec.checkpoint.every_steps, spec.checkpoint.keep) == (None, 50, 3)
-    assert (spec.health.heartbeat_seconds, spec.health.silence_seconds, spec.health.orphan_seconds) == (2, 15, 60)
+    assert (spec.health.heartbeat_seconds, spec.health.silence_seconds, spec.health.orphan_seconds) == (
+        2,
+        15,
+        60,
+    )
     assert (spec.recovery.max_restarts, spec.remediation.mode, spec.faults) == (100, "Observe", [])
 
 
@@ -94,7 +102,7 @@ def test_data_parallel_size_is_what_remains() -> None:
 
 
 def test_node_counts_are_those_the_layout_fits() -> None:
-    # 8, 6, 4 nodes are 4, 3, 2 copies of the model; 3 copies do not divide a batch of 32 in twos; odd counts: half copies
+    # 2 nodes hold a copy of the model: 5 and 7 do not fit, and 6 are 3 copies, which do not share 32 samples
     assert load_job(FULL).spec.node_counts == (8, 4)
     assert load_job(COMMAND).spec.node_counts == (3, 2, 1)
 
@@ -155,7 +163,9 @@ def test_any_text_survives_the_way_through_a_file(text: str) -> None:
     assert again.spec.runtime.command.env == {"X": text}
 
 
-@pytest.mark.parametrize("text", ["yes", "on", "1:30", "0123", "2024-01-01", "1_000", "null", "3e-4", "y", "a: b", "#"])
+@pytest.mark.parametrize(
+    "text", ["yes", "on", "1:30", "0123", "2024-01-01", "1_000", "null", "3e-4", "y", "a: b", "#"]
+)
 def test_text_that_looks_like_something_else_survives_too(text: str) -> None:
     data = mapping()
     data["spec"]["template"] = {text: [text]}
@@ -172,7 +182,8 @@ def test_with_faults_adds_and_checks() -> None:
 
 def test_validation_needs_no_heavy_import() -> None:
     code = (
-        "import sys; from pathlib import Path; from megascale.job import load_job; load_job(Path(sys.argv[1]));"
+        "import sys; from pathlib import Path; from megascale.job import load_job;"
+        "load_job(Path(sys.argv[1]));"
         "print([name for name in ('torch', 'numpy', 'grpc', 'megatron') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code, str(FULL)], capture_output=True, text=True, check=True)
