@@ -5,7 +5,7 @@
     verify   reads everything and compares checksums                 verify.py
     store    commits, manifests, pruning: imports no torch           store.py
 
-On disk (`docs/` has the walk-through):
+On disk:
 
     <uri>/step-<S>/attempt-<A>/rank-<R>.bin    raw tensor boxes, row major, back to back
     <uri>/step-<S>/attempt-<A>/manifest.json   what the boxes are, job and rank state

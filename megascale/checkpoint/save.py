@@ -106,7 +106,7 @@ class _RankSave:
     def write(
         self, pieces: Sequence[Piece], rank_state: dict[str, Any], at_point: Callable[[str], None]
     ) -> None:
-        """Write shard and index, durable on return.
+        """Write the shard, durable on return, and its index.
 
         Raises:
             OSError: the file system refuses.
@@ -131,8 +131,8 @@ class _RankSave:
         )
         index_name = _index_name(self._commit, self._rank)
         self._created.append(index_name)
-        storage.write(index_name, index.to_bytes())
-        storage.sync(folder_of(self._commit))
+        storage.write(index_name, index.to_bytes(), durable=False)  # only rank 0 reads it, in this save
+        storage.sync_entries(folder_of(self._commit))
 
     def abandon(self, problem: Exception | None) -> NoReturn:
         """Remove what this rank made, unless the commit exists after all, and report."""

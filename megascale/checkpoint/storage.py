@@ -25,6 +25,7 @@ class LocalStorage:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._root_is_durable = False
 
     def path(self, name: str) -> Path:
         return self.root / name
@@ -39,12 +40,13 @@ class LocalStorage:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path.open("xb", buffering=_WRITE_BUFFER_BYTES)
 
-    def write(self, name: str, data: bytes) -> None:
-        """Create a file, durable but for its directory entry (see `sync`)."""
+    def write(self, name: str, data: bytes, *, durable: bool = True) -> None:
+        """Create a file; durable but for its directory entry (see `sync`), if asked for."""
         with self.create(name) as handle:
             handle.write(data)
             handle.flush()
-            os.fsync(handle.fileno())
+            if durable:
+                os.fsync(handle.fileno())
 
     def publish(self, source: str, target: str) -> None:
         """Give the finished file `source` the name `target`, atomically and durably.
@@ -54,10 +56,13 @@ class LocalStorage:
             OSError: also when only the last fsync failed, with `target` taken back.
         """
         path = self.path(target)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = str(Path(target).parent)
+        if not path.parent.is_dir():
+            path.parent.mkdir(exist_ok=True)
+            self.sync(folder)
         path.hardlink_to(self.path(source))
         try:
-            self.sync(str(Path(target).parent))
+            self.sync_entries(folder)
         except OSError:
             path.unlink(missing_ok=True)
             raise
@@ -102,13 +107,19 @@ class LocalStorage:
 
     def sync(self, folder: str) -> None:
         """Make the entries of a folder, and the folders on the way to it, durable."""
+        self.sync_entries(folder)
         path = self.path(folder)
-        _sync_folder(path)
         while path != self.root:
             path = path.parent
             _sync_folder(path)
-        with contextlib.suppress(PermissionError):  # somebody else's folder: then they made the root
-            _sync_folder(self.root.parent)
+        if not self._root_is_durable:
+            with contextlib.suppress(PermissionError):  # somebody else's folder: then they made the root
+                _sync_folder(self.root.parent)
+            self._root_is_durable = True
+
+    def sync_entries(self, folder: str) -> None:
+        """Make the entries of a folder durable, given that the folder itself is or will be made so."""
+        _sync_folder(self.path(folder))
 
 
 def _sync_folder(path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 import click
 import typer
 
-from megascale.cli import data, job, run, status
+from megascale.cli import analyze, checkpoint, data, job, run, status
 from megascale.errors import MegascaleError
 
 app = typer.Typer(
@@ -25,6 +25,8 @@ app.command("status", epilog=status.STATUS_EPILOG)(status.status)
 app.command("evict", epilog=status.EVICT_EPILOG)(status.evict)
 app.add_typer(job.app, name="job")
 app.add_typer(data.app, name="data")
+app.add_typer(checkpoint.app, name="checkpoint")
+app.add_typer(analyze.app, name="analyze")
 
 
 @app.callback(invoke_without_command=True)

@@ -118,5 +118,5 @@ def release_unwanted(turn: Turn) -> None:
     for name in sorted(reasons):
         node = turn.live.nodes.get(name)
         if node is not None and node.status is not NodeStatus.GONE and not turn.in_use(name):
-            node.status = NodeStatus.GONE
+            node.status, node.released = NodeStatus.GONE, True
             turn.emit(fx.Release, reasons[name], node=name)

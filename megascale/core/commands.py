@@ -2,87 +2,81 @@
 
 from __future__ import annotations
 
-from megascale.core import effects as fx
+from megascale.core.blame import exclude, readmit
 from megascale.core.events import ManualCommand, SpecChanged
-from megascale.core.lifecycle import assemble, finish, reopen, replenish, stop, suspend
-from megascale.core.recovery import Decision, Fault, charge, exclude, open_incident
+from megascale.core.incidents import Fault, note_aside, open_incident
+from megascale.core.leaving import do_not_suspend, leave, save
+from megascale.core.lifecycle import assemble, reopen, replenish
+from megascale.core.recovery import charge, note_decision
+from megascale.core.rungs import Decision
+from megascale.core.specs import take_in
 from megascale.core.state import Plan, Stage
 from megascale.core.turn import Turn
 
 
 def on_command(turn: Turn, event: ManualCommand) -> None:
     """Obey; a command that makes no sense in the current stage changes nothing."""
+    stage = turn.record.stage
     who = f" by {event.by}" if event.by else ""
     reason = f"{event.reason}{who}"
     if event.command == "evict":
         _evict(turn, event.node, reason)
     elif event.command == "release":
-        turn.record.excluded.pop(event.node, None)
-        turn.record.blame.pop(event.node, None)
-    elif event.command == "save":
-        if turn.record.stage is Stage.RUNNING:
-            _save(turn, reason, leave=False)
+        readmit(turn, event.node, by_person=True)
+    elif event.command == "save" and stage is Stage.RUNNING:
+        save(turn, reason, leaving=False)
     elif event.command == "stop":
         leave(turn, Plan("finish", reason, "stopped"))
     elif event.command == "suspend":
         leave(turn, Plan("suspend", reason))
-    elif event.command == "resume" and turn.record.stage is Stage.SUSPENDED:
-        assemble(turn)
-    elif event.command == "reopen" and turn.record.stage is Stage.FINISHED:
+    elif event.command == "resume":
+        _resume(turn)
+    elif event.command == "reopen" and stage is Stage.FINISHED:
         reopen(turn)
 
 
-def leave(turn: Turn, plan: Plan) -> None:
-    """Save and stop if steps are being made, else just stop; then `plan`."""
-    record = turn.record
-    if record.stage is Stage.RUNNING:
-        record.stage, record.plan = Stage.SAVING, plan
-        turn.clear_deadline("hang")
-        _save(turn, plan.reason, leave=True)
-        turn.set_deadline("save", turn.policy.save_s)
-    elif record.stage in (Stage.LAUNCHING, Stage.DIAGNOSING):
-        stop(turn, plan)
-    elif record.stage in (Stage.STOPPING, Stage.SAVING):
-        record.plan = plan
-    elif plan.then == "finish" and record.stage is not Stage.FINISHED:
-        finish(turn, plan.state, plan.reason)
-    elif plan.then == "suspend" and record.stage is Stage.ASSEMBLING:
-        suspend(turn, plan.reason)
-
-
-def _save(turn: Turn, reason: str, *, leave: bool) -> None:
-    turn.emit(fx.SaveNow, reason, attempt=turn.record.attempt, leave=leave, deadline_s=turn.policy.save_s)
-
-
-def on_save_overdue(turn: Turn) -> None:
-    """The ranks did not save and leave in time: stop them, the newest commit is what remains."""
-    stop(turn, turn.record.plan or Plan("relaunch", "save timed out"))
+def _resume(turn: Turn) -> None:
+    if turn.record.stage is Stage.SUSPENDED:
+        assemble(turn)
+    else:
+        do_not_suspend(turn)
 
 
 def _evict(turn: Turn, node: str, reason: str) -> None:
-    record = turn.record
-    if node in record.excluded:
+    if turn.is_excluded(node):
         return
     fault = Fault("manual", f"{node} evicted: {reason}", node=node, at=turn.now)
-    if node not in record.assignment or not turn.ranks_active():
-        incident = open_incident(turn, fault) if record.incident is None else record.incident
+    decision = Decision("replace_node", "a person asked for it")
+    if not turn.holds_ranks(node):
+        incident = note_aside(turn, fault, decision.action, decision.reason)
         exclude(turn, node, incident, forced=True)
         replenish(turn)
         return
     incident = open_incident(turn, fault)
-    decision = Decision("replace_node", "a person asked for it")
-    incident.action, incident.decision = decision.action, decision.reason
-    incident.mark("decided", turn.now)
+    note_decision(turn, incident, decision)
     leave(turn, charge(turn, fault, incident, decision))
 
 
 def on_spec_changed(turn: Turn, event: SpecChanged) -> None:
     """New thresholds count at once, new sizes at the next launch; `suspend` acts."""
     was_suspended = turn.policy.suspend
-    turn.policy = event.policy
+    take_in(turn, event)
     if event.policy.suspend and not was_suspended:
         leave(turn, Plan("suspend", "spec.suspend was set"))
-    elif was_suspended and not event.policy.suspend and turn.record.stage is Stage.SUSPENDED:
+    elif was_suspended and not event.policy.suspend:
+        _resume(turn)
+    elif turn.record.stage is Stage.ASSEMBLING:
         assemble(turn)
     else:
         replenish(turn)
+
+
+def on_spec_due(turn: Turn) -> None:
+    """No restart came along in time to apply the changed spec: make one."""
+    leave(turn, Plan("relaunch", f"changed spec {turn.record.spec.waiting} is applied"))
+
+
+def on_grow(turn: Turn) -> None:
+    """The nodes that a shrunk job lacks have been back for a while: go back to full size."""
+    if turn.record.stage is Stage.RUNNING and len(turn.usable()) >= turn.policy.nodes:
+        leave(turn, Plan("relaunch", f"{turn.policy.nodes} nodes are there again"))

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Final
+
 from megascale.core import effects as fx
+from megascale.core.blame import release_unwanted
+from megascale.core.cadence import measured
 from megascale.core.goodput import GoodputPhase
-from megascale.core.lineage import Commit, newest
-from megascale.core.state import LINEAGE_KEPT, Incident, Milestones, NodeStatus, Plan, Stage
+from megascale.core.hang import PhaseBoard
+from megascale.core.incidents import close_incident
+from megascale.core.losses import note_loss, release_shared, settle
+from megascale.core.placement import choose_nodes
+from megascale.core.restore import begin_attempt, nothing_trusted, resume_point
+from megascale.core.specs import apply_waiting
+from megascale.core.state import Milestones, NodeStatus, Plan, Stage
 from megascale.core.turn import Turn
+
+_KILL_SLACK_S: Final = 5.0
+_RESTARTING: Final = "(restarting)"
 
 
 def assemble(turn: Turn) -> None:
@@ -16,120 +29,121 @@ def assemble(turn: Turn) -> None:
     if turn.policy.suspend:
         suspend(turn, "spec.suspend is set")
         return
+    if nothing_trusted(turn):
+        reason = "no checkpoint is trusted any more; starting over from scratch is not decided here"
+        turn.emit(fx.Page, reason)
+        finish(turn, "failed", reason)
+        return
+    release_shared(turn)
     nodes = choose_nodes(turn, turn.policy.nodes)
     if nodes is None and _may_shrink(turn):
         nodes = _shrunk(turn)
     if nodes is not None:
         launch(turn, nodes)
         return
-    cause = record.incident.cause if record.incident else ""
-    phase = GoodputPhase.WAITING_FOR_NODES
-    if record.ledger.phase is not phase:
-        record.ledger.switch(phase, turn.now, cause=cause)
-    if "shrink" not in record.deadlines and turn.policy.min_nodes < turn.policy.nodes:
-        turn.set_deadline("shrink", turn.policy.shrink_after_s)
+    _wait_for_nodes(turn)
     replenish(turn)
 
 
-def choose_nodes(turn: Turn, count: int) -> tuple[str, ...] | None:
-    """`count` usable nodes in rank order: survivors keep their place, spares fill the holes."""
-    usable = turn.usable()
-    if len(usable) < count:
-        return None
-    kept = [node if node in usable else None for node in turn.record.assignment[:count]]
-    kept += [None] * (count - len(kept))
-    idle = iter([node for node in usable if node not in kept])
-    return tuple(node if node is not None else next(idle) for node in kept)
+def _wait_for_nodes(turn: Turn) -> None:
+    record = turn.record
+    if record.ledger.phase is not GoodputPhase.WAITING_FOR_NODES:
+        cause, node = (record.incident.cause, record.incident.node) if record.incident else ("", "")
+        record.ledger.switch(GoodputPhase.WAITING_FOR_NODES, turn.now, cause=cause, node=node)
+    if not record.waiting_since:
+        record.waiting_since = turn.now
+        if turn.policy.min_nodes < turn.policy.nodes:
+            turn.set_deadline("shrink", turn.policy.shrink_after_s)
 
 
 def _may_shrink(turn: Turn) -> bool:
-    deadline = turn.record.deadlines.get("shrink")
-    return deadline is not None and turn.now >= deadline
+    since = turn.record.waiting_since
+    return since > 0 and turn.now - since >= turn.policy.shrink_after_s
 
 
 def _shrunk(turn: Turn) -> tuple[str, ...] | None:
     """The largest allowed layout that the usable nodes can fill, never below `min_nodes`."""
-    available = len(turn.usable())
     for count in sorted(turn.policy.node_counts, reverse=True):
-        if turn.policy.min_nodes <= count <= available:
+        if turn.policy.min_nodes <= count < turn.policy.nodes and (nodes := choose_nodes(turn, count)):
             incident = turn.record.incident
             if incident:
+                waited_s = turn.now - turn.record.waiting_since
                 incident.action = "shrink"
-                incident.decision += (
-                    f"; no spare came in {turn.policy.shrink_after_s:g} s, going on with {count} nodes"
-                )
-            return choose_nodes(turn, count)
+                incident.decision += f"; no spare came in {waited_s:.0f} s, going on with {count} nodes"
+            return nodes
     return None
 
 
 def replenish(turn: Turn) -> None:
     """Ask the fleet for the nodes missing from training and spares."""
-    record = turn.record
-    if "acquireRetry" in record.deadlines or record.stage in (Stage.SUSPENDED, Stage.FINISHED):
+    record, policy = turn.record, turn.policy
+    held_off = "acquireRetry" in record.deadlines or "reconnect" in record.deadlines
+    if held_off or record.stage in (Stage.SUSPENDED, Stage.FINISHED):
         return
+    out = record.excluded.keys() | record.draining.keys() | record.lost.keys()
     alive = sum(
-        1
-        for name, node in turn.live.nodes.items()
-        if node.status is not NodeStatus.GONE and not turn.is_excluded(name)
+        1 for name, node in turn.live.nodes.items() if node.status is not NodeStatus.GONE and name not in out
     )
-    wanted = turn.policy.nodes + turn.policy.spare_nodes
-    if turn.policy.spares_after_launch and record.attempt == 0:
-        wanted = turn.policy.nodes
+    wanted = policy.nodes + policy.spare_nodes
+    if policy.spares_after_launch and record.attempt == 0:
+        wanted = policy.nodes
     missing = wanted - alive - record.outstanding
     if missing > 0:
         record.outstanding += missing
         avoid = tuple(sorted(record.excluded))
         turn.emit(fx.Acquire, f"{missing} of {wanted} nodes are missing", count=missing, avoid=avoid)
-        turn.set_deadline("acquired", turn.policy.startup_s)
+        turn.set_deadline("acquired", policy.startup_s)
 
 
 def launch(turn: Turn, nodes: tuple[str, ...]) -> None:
     """Begin the next attempt from the newest trusted commit on the lineage."""
-    record, live = turn.record, turn.live
+    record, incident = turn.record, turn.record.incident
     resume = resume_point(turn)
-    record.attempt += 1
-    record.lineage[record.attempt] = resume
-    record.lineage = _trimmed(record.lineage, record.attempt)
-    record.assignment = nodes
-    record.stage = Stage.LAUNCHING
-    record.plan = None
-    incident = record.incident
+    settle(turn, incident)
+    apply_waiting(turn)
+    begin_attempt(turn, resume)
+    record.assignment, record.ranks = nodes, len(nodes) * turn.policy.ranks_per_node
+    record.stage, record.plan = Stage.LAUNCHING, None
+    record.waiting_since, record.refusals = 0.0, 0
     cause, node = (incident.cause, incident.node) if incident else ("", "")
     phase = GoodputPhase.RECOVERY if incident else GoodputPhase.STARTUP
     record.ledger.switch(phase, turn.now, cause=cause, node=node)
-    record.ledger.lose_work_after(resume.step if resume else 0)
-    live.milestones, live.exits, live.stalls = Milestones(), {}, {}
-    live.step = resume.step if resume else 0
-    live.phase, live.progress_at, live.quiet_until = "startup", turn.now, 0.0
-    turn.clear_deadline("shrink", "hang", "flap", "evidence", "kill", "save")
-    turn.set_deadline("startup", turn.policy.startup_s)
+    _price_lost_work(turn, resume.step if resume else 0)
+    _forget_attempt(turn, resume.step if resume else 0)
+    turn.clear_deadline("shrink", "grow", "hang", "flap", "evidence", "kill", "save", "leaving")
+    bound_s = turn.policy.startup_s
+    turn.set_deadline("startup", record.clock.launch_bound_s(bound_s) if resume else bound_s)
     origin = f"from step {resume.step} of attempt {resume.attempt}" if resume else "from scratch"
+    cadence = measured(turn) if turn.policy.auto_cadence else None
     turn.emit(
         fx.Launch,
-        f"attempt {record.attempt} on {len(nodes)} nodes, {origin}",
+        f"attempt {record.attempt} on {len(nodes)} nodes, {origin}"
+        + (f"; checkpoints {cadence.reason}" if cadence else ""),
         attempt=record.attempt,
         nodes=nodes,
         resume=resume,
         lineage=dict(record.lineage),
+        revision=record.spec.running,
+        save_every_steps=cadence.steps if cadence else 0,
     )
     replenish(turn)
 
 
-def resume_point(turn: Turn) -> Commit | None:
-    """What the next attempt restores: the newest commit on the lineage that was not found damaged."""
-    record = turn.record
-    trusted = [commit for commit in record.commits if commit not in record.distrusted]
-    return newest(trusted, record.lineage, record.attempt)
+def _price_lost_work(turn: Turn, step: int) -> None:
+    """Productive time spent after `step`, which comes next again, was lost."""
+    ledger = turn.record.ledger
+    reached = next((productive for at, productive in reversed(turn.live.pace) if at == step), None)
+    if step not in ledger.marks and reached is not None:
+        ledger.mark_step(step, reached)
+    ledger.lose_work_after(step)
 
 
-def _trimmed(lineage: dict[int, Commit | None], attempt: int) -> dict[int, Commit | None]:
-    """Only the ancestors of `attempt`, newest first, bounded."""
-    kept: dict[int, Commit | None] = {}
-    current: int | None = attempt
-    while current is not None and current in lineage and len(kept) < LINEAGE_KEPT:
-        parent = kept[current] = lineage[current]
-        current = parent.attempt if parent else None
-    return dict(sorted(kept.items()))
+def _forget_attempt(turn: Turn, step: int) -> None:
+    live = turn.live
+    live.milestones, live.exits, live.stall_s = Milestones(), {}, 0.0
+    live.phases, live.pace = PhaseBoard(), []
+    live.step, live.phase = step, "startup"
+    live.progress_at, live.quiet_until = turn.now, 0.0
 
 
 def stop(turn: Turn, plan: Plan) -> None:
@@ -137,11 +151,11 @@ def stop(turn: Turn, plan: Plan) -> None:
     record = turn.record
     record.plan = plan
     record.stage = Stage.STOPPING
-    turn.clear_deadline("startup", "hang", "flap", "evidence", "save")
+    turn.clear_deadline("startup", "hang", "flap", "evidence", "save", "leaving", "grow")
     turn.drop_pending(fx.Launch, fx.CollectEvidence, fx.SaveNow)
     nodes = tuple(n for n in record.assignment if _is_reachable(turn, n))
     turn.emit(fx.Kill, plan.reason, attempt=record.attempt, nodes=nodes, deadline_s=turn.policy.kill_s)
-    turn.set_deadline("kill", turn.policy.kill_s + 5.0)
+    turn.set_deadline("kill", turn.policy.kill_s + _KILL_SLACK_S)
 
 
 def _is_reachable(turn: Turn, name: str) -> bool:
@@ -149,24 +163,27 @@ def _is_reachable(turn: Turn, name: str) -> bool:
     return node is not None and node.status is not NodeStatus.GONE
 
 
+def nobody_left_to_stop(turn: Turn) -> bool:
+    """Every node that a Kill would still wait for is gone."""
+    return turn.record.stage is Stage.STOPPING and not any(
+        _is_reachable(turn, name) for name in turn.record.assignment
+    )
+
+
 def stopped(turn: Turn, unreaped: tuple[str, ...]) -> None:
     """Every rank that can be reaped is: go on with the plan. Stuck nodes leave (design 3)."""
-    record = turn.record
+    record, incident = turn.record, turn.record.incident
+    plan = record.plan or Plan("relaunch", "")
+    record.stage = Stage.ASSEMBLING
     turn.clear_deadline("kill")
     turn.drop_pending(fx.Kill)
     for name in unreaped:
-        node = turn.live.nodes.get(name)
-        if node is not None:
-            node.status = NodeStatus.GONE
-            turn.emit(fx.Release, "its ranks could not be reaped: stuck in the kernel", node=name)
-    if record.incident:
-        record.incident.mark("stopped", turn.now)
-        for name in unreaped:
-            record.incident.add_evidence(
-                f"{name}: ranks not reaped in {turn.policy.kill_s:g} s, node left behind"
-            )
-    release_excluded(turn)
-    plan = record.plan or Plan("relaunch", "")
+        _leave_behind(turn, name)
+    if incident:
+        incident.mark("stopped", turn.now)
+    release_unwanted(turn)
+    if incident and incident.action == "restart_container":
+        _restart_container(turn, incident.node, incident.reason)
     if plan.then == "relaunch":
         assemble(turn)
     elif plan.then == "suspend":
@@ -175,32 +192,47 @@ def stopped(turn: Turn, unreaped: tuple[str, ...]) -> None:
         finish(turn, plan.state, plan.reason)
 
 
-def release_excluded(turn: Turn) -> None:
-    """Give back excluded nodes that hold no ranks any more."""
-    for name in sorted(turn.record.excluded):
-        node = turn.live.nodes.get(name)
-        if node is not None and node.status is not NodeStatus.GONE:
-            node.status = NodeStatus.GONE
-            turn.emit(fx.Release, turn.record.excluded[name].reason, node=name)
+def _leave_behind(turn: Turn, name: str) -> None:
+    node = turn.live.nodes.get(name)
+    if node is None or node.status is NodeStatus.GONE:
+        return
+    node.status, node.released = NodeStatus.GONE, True
+    reason = f"{name}: ranks not reaped in {turn.policy.kill_s:g} s, stuck in the kernel"
+    if turn.record.incident:
+        turn.record.incident.add_evidence(f"{reason}; the node is left behind")
+    note_loss(turn, name, reason)
+    turn.emit(fx.Release, reason, node=name)
+
+
+def _restart_container(turn: Turn, name: str, reason: str) -> None:
+    """Its agent comes back under a new incarnation; until then nothing is known of the node."""
+    node = turn.live.nodes.get(name)
+    if node is None or node.status is NodeStatus.GONE or turn.is_excluded(name):
+        return
+    node.status, node.incarnation = NodeStatus.UNKNOWN, _RESTARTING
+    node.heard_until = turn.now + turn.policy.startup_s
+    turn.emit(fx.RestartSlot, reason, node=name)
 
 
 def suspend(turn: Turn, reason: str) -> None:
     """Hold no ranks until resumed."""
     record = turn.record
-    record.stage = Stage.SUSPENDED
-    record.plan = None
+    record.stage, record.plan = Stage.SUSPENDED, None
     record.ledger.switch(GoodputPhase.SUSPENDED, turn.now)
-    turn.clear_deadline("shrink", "acquireRetry", "acquired")
-    record.outstanding = 0
+    turn.clear_deadline("shrink", "acquireRetry", "acquired", "applySpec")
+    turn.drop_pending(fx.Acquire)
+    record.outstanding, record.waiting_since, record.refusals = 0, 0.0, 0
     close_incident(turn, f"suspended: {reason}")
 
 
 def finish(turn: Turn, state: str, reason: str) -> None:
     """The job ended; every node goes back."""
     record = turn.record
-    record.stage = Stage.FINISHED
+    record.stage, record.plan = Stage.FINISHED, None
     record.finish_state, record.finish_reason = state, reason
-    record.assignment = ()
+    record.assignment = record.spares = ()
+    record.lost, record.draining = {}, {}
+    record.waiting_since = 0.0
     record.ledger.switch(GoodputPhase.SUSPENDED, turn.now)
     record.deadlines.clear()
     record.pending.clear()
@@ -212,15 +244,7 @@ def reopen(turn: Turn) -> None:
     """An ended job is started again: it goes on from its newest commit, with fresh budgets."""
     record = turn.record
     record.finish_state = record.finish_reason = ""
-    record.restarts, record.failures_in_row, record.outstanding, record.refusals = {}, 0, 0, 0
+    record.restarts, record.outstanding, record.refusals = {}, 0, 0
+    record.failures_in_row = record.failures_at_step = 0
+    record.spec = replace(record.spec, waiting="")
     assemble(turn)
-
-
-def close_incident(turn: Turn, outcome: str) -> None:
-    """Move the open incident, if any, to the history."""
-    incident: Incident | None = turn.record.incident
-    if incident is None:
-        return
-    incident.outcome = outcome
-    turn.record.incidents.append(incident)
-    turn.record.incident = None

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import heapq
+from typing import Final
 
+from megascale.core import drain
 from megascale.core import effects as fx
+from megascale.core.attribution import EXPLAINABLE
+from megascale.core.blame import readmit
 from megascale.core.events import JobReport, NodeGone, NodeJoined, ProbeResult
-from megascale.core.lifecycle import assemble, replenish
-from megascale.core.recovery import Fault, respond
+from megascale.core.incidents import Fault
+from megascale.core.lifecycle import assemble, nobody_left_to_stop, replenish, stopped
+from megascale.core.losses import note_loss
+from megascale.core.recovery import reattribute, respond
+from megascale.core.shadow import held_back
 from megascale.core.state import Node, NodeStatus, Stage
 from megascale.core.turn import Turn
 
-_SUSPECT_SHARE = 2.0 / 3.0
+_SUSPECT_SHARE: Final = 2.0 / 3.0
 
 
 def on_joined(turn: Turn, event: NodeJoined) -> None:
@@ -20,61 +27,120 @@ def on_joined(turn: Turn, event: NodeJoined) -> None:
     known = live.nodes.get(event.node)
     if known is None or known.status is NodeStatus.GONE:
         record.outstanding = max(0, record.outstanding - 1)
+    if event.checked:
+        readmit(turn, event.node, by_person=False)
     if turn.is_excluded(event.node):
-        turn.emit(fx.Release, record.excluded[event.node].reason, node=event.node)
+        _turn_away(turn, event)
         return
+    if known is None or known.incarnation != event.incarnation:
+        record.draining.pop(event.node, None)
     live.nodes[event.node] = Node(event.incarnation, NodeStatus.READY, turn.now, dict(event.labels))
+    live.absent.discard(event.node)
     _watch(turn, event.node)
     if record.outstanding == 0:
         turn.clear_deadline("acquired")
-        record.refusals = 0
     if _lost_its_ranks(turn, event):
         reason = f"the agent of {event.node} restarted and its ranks are gone"
         respond(turn, Fault("node_lost", reason, node=event.node, at=turn.now, source="estimated"))
     elif record.stage is Stage.ASSEMBLING:
         assemble(turn)
+    else:
+        drain.swap_if_possible(turn)
+        _maybe_grow(turn)
+
+
+def _turn_away(turn: Turn, event: NodeJoined) -> None:
+    """An excluded node came back; whatever it was sent for is asked for again, but not at once."""
+    node = Node(event.incarnation, NodeStatus.GONE, turn.now, dict(event.labels), released=True)
+    turn.live.nodes[event.node] = node
+    turn.emit(fx.Release, turn.record.excluded[event.node].reason, node=event.node)
+    turn.set_deadline("acquireRetry", turn.policy.acquire_retry_s)
 
 
 def _lost_its_ranks(turn: Turn, event: NodeJoined) -> bool:
-    assigned = event.node in turn.record.assignment and turn.ranks_active()
-    return assigned and event.attempt < turn.record.attempt and not turn.is_pending(fx.Launch)
+    holds = turn.holds_ranks(event.node)
+    return holds and event.attempt < turn.record.attempt and not turn.is_pending(fx.Launch)
+
+
+def _maybe_grow(turn: Turn) -> None:
+    """A shrunk job goes back to full size some time after its nodes are back."""
+    record, policy = turn.record, turn.policy
+    shrunk = record.stage is Stage.RUNNING and len(record.assignment) < policy.nodes
+    if shrunk and "grow" not in record.deadlines and len(turn.usable()) >= policy.nodes:
+        turn.set_deadline("grow", policy.grow_after_s)
 
 
 def on_gone(turn: Turn, event: NodeGone) -> None:
     """The fleet is sure; no probe is needed. A node that dies before its hello is asked for again, later."""
     if event.node not in turn.live.nodes:
-        turn.record.outstanding = max(0, turn.record.outstanding - 1)
-        turn.set_deadline("acquireRetry", turn.policy.acquire_retry_s)
+        if turn.record.outstanding:
+            turn.record.outstanding -= 1
+            turn.set_deadline("acquireRetry", turn.policy.acquire_retry_s)
         return
     node = turn.node(event.node, event.incarnation)
     if node is None or node.status is NodeStatus.GONE:
         return
     source = "injected" if event.injected else "observed"
-    cause = "planned" if event.planned else "node_lost"
+    cause = "planned" if event.planned or event.node in turn.record.draining else "node_lost"
     lose(turn, Fault(cause, event.reason, node=event.node, at=event.at, source=source, node_gone=True))
 
 
 def lose(turn: Turn, fault: Fault) -> None:
     """Mark the node gone and act if it held ranks."""
-    record = turn.record
-    turn.live.nodes[fault.node].status = NodeStatus.GONE
-    if fault.node in record.assignment and turn.ranks_active():
+    record, name = turn.record, fault.node
+    planned = fault.cause == "planned"
+    turn.live.nodes[name].status = NodeStatus.GONE
+    record.draining.pop(name, None)
+    if name in record.assignment and not planned and record.stage is not Stage.SUSPENDED:
+        note_loss(turn, name, fault.reason)
+    if turn.holds_ranks(name):
         respond(turn, fault)
-        return
-    if record.incident and fault.node in record.assignment:
+    elif _explains(turn, fault):
+        reattribute(turn, fault)
+    elif record.incident and name in record.assignment:
         record.incident.add_evidence(f"then {fault.reason}")
-    if record.stage is Stage.ASSEMBLING:
+    if nobody_left_to_stop(turn):
+        stopped(turn, ())
+    elif record.stage is Stage.ASSEMBLING:
         assemble(turn)
     else:
         replenish(turn)
 
 
-def heard(turn: Turn, node: Node) -> None:
+def _explains(turn: Turn, fault: Fault) -> bool:
+    """Whether the ranks that are being stopped or replaced only lost their peer on this node."""
+    incident = turn.record.incident
+    return (
+        incident is not None
+        and incident.consequence
+        and incident.cause in EXPLAINABLE
+        and fault.node in turn.record.assignment
+        and turn.record.stage in (Stage.STOPPING, Stage.ASSEMBLING)
+    )
+
+
+def heard(turn: Turn, name: str, node: Node) -> None:
     """A beat arrived."""
     node.heard_until = turn.now
     node.absent = False
+    turn.live.absent.discard(name)
     if node.status in (NodeStatus.SUSPECT, NodeStatus.UNKNOWN):
         node.status = NodeStatus.READY
+    elif node.status is NodeStatus.GONE:
+        _back_again(turn, name, node)
+
+
+def _back_again(turn: Turn, name: str, node: Node) -> None:
+    """A node taken for lost still beats: what was decided stands, but it may serve as a spare."""
+    if not node.released and (turn.is_excluded(name) or name in turn.record.draining):
+        node.released = True
+        turn.emit(fx.Release, f"{name} is not used by this job any more", node=name)
+    if node.released:
+        return
+    node.status = NodeStatus.READY
+    _watch(turn, name)
+    if turn.record.stage is Stage.ASSEMBLING:
+        assemble(turn)
 
 
 def heard_all(turn: Turn, event: JobReport) -> None:
@@ -85,7 +151,10 @@ def heard_all(turn: Turn, event: JobReport) -> None:
         if node is not None and not node.absent:
             node.heard_until = _last_heard(turn, node)
             node.absent = True
+            live.absent.add(name)
             _watch(turn, name)
+    for name in sorted(live.absent.difference(event.absent)):
+        heard(turn, name, live.nodes[name])
     live.heard_all_at, live.quiet_until = turn.now, event.quiet_until
 
 
@@ -93,9 +162,9 @@ def check_silence(turn: Turn) -> None:
     """Suspect and probe nodes at two thirds of the silence bound; lose them at the bound."""
     queue = turn.live.silence
     while queue and queue[0][0] <= turn.now:
-        _, name = heapq.heappop(queue)
+        at, name = heapq.heappop(queue)
         node = turn.live.nodes.get(name)
-        if node is None or node.status is NodeStatus.GONE:
+        if node is None or node.status is NodeStatus.GONE or at != node.look_at:
             continue
         if not _judge_silence(turn, name, node):
             _watch(turn, name)
@@ -105,15 +174,29 @@ def _judge_silence(turn: Turn, name: str, node: Node) -> bool:
     """Whether the node is lost."""
     last = _last_heard(turn, node)
     silent_s = turn.now - last
+    reason = f"{name} sent no beat for {silent_s:.1f} s"
+    cause = "planned" if name in turn.record.draining else "node_lost"
+    fault = Fault(cause, reason, node=name, at=last, source="estimated", node_gone=True)
     if silent_s >= turn.policy.silence_s:
-        reason = f"{name} sent no beat for {silent_s:.1f} s"
-        lose(turn, Fault("node_lost", reason, node=name, at=last, source="estimated", node_gone=True))
-        return True
-    if silent_s >= turn.policy.silence_s * _SUSPECT_SHARE and node.status is NodeStatus.READY:
+        return _lose_silent(turn, name, node, fault)
+    if silent_s < turn.policy.silence_s * _SUSPECT_SHARE:
+        if node.status is NodeStatus.SUSPECT:
+            node.status = NodeStatus.READY
+    elif node.status is NodeStatus.READY:
         node.status = NodeStatus.SUSPECT
-        reason = f"{name} sent no beat for {silent_s:.1f} s"
         turn.emit(fx.Probe, reason, node=name, deadline_s=turn.policy.probe_s)
     return False
+
+
+def _lose_silent(turn: Turn, name: str, node: Node, fault: Fault) -> bool:
+    """Lose it, unless silence is only watched: then it stays a suspect, which is never used."""
+    if turn.holds_ranks(name) and turn.is_shadowed("silence"):
+        if node.status is not NodeStatus.UNKNOWN:
+            held_back(turn, "silence", fault, "replace the node")
+        node.status, node.heard_until = NodeStatus.UNKNOWN, turn.now
+        return False
+    lose(turn, fault)
+    return True
 
 
 def _last_heard(turn: Turn, node: Node) -> float:
@@ -126,8 +209,15 @@ def _watch(turn: Turn, name: str) -> None:
     """Queue the next look at the node: when it would be suspected or lost if no beat came."""
     node = turn.live.nodes[name]
     last = max(_last_heard(turn, node), 0.0 if node.absent else turn.live.quiet_until)
-    share = 1.0 if node.status is NodeStatus.SUSPECT else _SUSPECT_SHARE
-    heapq.heappush(turn.live.silence, (last + turn.policy.silence_s * share, name))
+    share = _SUSPECT_SHARE if node.status is NodeStatus.READY else 1.0
+    node.look_at = last + turn.policy.silence_s * share
+    heapq.heappush(turn.live.silence, (node.look_at, name))
+
+
+def expect(turn: Turn, name: str, heard_until: float) -> None:
+    """A node that should be there but was not heard of in this driver life: unknown, and not for long."""
+    turn.live.nodes[name] = Node("", NodeStatus.UNKNOWN, heard_until)
+    _watch(turn, name)
 
 
 def on_probe(turn: Turn, event: ProbeResult) -> None:
@@ -137,4 +227,6 @@ def on_probe(turn: Turn, event: ProbeResult) -> None:
         return
     last = _last_heard(turn, node)
     reason = f"{event.node} sent no beat for {turn.now - last:.1f} s and the probe failed: {event.detail}"
-    lose(turn, Fault("node_lost", reason, node=event.node, at=last, source="estimated", node_gone=True))
+    cause = "planned" if event.node in turn.record.draining else "node_lost"
+    fault = Fault(cause, reason, node=event.node, at=last, source="estimated", node_gone=True)
+    _lose_silent(turn, event.node, node, fault)

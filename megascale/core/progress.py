@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Final
+
+from megascale.core import numerics
+from megascale.core.breakers import note_progress
 from megascale.core.events import CommitDone, JobReport, NodeReport, RankProgress
 from megascale.core.goodput import GoodputPhase
-from megascale.core.lifecycle import close_incident
+from megascale.core.incidents import close_incident
 from megascale.core.lineage import Commit
 from megascale.core.membership import heard, heard_all
-from megascale.core.state import COMMITS_KEPT, Stage
+from megascale.core.restore import remember_commit
+from megascale.core.specs import prove
+from megascale.core.state import Stage
 from megascale.core.turn import Turn
 
-_BACK_TO_SPEED = 1.2
+_BACK_TO_SPEED: Final = 1.2
+_PACE_KEPT: Final = 512
 
 
 def on_report(turn: Turn, event: NodeReport) -> None:
@@ -18,13 +25,14 @@ def on_report(turn: Turn, event: NodeReport) -> None:
     node = turn.node(event.node, event.incarnation)
     if node is None:
         return
-    heard(turn, node)
-    if event.attempt != turn.record.attempt or not turn.ranks_active() or not event.ranks:
+    heard(turn, event.node, node)
+    if event.attempt != turn.record.attempt or not turn.holds_ranks(event.node) or not event.ranks:
         return
     _note_milestones(turn, event.node, event.ranks)
+    _note_stall(turn, max(rank.stall_seconds for rank in event.ranks))
+    _note_step(turn, event.node, max(event.ranks, key=lambda rank: rank.step))
     for rank in event.ranks:
-        _note_stall(turn, rank)
-    _note_step(turn, max(event.ranks, key=lambda rank: rank.step))
+        numerics.observe(turn, rank)
 
 
 def on_job_report(turn: Turn, event: JobReport) -> None:
@@ -34,10 +42,13 @@ def on_job_report(turn: Turn, event: JobReport) -> None:
     heard_all(turn, event)
     if not turn.ranks_active():
         return
-    for node in turn.record.assignment:
-        if node not in event.absent:
-            _note_milestones(turn, node, (event.progress,))
-    _note_step(turn, event.progress)
+    if turn.record.stage is Stage.LAUNCHING:
+        for node in turn.record.assignment:
+            if node not in event.absent:
+                _note_milestones(turn, node, (event.progress,))
+    _note_stall(turn, event.progress.stall_seconds)
+    _note_step(turn, "", event.progress)
+    numerics.observe(turn, event.progress)
 
 
 def _note_milestones(turn: Turn, node: str, ranks: tuple[RankProgress, ...]) -> None:
@@ -54,45 +65,73 @@ def _note_milestones(turn: Turn, node: str, ranks: tuple[RankProgress, ...]) -> 
         passed.first_step.add(node)
         passed.first_step_at = max(passed.first_step_at, *(rank.first_step_at for rank in ranks))
     if len(passed.first_step) == len(turn.record.assignment) and turn.record.stage is Stage.LAUNCHING:
-        _running(turn)
+        _all_stepped(turn)
 
 
-def _running(turn: Turn) -> None:
+def _all_stepped(turn: Turn) -> None:
     """Every node completed its first step of this attempt."""
     record, passed = turn.record, turn.live.milestones
-    record.stage = Stage.RUNNING
-    turn.clear_deadline("startup")
-    record.ledger.switch(GoodputPhase.PRODUCTIVE, turn.now)
+    if record.lineage.get(record.attempt) is not None:
+        record.clock.observe_launch(turn.now - record.ledger.began)
+    begin_running(turn)
     if record.incident:
         record.incident.mark("groups", passed.groups_at)
         record.incident.mark("loaded", passed.loaded_at)
         record.incident.mark("firstStep", passed.first_step_at)
 
 
-def _note_stall(turn: Turn, rank: RankProgress) -> None:
+def begin_running(turn: Turn) -> None:
+    """The launch is over: from now on time is productive."""
+    turn.record.stage = Stage.RUNNING
+    turn.clear_deadline("startup")
+    turn.record.ledger.switch(GoodputPhase.PRODUCTIVE, turn.now)
+    turn.live.progress_at = turn.now
+
+
+def begin_unwatched(turn: Turn) -> None:
+    """A script that reports no steps counts as running, and as recovered, once its ranks are started."""
+    begin_running(turn)
+    close_incident(turn, "recovered")
+
+
+def _note_stall(turn: Turn, stall_s: float) -> None:
     """Time the slowest rank was blocked by a save is checkpoint stall, not progress."""
-    live = turn.live
-    worst = max(live.stalls.values(), default=0.0)
-    live.stalls[rank.rank] = rank.stall_seconds
-    grown = max(live.stalls.values()) - worst
-    if grown > 0 and turn.record.ledger.phase is GoodputPhase.PRODUCTIVE:
-        turn.record.ledger.charge(turn.now)
-        turn.record.ledger.move(GoodputPhase.PRODUCTIVE, GoodputPhase.CHECKPOINT_STALL, grown)
+    grown = stall_s - turn.live.stall_s
+    if grown <= 0:
+        return
+    turn.live.stall_s = stall_s
+    turn.record.saves.stall_s += grown
+    ledger = turn.record.ledger
+    if ledger.phase is GoodputPhase.PRODUCTIVE:
+        ledger.charge(turn.now)
+        ledger.move(GoodputPhase.PRODUCTIVE, GoodputPhase.CHECKPOINT_STALL, grown)
 
 
-def _note_step(turn: Turn, rank: RankProgress) -> None:
+def _note_step(turn: Turn, node: str, rank: RankProgress) -> None:
     record, live = turn.record, turn.live
-    if rank.phase != live.phase and rank.progress_at:
-        live.clock.observe_phase(live.phase, turn.now - max(rank.progress_at, live.progress_at))
+    left = live.phases.note(node, rank.phase)
+    if left and rank.progress_at:
+        record.clock.observe_phase(left, turn.now - max(rank.progress_at, live.progress_at))
     live.phase = rank.phase
     if rank.step > live.step:
-        live.clock.observe_step(rank.step_seconds)
-        live.step, live.progress_at = rank.step, rank.progress_at or turn.now
+        record.clock.observe_step(rank.step_seconds)
+        live.step, live.progress_at = rank.step, min(rank.progress_at or turn.now, turn.now)
+        _note_pace(turn)
         if rank.step > record.best_step:
-            record.best_step, record.failures_in_row = rank.step, 0
+            record.best_step = rank.step
+            note_progress(turn)
+            prove(turn)
         _stall_over(turn)
         _maybe_back_to_speed(turn, rank)
     _arm_hang(turn)
+
+
+def _note_pace(turn: Turn) -> None:
+    """Remember the productive time at this step: a checkpoint of it is committed only later."""
+    ledger = turn.record.ledger
+    ledger.charge(turn.now)
+    turn.live.pace.append((turn.live.step, ledger.productive_s()))
+    del turn.live.pace[:-_PACE_KEPT]
 
 
 def _stall_over(turn: Turn) -> None:
@@ -111,10 +150,10 @@ def _stall_over(turn: Turn) -> None:
 
 def _maybe_back_to_speed(turn: Turn, rank: RankProgress) -> None:
     """The incident ends when lost steps are regained and the step time is normal again."""
-    incident, normal = turn.record.incident, turn.live.clock.step_s()
-    if incident is None or turn.record.stage is not Stage.RUNNING or normal is None:
+    incident, normal = turn.record.incident, turn.record.clock.step_s()
+    if incident is None or turn.record.stage is not Stage.RUNNING:
         return
-    if rank.step > incident.fault_step and rank.step_seconds <= _BACK_TO_SPEED * normal:
+    if rank.step > incident.fault_step and (normal is None or rank.step_seconds <= _BACK_TO_SPEED * normal):
         incident.mark("backToSpeed", rank.progress_at or turn.now)
         close_incident(turn, "recovered")
 
@@ -124,18 +163,19 @@ def _arm_hang(turn: Turn) -> None:
     if turn.record.stage is not Stage.RUNNING:
         return
     policy, live = turn.policy, turn.live
-    bound = live.clock.bound_s([live.phase], steps=policy.hang_steps, margin_s=policy.hang_margin_s)
-    if bound is not None:
-        turn.record.deadlines["hang"] = max(live.progress_at, live.quiet_until) + bound
+    bound = turn.record.clock.bound_s(
+        live.phases.current(), steps=policy.hang_steps, margin_s=policy.hang_margin_s
+    )
+    since = max(live.progress_at, live.quiet_until)
+    turn.record.deadlines["hang"] = since + (policy.startup_s if bound is None else bound)
 
 
 def on_commit(turn: Turn, event: CommitDone) -> None:
     """A checkpoint is readable; whether it counts is decided by the lineage when it is needed."""
-    record = turn.record
-    commit = Commit(event.step, event.attempt)
-    if commit in record.commits:
+    record, ledger = turn.record, turn.record.ledger
+    if not remember_commit(turn, Commit(event.step, event.attempt)) or event.attempt != record.attempt:
         return
-    record.commits = sorted([*record.commits, commit])[-COMMITS_KEPT:]
-    if event.attempt == record.attempt and turn.ranks_active():
-        record.ledger.charge(turn.now)
-        record.ledger.mark_step(event.step, record.ledger.productive_s())
+    record.saves.count += 1
+    reached = [productive for step, productive in turn.live.pace if step >= event.step]
+    ledger.charge(turn.now)
+    ledger.mark_step(event.step, reached[0] if reached else ledger.productive_s())

@@ -51,6 +51,7 @@ class Node:
     Attributes:
         heard_until: its last own beat; absent: summarised reports leave it out.
         look_at: when its silence is judged next; an earlier entry in `Live.silence` is stale.
+        released: it was given back to the fleet.
     """
 
     incarnation: str
@@ -59,6 +60,7 @@ class Node:
     labels: dict[str, str] = field(default_factory=dict)
     absent: bool = False
     look_at: float = 0.0
+    released: bool = False
 
 
 @dataclass(slots=True)

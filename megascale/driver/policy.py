@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from megascale.core.policy import Policy
+from typing import Final
+
+from megascale.core.policy import Policy, RecoveryRule
 from megascale.job import TrainingJob
 
-_SPARES_ON_ONE_MACHINE = 1
+_SPARES_ON_ONE_MACHINE: Final = 1
 
 
 def policy_of(job: TrainingJob) -> Policy:
@@ -18,7 +20,7 @@ def policy_of(job: TrainingJob) -> Policy:
         spares_after_launch=True,
         min_nodes=spec.min_nodes,
         ranks_per_node=spec.ranks_per_node,
-        node_counts=allowed_node_counts(job),
+        node_counts=spec.node_counts,
         steps=spec.steps,
         suspend=spec.suspend,
         silence_s=float(spec.health.silence_seconds),
@@ -27,24 +29,18 @@ def policy_of(job: TrainingJob) -> Policy:
         reconnect_grace_s=float(spec.health.reconnect_grace_seconds),
         max_restarts=spec.recovery.max_restarts,
         budgets=dict(spec.recovery.budgets),
+        rules=tuple(
+            RecoveryRule(
+                action=rule.action,
+                cause=rule.match.cause or "",
+                rule=rule.match.rule or "",
+                category=rule.match.category or "",
+                xid=rule.match.xid,
+                error_type=rule.match.error_type or "",
+                message=rule.match.message or "",
+            )
+            for rule in spec.recovery.rules
+        ),
         max_nodes_per_hour=spec.remediation.max_nodes_per_hour,
         quarantine=spec.remediation.mode == "Enforce",
     )
-
-
-def allowed_node_counts(job: TrainingJob) -> tuple[int, ...]:
-    """Node counts between minNodes and nodes whose data-parallel size divides the global batch."""
-    spec = job.spec
-    counts = range(spec.nodes, spec.min_nodes - 1, -1)
-    megatron = spec.runtime.megatron
-    if megatron is None:
-        return tuple(counts)
-    layout = megatron.parallelism
-    model_ranks = layout.tensor * layout.pipeline * layout.context
-    allowed = []
-    for count in counts:
-        world = count * spec.ranks_per_node
-        data, rest = divmod(world, model_ranks)
-        if data and not rest and megatron.data.global_batch % (data * megatron.data.micro_batch) == 0:
-            allowed.append(count)
-    return tuple(allowed)

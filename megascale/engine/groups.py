@@ -19,49 +19,10 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import distributed
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
+from megascale.model.layout import Layout, Place
+
 COLLECTIVE_TIMEOUT: Final = timedelta(minutes=10)
 """Longer than any flap of a link; ranks that hang earlier are found and stopped from outside."""
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """Sizes of the parallel dimensions.
-
-    Attributes:
-        tensor, pipeline, data: ranks along each dimension.
-        interleave: model chunks per pipeline rank.
-        sequence: whether activations between blocks are cut along the sequence.
-    """
-
-    tensor: int
-    pipeline: int
-    data: int
-    interleave: int = 1
-    sequence: bool = False
-
-    @property
-    def world_size(self) -> int:
-        return self.tensor * self.pipeline * self.data
-
-    def rank_of(self, tensor: int, data: int, pipeline: int) -> int:
-        return (pipeline * self.data + data) * self.tensor + tensor
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a rank is in its layout: its index along each dimension."""
-
-    tensor: int
-    data: int
-    pipeline: int
-
-    @classmethod
-    def of(cls, rank: int, layout: Layout) -> Place:
-        return cls(
-            tensor=rank % layout.tensor,
-            data=rank // layout.tensor % layout.data,
-            pipeline=rank // (layout.tensor * layout.data),
-        )
 
 
 @dataclass(frozen=True, slots=True)

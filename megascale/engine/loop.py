@@ -59,7 +59,9 @@ class Loop:
         metrics: MetricsLog,
         faults: FaultInjector,
         saver: Saver,
+        peak_flops: float,
     ) -> None:
+        """`peak_flops` is the matmul peak of this rank's device in FLOP/s, 0.0 = unknown."""
         self._launch = launch
         self._plan = plan
         self._state = state
@@ -68,6 +70,7 @@ class Loop:
         self._metrics = metrics
         self._faults = faults
         self._saver = saver
+        self._peak_flops = peak_flops
         self._control = Control.NONE
         self._stall = 0.0
         self._first_step_at = 0.0
@@ -175,6 +178,7 @@ class Loop:
                 "dataSeconds": clock.data,
                 "stallSeconds": self._stall,
                 "flops": flops,
+                "peakFlops": self._peak_flops,
                 "time": time.time(),
             }
         )

@@ -2,7 +2,8 @@
 
 Keys: job, attempt, term, rank, node; step; loss and gradNorm of the global batch, before the update; lr;
 tokens up to the step; stepSeconds, of which dataSeconds waiting for data; stallSeconds blocked by saves in
-this launch so far; flops, operations per second of one rank; time, Unix seconds.
+this launch so far; flops, operations per second of one rank; peakFlops, the peak of its device (0 = unknown),
+so that flops / peakFlops is the model FLOP utilisation; time, Unix seconds.
 """
 
 from __future__ import annotations

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from megascale.engine.context import RankLaunch
-from megascale.engine.groups import Layout
 from megascale.errors import InputError
 from megascale.job import from_mapping
-from megascale.job.megatron import Megatron, Model
+from megascale.job.megatron import Megatron
 from megascale.job.schema import JobSpec
+from megascale.model.layout import Layout
 from megascale.model.shape import ModelShape
 
 
@@ -31,11 +31,6 @@ class Plan:
     @property
     def tokens_per_step(self) -> int:
         return self.megatron.data.global_batch * self.megatron.data.sequence_length
-
-
-def model_shape(model: Model) -> ModelShape:
-    """The architecture a manifest's model section describes."""
-    return ModelShape(**{field.name: getattr(model, field.name) for field in fields(ModelShape)})
 
 
 def make_plan(launch: RankLaunch) -> Plan:
@@ -61,7 +56,7 @@ def make_plan(launch: RankLaunch) -> Plan:
             f"{launch.world_size} ranks were launched, expected a multiple of tensor {parallel.tensor} "
             f"x pipeline {parallel.pipeline} = {replica}"
         )
-    shape = model_shape(megatron.model)
+    shape = ModelShape.of(megatron.model)
     if shape.padded_vocab_size % parallel.tensor:
         raise InputError(
             f"spec.runtime.megatron.parallelism.tensor is {parallel.tensor}, expected a divisor of the "

@@ -53,7 +53,8 @@ def run_rank(launch: RankLaunch, rank_file: RankFile) -> int:
         rank_file.update(
             loaded_at=time.monotonic(), step=state.step, tokens=state.step * plan.tokens_per_step
         )
-        rank_file.update(peak_flops=_peak_flops(launch, device))
+        peak_flops = _peak_flops(launch, device)
+        rank_file.update(peak_flops=peak_flops)
         feed = Feed(
             samples,
             global_batch=data.global_batch,
@@ -72,6 +73,7 @@ def run_rank(launch: RankLaunch, rank_file: RankFile) -> int:
                 metrics=metrics,
                 faults=faults,
                 saver=checkpointer,
+                peak_flops=peak_flops,
             )
             code = loop.run()
         distributed.destroy_process_group()

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker, model_parallel_cuda_manual_seed
 
-from megascale.engine.groups import Place
+from megascale.model.layout import Place
 
 
 def seed_all(seed: int, place: Place) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from megascale.engine.groups import Groups
 from megascale.job.megatron import Optimizer
-from megascale.model.gpt import Gpt, Split, transformer_config
+from megascale.model.gpt import Gpt, transformer_config
 from megascale.model.parameters import ParameterBox, initialise, parameter_boxes
 from megascale.model.shape import ModelShape
 from megascale.optim.adamw import AdamW
@@ -164,14 +164,7 @@ def build_engine(
     Args:
         seed: initial values are drawn from it; None = left undefined, to be overwritten by a checkpoint.
     """
-    layout = groups.layout
-    split = Split(
-        tensor=layout.tensor,
-        pipeline=layout.pipeline,
-        interleave=layout.interleave,
-        sequence=layout.sequence,
-    )
-    config = transformer_config(shape, split, dtype=dtype, on_cpu=device.type == "cpu")
+    config = transformer_config(shape, groups.layout, dtype=dtype, on_cpu=device.type == "cpu")
     models = _build_chunks(shape, config, sequence_length, groups)
     boxes = [box for model in models for box in parameter_boxes(model, shape)]
     if seed is not None:

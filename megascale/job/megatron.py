@@ -84,8 +84,8 @@ class Parallelism(Section):
     """Ranks that share each layer; keep it within a node."""
     pipeline: Count = 1
     """Stages the layers are split into."""
-    context: Annotated[int, Field(ge=1, le=1), Words("1: windowed attention is not split over ranks")] = 1
-    """Ranks that share each sequence; for long sequences use tensor with sequence: true."""
+    context: Count = 1
+    """Ranks that share each sequence; 1 so far: for long sequences use tensor with sequence: true."""
     expert: Annotated[int, Field(ge=1, le=1), Words("1: these models have no experts")] = 1
     """Ranks that share the experts of a mixture-of-experts model."""
     interleave: Count = 1

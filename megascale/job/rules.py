@@ -147,6 +147,10 @@ def _parallelism_problems(layout: Parallelism) -> list[Problem]:
         message = "sequence parallelism splits over the tensor ranks, but tensor is 1"
         hint = "set tensor to 2 or more, or sequence to false"
         problems.append(Problem(("parallelism", "sequence"), message, hint))
+    if layout.context > 1:
+        message = f"context is {layout.context}, expected 1: windowed attention is not split over ranks"
+        hint = "use tensor with sequence: true for long sequences"
+        problems.append(Problem(("parallelism", "context"), message, hint))
     if layout.interleave > 1 and layout.pipeline == 1:
         message = f"{layout.interleave} chunks per stage need a pipeline, but pipeline is 1"
         hint = "set pipeline to 2 or more, or interleave to 1"

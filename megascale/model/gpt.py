@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 
 import torch
 from megatron.core.models.gpt import GPTModel
@@ -15,23 +14,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from megascale.model.blocks import BLOCKS
+from megascale.model.layout import Layout
 from megascale.model.loss import token_losses
 from megascale.model.norms import NORMS
 from megascale.model.shape import ModelShape
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Split:
-    """How a model is cut over ranks: tensor-, pipeline-parallel sizes, model chunks per pipeline rank."""
-
-    tensor: int = 1
-    pipeline: int = 1
-    interleave: int = 1
-    sequence: bool = False
-
-
 def transformer_config(
-    shape: ModelShape, split: Split, *, dtype: torch.dtype, on_cpu: bool
+    shape: ModelShape, layout: Layout, *, dtype: torch.dtype, on_cpu: bool
 ) -> TransformerConfig:
     """megatron-core's configuration of `shape`; it leaves parameters to `parameters.initialise`."""
     return TransformerConfig(
@@ -45,16 +35,16 @@ def transformer_config(
         add_bias_linear=False,
         hidden_dropout=0.0,
         attention_dropout=0.0,
-        tensor_model_parallel_size=split.tensor,
-        pipeline_model_parallel_size=split.pipeline,
-        virtual_pipeline_model_parallel_size=split.interleave if split.interleave > 1 else None,
-        sequence_parallel=split.sequence,
+        tensor_model_parallel_size=layout.tensor,
+        pipeline_model_parallel_size=layout.pipeline,
+        virtual_pipeline_model_parallel_size=layout.interleave if layout.interleave > 1 else None,
+        sequence_parallel=layout.sequence,
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=dtype is torch.bfloat16,
         # The interleaved schedule sends and receives while it computes; 1F1B does both in one batch.
-        overlap_p2p_comm=split.interleave > 1,
-        batch_p2p_comm=split.interleave == 1,
+        overlap_p2p_comm=layout.interleave > 1,
+        batch_p2p_comm=layout.interleave == 1,
         batch_p2p_sync=False,
         # gloo still reads a sent tensor after the schedule would have freed it.
         deallocate_pipeline_outputs=not on_cpu,

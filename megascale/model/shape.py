@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final, Literal
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Final, Literal, Self
+
+if TYPE_CHECKING:
+    from megascale.job.megatron import Model
 
 VOCAB_MULTIPLE: Final = 64
 """The embedding is padded to a multiple of this whatever the layout is, so losses of layouts compare."""
@@ -21,10 +24,15 @@ class ModelShape:
         block: "parallel" y = x + Attn(LN(x)) + MLP(LN(x)) with one shared norm (MegaScale 3.1), or
             "serial" x' = x + Attn(LN(x)); y = x' + MLP(LN(x')).
         norm: "layernorm" or "rmsnorm".
+        qk_norm: whether each head's queries and keys are normalised, the stabiliser that ViT-22B gives
+            parallel blocks (Dehghani et al. 2023, section 2).
         activation: "gelu" or "swiglu".
         rotary_base: base of the rotary position frequencies.
         window: keys a token attends to, itself included; None = all before it.
+        window_pattern: which layers have the window, repeated over the layers: S = they do, L = they see all.
         tied_embeddings: whether the output layer is the embedding matrix.
+        experts: MLPs per layer that a router chooses from, None = one MLP without router.
+        experts_per_token: how many of them a token goes through.
         vocab_size: number of tokens, before padding.
         init_std: standard deviation of initial weights.
     """
@@ -36,12 +44,21 @@ class ModelShape:
     ffn_hidden_size: int
     block: Literal["parallel", "serial"] = "parallel"
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    qk_norm: bool = False
     activation: Literal["gelu", "swiglu"] = "gelu"
     rotary_base: float = 10000.0
     window: int | None = None
+    window_pattern: str = "S"
     tied_embeddings: bool = True
+    experts: int | None = None
+    experts_per_token: int = 1
     vocab_size: int = 257
     init_std: float = 0.02
+
+    @classmethod
+    def of(cls, model: Model) -> Self:
+        """The architecture that a manifest's model section describes."""
+        return cls(**{field.name: getattr(model, field.name) for field in fields(cls)})
 
     @property
     def head_size(self) -> int:
@@ -50,3 +67,7 @@ class ModelShape:
     @property
     def padded_vocab_size(self) -> int:
         return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+    def window_of(self, layer: int) -> int | None:
+        """The window of a layer, counted from 0 over the whole model; None = all keys before a token."""
+        return self.window if self.window_pattern[layer % len(self.window_pattern)] == "S" else None

@@ -111,14 +111,14 @@ class SimDriver:
             return
         if isinstance(event, ev.CommitDone):
             self._scanned.add((event.step, event.attempt))
-        stage, at = self.core.record.stage, self.clock
+        before, at = self._written_part(), self.clock
         effects = self.core.step(event, at)
-        self._observer(self, Entry(at, event, tuple(effects)))
-        if effects or self.core.record.stage is not stage:
+        if effects or self._written_part() != before:
             if self._is_cut(effects, unwritten=True) or not self.store.write(self.term, self.core.snapshot()):
                 self.die()
                 return
             self.store.policy = self.core.policy
+        self._observer(self, Entry(at, event, tuple(effects)))
         for effect in effects:
             if self._is_cut([effect], unwritten=False):
                 self.die()
@@ -126,6 +126,11 @@ class SimDriver:
             self.performed += 1
             perform(self, effect)
         self._arm()
+
+    def _written_part(self) -> tuple[object, ...]:
+        """What must not be lost with this driver: a change of it is written at once."""
+        record = self.core.record
+        return record.stage, record.attempt, len(record.commits), len(record.pending)
 
     def _is_cut(self, effects: list[fx.Effect], *, unwritten: bool) -> bool:
         if self.cut.unwritten is not unwritten or self.cut.effect < 0:

@@ -13,7 +13,7 @@ from megascale.core import events as ev
 from megascale.core.eventlog import Entry
 from megascale.core.lineage import Commit
 from megascale.core.machine import Core
-from megascale.core.state import Record, Stage
+from megascale.core.state import NodeStatus, Record, Stage
 from megascale.sim.driver import SimDriver
 from megascale.sim.world import World
 
@@ -163,7 +163,9 @@ class Invariants:
         stage = record.stage
         wanted = _TIMER_OF.get(stage)
         if wanted is not None:
-            armed = any(name in record.deadlines for name in wanted)
+            armed = any(name in record.deadlines for name in wanted) or (
+                stage is Stage.ASSEMBLING and _awaits_a_verdict(core)
+            )
             _require(armed, f"{stage} without any of the timers {wanted}: {sorted(record.deadlines)}")
         elif stage is Stage.RUNNING:
             watched = bool(core.live.silence) or "hang" in record.deadlines
@@ -195,6 +197,11 @@ class Invariants:
         _require(len(text) <= RECORD_LIMIT_BYTES, f"the record has {len(text)} bytes")
         restored = Core.restore(core.policy, json.loads(text)).record
         _require(restored == core.record, f"restored differs: {_difference(restored, core.record)}")
+
+
+def _awaits_a_verdict(core: Core) -> bool:
+    """Whether a node is watched that may yet turn out usable or lost."""
+    return any(node.status in (NodeStatus.SUSPECT, NodeStatus.UNKNOWN) for node in core.live.nodes.values())
 
 
 def _difference(one: Record, other: Record) -> str:

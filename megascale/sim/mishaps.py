@@ -5,14 +5,14 @@ A mishap names its target by number, so that the same list can be cut down to th
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from megascale.core.events import LogMatch, ManualCommand, SnapshotReady, SpecChanged
 from megascale.core.lineage import Commit, newest
-from megascale.core.policy import Policy
 from megascale.sim.machines import STOPPED, UNINTERRUPTIBLE, Machine
 from megascale.sim.training import Run
 
@@ -263,8 +263,7 @@ def _command(name: str) -> Callable[[World, Mishap], None]:
         world.network.publish(ManualCommand(name, "a person asked", node=node, by="op"))
         if name == "suspend":
             resume = ManualCommand("resume", "a person asked", by="op")
-            for delay in (40.0 * mishap.value, 300.0):
-                world.agenda.after(delay, lambda: world.network.publish(resume))
+            world.agenda.after(40.0 * mishap.value, lambda: world.network.publish(resume))
 
     return give
 
@@ -272,17 +271,11 @@ def _command(name: str) -> Callable[[World, Mishap], None]:
 def _respec(world: World, mishap: Mishap) -> None:
     """Thresholds are changed while the job runs; sometimes it is suspended by its spec for a while."""
     policy = world.driver.core.policy
-    changed = _replaced(policy, silence_s=policy.silence_s * (0.8 + 0.4 * mishap.value))
+    changed = dataclasses.replace(policy, silence_s=policy.silence_s * (0.8 + 0.4 * mishap.value))
     suspended = mishap.value < 0.3
-    world.network.publish(SpecChanged(_replaced(changed, suspend=True) if suspended else changed))
+    world.network.publish(SpecChanged(dataclasses.replace(changed, suspend=True) if suspended else changed))
     if suspended:
-        for delay in (60.0 * mishap.value, 300.0):
-            world.agenda.after(delay, lambda: world.network.publish(SpecChanged(changed)))
-
-
-def _replaced(policy: Policy, **fields: Any) -> Policy:  # noqa: ANN401 - fields of Policy
-    values = {name: getattr(policy, name) for name in Policy.__dataclass_fields__}
-    return Policy(**{**values, **fields})
+        world.agenda.after(60.0 * mishap.value, lambda: world.network.publish(SpecChanged(changed)))
 
 
 KINDS: Final[dict[str, Callable[[World, Mishap], None]]] = {

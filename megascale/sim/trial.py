@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from megascale.core.eventlog import Entry
+from megascale.core.events import ManualCommand, SpecChanged
 from megascale.core.policy import Policy
+from megascale.core.state import Stage
 from megascale.sim.delays import Distribution, uniform
 from megascale.sim.driver import SimDriver
 from megascale.sim.invariants import Invariants, ViolatedError
@@ -18,6 +21,7 @@ from megascale.sim.world import EPOCH_S, World, WorldSpec
 
 TIME_LIMIT_S = 6 * 3600.0
 EVENT_LIMIT = 100_000
+PATIENCE_S = 300.0
 
 
 @dataclass(slots=True)
@@ -135,6 +139,7 @@ def run_trial(seed: int, mishaps: Sequence[Mishap] | None = None, *, keep_log: b
     world = World(spec_of(seed), seed, observe)
     for mishap in chosen:
         world.agenda.at(EPOCH_S + mishap.at, lambda m=mishap: strike(world, m))  # type: ignore[misc]
+    world.agenda.after(PATIENCE_S, lambda: _resume_if_suspended(world))
     try:
         world.start()
         world.run(TIME_LIMIT_S, lambda: outcome.events > EVENT_LIMIT)
@@ -147,6 +152,15 @@ def run_trial(seed: int, mishaps: Sequence[Mishap] | None = None, *, keep_log: b
     outcome.state, outcome.reason = record.finish_state, record.finish_reason
     outcome.attempts = record.attempt
     return outcome
+
+
+def _resume_if_suspended(world: World) -> None:
+    """A person looks in from time to time: no suspension lasts for ever."""
+    core = world.driver.core
+    if core.record.stage is Stage.SUSPENDED:
+        world.network.publish(SpecChanged(dataclasses.replace(core.policy, suspend=False)))
+        world.network.publish(ManualCommand("resume", "it was suspended long enough", by="op"))
+    world.agenda.after(PATIENCE_S, lambda: _resume_if_suspended(world))
 
 
 def _stuck(world: World) -> str:

@@ -320,3 +320,4 @@ def test_the_rank_record_tells_where_the_rank_is(new_job: Any, spec: Any) -> Non
     assert (record.saved_step, record.saved_attempt) == (STEPS, 1)
     last = job.records()[STEPS]
     assert {"job", "attempt", "term", "rank", "node", "lr", "stepSeconds", "dataSeconds"} < set(last)
+    assert last["peakFlops"] == job.record_of(0).peak_flops > last["flops"]

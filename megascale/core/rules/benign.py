@@ -216,6 +216,16 @@ RULES: Final[tuple[Rule, ...]] = (
         "watchdog timeout set to 1800 s, error_handler enabled",
     ),
     _benign(
+        "documentation",
+        (
+            r"\b(?:documentation|runbook|explains?|means that|for (?:more|further) (?:information|details)"
+            r"|patterns? (?:loaded|are|like|list)|watch(?:ing|er)? (?:for|started))\b|\bsee https?://"
+        ),
+        "documentation|runbook|explain|means that|information|details|pattern|watch|see http",
+        "Runbook: CUDA error: device-side assert triggered means that an index is out of range",
+        unless=r"^\S*(?:Error|Exception): |traceback :|\bSEE SLURMCTLD|NVRM|LustreError",
+    ),
+    _benign(
         "probe-event",
         (
             r"\b(?:Readiness|Liveness|Startup) probe failed\b|\bBack-off (?:pulling|restarting)\b"

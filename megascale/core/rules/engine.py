@@ -12,6 +12,8 @@ from megascale.core.rules.model import EXCEPTION, LEVELS, Action, Rule, Verdict
 from megascale.core.rules.places import find_node, find_peer
 
 _MAX_STREAMS: Final = 4096
+_MAX_SHAPES: Final = 8192
+_DIGITS: Final = re.compile(r"\d+")
 _MAX_LINE: Final = 4096  # characters looked at; what identifies a line stands in front
 _TRACEBACK = "Traceback (most recent call last)"
 _FRAME = re.compile(r'^\s*(?:\|\s*)*File ".*", line \d+')
@@ -32,17 +34,31 @@ class RuleSet:
     def __init__(self, rules: Iterable[Rule]) -> None:
         self.rules: tuple[Rule, ...] = tuple(rules)
         by_word: dict[str, list[int]] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
         self._always: tuple[int, ...] = tuple(i for i, rule in enumerate(self.rules) if not rule.words)
         for index, rule in enumerate(self.rules):
             for word in rule.words:
                 by_word.setdefault(word, []).append(index)
-        self._by_word = tuple((word, tuple(indices)) for word, indices in by_word.items())
+        words = [(word, tuple(indices)) for word, indices in by_word.items()]
+        self._with_digits = [item for item in words if _DIGITS.search(item[0])]
+        self._without_digits = [item for item in words if not _DIGITS.search(item[0])]
 
     def candidates(self, text: str) -> list[int]:
-        """Indices of the rules that may match, in order: a cheap test that passes over most lines."""
+        """Indices of the rules that may match, in order: a cheap test that passes over most lines.
+
+        Logs repeat lines that differ in numbers only, so the answer for all words without digits is
+        remembered by the line's shape.
+        """
         lowered = text.lower()
-        found = set(self._always)
-        for word, indices in self._by_word:
+        shape = _DIGITS.sub("0", lowered)
+        known = self._shapes.get(shape)
+        if known is None:
+            if len(self._shapes) >= _MAX_SHAPES:
+                self._shapes.clear()
+            known = tuple(i for word, indices in self._without_digits if word in shape for i in indices)
+            self._shapes[shape] = known
+        found = {*self._always, *known}
+        for word, indices in self._with_digits:
             if word in lowered:
                 found.update(indices)
         return sorted(found)
@@ -160,7 +176,7 @@ def classify_text(text: str, rules: RuleSet, *, node: str | None = None) -> Verd
     named: str | None = None
     for raw in text.splitlines() or [""]:
         verdict = classifier.feed(raw)
-        named = named or verdict.node
+        named = named or verdict.node or find_node(clean(raw[:_MAX_LINE]))
         if best is None or outweighs(verdict, best):
             best = verdict
     if best is None:

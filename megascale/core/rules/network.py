@@ -44,7 +44,7 @@ _NIC: Final[tuple[Rule, ...]] = (
         weight=HARDWARE,
         min_level="debug",
         source=_MLX,
-        unless=r"ACCESS_REG|failed reg access|access reg|bad param",
+        unless=r"failed reg access|access reg|bad param",
         example="NETDEV WATCHDOG: ens2f0 (mlx5_core): transmit queue 14 timed out 5120 ms",
     ),
     rule(
@@ -52,7 +52,7 @@ _NIC: Final[tuple[Rule, ...]] = (
         (
             r"Port module event.*(?:Cable (?:unplugged|error|is shorted)|High Temperature"
             r"|Bus stuck|unsupported|Long Range|Unknown identifier|status: error|EEPROM)|(?:cable"
-            r"|transceiver|optic\w*|module)\b.*\b(?:unplugged|removed|fault\w*|failed"
+            r"|transceiver|optic\w*|module \d+)\b.*\b(?:unplugged|removed|fault\w*|failed"
             r"|rx power (?:low|loss)|loss of signal)|\bLOS detected|insufficient power"
         ),
         ("network", "alert"),
@@ -87,7 +87,7 @@ _NIC: Final[tuple[Rule, ...]] = (
         min_level="debug",
         source=f"{_MLX}; links flap for 2-10 s and come back (MegaScale 6.3)",
         unless=(
-            rf"{_DOCS}|nvlink|Slot\(|pciehp|download|shut(?:ting)? ?down|shutdown|slow(?:ed"
+            rf"{_DOCS}|nvlink|SATA|Slot\(|pciehp|download|shut(?:ting)? ?down|shutdown|slow(?:ed"
             rf"|ing)? ?down|link_downed\b|support|report\b|import|transport layer|ACPI|virbr"
             rf"|docker\d|veth|cali\w{{6}}|\blo\b"
         ),

@@ -59,16 +59,14 @@ _LOCAL: Final[tuple[Rule, ...]] = (
         weight=HARDWARE,
         min_level="debug",
         source=_KERNEL,
-        unless=(
-            r"metadata|\bdata(?:loader|set|base)?\b|model|cmd|nvme-cli|percentage|0 media"
-            r"|Smart\w+ |smart_|critical_warning\s*[:=]\s*0"
-        ),
+        unless=(r"nvme-cli|percentage|\b0 media|Smart\w+ |smart_|critical_warning\s*[:=]\s*0"),
         example="nvme nvme3: I/O 214 QID 7 timeout, aborting",
     ),
     rule(
         "filesystem-error",
         (
-            r"EXT4-fs (?:error|\S+ error|.*(?:failed|aborted|I/O error))|EXT4-fs error"
+            r"EXT4-fs error \(device|EXT4-fs \S+ ?\(device .*I/O error"
+            r"|EXT4-fs \([^)]*\): .*(?:failed|aborted|I/O error|Remounting)"
             r"|XFS \(\S+\): .*(?:error|shut(?:ting)? down|Corruption|metadata I/O|log I/O)"
             r"|BTRFS (?:error|critical)|JBD2: .*(?:error|abort|Detected)"
             r"|Remounting filesystem read-only|Read-only file system|\[Errno 30\]|EROFS"
@@ -240,9 +238,9 @@ _OBJECT_RULES: Final[tuple[Rule, ...]] = (
             r"|An error occurred \((?:50\d|SlowDown|InternalError|ServiceUnavailable"
             r"|RequestTimeout|Throttling\w*)\)|TooManyRequests|Throttling|EndpointConnectionError"
             r"|ReadTimeoutError|ConnectTimeoutError|ConnectionClosedError|ResponseStreamingError"
-            r"|S3 (?:error|exception|request).*|(?:s3|gcs|gs|oss|cos|tos|azure|blob|minio"
+            r"|S3 (?:error|exception|request).*|\b(?:s3|gcs|gs|oss|cos|tos|azure|blob|minio"
             r"|aiobotocore|s3fs|gcsfs)\b.*(?:timed? ?out|fail\w*|unavailable|reset|error)"
-            r"|HttpError.*(?:50\d|429)|GoogleAPICallError|RetryError|ServerBusy|OperationTimedOut"
+            r"|HttpError.*(?:50\d|429)|GoogleAPICallError|\bRetryError|ServerBusy|OperationTimedOut"
             r"|Could not connect to the endpoint"
         ),
         ("storage", "restart"),

@@ -125,9 +125,9 @@ _NVLINK: Final[tuple[Rule, ...]] = (
 _SWITCH: Final[tuple[Rule, ...]] = (
     rule(
         "sxid-nonfatal",
-        r"\bSXid \([^)]*\)\s*:\s*\d+,.*\bNon-?fatal\b",
+        r"\bSXid \([^)]*\)\s*:\s*\d+,.*\bNon-?fatal\b|\bNVSwitch non-?fatal error\b",
         ("benign", "none"),
-        words="sxid",
+        words="sxid|nvswitch non",
         weight=HARDWARE,
         min_level="debug",
         source="NVIDIA Fabric Manager guide, SXid errors",
@@ -180,7 +180,7 @@ RULES: Final[tuple[Rule, ...]] = (
         _xid(str(code), f"xid-{code}", (category, action), f"{code}, {text}")
         for code, (category, action, text) in XID_CODES.items()
     ),
-    _xid(r"\d+", "xid-other", ("gpu", "alert"), "7, unknown event"),
+    _xid(r"[1-9]\d*", "xid-other", ("gpu", "alert"), "7, unknown event"),
     *_SWITCH,
     _LOST,
 )

@@ -83,7 +83,7 @@ def test_verify_lists_all_damage_not_the_first(store: CheckpointStore, ranks: Ra
     ]
 
 
-@pytest.mark.parametrize("damage", ["torn", "flipped", "missing", "replaced"])
+@pytest.mark.parametrize("damage", ["torn", "flipped", "edited", "missing", "replaced"])
 def test_a_damaged_manifest_is_found(store: CheckpointStore, ranks: Ranks, damage: str) -> None:
     commit = ranks.save_flat(store, 1)
     manifest = store.storage.root / "step-1/attempt-1/manifest.json"
@@ -92,6 +92,8 @@ def test_a_damaged_manifest_is_found(store: CheckpointStore, ranks: Ranks, damag
             manifest.write_bytes(manifest.read_bytes()[:100])
         case "flipped":
             flip(manifest, 50)
+        case "edited":
+            manifest.write_bytes(manifest.read_bytes().replace(b'"cursor":0.1', b'"cursor":0.2'))
         case "missing":
             manifest.unlink()
         case "replaced":

@@ -7,6 +7,7 @@ import os
 import random
 import resource
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -147,7 +148,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)]
-    if os.geteuid() == 0 and subprocess.run(mount, check=False, capture_output=True).returncode == 0:
+    if (
+        os.geteuid() == 0
+        and shutil.which("mount")
+        and subprocess.run(mount, check=False, capture_output=True).returncode == 0
+    ):
         yield disk
         subprocess.run(["umount", str(disk)], check=True)
         return
@@ -195,14 +200,14 @@ def test_a_commit_whose_durability_is_unknown_is_taken_back(
     store: CheckpointStore, ranks: Ranks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ranks.save_flat(store, 1)
-    sync = store.storage.sync
+    sync = store.storage.sync_entries
 
     def fail_for_commits(folder: str) -> None:
         if folder == "commits":
             raise OSError(5, "Input/output error")
         sync(folder)
 
-    monkeypatch.setattr(store.storage, "sync", fail_for_commits)
+    monkeypatch.setattr(store.storage, "sync_entries", fail_for_commits)
     results = ranks.save_all(store, 2, [ranks.pieces(r, 2, 2) for r in range(2)])
     assert all(isinstance(result, CheckpointSaveError) for result in results), results
     monkeypatch.undo()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -54,6 +55,35 @@ def test_of_two_that_commit_at_once_one_wins(store: CheckpointStore, ranks: Rank
     assert sum(won) == 1
     assert (store.storage.root / "commits/1.1.json").read_bytes()[-1] == won.index(True)
     assert record.commit == commit
+
+
+def test_everything_is_durable_before_the_name_that_makes_it_exist(
+    store: CheckpointStore, ranks: Ranks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    fsync, link = os.fsync, os.link
+
+    def record_fsync(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        events.append(str(path.relative_to(store.storage.root.parent)))
+        fsync(descriptor)
+
+    def record_link(source: Path, target: Path) -> None:
+        events.append("link")
+        link(source, target)
+
+    monkeypatch.setattr(os, "fsync", record_fsync)
+    monkeypatch.setattr(os, "link", record_link)
+    ranks.save_flat(store, 1, 1)
+    folder = "checkpoints/step-1/attempt-1"
+    before, after = events[: events.index("link")], events[events.index("link") :]
+    files = [f"{folder}/{name}" for name in ("rank-0.bin", "manifest.json", "commit.json")]
+    assert [event for event in before if event in files] == files
+    last_file = before.index(files[-1])
+    for parent in (folder, "checkpoints/step-1", "checkpoints", "."):
+        assert parent in before[last_file:], parent
+    assert "checkpoints" in before[before.index("checkpoints/commits") :]
+    assert after[:2] == ["link", "checkpoints/commits"]
 
 
 def test_publishing_the_same_commit_twice_is_harmless_another_one_is_refused(

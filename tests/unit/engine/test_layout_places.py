@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megascale.engine.groups import Layout, Place
+from megascale.model.layout import Layout, Place
 
 SIZES = st.integers(1, 5)
 

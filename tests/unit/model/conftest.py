@@ -8,12 +8,14 @@ from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from torch import distributed
 
 from megascale.engine.bridge import cpu_bridge
-from megascale.engine.groups import Groups, Layout, build_groups
-from megascale.model.gpt import Gpt, Split, transformer_config
+from megascale.engine.groups import Groups, build_groups
+from megascale.model.gpt import Gpt, transformer_config
+from megascale.model.layout import Layout
 from megascale.model.parameters import initialise, parameter_boxes
 from megascale.model.shape import ModelShape
 
 Build = Callable[[ModelShape, int], Gpt]
+ONE = Layout(tensor=1, pipeline=1, data=1)
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +24,7 @@ def groups() -> Iterator[Groups]:
     with cpu_bridge():
         distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
         model_parallel_cuda_manual_seed(1, tp_rank=0, ep_rank=0, etp_rank=0, force_reset_rng=True)
-        yield build_groups(Layout(tensor=1, pipeline=1, data=1))
+        yield build_groups(ONE)
         distributed.destroy_process_group()
 
 
@@ -31,7 +33,7 @@ def build(groups: Groups) -> Build:
     """Make an initialised model of a shape for a sequence length."""
 
     def make(shape: ModelShape, sequence_length: int) -> Gpt:
-        config = transformer_config(shape, Split(), dtype=torch.float32, on_cpu=True)
+        config = transformer_config(shape, ONE, dtype=torch.float32, on_cpu=True)
         model = Gpt(config, shape, sequence_length, groups.collection, first=True, last=True, chunk=None)
         initialise(list(parameter_boxes(model, shape)), shape, seed=7)
         return model
