@@ -35,7 +35,8 @@ _MAX_ROWS = 40
 
 
 @app.command(
-    epilog="Examples: megascale analyze logs rank-3.log kern.log | journalctl -k | megascale analyze logs - --json"
+    epilog="Examples: megascale analyze logs rank-3.log kern.log ; "
+    "journalctl -k | megascale analyze logs - --json"
 )
 def logs(
     files: Annotated[
@@ -97,9 +98,8 @@ def stragglers(
         typer.echo(json.dumps(document, indent=2))
         return
     for verdict in verdicts:
-        typer.echo(
-            f"{verdict.kind:16} {verdict.node or '-':16} confidence {verdict.confidence:.2f}  {verdict.reason}"
-        )
+        head = f"{verdict.kind:16} {verdict.node or '-':16} confidence {verdict.confidence:.2f}"
+        typer.echo(f"{head}  {verdict.reason}")
     if not verdicts:
         typer.echo(f"nothing stands out in {len(trace.steps)} steps of {len(trace.topology.ranks)} ranks")
 

@@ -36,7 +36,9 @@ def no_progress(turn: Turn) -> str:
     if record.failures_at_step >= limit:
         return f"{record.failures_at_step} restarts in a row failed before step {step} was completed"
     if record.failures_in_row >= _ANYWHERE * limit:
-        return f"{record.failures_in_row} failures in a row, at various steps, before step {step} was completed"
+        return (
+            f"{record.failures_in_row} failures in a row, at various steps, before step {step} was completed"
+        )
     return ""
 
 

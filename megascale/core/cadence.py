@@ -53,7 +53,7 @@ def mtbf_s(failures: int, wall_s: float, *, nodes: int, node_failures_per_day: f
 
 def measured(turn: Turn) -> Cadence | None:
     """The cadence that this job's own figures call for; None before it has saved."""
-    record, step_s = turn.record, turn.live.clock.step_s()
+    record, step_s = turn.record, turn.record.clock.step_s()
     if step_s is None or not record.saves.count:
         return None
     between_s = mtbf_s(

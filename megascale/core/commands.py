@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from megascale.core.blame import exclude, readmit
 from megascale.core.events import ManualCommand, SpecChanged
-from megascale.core.incidents import Fault, note_aside, open_incident
+from megascale.core.incidents import Fault, note_aside
 from megascale.core.leaving import do_not_suspend, leave, save
 from megascale.core.lifecycle import assemble, reopen, replenish
-from megascale.core.recovery import charge, note_decision
-from megascale.core.rungs import Decision
 from megascale.core.specs import take_in
 from megascale.core.state import Plan, Stage
+from megascale.core.swap import swap_out
 from megascale.core.turn import Turn
 
 
@@ -46,15 +45,12 @@ def _evict(turn: Turn, node: str, reason: str) -> None:
     if turn.is_excluded(node):
         return
     fault = Fault("manual", f"{node} evicted: {reason}", node=node, at=turn.now)
-    decision = Decision("replace_node", "a person asked for it")
-    if not turn.holds_ranks(node):
-        incident = note_aside(turn, fault, decision.action, decision.reason)
-        exclude(turn, node, incident, forced=True)
+    why = "a person asked for it"
+    if turn.holds_ranks(node):
+        swap_out(turn, fault, why)
+    else:
+        exclude(turn, node, note_aside(turn, fault, "replace_node", why), forced=True)
         replenish(turn)
-        return
-    incident = open_incident(turn, fault)
-    note_decision(turn, incident, decision)
-    leave(turn, charge(turn, fault, incident, decision))
 
 
 def on_spec_changed(turn: Turn, event: SpecChanged) -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from megascale.core import effects as fx
+from megascale.core.attribution import hardware_fault, suspicious
 from megascale.core.events import Evidence
 from megascale.core.goodput import GoodputPhase
+from megascale.core.incidents import Fault, open_incident, relabel
 from megascale.core.lifecycle import stop
-from megascale.core.recovery import Fault, charge, decide, open_incident
-from megascale.core.state import Stage
+from megascale.core.recovery import charge, note_decision
+from megascale.core.rungs import decide
+from megascale.core.shadow import count
+from megascale.core.state import Incident, Stage
 from megascale.core.triage import Suspect, suspects
 from megascale.core.turn import Turn
 
@@ -15,72 +21,101 @@ from megascale.core.turn import Turn
 def on_stall(turn: Turn) -> None:
     """No step within the learnt bound: open an incident and ask every node what its ranks do."""
     record, live = turn.record, turn.live
-    turn.clear_deadline("hang")
     stalled_s = turn.now - live.progress_at
-    expected = live.clock.step_s() or 0.0
-    reason = f"no step for {stalled_s:.1f} s in {live.phase}; a step takes {expected:.2f} s"
+    expected = record.clock.step_s() or 0.0
+    phase = ", ".join(live.phases.current()) or live.phase
+    reason = f"no step for {stalled_s:.1f} s in {phase}; a step takes {expected:.2f} s"
     at = live.progress_at + expected
     open_incident(turn, Fault("hang", reason, at=at, source="estimated"))
     record.stage = Stage.DIAGNOSING
+    turn.clear_deadline("grow")
     record.ledger.switch(GoodputPhase.DIAGNOSIS, turn.now, cause="hang")
     live.evidence = {}
-    turn.emit(
+    collect = turn.emit(
         fx.CollectEvidence,
         reason,
         attempt=record.attempt,
         nodes=record.assignment,
         deadline_s=turn.policy.evidence_s,
     )
+    live.evidence_id = collect.effect_id
     turn.set_deadline("evidence", turn.policy.evidence_s)
     turn.set_deadline("flap", turn.policy.flap_tolerance_s)
 
 
 def on_evidence(turn: Turn, event: Evidence) -> None:
-    """Judge when the last node answered."""
+    """Judge when the last node answered; answers to an earlier question are void."""
+    live = turn.live
     if turn.record.stage is not Stage.DIAGNOSING or event.node not in turn.record.assignment:
         return
-    turn.live.evidence[event.node] = event.ranks
-    if len(turn.live.evidence) == len(turn.record.assignment):
+    if live.evidence_id and event.effect_id != live.evidence_id:
+        return
+    live.evidence[event.node] = event.ranks
+    if len(live.evidence) == len(turn.record.assignment):
         judge(turn)
 
 
 def judge(turn: Turn) -> None:
     """Act at once on positive evidence; otherwise only note it and wait for `flap`."""
+    record, incident = turn.record, turn.record.incident
     turn.clear_deadline("evidence")
-    found = suspects(turn.live.evidence)
-    incident = turn.record.incident
-    if incident:
-        for suspect in found[:6]:
-            incident.add_evidence(suspect.why)
-        for node in turn.record.assignment:
-            if node not in turn.live.evidence:
-                incident.add_evidence(f"{node} did not answer")
-    if found and found[0].sure:
-        _act(turn, found[0])
+    turn.drop_pending(fx.CollectEvidence)
+    if incident is None:
+        return
+    signs = suspicious(turn, record.assignment, turn.live.progress_at - turn.policy.correlate_s)
+    found = _suspects(turn)
+    for suspect in found[:6]:
+        incident.add_evidence(suspect.why)
+    if signs is not None:
+        _act(turn, incident, hardware_fault(signs, reason=f"; then {incident.reason}"))
+    elif found and found[0].sure:
+        _act(turn, incident, _fault(incident, found[0]))
 
 
 def on_flap_over(turn: Turn) -> None:
     """The stall outlasted a link flap: restart, on the best suspicion there is."""
-    found = suspects(turn.live.evidence)
-    _act(turn, found[0] if found else None)
-
-
-def _act(turn: Turn, suspect: Suspect | None) -> None:
     incident = turn.record.incident
     if incident is None:
         return
-    if turn.policy.shadow:
-        incident.action, incident.decision = "none", "shadow mode: would restart the ranks"
-        turn.clear_deadline("flap")
-        return
-    if suspect:
-        incident.node, incident.rank = suspect.node, suspect.rank
-        incident.reason = f"{suspect.why}; {incident.reason}"
-    else:
+    found = _suspects(turn)
+    if not found:
         incident.add_evidence("inconclusive: no rank stands out")
-    fault = Fault("hang", incident.reason, node=incident.node, rank=incident.rank)
+    _act(turn, incident, _fault(incident, found[0] if found else None))
+
+
+def _suspects(turn: Turn) -> list[Suspect]:
+    """By what their ranks did, and last those whose node did not answer."""
+    record, live = turn.record, turn.live
+    found = suspects(live.evidence, ranks=record.ranks, stages=turn.policy.pipeline)
+    silent = [node for node in record.assignment if node not in live.evidence]
+    if live.evidence and len(silent) == 1:
+        found.append(Suspect(silent[0], None, f"{silent[0]} did not answer, all others did", sure=False))
+    return found
+
+
+def _fault(incident: Incident, suspect: Suspect | None) -> Fault:
+    if suspect is None:
+        return Fault("hang", incident.reason)
+    return Fault("hang", f"{suspect.why}; {incident.reason}", node=suspect.node, rank=suspect.rank)
+
+
+def _act(turn: Turn, incident: Incident, fault: Fault) -> None:
     decision = decide(turn, fault)
-    incident.action, incident.decision = decision.action, decision.reason
-    incident.mark("decided", turn.now)
-    turn.record.ledger.switch(GoodputPhase.RECOVERY, turn.now, cause="hang", node=incident.node)
-    stop(turn, charge(turn, fault, incident, decision))
+    if turn.is_shadowed("hang"):
+        _hold_back(turn, incident, f"shadow mode: would {decision.action}, since {fault.reason}")
+        return
+    if fault.cause != "hang":
+        relabel(incident, fault)
+    incident.node, incident.rank, incident.reason = fault.node, fault.rank, fault.reason
+    note_decision(turn, incident, decision)
+    turn.record.ledger.switch(GoodputPhase.RECOVERY, turn.now, cause=fault.cause, node=fault.node)
+    stop(turn, charge(turn, replace(fault, at=turn.now), incident, decision))
+
+
+def _hold_back(turn: Turn, incident: Incident, decision: str) -> None:
+    """Nothing is done, so a person is told; looked at again for as long as the stall lasts."""
+    if not incident.decision:
+        count(turn, "hang")
+        turn.emit(fx.Page, f"{incident.reason}; {decision}", incident=incident.id)
+    incident.action, incident.decision = "none", decision
+    turn.set_deadline("flap", turn.policy.startup_s)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import signal
 from typing import Final
 
-from megascale.core import effects as fx
-from megascale.core.events import EffectFailed, RankExited
+from megascale.core.attribution import EXPLAINABLE, MACHINE, explained
+from megascale.core.events import RankExited
+from megascale.core.incidents import Fault
 from megascale.core.lifecycle import stop
 from megascale.core.lineage import Commit
-from megascale.core.recovery import Fault, reattribute, respond
+from megascale.core.recovery import reattribute, respond
+from megascale.core.rules import BUILTIN, RuleSet, Verdict, classify_text
 from megascale.core.state import Plan, Stage
 from megascale.core.turn import Turn
 
 EXIT_COMPLETED: Final = 0
 EXIT_SAVED_AND_LEFT: Final = 76
+_RULES: Final = RuleSet(BUILTIN)
 _ECHOES: Final = (
     "connection closed by peer",
     "connection reset by peer",
@@ -39,63 +42,82 @@ def on_exited(turn: Turn, event: RankExited) -> None:
     if not turn.ranks_active() or event.rank in turn.live.exits:
         return
     if event.exit_code in (EXIT_COMPLETED, EXIT_SAVED_AND_LEFT):
-        turn.live.exits[event.rank] = event.exit_code
-        _maybe_all_left(turn)
-        return
-    fault = fault_of(event)
-    if fault.cause == "checkpoint_corrupt":
-        _distrust(turn, event)
-    respond(turn, fault)
+        _left(turn, event.rank, event.exit_code)
+    else:
+        respond(turn, fault_of(event))
 
 
-def _maybe_all_left(turn: Turn) -> None:
+def _left(turn: Turn, rank: int, exit_code: int) -> None:
+    """A good end; the others have to follow."""
     record, exits = turn.record, turn.live.exits
-    if len(exits) < len(record.assignment) * turn.policy.ranks_per_node:
+    if not exits:
+        turn.set_deadline("leaving", turn.policy.startup_s)
+    exits[rank] = exit_code
+    if len(exits) < record.ranks:
         return
     if all(code == EXIT_COMPLETED for code in exits.values()):
         stop(turn, Plan("finish", f"all {turn.policy.steps} steps are done", "completed"))
     elif record.plan is not None:
         stop(turn, record.plan)
     else:
-        stop(turn, Plan("relaunch", "ranks saved and left without being asked"))
+        _left_unasked(turn)
+
+
+def _left_unasked(turn: Turn) -> None:
+    """Ranks saved and left on their own, as orphans do; doing so without having worked is a fault."""
+    resumed = turn.record.lineage.get(turn.record.attempt)
+    reason = "ranks saved and left without being asked"
+    if turn.live.step > (resumed.step if resumed else 0):
+        stop(turn, Plan("relaunch", reason))
+    else:
+        respond(turn, Fault("crash", f"{reason}, and without a step", at=turn.now))
+
+
+def on_leaving_overdue(turn: Turn) -> None:
+    """Some ranks ended well long ago, others never did."""
+    ended = len(turn.live.exits)
+    reason = (
+        f"{ended} of {turn.record.ranks} ranks ended, the others did not within {turn.policy.startup_s:g} s"
+    )
+    respond(turn, Fault("hang", reason, at=turn.now))
 
 
 def _maybe_reattribute(turn: Turn, event: RankExited) -> None:
     incident = turn.record.incident
     if incident is None or event.exit_code in (EXIT_COMPLETED, EXIT_SAVED_AND_LEFT):
         return
-    fault = fault_of(event)
-    if incident.consequence and not fault.consequence:
+    if not incident.consequence or incident.cause not in EXPLAINABLE:
+        return
+    fault = explained(turn, fault_of(event))
+    if not fault.consequence:
         reattribute(turn, fault)
 
 
-def _distrust(turn: Turn, event: RankExited) -> None:
-    """Never restore the damaged commit again."""
+def _damaged(event: RankExited) -> tuple[Commit, ...] | None:
+    """The commit that the rank found damaged; None = it did not say which."""
     step, attempt = event.error_detail.get("step"), event.error_detail.get("attempt")
-    if isinstance(step, int) and isinstance(attempt, int):
-        commit = Commit(step, attempt)
-        if commit not in turn.record.distrusted:
-            turn.record.distrusted.append(commit)
-            turn.emit(
-                fx.Page, f"checkpoint of step {step}, attempt {attempt} is damaged: {event.error_message}"
-            )
+    return (Commit(step, attempt),) if isinstance(step, int) and isinstance(attempt, int) else None
 
 
 def fault_of(event: RankExited) -> Fault:
-    """Name the cause of a bad end from its signal or its last words."""
+    """Name the cause of a bad end from its signal, its last words and what the rules say of them."""
     where = f"rank {event.rank} on {event.node}"
     text = (event.error_message or (event.tail[-1] if event.tail else "")).strip()
+    verdict = _verdict(event)
+    echo = _is_echo(event, text, verdict)
+    commits: tuple[Commit, ...] | None = None
     if event.signal is not None:
-        name = _signal_name(event.signal)
-        cause, reason, echo = "crash", f"{where} was killed by {name}", False
+        cause, reason = "crash", f"{where} was killed by {_signal_name(event.signal)}"
     elif event.error_type == "CheckpointCorruptError":
-        cause, reason, echo = "checkpoint_corrupt", f"{where}: {text}", False
-    elif event.error_type in _ECHO_TYPES or any(word in text.lower() for word in _ECHOES):
-        cause, reason, echo = "crash", f"{where} lost its peers: {_first_line(text)}", True
+        cause, reason, commits = "checkpoint_corrupt", f"{where}: {_first_line(text)}", _damaged(event)
+    elif echo:
+        cause, reason = "crash", f"{where} lost its peers: {_first_line(text)}"
+    elif verdict.category in MACHINE and verdict.action in ("restart", "replace_node"):
+        cause, reason = "hardware", f"{where}: {_first_line(verdict.line or text)}"
     elif event.error_type:
-        cause, reason, echo = "user_code", f"{where} raised {event.error_type}: {_first_line(text)}", False
+        cause, reason = "user_code", f"{where} raised {event.error_type}: {_first_line(text)}"
     else:
-        cause, reason, echo = "crash", f"{where} exited with code {event.exit_code}", False
+        cause, reason = "crash", f"{where} exited with code {event.exit_code}"
     return Fault(
         cause,
         reason,
@@ -105,7 +127,27 @@ def fault_of(event: RankExited) -> Fault:
         source="injected" if event.injected else "observed",
         consequence=echo,
         evidence=event.tail[-3:],
+        action="" if event.signal is not None else verdict.action,
+        rule=verdict.rule or "",
+        category=verdict.category,
+        error_type=event.error_type,
+        commits=commits,
     )
+
+
+def _verdict(event: RankExited) -> Verdict:
+    words = f"{event.error_type}: {event.error_message}" if event.error_type else event.error_message
+    return classify_text("\n".join((*event.tail, words)), _RULES, node=event.node)
+
+
+def _is_echo(event: RankExited, text: str, verdict: Verdict) -> bool:
+    """Whether the rank may only have lost its peers; watchdogs abort, and their log says so."""
+    if event.signal is not None:
+        return event.signal == signal.SIGABRT and verdict.scope == "consequence"
+    if event.error_type == "CheckpointCorruptError":
+        return False
+    told = event.error_type in _ECHO_TYPES or any(word in text.lower() for word in _ECHOES)
+    return told or verdict.scope == "consequence"
 
 
 def _signal_name(number: int) -> str:
@@ -117,10 +159,3 @@ def _signal_name(number: int) -> str:
 
 def _first_line(text: str) -> str:
     return text.splitlines()[0][:300] if text else "no message"
-
-
-def on_effect_failed(turn: Turn, event: EffectFailed, kind: str) -> None:
-    """A launch that could not be carried out is a fault of the nodes named."""
-    if kind == "Launch" and turn.record.stage is Stage.LAUNCHING:
-        node = event.nodes[0] if event.nodes else ""
-        respond(turn, Fault("launch_failed", f"launch failed: {event.reason}", node=node, at=turn.now))

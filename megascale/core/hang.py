@@ -74,7 +74,7 @@ class StepClock:
         return _PHASE_FLOOR_S.get(phase, 0.0)
 
     def launch_bound_s(self, limit_s: float) -> float:
-        """Seconds from launch to first step after which a launch that restores has failed, at most `limit_s`."""
+        """Seconds a launch that restores may take to its first step, at most `limit_s`."""
         if _LAUNCH not in self.longest_s:
             return limit_s
         return min(limit_s, max(_LAUNCH_FLOOR_S, _LAUNCH_FACTOR * self.longest_s[_LAUNCH]))

@@ -34,9 +34,7 @@ def leave(turn: Turn, plan: Plan) -> None:
 
 def save(turn: Turn, reason: str, *, leaving: bool) -> None:
     """Ask all ranks for a checkpoint."""
-    turn.emit(
-        fx.SaveNow, reason, attempt=turn.record.attempt, leave=leaving, deadline_s=turn.policy.save_s
-    )
+    turn.emit(fx.SaveNow, reason, attempt=turn.record.attempt, leave=leaving, deadline_s=turn.policy.save_s)
 
 
 def on_save_overdue(turn: Turn) -> None:

@@ -142,6 +142,9 @@ def _forget_attempt(turn: Turn, step: int) -> None:
     live = turn.live
     live.milestones, live.exits, live.stall_s = Milestones(), {}, 0.0
     live.phases, live.pace = PhaseBoard(), []
+    live.stragglers, live.probes = None, {}
+    live.numerics.step, live.numerics.good_step = step, step
+    live.numerics.kind, live.numerics.count = "", 0
     live.step, live.phase = step, "startup"
     live.progress_at, live.quiet_until = turn.now, 0.0
 
@@ -218,6 +221,7 @@ def suspend(turn: Turn, reason: str) -> None:
     """Hold no ranks until resumed."""
     record = turn.record
     record.stage, record.plan = Stage.SUSPENDED, None
+    record.suspended_by_spec = turn.policy.suspend
     record.ledger.switch(GoodputPhase.SUSPENDED, turn.now)
     turn.clear_deadline("shrink", "acquireRetry", "acquired", "applySpec")
     turn.drop_pending(fx.Acquire)

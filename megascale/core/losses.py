@@ -69,4 +69,6 @@ def settle(turn: Turn, incident: Incident | None) -> None:
             add_blame(turn, name, "node_lost")
             exclude(turn, name, incident, reason=turn.record.lost[name].reason)
     turn.record.lost = {}
-    turn.record.shared = {d: at for d, at in turn.record.shared.items() if at > turn.now - turn.policy.correlate_s}
+    turn.record.shared = {
+        d: at for d, at in turn.record.shared.items() if at > turn.now - turn.policy.correlate_s
+    }

@@ -5,7 +5,6 @@ Keeps the job record of 1,536 nodes with cloud host names far below its 64 KiB.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Final
 
@@ -18,11 +17,18 @@ def pack(names: Sequence[str]) -> Json:
     """`names` as JSON: a plain list if short, else prefix, suffix and the middles joined by spaces."""
     if len(names) < _WORTH_PACKING or any(not name or " " in name for name in names):
         return list(names)
-    prefix = os.path.commonprefix(list(names))
+    prefix = _shared_start(names)
     room = min(map(len, names)) - len(prefix)
-    suffix = os.path.commonprefix([name[::-1] for name in names])[:room][::-1]
+    suffix = _shared_start([name[::-1] for name in names])[:room][::-1]
     middles = [name[len(prefix) : len(name) - len(suffix)] for name in names]
     return {"prefix": prefix, "suffix": suffix, "names": " ".join(middles)}
+
+
+def _shared_start(names: Sequence[str]) -> str:
+    # What the first and the last in order share, all in between share too.
+    first, last = min(names), max(names)
+    length = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    return first[:length]
 
 
 def unpack(packed: Json) -> list[str]:

@@ -1,7 +1,8 @@
 """Wrong numbers: NaN, and jumps of loss or gradient norm that stay (ByteRobust: 5x is anomalous).
 
-The first time, a machine is suspected: the state is rolled back to before the jump. Steps are replayed
-exactly, so the same jump at the same step again comes from code or data, and then a person decides.
+The first time a machine is suspected: the state is rolled back to before the jump, and a checkpoint that
+was loaded only shortly before is distrusted too. Steps are replayed exactly, so the same jump at the same
+step again comes from code or data, and then a person decides.
 """
 
 from __future__ import annotations
@@ -11,38 +12,77 @@ from typing import Final
 
 from megascale.core import effects as fx
 from megascale.core.events import RankProgress
-from megascale.core.incidents import Fault
+from megascale.core.incidents import Fault, note_aside
 from megascale.core.lineage import Commit
 from megascale.core.recovery import respond
 from megascale.core.shadow import held_back
 from megascale.core.state import NumericsWatch, Stage
+from megascale.core.stats.spikes import JUMP, Anomaly
 from megascale.core.turn import Turn
 
-_CONFIRMED: Final = {"not_a_number": 2, "spike": 5}
+_CONFIRMED_STEPS: Final = {"not_a_number": 2, "jump": 5, "spike": 5}
+_SAME_STEP: Final = 5
 
 
 def observe(turn: Turn, rank: RankProgress) -> None:
-    """Judge the loss and gradient norm of a step, once per step."""
-    live, watch = turn.live, turn.live.numerics
+    """Judge the loss and gradient norm of a step, once per step; values of every rank that knows them."""
+    watch = turn.live.numerics
     if rank.loss is None or rank.step <= watch.step or turn.record.stage is not Stage.RUNNING:
         return
     watch.step = rank.step
-    kind, reason = _judge(watch, rank)
-    if not kind:
-        watch.kind, watch.count = "", 0
+    anomaly = _judge(watch, rank)
+    if anomaly is None:
+        watch.kind, watch.count, watch.good_step = "", 0, rank.step
         return
+    kind = _kind(anomaly)
     if kind != watch.kind:
-        watch.kind, watch.count, watch.first_step, watch.reason = kind, 0, rank.step, reason
+        watch.kind, watch.count, watch.reason = kind, 0, anomaly.reason
     watch.count += 1
-    if watch.count == _CONFIRMED[kind]:
+    if watch.count == _CONFIRMED_STEPS[kind]:
         _act(turn, watch)
-    del live
 
 
-def _judge(watch: NumericsWatch, rank: RankProgress) -> tuple[str, str]:
-    found = [watch.loss.observe(rank.step, rank.loss if rank.loss is not None else math.nan)]
-    if rank.grad_norm is not None and math.isfinite(rank.grad_norm):
-        found.append(watch.grad_norm.observe(rank.step, rank.grad_norm))
-    anomalies = [anomaly for anomaly in found if anomaly is not None]
-    worst = min(anomalies, key=lambda anomaly: anomaly.kind, default=None)
-    return (worst.kind, worst.reason) if worst else ("", "")
+def _judge(watch: NumericsWatch, rank: RankProgress) -> Anomaly | None:
+    loss = watch.loss.observe(rank.step, math.nan if rank.loss is None else rank.loss)
+    # A gradient norm that is no number may be a step that mixed precision skips: the loss decides.
+    finite = rank.grad_norm is not None and math.isfinite(rank.grad_norm)
+    norm = watch.grad_norm.observe(rank.step, rank.grad_norm or 0.0) if finite else None
+    return loss or norm
+
+
+def _kind(anomaly: Anomaly) -> str:
+    """A spike inside the 5x bound may well be the data: it is told, not acted on."""
+    if anomaly.kind == "spike" and anomaly.value > JUMP * anomaly.reference:
+        return "jump"
+    return anomaly.kind
+
+
+def _act(turn: Turn, watch: NumericsWatch) -> None:
+    record = turn.record
+    first_step = watch.good_step + 1
+    again = abs(first_step - record.anomaly_step) <= _SAME_STEP
+    fault = Fault(
+        "numerics",
+        f"{watch.reason}, for {watch.count} steps" + ("; at the same step as before" if again else ""),
+        at=turn.now,
+        commits=_tainted(turn, first_step),
+    )
+    if watch.kind == "spike" or (watch.kind == "jump" and again):
+        note_aside(turn, fault, "none", "training goes on: code or data may be behind it")
+        if again:
+            turn.emit(fx.Page, f"{fault.reason}: code or data, not a machine; training goes on")
+        return
+    if held_back(turn, "numerics", fault, "roll back"):
+        return
+    record.anomaly_step = first_step
+    respond(turn, fault)
+
+
+def _tainted(turn: Turn, first_step: int) -> tuple[Commit, ...]:
+    """Checkpoints of this attempt that may hold the damage; the loaded one if it is that recent."""
+    record = turn.record
+    tainted = [c for c in record.commits if c.attempt == record.attempt and c.step >= first_step - 1]
+    loaded = record.lineage.get(record.attempt)
+    if loaded is not None and first_step - loaded.step <= turn.policy.distrust_steps:
+        tainted.append(loaded)
+    return tuple(tainted)

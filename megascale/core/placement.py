@@ -37,16 +37,15 @@ def refilled(
     before: Sequence[str], usable: Sequence[str], domains: Mapping[str, Domain], count: int
 ) -> list[str]:
     """`before` with its missing nodes replaced by the nearest idle ones, extended to `count`."""
-    places: list[str | None] = [name if name in set(usable) else None for name in before]
-    places += [None] * (count - len(places))
-    idle = [name for name in usable if name not in set(places)]
+    kept = set(before).intersection(usable)
+    idle = [name for name in usable if name not in kept]
     filled: list[str] = []
-    for index, name in enumerate(places):
-        if name is None:
-            near = before[index] if index < len(before) else filled[-1]
-            name = min(idle, key=lambda other, near=near: _distance(domains, near, other))  # type: ignore[misc]
-            idle.remove(name)
-        filled.append(name)
+    for index in range(count):
+        place = before[index] if index < len(before) else filled[-1]
+        if place not in kept or index >= len(before):
+            distances = [_distance(domains, place, name) for name in idle]
+            place = idle.pop(distances.index(min(distances)))
+        filled.append(place)
     return filled
 
 
@@ -61,9 +60,7 @@ def _distance(domains: Mapping[str, Domain], one: str, other: str) -> int:
     return max(len(left), len(right)) - shared
 
 
-def arranged(
-    usable: Sequence[str], domains: Mapping[str, Domain], count: int, block: int
-) -> list[str]:
+def arranged(usable: Sequence[str], domains: Mapping[str, Domain], count: int, block: int) -> list[str]:
     """A first placement: blocks of `block` nodes (a pipeline stage each) inside one domain where one fits.
 
     Each block takes the domain that it fills best; what fits nowhere is taken from the largest remainders.
@@ -79,7 +76,11 @@ def arranged(
         domain = min(fitting, key=lambda d: (len(left[d]), d))
         blocks.append((domain, left[domain][:block]))
         left[domain] = left[domain][block:]
-    chosen = [name for _, names in sorted(blocks, key=lambda item: (item[0], natural_key(item[1][0]))) for name in names]
+    chosen = [
+        name
+        for _, names in sorted(blocks, key=lambda item: (item[0], natural_key(item[1][0])))
+        for name in names
+    ]
     for domain in sorted((d for d in left if left[d]), key=lambda d: (-len(left[d]), d)):
         chosen += left[domain][: count - len(chosen)]
     return chosen

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from megascale.core import numerics
+from megascale.core import numerics, speed
 from megascale.core.breakers import note_progress
 from megascale.core.events import CommitDone, JobReport, NodeReport, RankProgress
 from megascale.core.goodput import GoodputPhase
@@ -123,6 +123,7 @@ def _note_step(turn: Turn, node: str, rank: RankProgress) -> None:
             prove(turn)
         _stall_over(turn)
         _maybe_back_to_speed(turn, rank)
+        speed.observe(turn, rank)
     _arm_hang(turn)
 
 

@@ -28,9 +28,7 @@ def decide(turn: Turn, fault: Fault) -> Decision:
     """The cheapest rung that can cure `fault` and has budget left."""
     if fault.cause in FREE_OF_BUDGET:
         return Decision("replace_node", f"{fault.reason}; no budget charged, no blame")
-    return (
-        _refused(turn, fault) or _by_rule(turn, fault) or _by_cause(turn, fault) or _by_node(turn, fault)
-    )
+    return _refused(turn, fault) or _by_rule(turn, fault) or _by_cause(turn, fault) or _by_node(turn, fault)
 
 
 def _refused(turn: Turn, fault: Fault) -> Decision | None:
@@ -42,7 +40,9 @@ def _refused(turn: Turn, fault: Fault) -> Decision | None:
         return None
     spec = turn.record.spec
     if spec.previous and turn.record.best_step <= spec.step:
-        return Decision("revert_spec", f"{stuck} with the changed spec {spec.running}; {spec.previous} worked")
+        return Decision(
+            "revert_spec", f"{stuck} with the changed spec {spec.running}; {spec.previous} worked"
+        )
     return Decision("fail_job", stuck)
 
 
@@ -50,7 +50,10 @@ def _by_rule(turn: Turn, fault: Fault) -> Decision | None:
     for number, rule in enumerate(turn.policy.rules, start=1):
         if _matches(rule, fault):
             if rule.action == "replace_node" and not fault.node:
-                return Decision("restart_in_place", f"recovery.rules {number} asks for another node, but which is not known")
+                return Decision(
+                    "restart_in_place",
+                    f"recovery.rules {number} asks for another node, but which is not known",
+                )
             return Decision(rule.action, f"recovery.rules {number} says so")
     return None
 
@@ -71,19 +74,38 @@ def _matches(rule: RecoveryRule, fault: Fault) -> bool:
 
 
 def _by_cause(turn: Turn, fault: Fault) -> Decision | None:
-    if fault.cause == "checkpoint_corrupt":
-        return Decision("roll_back", "the damaged checkpoint is not used again; the one before it is restored")
-    if fault.cause == "numerics":
-        return Decision("roll_back", "the state is not trusted from there on; the checkpoint before it is restored")
-    if fault.node_gone:
-        return Decision("replace_node", "the node is gone; a spare takes its ranks, else a new node")
-    if fault.action == "replace_node" and fault.node:
-        return Decision("replace_node", f"{fault.rule or fault.category} is sure: no restart cures it")
-    if fault.action == "fail_job" and turn.record.best_step == 0:
-        return Decision("fail_job", "it fails before its first step, and restarting does not change code or data")
-    if fault.consequence:
-        return Decision("restart_in_place", "it only lost its peers; nobody is blamed before it is known who went first")
-    return None
+    early = turn.record.best_step == 0
+    known = (
+        (
+            fault.cause == "checkpoint_corrupt",
+            Decision("roll_back", "the damaged checkpoint is not used again; the one before it is restored"),
+        ),
+        (
+            fault.cause == "numerics",
+            Decision(
+                "roll_back", "the state is not trusted from there on; an earlier checkpoint is restored"
+            ),
+        ),
+        (
+            fault.node_gone,
+            Decision("replace_node", "the node is gone; a spare takes its ranks, else a new node"),
+        ),
+        (
+            fault.action == "replace_node" and bool(fault.node),
+            Decision("replace_node", f"{fault.rule or fault.category} is sure: no restart cures it"),
+        ),
+        (
+            fault.action == "fail_job" and early,
+            Decision("fail_job", "it fails before its first step; restarting changes neither code nor data"),
+        ),
+        (
+            fault.consequence,
+            Decision(
+                "restart_in_place", "it only lost its peers; nobody is blamed before the first is known"
+            ),
+        ),
+    )
+    return next((decision for holds, decision in known if holds), None)
 
 
 def _by_node(turn: Turn, fault: Fault) -> Decision:

@@ -42,9 +42,7 @@ def prove(turn: Turn) -> None:
 def revert(turn: Turn, incident: Incident) -> None:
     """Back to the revision that made progress, with its policy."""
     spec = turn.record.spec
-    turn.emit(
-        fx.Page, f"spec {spec.running} made no progress, back to {spec.previous}", incident=incident.id
-    )
+    turn.emit(fx.Page, f"spec {spec.running} made no progress, back to {spec.previous}", incident=incident.id)
     spec.running, spec.previous = spec.previous, ""
     if spec.before is not None:
         turn.policy, spec.before = spec.before, None

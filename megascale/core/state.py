@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from megascale.core.codec import Json
 from megascale.core.events import RankEvidence
@@ -13,6 +13,10 @@ from megascale.core.hang import PhaseBoard, StepClock
 from megascale.core.lineage import Commit
 from megascale.core.policy import Policy
 from megascale.core.rules import Hit
+from megascale.core.stats.spikes import DecayDetector, SpikeDetector
+
+if TYPE_CHECKING:
+    from megascale.core.stats.online import StragglerDetector, Suspicion
 
 INCIDENTS_KEPT: Final = 20
 COMMITS_KEPT: Final = 32
@@ -207,7 +211,7 @@ class Record:
         failures_in_row, failures_at_step: without a new step; of these, at the same step `failed_step`.
         failures: faults charged to a budget over the job's life.
         shadowed: by detector, how often it would have acted.
-        suspicions: rank -> how often in a row it was found slow.
+        anomaly_step: step of the last jump of the loss that was acted on.
     """
 
     term: int = 0
@@ -246,7 +250,9 @@ class Record:
     outstanding: int = 0
     refusals: int = 0
     waiting_since: float = 0.0
+    suspended_by_spec: bool = False
     shadowed: dict[str, int] = field(default_factory=dict)
+    anomaly_step: int = -1
     finish_state: str = ""
     finish_reason: str = ""
     ledger: Ledger = field(default_factory=Ledger)
@@ -265,6 +271,24 @@ class Milestones:
 
 
 @dataclass(slots=True)
+class NumericsWatch:
+    """Loss and gradient norm of this attempt.
+
+    Attributes:
+        step: judged up to here; good_step: newest step with normal values.
+        kind, count, reason: the anomaly under way and over how many steps it was seen.
+    """
+
+    loss: SpikeDetector = field(default_factory=lambda: SpikeDetector("loss"))
+    grad_norm: SpikeDetector = field(default_factory=lambda: SpikeDetector("gradient norm", sigmas=0.0))
+    step: int = 0
+    good_step: int = 0
+    kind: str = ""
+    count: int = 0
+    reason: str = ""
+
+
+@dataclass(slots=True)
 class Live:
     """What the agents tell; empty after a driver restart.
 
@@ -274,9 +298,9 @@ class Live:
         stall_s: time the slowest rank was blocked by saves in this attempt.
         evidence_id: the CollectEvidence that is being answered.
         signals: recent hardware events and log lines that may explain a fault.
+        probes: Probe effects that are to confirm a straggler.
     """
 
-    clock: StepClock = field(default_factory=StepClock)
     nodes: dict[str, Node] = field(default_factory=dict)
     silence: list[tuple[float, str]] = field(default_factory=list)
     absent: set[str] = field(default_factory=set)
@@ -293,3 +317,7 @@ class Live:
     evidence_id: str = ""
     evidence: dict[str, tuple[RankEvidence, ...]] = field(default_factory=dict)
     signals: list[Hit] = field(default_factory=list)
+    numerics: NumericsWatch = field(default_factory=NumericsWatch)
+    speed: DecayDetector = field(default_factory=lambda: DecayDetector("steps per second", drop=0.05))
+    stragglers: StragglerDetector | None = None
+    probes: dict[str, Suspicion] = field(default_factory=dict)

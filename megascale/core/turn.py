@@ -103,9 +103,7 @@ class Turn:
 
     def in_use(self, node: str) -> bool:
         """Whether ranks run on the node, or may still do so until they are stopped."""
-        return node in self.record.assignment and (
-            self.ranks_active() or self.record.stage is Stage.STOPPING
-        )
+        return node in self.record.assignment and (self.ranks_active() or self.record.stage is Stage.STOPPING)
 
     def is_shadowed(self, detector: str) -> bool:
         """Whether the detector only records what it would do."""

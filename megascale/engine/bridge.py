@@ -55,16 +55,6 @@ class _CudaNamesMeanCpu(TorchFunctionMode):
         return func(*args)
 
 
-class _Stream:
-    """A stream that is always finished: CPU work is synchronous."""
-
-    def wait_stream(self, _other: object) -> None: ...
-
-    def wait_event(self, _event: object) -> None: ...
-
-    def synchronize(self) -> None: ...
-
-
 class _Event:
     """An event that has always happened."""
 
@@ -74,6 +64,19 @@ class _Event:
 
     def query(self) -> bool:
         return True
+
+    def synchronize(self) -> None: ...
+
+
+class _Stream:
+    """A stream that is always finished: CPU work is synchronous."""
+
+    def wait_stream(self, _other: object) -> None: ...
+
+    def wait_event(self, _event: object) -> None: ...
+
+    def record_event(self, event: _Event | None = None) -> _Event:
+        return event or _Event()
 
     def synchronize(self) -> None: ...
 

@@ -122,6 +122,11 @@ def build_groups(layout: Layout) -> Groups:
         ep=single,
         dp=data,
         dp_cp=data,
+        tp_cp=tensor,
+        tp_dp_cp=stage,
+        # Experts are not spread over ranks: their weights are cut like those of any other layer.
+        expt_tp=tensor,
+        tp_ep=tensor,
         expt_dp=data,
         embd=build.ends(),
         pos_embd=None,

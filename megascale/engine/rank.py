@@ -102,6 +102,7 @@ def _build(launch: RankLaunch, plan: Plan, groups: Groups, device: Device) -> En
         device=device.place,
         dtype=device.dtype(megatron.precision),
         seed=megatron.seed if launch.resume is None else None,
+        recompute=megatron.recompute,
     )
 
 

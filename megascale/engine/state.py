@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from megascale.engine.groups import Groups
 from megascale.job.megatron import Optimizer
-from megascale.model.gpt import Gpt, transformer_config
+from megascale.model.gpt import Gpt, Recompute, transformer_config
 from megascale.model.parameters import ParameterBox, initialise, parameter_boxes
 from megascale.model.shape import ModelShape
 from megascale.optim.adamw import AdamW
@@ -158,13 +158,17 @@ def build_engine(
     device: torch.device,
     dtype: torch.dtype,
     seed: int | None,
+    recompute: Recompute = "none",
 ) -> EngineState:
     """Build this rank's part of the model and its optimizer; collective over all ranks.
 
     Args:
         seed: initial values are drawn from it; None = left undefined, to be overwritten by a checkpoint.
+        recompute: activations that the backward pass computes again.
     """
-    config = transformer_config(shape, groups.layout, dtype=dtype, on_cpu=device.type == "cpu")
+    config = transformer_config(
+        shape, groups.layout, dtype=dtype, on_cpu=device.type == "cpu", recompute=recompute
+    )
     models = _build_chunks(shape, config, sequence_length, groups)
     boxes = [box for model in models for box in parameter_boxes(model, shape)]
     if seed is not None:

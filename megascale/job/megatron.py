@@ -14,7 +14,7 @@ from megascale.job.rules import BYTE_VOCAB_SIZE
 PositiveNumber = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 FromPreset = Words(default="the preset's; required without a preset")
-PresetName = Literal["tiny", "gpt-175b", "gpt-530b", "llama-7b", "llama-13b", "llama-65b"]
+PresetName = Literal["tiny", "tiny-moe", "gpt-175b", "gpt-530b", "llama-7b", "llama-13b", "llama-65b", "dbrx"]
 
 
 def _leave_defaults_to_presets(schema: dict[str, Any]) -> None:
@@ -50,13 +50,25 @@ class Model(Section):
     (MegaScale 3.1); serial: the MLP reads what attention wrote."""
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     """Normalisation in front of each block and before the output layer."""
+    qk_norm: bool = False
+    """Normalise each head's queries and keys: keeps the parallel block stable at large sizes (ViT-22B)."""
     activation: Literal["gelu", "swiglu"] = "gelu"
     """Activation of the MLP."""
+    experts: Count | None = None
+    """Mixture of experts: MLPs per layer that a router chooses from; null = one MLP for every token."""
+    experts_per_token: Count = 1
+    """Experts that each token goes through."""
     rotary_base: PositiveNumber = 10_000.0
     """Base of the rotary position frequencies; larger reaches further."""
     window: Count | None = None
     """Sliding-window attention: how many keys a token sees, itself included (MegaScale 3.1);
     null = all before it."""
+    window_pattern: Annotated[
+        str,
+        Field(pattern=r"^[SL]+$", max_length=1024),
+        Words("letters S (layer with the window) and L (layer that sees all keys), such as S, SL or SSSL"),
+    ] = "S"
+    """Which layers have the window, repeated over the layers: S has it, L sees all keys; SL alternates."""
     tied_embeddings: bool = True
     """Use the input embedding as the output layer too."""
     vocab_size: Annotated[int, Field(ge=2, le=MAX_INT)] = BYTE_VOCAB_SIZE
@@ -185,3 +197,6 @@ class Megatron(Section):
     """Seed of the weights and of the order of the samples."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 on a GPU, fp32 on the CPU."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """Activations computed again in the backward pass to save memory: none; selective: those inside attention;
+    full: all but each layer's input."""

@@ -138,6 +138,20 @@ def _model_problems(model: Model) -> list[Problem]:
         problems.append(
             Problem(("model", "kvHeads"), message, "each key-value head serves as many query heads")
         )
+    return [*problems, *_expert_problems(model)]
+
+
+def _expert_problems(model: Model) -> list[Problem]:
+    if model.experts is None:
+        return []
+    problems = []
+    if model.experts_per_token > model.experts:
+        message = f"{model.experts_per_token} is more than experts {model.experts}"
+        problems.append(Problem(("model", "expertsPerToken"), message, f"use 1 to {model.experts}"))
+    if model.block == "parallel":
+        message = "the parallel block is not made for experts"
+        hint = "set block to serial: the router sends tokens around by itself, which the arms cannot share"
+        problems.append(Problem(("model", "block"), message, hint))
     return problems
 
 
@@ -163,10 +177,15 @@ def _layout_problems(megatron: Megatron) -> list[Problem]:
     model, layout = megatron.model, megatron.parallelism
     tensor, stages = layout.tensor, layout.pipeline * layout.interleave
     pipeline = f"pipeline {layout.pipeline} x interleave {layout.interleave} = {stages}"
+    routed = []
+    if model.experts is not None and tensor > 1 and not layout.sequence:
+        message = f"experts over tensor {tensor} ranks need sequence parallelism"
+        routed = [Problem(("parallelism", "sequence"), message, "set sequence to true, or tensor to 1")]
     same_layers = "every piece of the pipeline gets the same number of layers"
     same_share = "every tensor rank gets the same share"
     grouped = model.kv_heads if model.kv_heads != model.attention_heads else 0
     return [
+        *routed,
         *_multiple(("model", "kvHeads"), grouped, tensor, f"tensor {tensor}", same_share),
         *_multiple(("model", "numLayers"), model.num_layers, stages, pipeline, same_layers),
         *_multiple(

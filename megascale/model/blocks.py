@@ -22,6 +22,7 @@ from megatron.core.transformer.transformer_layer import BaseTransformerLayer, ge
 from torch import Tensor
 
 from megascale.model.attention import WindowedAttention
+from megascale.model.experts import mixture
 from megascale.model.norms import NORMS
 from megascale.model.shape import ModelShape
 
@@ -47,23 +48,31 @@ class _Block(MegatronModule, BaseTransformerLayer):  # type: ignore[misc] # mega
         )
         self.tp_group = pg_collection.tp
         self.norm = NORMS[shape.norm](config, config.hidden_size)
+        head_norm = NORMS[shape.norm] if shape.qk_norm else None
         self.attention = SelfAttention(
             config,
             SelfAttentionSubmodules(
                 linear_qkv=ColumnParallelLinear,
-                core_attention=functools.partial(WindowedAttention, window=shape.window),
+                core_attention=functools.partial(
+                    WindowedAttention, window=shape.window_of(self.layer_number - 1)
+                ),
                 linear_proj=RowParallelLinear,
+                q_layernorm=head_norm,
+                k_layernorm=head_norm,
             ),
             self.layer_number,
             AttnMaskType.causal,
             pg_collection=pg_collection,
         )
-        self.mlp = MLP(
-            config,
-            MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear),
-            ffn_hidden_size=config.ffn_hidden_size,
-            tp_group=self.tp_group,
-        )
+        if shape.experts is not None:
+            self.mlp = mixture(config, self.layer_number, pg_collection)
+        else:
+            self.mlp = MLP(
+                config,
+                MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear),
+                ffn_hidden_size=config.ffn_hidden_size,
+                tp_group=self.tp_group,
+            )
 
 
 class SerialBlock(_Block):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any, Final, Literal
 
 import torch
 from megatron.core.models.gpt import GPTModel
@@ -19,12 +20,39 @@ from megascale.model.loss import token_losses
 from megascale.model.norms import NORMS
 from megascale.model.shape import ModelShape
 
+AUXILIARY_LOSS: Final = 0.01
+"""Weight of the router's load-balancing loss (Switch Transformer, Fedus et al. 2022, section 2.2)."""
+Recompute = Literal["none", "selective", "full"]
+
+
+def _recompute_options(recompute: Recompute) -> dict[str, Any]:
+    """megatron-core's names for what the backward pass computes again (Korthikanti et al. 2023)."""
+    if recompute == "full":
+        return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    return {"recompute_granularity": "selective" if recompute == "selective" else None}
+
+
+def _expert_options(shape: ModelShape) -> dict[str, Any]:
+    if shape.experts is None:
+        return {}
+    return {
+        "num_moe_experts": shape.experts,
+        "moe_router_topk": shape.experts_per_token,
+        "moe_ffn_hidden_size": shape.ffn_hidden_size,
+        "moe_router_dtype": "fp32",
+        "moe_token_dispatcher_type": "alltoall",
+        "moe_aux_loss_coeff": AUXILIARY_LOSS,
+    }
+
 
 def transformer_config(
-    shape: ModelShape, layout: Layout, *, dtype: torch.dtype, on_cpu: bool
+    shape: ModelShape, layout: Layout, *, dtype: torch.dtype, on_cpu: bool, recompute: Recompute = "none"
 ) -> TransformerConfig:
     """megatron-core's configuration of `shape`; it leaves parameters to `parameters.initialise`."""
     return TransformerConfig(
+        **_recompute_options(recompute),
+        **_expert_options(shape),
+        qk_layernorm=shape.qk_norm,
         num_layers=shape.num_layers,
         hidden_size=shape.hidden_size,
         num_attention_heads=shape.attention_heads,

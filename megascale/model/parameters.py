@@ -58,12 +58,19 @@ def canonical_name(local: str, layers: Sequence[nn.Module], *, tied: bool) -> st
     found = _LAYER.match(local)
     if found:
         index = layers[int(found[1])].layer_number - 1  # type: ignore[operator]
-        return f"layers.{index}.{found[2].replace('linear_', '')}"
+        return f"layers.{index}.{_inside_layer(found[2])}"
     if local == "output_layer.weight":
         return "embedding.weight" if tied else "output.weight"
     return local.replace("embedding.word_embeddings.", "embedding.").replace(
         "decoder.final_layernorm.", "final_norm."
     )
+
+
+def _inside_layer(local: str) -> str:
+    """`mlp.experts.local_experts.3.linear_fc1.weight` becomes `mlp.experts.3.fc1.weight`; no expert is remote."""
+    for theirs, ours in (("linear_", ""), ("local_experts.", ""), ("_layernorm.", "_norm.")):
+        local = local.replace(theirs, ours)
+    return local
 
 
 def _split_dimension(module: nn.Module) -> int | None:
@@ -115,7 +122,7 @@ def initial_values(
         return torch.full(global_shape, 0.0 if name.endswith("bias") else 1.0, device=device)
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     generator = torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-    residual = name.endswith(("attention.proj.weight", "mlp.fc2.weight"))
+    residual = name.endswith(("attention.proj.weight", "fc2.weight"))
     std = shape.init_std / math.sqrt(2 * shape.num_layers) if residual else shape.init_std
     values = torch.empty(global_shape, device=device).normal_(0.0, std, generator=generator)
     if name in ("embedding.weight", "output.weight"):

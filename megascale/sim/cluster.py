@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from megascale.core.events import CommitDone, NodeGone, NodeJoined, RankEvidence, RankExited
@@ -54,6 +55,7 @@ class Cluster:
         self.agenda, self.delays, self.network, self.storage = agenda, delays, network, storage
         self.fleet = Fleet(agenda, delays, self._boot_granted, list(machines))
         self.runs: dict[int, Run] = {}
+        self.listeners: list[Callable[[Run], None]] = []
         storage.told = lambda commit: network.publish(CommitDone(commit.step, commit.attempt, agenda.now))
 
     # Machines and their agents
@@ -211,6 +213,8 @@ class Cluster:
 
     def run_changed(self, run: Run) -> None:
         self.reporter.changed(run)
+        for listener in self.listeners:
+            listener(run)
 
     def ranks_left(self, run: Run, exit_code: int) -> None:
         for name in run.nodes:

@@ -89,6 +89,8 @@ class Run:
         self.pace = work.paced_s
         self.slowdown = 1.0
         self.ended = False
+        self.announced = False
+        self.loss: float | None = None
         self.progressed_at = agenda.now
         self._timer: Timer | None = None
         self._left_over_s: float | None = None
@@ -135,6 +137,11 @@ class Run:
             self._freeze()
             self._go_on()
 
+    def poison(self, loss: float) -> None:
+        """From now on the ranks report this loss."""
+        self.loss = loss
+        self._watcher.run_changed(self)
+
     def set_slowdown(self, factor: float) -> None:
         """Every step takes `factor` x as long from now on."""
         moving = self.is_stepping and not self.blocked
@@ -174,6 +181,7 @@ class Run:
             groups_at=shifted.get("groups", 0.0),
             loaded_at=shifted.get("load", 0.0),
             first_step_at=shifted.get("firstStep", 0.0),
+            loss=self.loss,
         )
 
     def _memory_stall_s(self, step: int) -> float:

@@ -15,6 +15,7 @@ from megascale.sim.delays import Delays, Distribution
 from megascale.sim.driver import Observer, RecordStore, SimDriver
 from megascale.sim.machines import Machine
 from megascale.sim.network import Loss, Network
+from megascale.sim.summary import Summary
 from megascale.sim.storage import Storage
 from megascale.sim.training import Workload
 
@@ -30,6 +31,7 @@ class WorldSpec:
         delays: durations by name; driver_down: from a driver's death to its successor.
         beat_s: period of beats; loss: chaos of the network; echo: see Cluster.
         driver_skew_s: clocks of successive drivers differ by up to this.
+        summarised: one JobReport stands for all beats, so that quiet times cost nothing.
     """
 
     policy: Policy
@@ -41,6 +43,7 @@ class WorldSpec:
     loss: Loss = field(default_factory=Loss)
     echo: bool = True
     driver_skew_s: float = 0.0
+    summarised: bool = False
 
 
 class World:
@@ -63,7 +66,11 @@ class World:
             storage=self.storage,
             echo=spec.echo,
         )
-        self.cluster.reporter = Beats(self.agenda, self.network, random.Random(f"{seed}/beats"), spec.beat_s)
+        if spec.summarised:
+            self.cluster.reporter = Summary(self.cluster)
+        else:
+            rng = random.Random(f"{seed}/beats")
+            self.cluster.reporter = Beats(self.agenda, self.network, rng, spec.beat_s)
         self.delays = delays
         self.store = RecordStore(spec.policy)
         self.drivers: list[SimDriver] = []

@@ -166,7 +166,9 @@ def spec(tokens: Path) -> Any:
             "steps": steps,
             "checkpoint": {"everySteps": 2} | sections.get("checkpoint", {}),
             "faults": sections.get("faults", []),
-            "runtime": {"megatron": megatron | {"precision": sections.get("precision", "auto")}},
+            "runtime": {
+                "megatron": megatron | {k: sections[k] for k in ("precision", "recompute") if k in sections}
+            },
         }
         manifest = {"metadata": {"name": "test"}, "spec": body}
         head = {"apiVersion": "megascale.io/v1alpha1", "kind": "TrainingJob"}
@@ -184,6 +186,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "serial-adamw": {
         "model": {"block": "serial", "norm": "rmsnorm", "activation": "swiglu", "tiedEmbeddings": False},
         "optimizer": {"name": "adamw"},
+    },
+    "parallel-recompute": {"model": {"qkNorm": True, "windowPattern": "SL"}, "recompute": "full"},
+    "serial-experts": {
+        "model": {"block": "serial", "experts": 4, "expertsPerToken": 2, "qkNorm": True},
     },
 }
 LAYOUTS: dict[str, tuple[int, dict[str, Any], str]] = {
@@ -208,6 +214,8 @@ def single_process() -> dict[str, list[dict[str, Any]]]:
     [
         *((layout, "parallel-lamb") for layout in LAYOUTS),
         *((layout, "serial-adamw") for layout in ("dp2", "tp2-sequence", "tp2-pp2")),
+        *((layout, "parallel-recompute") for layout in ("tp2", "tp2-sequence", "pp2-interleaved")),
+        *((layout, "serial-experts") for layout in ("dp2", "pp2", "tp2-sequence")),
     ],
 )
 def test_every_layout_trains_like_one_process(

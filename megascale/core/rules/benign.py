@@ -50,8 +50,8 @@ RULES: Final[tuple[Rule, ...]] = (
     ),
     _benign(
         "zero-count",
-        r"(?<![\w.])(?:0|no|zero|without(?: any)?) (?:(?:new|more|other|known|fatal"
-        r"|uncorrected|uncorrectable|critical|ECC|XID|NCCL|CUDA|link|network|I/O|disk|such) )*"
+        r"(?<![\w.])(?:(?:0|zero) (?:[\w/\-]+ ){0,2}|(?:no|without(?: any)?) (?:(?:new|more|other|known|fatal"
+        r"|uncorrected|uncorrectable|critical|ECC|XID|NCCL|CUDA|CRC|link|network|I/O|disk|such) )*)"
         r"(?:errors?|failures?|faults?|warnings?|xids?|issues?|problems?|exceptions?|timeouts?"
         r"|retries)\b",
         "error|failure|fault|warning|xid|issue|problem|exception|timeout|retr",
@@ -61,7 +61,7 @@ RULES: Final[tuple[Rule, ...]] = (
     _benign(
         "zero-counter",
         (
-            r"\b[\w.\-/]*(?:err(?:or)?s?|fail(?:ures?|ed)?|faults?|down(?:ed)?|timeouts?|discards"
+            r"(?<![a-z])(?:err(?:or)?s?|fail(?:ures?|ed)?|faults?|down(?:ed)?|timeouts?|discards"
             r"|dropped|drops|xid|ecc|rate|nan|restarts"
             r"|oom_kill)[\w.\-/]*\"?\s*[=:]\s*\"?(?:0+(?:\.0+)?%?|none|null|false|\[\]"
             r"|N/A)(?![\w.])"

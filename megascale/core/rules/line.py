@@ -18,7 +18,7 @@ _CLOCK = r"\d{2}:\d{2}:\d{2}(?:[.,]\d+)?"
 _ISO = rf"\d{{4}}[-/]\d{{2}}[-/]\d{{2}}[T ]{_CLOCK}(?:\s?(?:Z|UTC|[+-]\d{{2}}:?\d{{2}}))?"
 _LEVEL_PREFIX = (
     rf"\s*[\[(<|]?(?P<level>{_LEVEL})(?![\w=/]| (?:reported|log|rate|handler))[\])>|]?"
-    r"(?::[\w.\-]+(?=:)|\s*\[[\w.\-]+(?::\d+)?\])?\s?[:|\-]?\s?"
+    r"(?::[\w.\-]+(?=:)|\s*\[[\w.\-]+(?::\d+)?\])?\s{0,8}[:|\-]?\s?"
 )
 
 # One alternative per kind of prefix; each eats one following blank, so that indentation survives.
@@ -39,14 +39,16 @@ _PREFIX = re.compile(
             rf"(?i:rank)[ _:=]?(?P<rank2>\d+) (?:on|@) (?:host |node )?(?P<rankhost>{_HOST}?) ?[:|\]] ?",
             r"(?:rank|Rank|RANK)[ _]?(?P<rank3>\d+) ?[:|] ?",
             r"\([\w.\- ]+ pid=\d+(?:, ip=(?P<rayip>[\d.]+))?\) ?",
-            rf"(?P<compose>{_HOST}) {{0,12}}\| ",
             rf"(?P<glog>[IWEF])\d{{4}} {_CLOCK} +\d+ [\w./\-]+:\d+\] ?",
             rf"\[(?P<torch>[IWEF])(?:\d{{3,4}} {_CLOCK})? [\w./\-]+:\d+\] ?",
             _LEVEL_PREFIX,
+            rf"(?=[\w.]*[-_\d])(?P<compose>{_HOST}) {{0,12}}\| ",
+            r"[\w.]+:[\w<>]+:\d+ - ",
             r"(?:time|ts)=\"?[^\s\"]+\"? (?=\S)",
             r"level=\"?(?P<kvlevel>[a-z]+)\"? ",
             r"(?:msg|message)=\"?",
-            r"(?:kernel|[a-z][\w.\-/]*\[\d+\]|slurmctld|slurmd|kubelet|dockerd|containerd|nvidia-fabricmanager): ?",
+            rf"(?P<kernelhost>{_HOST}) (?=kernel: )",
+            r"(?:kernel|[a-z][\w.\-/]*\[\d+\]|slurmctld|slurmd|kubelet|dockerd|containerd): ?",
             r"[-|] (?=\S)",
             rf"[\w.\-]+(?: \d+)? - (?={_LEVEL})",
             r"(?:srun|slurmstepd|sbatch): (?:error: )?",
@@ -126,7 +128,16 @@ def parse_line(text: str) -> LogLine:
     )
 
 
-_NODE_GROUPS: Final = ("host", "isohost", "rankhost", "ranknode", "bracketnode", "rayip", "compose")
+_NODE_GROUPS: Final = (
+    "host",
+    "isohost",
+    "rankhost",
+    "ranknode",
+    "bracketnode",
+    "rayip",
+    "compose",
+    "kernelhost",
+)
 
 
 def _is_kernel_info(text: str, position: int) -> bool:

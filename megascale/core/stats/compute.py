@@ -1,8 +1,8 @@
 """Ranks, nodes and stages whose forward and backward take longer than their peers'.
 
-Collective segments hold the waiting for the slowest peer, so only compute convicts: MegaScale 5.1 (about 0.5% of
-machines ~10% slower, repeatably), and the patterns of OSDI'25 2505.05713: isolated cell = worker, stripe = stage,
-scatter = sequence length.
+Collective segments hold the waiting for the slowest peer, so only compute convicts: MegaScale 5.1 (about 0.5%
+of machines ~10% slower, repeatably), and the patterns of OSDI'25 2505.05713: isolated cell = worker, stripe =
+stage, scatter = sequence length.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def slow_nodes(trace: Trace, slow: list[SlowRank]) -> list[StragglerVerdict]:
                 int(trace.steps[start]),
                 confidence(level, mine[0].threshold, windows),
                 f"{what} of {node}: forward+backward {own:.4f} s, {level:.1%} above stage peers "
-                f"since step {int(trace.steps[start])} (threshold {mine[0].threshold:.1%}, {windows} windows)",
+                f"since step {int(trace.steps[start])} (limit {mine[0].threshold:.1%}, {windows} windows)",
             )
         )
     return verdicts
@@ -181,7 +181,8 @@ def history_verdict(trace: Trace) -> StragglerVerdict | None:
         round(rise, 4),
         step,
         round(0.7 * confidence(rise, limit, 5), 3),
-        f"forward+backward of all ranks of {node} rose by {rise:.1%} at step {step}; there is no other node to compare with",
+        f"forward+backward of all ranks of {node} rose by {rise:.1%} at step {step}; "
+        "there is no other node to compare with",
     )
 
 
@@ -203,7 +204,8 @@ def _stage_verdict(trace: Trace, stage: int, columns: Ints, excess: Floats) -> S
             round(shift, 4),
             step,
             round(0.8 * confidence(shift, limit, 5), 3),
-            f"stage {stage} runs on {node} alone and became {shift:.1%} slower against the other stages at step {step}; "
+            f"stage {stage} runs on {node} alone and became {shift:.1%} slower than the other stages "
+            f"at step {step}; "
             "no stage peers elsewhere to compare with",
         )
     level = after if stepped else float(nanmedian(excess))
@@ -252,8 +254,9 @@ def scatter_verdict(trace: Trace) -> StragglerVerdict | None:
         round(lost, 4),
         int(trace.steps[0]),
         confidence(sigma, _SCATTER_SIGMA, 5),
-        f"compute of stage peers differs by {sigma:.1%} (robust sigma) from step to step, forward and backward together "
-        f"(correlation {together:.2f}), never the same ranks (lag-1 correlation {persistence:.2f}): uneven sequence lengths",
+        f"compute of stage peers differs by {sigma:.1%} (robust sigma) from step to step, forward and "
+        f"backward together (correlation {together:.2f}), never the same ranks (lag-1 correlation {persistence:.2f}): "
+        "uneven sequence lengths",
     )
 
 

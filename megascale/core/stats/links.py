@@ -1,8 +1,8 @@
 """Transfers that are long beyond what waiting explains.
 
-A collective segment is transfer plus waiting for the slowest peer, so who arrives last has the shortest one. A rank's
-own link is suspect when its time exceeds its peers' by more than its earlier arrival, the ring when even its minimum
-(pure transfer) steps up.
+A collective segment is transfer plus waiting for the slowest peer, so who arrives last has the shortest
+one. A rank's own link is suspect when its time exceeds its peers' by more than its earlier arrival, the
+ring when even its minimum (pure transfer) steps up.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def link_verdicts(trace: Trace, explained_since: Sequence[int]) -> list[Straggle
     """Slow links.
 
     Args:
-        explained_since: first rows of slow ranks, stalls and the like: transfers that lengthen with them are waiting.
+        explained_since: first rows of slow ranks, stalls and the like: what lengthens with them is waiting.
     """
     slow = [item for segment in _SEGMENTS for item in _slow_columns(trace, segment)]
     slow = [item for item in slow if not _explained(item.start, explained_since)]
@@ -134,7 +134,7 @@ def _pair_verdict(trace: Trace, slow: Sequence[_Slow]) -> StragglerVerdict:
         round(worst.level, 4),
         int(trace.steps[start]),
         confidence(worst.seconds, worst.limit, max(item.windows for item in slow)),
-        f"{'/'.join(segments)} of {'rank' if len(ranks) == 1 else 'ranks'} {', '.join(map(str, ranks[:8]))} takes "
+        f"{'/'.join(segments)} of rank {', '.join(map(str, ranks[:8]))} takes "
         f"{worst.seconds * 1e3:.1f} ms ({worst.level:.0%}) longer than stage peers beyond waiting since step "
         f"{int(trace.steps[start])} while compute is normal",
     )
@@ -173,6 +173,7 @@ def _ring_verdict(trace: Trace, stage: int, columns: Ints, values: Floats) -> St
         round(level, 4),
         step,
         confidence(level, _MIN_EXCESS, len(later)),
-        f"all-reduce of stage {stage}: its shortest time (pure transfer, no waiting) went from {before * 1e3:.1f} to "
-        f"{after * 1e3:.1f} ms at step {step}: a link of the ring is slow, which one needs a pairwise test",
+        f"all-reduce of stage {stage}: its shortest time (pure transfer, no waiting) went from "
+        f"{before * 1e3:.1f} to {after * 1e3:.1f} ms at step {step}: "
+        "a link of the ring is slow, which one needs a pairwise test",
     )

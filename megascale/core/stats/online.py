@@ -1,7 +1,7 @@
 """Straggler detection while the job runs: bounded memory, one pass of vector operations per step.
 
-The same rule as for whole traces (compute against stage peers, k of n windows), without hindsight. Memory: eight rows
-and two short histories of one float per rank, about 2 MB at 12,288 ranks.
+The same rule as for whole traces (compute against stage peers, k of n windows), without hindsight. Memory:
+eight rows and two short histories of one float per rank, about 4 MB at 12,288 ranks.
 """
 
 from __future__ import annotations
@@ -133,7 +133,8 @@ class StragglerDetector:
                     round(level, 4),
                     since,
                     confidence(level, self.min_slowdown, agreeing),
-                    f"rank {', '.join(map(str, ranks[:8]))} of {node}: forward+backward {level:.1%} above stage peers in "
+                    f"rank {', '.join(map(str, ranks[:8]))} of {node}: forward+backward {level:.1%} "
+                    "above stage peers in "
                     f"{agreeing} of the last {len(self._exceeds)} windows of {self._window} steps",
                 )
             )

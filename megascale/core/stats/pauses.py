@@ -70,7 +70,8 @@ def pause_verdicts(trace: Trace, convicted: Collection[int]) -> list[StragglerVe
             round(lost, 4),
             int(trace.steps[first]),
             round(min(0.99, 0.5 + 0.1 * len(events.rows)), 3),
-            f"{len(events.rows)} sporadic pauses of {float(np.median(events.seconds)) * 1e3:.0f} ms (median) on "
+            f"{len(events.rows)} sporadic pauses of {float(np.median(events.seconds)) * 1e3:.0f} ms (median) "
+            "on "
             f"{len(columns)} of {len(trace.topology.ranks)} ranks, at most {int(counts.max())} per rank in "
             f"{len(trace.steps)} steps{', all but a few in loading data' if data else ''}",
         )

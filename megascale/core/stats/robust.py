@@ -59,7 +59,7 @@ def peer_reference(values: Floats, topology: Topology) -> Floats:
 
 
 def window_medians(values: Floats, length: int) -> Floats:
-    """Medians of consecutive windows: (steps, ranks) -> (steps // length, ranks); the rest is cut off the front."""
+    """Medians of consecutive windows: (steps, ranks) -> (steps // length, ranks); cut in front."""
     count = values.shape[0] // length
     trimmed = values[values.shape[0] - count * length :]
     return nanmedian(trimmed.reshape(count, length, *values.shape[1:]), axis=1)

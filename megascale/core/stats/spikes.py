@@ -1,7 +1,7 @@
 """Loss and gradient-norm spikes, values that are no numbers, and a decaying MFU. Online, bounded memory.
 
-ByteRobust section 2 calls a jump of 5x in loss or gradient norm anomalous; a loss seldom jumps that far, so a robust
-band around the running median is used beside it.
+ByteRobust section 2 calls a jump of 5x in loss or gradient norm anomalous; a loss seldom jumps that far, so a
+robust band around the running median is used beside it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class SpikeDetector:
         self._sigmas = sigmas
 
     def observe(self, step: int, value: float) -> Anomaly | None:
-        """The anomaly this value is, or None. Anomalous values do not move the reference for long: it is a median."""
+        """The anomaly this value is, or None. The reference is a median, which a few of them do not move."""
         if not math.isfinite(value):
             return Anomaly(
                 "not_a_number",
@@ -128,6 +128,6 @@ class DecayDetector:
             step,
             level,
             self._baseline,
-            f"{self._metric} {level:.4g} at step {step} is {1 - level / self._baseline:.1%} below its baseline "
-            f"{self._baseline:.4g} for {self._hold} windows of {self._window} steps",
+            f"{self._metric} {level:.4g} at step {step} is {1 - level / self._baseline:.1%} below its "
+            f"baseline {self._baseline:.4g} for {self._hold} windows of {self._window} steps",
         )

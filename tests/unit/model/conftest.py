@@ -9,12 +9,12 @@ from torch import distributed
 
 from megascale.engine.bridge import cpu_bridge
 from megascale.engine.groups import Groups, build_groups
-from megascale.model.gpt import Gpt, transformer_config
+from megascale.model.gpt import Gpt, Recompute, transformer_config
 from megascale.model.layout import Layout
 from megascale.model.parameters import initialise, parameter_boxes
 from megascale.model.shape import ModelShape
 
-Build = Callable[[ModelShape, int], Gpt]
+Build = Callable[..., Gpt]
 ONE = Layout(tensor=1, pipeline=1, data=1)
 
 
@@ -32,8 +32,8 @@ def groups() -> Iterator[Groups]:
 def build(groups: Groups) -> Build:
     """Make an initialised model of a shape for a sequence length."""
 
-    def make(shape: ModelShape, sequence_length: int) -> Gpt:
-        config = transformer_config(shape, ONE, dtype=torch.float32, on_cpu=True)
+    def make(shape: ModelShape, sequence_length: int, recompute: Recompute = "none") -> Gpt:
+        config = transformer_config(shape, ONE, dtype=torch.float32, on_cpu=True, recompute=recompute)
         model = Gpt(config, shape, sequence_length, groups.collection, first=True, last=True, chunk=None)
         initialise(list(parameter_boxes(model, shape)), shape, seed=7)
         return model

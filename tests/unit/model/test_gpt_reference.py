@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -44,7 +44,11 @@ class Reference:
         scaled = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
         return scaled * self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"]
 
-    def attention(self, layer: str, x: Tensor) -> Tensor:
+    def head_norm(self, name: str, x: Tensor) -> Tensor:
+        return self.norm(name, x) if self.shape.qk_norm else x
+
+    def attention(self, index: int, x: Tensor) -> Tensor:
+        layer = f"layers.{index}"
         shape, (batch, sequence, _) = self.shape, x.shape
         per_group = shape.attention_heads // shape.kv_heads
         # Fused rows: for each key-value head its query heads, then its key, then its value.
@@ -54,20 +58,35 @@ class Reference:
         query, key, value = (
             part.transpose(1, 2) for part in (query, grouped[..., -2, :], grouped[..., -1, :])
         )
-        mixed = windowed_attention(
-            rotate(query, shape.rotary_base), rotate(key, shape.rotary_base), value, shape.window
+        query, key = (
+            rotate(self.head_norm(f"{layer}.attention.{name}_norm", x), shape.rotary_base)
+            for name, x in (("q", query), ("k", key))
         )
+        # Every second layer sees all keys.
+        mixed = windowed_attention(query, key, value, shape.window if index % 2 == 0 else None)
         mixed = mixed.transpose(1, 2).reshape(batch, sequence, -1)
         return mixed @ self.weights[f"{layer}.attention.proj.weight"].t()
 
     def mlp(self, layer: str, x: Tensor) -> Tensor:
-        into = self.weights[f"{layer}.mlp.fc1.weight"]
+        if self.shape.experts is None:
+            return self.one_mlp(f"{layer}.mlp", x)
+        chances = torch.softmax(x @ self.weights[f"{layer}.mlp.router.weight"].t(), dim=-1)
+        best, chosen = chances.topk(self.shape.experts_per_token, dim=-1)
+        shares = torch.zeros_like(chances).scatter(-1, chosen, best / best.sum(-1, keepdim=True))
+        parts = [
+            shares[..., e : e + 1] * self.one_mlp(f"{layer}.mlp.experts.{e}", x)
+            for e in range(self.shape.experts)
+        ]
+        return torch.stack(parts).sum(dim=0)
+
+    def one_mlp(self, mlp: str, x: Tensor) -> Tensor:
+        into = self.weights[f"{mlp}.fc1.weight"]
         if self.shape.activation == "swiglu":
             gate, up = into.view(2, -1, x.size(-1))
             inner = functional.silu(x @ gate.t()) * (x @ up.t())
         else:
             inner = functional.gelu(x @ into.t())
-        return inner @ self.weights[f"{layer}.mlp.fc2.weight"].t()
+        return inner @ self.weights[f"{mlp}.fc2.weight"].t()
 
     def losses(self, tokens: Tensor, labels: Tensor) -> Tensor:
         x = self.weights["embedding.weight"][tokens]
@@ -75,39 +94,35 @@ class Reference:
             layer = f"layers.{index}"
             normed = self.norm(f"{layer}.norm", x)
             if self.shape.block == "parallel":
-                x = x + self.attention(layer, normed) + self.mlp(layer, normed)
+                x = x + self.attention(index, normed) + self.mlp(layer, normed)
             else:
-                x = x + self.attention(layer, normed)
+                x = x + self.attention(index, normed)
                 x = x + self.mlp(layer, self.norm(f"{layer}.mlp_norm", x))
         output = "embedding.weight" if self.shape.tied_embeddings else "output.weight"
         logits = self.norm("final_norm", x) @ self.weights[output].t()
         return functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
 
 
+def shape_of(**choices: Any) -> ModelShape:
+    # Weights large enough that every part of the block matters to the loss.
+    sizes: dict[str, Any] = {"num_layers": 2, "hidden_size": 32, "attention_heads": 4, "kv_heads": 2}
+    sizes |= {"ffn_hidden_size": 48, "window": 5, "window_pattern": "SL", "init_std": 0.3}
+    return ModelShape(**(sizes | choices))
+
+
 @pytest.mark.parametrize(
-    ("block", "norm", "activation", "tied"),
+    "choices",
     [
-        *itertools.product(["parallel", "serial"], ["layernorm"], ["gelu"], [True]),
-        *itertools.product(["parallel", "serial"], ["rmsnorm"], ["swiglu"], [False]),
+        {"block": "parallel"},
+        {"block": "serial"},
+        {"block": "parallel", "norm": "rmsnorm", "activation": "swiglu", "tied_embeddings": False},
+        {"block": "serial", "norm": "rmsnorm", "activation": "swiglu", "tied_embeddings": False},
+        {"block": "parallel", "qk_norm": True},
+        {"block": "serial", "norm": "rmsnorm", "qk_norm": True},
     ],
 )
-def test_losses_and_gradients_equal_plain_torch(
-    block: str, norm: str, activation: str, tied: bool, build: Build
-) -> None:
-    shape = ModelShape(
-        num_layers=2,
-        hidden_size=32,
-        attention_heads=4,
-        kv_heads=2,
-        ffn_hidden_size=48,
-        block=block,  # type: ignore[arg-type]
-        norm=norm,  # type: ignore[arg-type]
-        activation=activation,  # type: ignore[arg-type]
-        tied_embeddings=tied,
-        window=5,
-        # Large enough that every part of the block matters to the loss.
-        init_std=0.3,
-    )
+def test_losses_and_gradients_equal_plain_torch(choices: dict[str, Any], build: Build) -> None:
+    shape = shape_of(**choices)
     model = build(shape, SEQUENCE)
     boxes = list(parameter_boxes(model, shape))
     rows = torch.randint(0, shape.vocab_size, (3, SEQUENCE + 1))
@@ -122,6 +137,21 @@ def test_losses_and_gradients_equal_plain_torch(
         strict=True,
     ):
         torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-5)
+
+
+def test_experts_equal_plain_torch(build: Build) -> None:
+    """Losses only: gradients hold the balancing loss too."""
+    shape = shape_of(block="serial", activation="swiglu", experts=4, experts_per_token=2)
+    model = build(shape, SEQUENCE)
+    reference = Reference({box.name: box.parameter for box in parameter_boxes(model, shape)}, shape)
+    tokens = torch.randint(0, shape.vocab_size, (3, SEQUENCE))
+    ours = model(tokens, None, None, labels=tokens)
+    torch.testing.assert_close(ours, reference.losses(tokens, tokens), rtol=1e-4, atol=1e-4)
+    ours.mean().backward()
+    for box in parameter_boxes(model, shape):
+        if "router" in box.name:
+            assert box.parameter.grad is not None
+            assert box.parameter.grad.abs().sum() > 0
 
 
 def test_a_token_is_not_seen_by_those_before_it_or_outside_its_window(build: Build) -> None:

@@ -1,0 +1,309 @@
+"""Straggler detection against z-score, MAD and Mahalanobis baselines on the same traces.
+
+    python benchmarks/detect.py [--traces 40] [--false-alarm-hours 10000] [--json]
+
+Ours is `megascale.core.stats`: `analyze` (whole trace, every class) and `StragglerDetector` (online, slow nodes). The
+baselines convict a rank whose forward+backward stands out from all ranks of its stage, in 4 of 5 windows of 8 steps
+(the same persistence as ours), by more than 3 standard deviations (z-score), 3.5 robust ones (MAD, Iglewicz and
+Hoaglin) or, over the vector of all segments, the 0.999 quantile of chi-square (Mahalanobis, as Minder's baseline).
+Intervals are Wilson 95%; for rates of rare events the upper end with none seen is 3.69 / exposure (exact Poisson).
+All traces are synthetic (benchmarks/traces.py): figures say how the detectors compare, not how a fleet behaves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+import traces
+
+from megascale.core.stats.online import StragglerDetector
+from megascale.core.stats.robust import first_run, window_medians
+from megascale.core.stats.stragglers import analyze
+from megascale.core.stats.trace import Floats, Trace
+
+SHAPES: Final = (
+    traces.Shape(),
+    traces.Shape(1, 32, 1, 8),
+    traces.Shape(4, 4, 2, 4),
+    traces.Shape(1, 8, 1, 2),
+    traces.Shape(2, 16, 2, 8),
+    traces.Shape(1, 4, 1, 1),
+)
+WAITS: Final[tuple[traces.Waits, ...]] = ("stage", "all", "pipeline")
+SLOW: Final = ("slow_node", "slow_rank")
+WINDOW: Final = 8
+STEP_SECONDS: Final = (
+    5.0  # for node-hours of the false-alarm runs: a step of a large job (MegaScale 6.3 s at 12,288)
+)
+# 0.999 quantile of chi-square by degrees of freedom
+CHI_SQUARE: Final = {5: 20.52, 6: 22.46, 7: 24.32}
+SEGMENTS: Final = ("forward", "backward", "allreduce", "send", "recv")
+
+
+@dataclass(slots=True)
+class Score:
+    """Counts of one detector on one class; `delays` in steps after the onset."""
+
+    hits: int = 0
+    misses: int = 0
+    wrong: int = 0
+    delays: list[int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the result."""
+
+    detector: str
+    fault: str
+    precision: float
+    recall: float
+    recall_low: float
+    recall_high: float
+    f1: float
+    delay_steps_p50: float | None
+    traces: int
+
+
+def wilson(hits: int, count: int, z: float = 1.96) -> tuple[float, float]:
+    """95% interval of a proportion."""
+    if count == 0:
+        return 0.0, 1.0
+    share = hits / count
+    center = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return max(0.0, center - half), min(1.0, center + half)
+
+
+def poisson_upper(events: int) -> float:
+    """Upper end of the two-sided exact 95% interval of a count (Wilson-Hilferty)."""
+    k = events + 1
+    return float(k * (1 - 1 / (9 * k) + 1.96 / (3 * math.sqrt(k))) ** 3) if events else 3.69
+
+
+def ours(trace: Trace) -> set[str]:
+    """Nodes that `analyze` calls slow."""
+    return {v.node for v in analyze(trace) if v.kind == "slow_node" and v.node is not None}
+
+
+def online(trace: Trace) -> dict[str, int]:
+    """Nodes the online detector suspects, with the row at which it says so first."""
+    detector = StragglerDetector(trace.topology)
+    found: dict[str, int] = {}
+    for row, step in enumerate(trace.steps):
+        seconds = {name: values[row] for name, values in trace.seconds.items()}
+        for suspicion in detector.observe(int(step), seconds):
+            found.setdefault(suspicion.node, row)
+    return found
+
+
+def zscore(compute: Floats) -> Floats:
+    """Windows x ranks: beyond 3 standard deviations."""
+    center, scale = compute.mean(axis=1, keepdims=True), compute.std(axis=1, keepdims=True)
+    return (compute - center) / np.maximum(scale, 1e-12) > 3.0
+
+
+def mad(compute: Floats) -> Floats:
+    """Windows x ranks: modified z-score beyond 3.5."""
+    center = np.median(compute, axis=1, keepdims=True)
+    scale = 1.4826 * np.median(np.abs(compute - center), axis=1, keepdims=True)
+    return (compute - center) / np.maximum(scale, 1e-12) > 3.5
+
+
+def mahalanobis(windows: Floats) -> Floats:
+    """Windows x ranks over all segments: beyond the 0.999 quantile and slower. `windows`: (segments, windows, ranks)."""
+    segments, count, ranks = windows.shape
+    flags = np.zeros((count, ranks), dtype=bool)
+    for index in range(count):
+        points = windows[:, index, :].T
+        centered = points - points.mean(axis=0)
+        covariance = np.cov(points, rowvar=False) + 1e-9 * np.eye(segments)
+        distance = np.einsum("ij,jk,ik->i", centered, np.linalg.pinv(covariance), centered)
+        flags[index] = (distance > CHI_SQUARE[segments]) & (centered[:, :2].sum(axis=1) > 0)
+    return flags
+
+
+def baseline(trace: Trace, rule: Callable[[Trace, Floats], Floats]) -> set[str]:
+    """Nodes with a rank that the rule flags in 4 of 5 windows."""
+    found = set()
+    for columns in trace.topology.stage_columns().values():
+        flags = rule(trace, columns)
+        for position, column in enumerate(columns):
+            if first_run(flags[:, position].astype(np.int64), 4, 5) is not None:
+                found.add(trace.topology.nodes[int(column)])
+    return found
+
+
+def _compute_windows(trace: Trace, columns: Floats) -> Floats:
+    return window_medians((trace.seconds["forward"] + trace.seconds["backward"])[:, columns], WINDOW)
+
+
+def _all_windows(trace: Trace, columns: Floats) -> Floats:
+    return np.stack([window_medians(trace.seconds[name][:, columns], WINDOW) for name in SEGMENTS])
+
+
+DETECTORS: Final[dict[str, Callable[[Trace], set[str]]]] = {
+    "ours": ours,
+    "ours online": lambda trace: set(online(trace)),
+    "z-score": lambda trace: baseline(trace, lambda t, c: zscore(_compute_windows(t, c))),
+    "MAD": lambda trace: baseline(trace, lambda t, c: mad(_compute_windows(t, c))),
+    "Mahalanobis": lambda trace: baseline(trace, lambda t, c: mahalanobis(_all_windows(t, c))),
+}
+
+
+def slow_node_rows(count: int) -> list[Row]:
+    """Every detector on traces with and without a slow node; other faults must not convict one."""
+    scores = {name: {fault: Score(delays=[]) for fault in traces.FAULTS} for name in DETECTORS}
+    for fault in traces.FAULTS:
+        for index in range(count):
+            shape, waits = SHAPES[index % len(SHAPES)], WAITS[index % len(WAITS)]
+            if fault == "stage_imbalance" and shape.stages == 1:
+                continue
+            trace, label = traces.make(fault, shape, 10_000 + index, waits=waits)
+            for name, detector in DETECTORS.items():
+                _count(scores[name][fault], detector(trace), label.node if fault in SLOW else None)
+    rows = []
+    for name, by_fault in scores.items():
+        wrong = sum(score.wrong for score in by_fault.values())
+        hits = sum(by_fault[fault].hits for fault in SLOW)
+        misses = sum(by_fault[fault].misses for fault in SLOW)
+        rows.append(_row(name, "slow_node 5-30%", Score(hits, misses, wrong), hits + misses))
+    return rows
+
+
+def _count(score: Score, found: set[str], node: str | None) -> None:
+    if node is not None:
+        score.hits += node in found
+        score.misses += node not in found
+    score.wrong += len(found - {node})
+
+
+def _row(detector: str, fault: str, score: Score, count: int) -> Row:
+    precision = score.hits / max(1, score.hits + score.wrong)
+    recall = score.hits / max(1, count)
+    low, high = wilson(score.hits, count)
+    f1 = 2 * precision * recall / max(1e-9, precision + recall)
+    delay = float(np.median(score.delays)) if score.delays else None
+    return Row(detector, fault, precision, recall, low, high, f1, delay, count)
+
+
+def delay_rows(count: int) -> list[Row]:
+    """The online detector within 50 steps of the onset, by size of the slow-down."""
+    rows = []
+    for size in (0.05, 0.10, 0.20, 0.30):
+        score = Score(delays=[])
+        for index in range(count):
+            shape = SHAPES[index % len(SHAPES)]
+            fault, onset = SLOW[index % 2], 40 + index % WINDOW
+            trace, label = traces.make(fault, shape, 20_000 + index, size=size, onset=onset)
+            found = online(trace)
+            delay = found.get(label.node or "", 10**6) - onset + 1
+            score.hits += delay <= 50
+            score.wrong += len(set(found) - {label.node})
+            if delay <= 50 and score.delays is not None:
+                score.delays.append(delay)
+        rows.append(_row("ours online", f"slow {size:.0%} in 50 steps", score, count))
+    return rows
+
+
+def class_rows(count: int) -> list[Row]:
+    """Every class as `analyze` names it; a hit names the class (and the node where there is one) and no other."""
+    kinds: dict[str, list[tuple[traces.Fault, set[str], bool]]] = {}
+    for fault in traces.FAULTS:
+        for index in range(count):
+            shape, waits = SHAPES[index % len(SHAPES)], WAITS[index % len(WAITS)]
+            if fault == "stage_imbalance" and shape.stages == 1:
+                continue
+            trace, label = traces.make(fault, shape, 30_000 + index, waits=waits)
+            verdicts = analyze(trace)
+            right = any(v.kind == label.kind and label.node in (None, v.node) for v in verdicts)
+            kinds.setdefault(fault, []).append((label, {v.kind for v in verdicts}, right))
+    rows = []
+    for fault, results in kinds.items():
+        label = results[0][0].kind
+        hits = sum(
+            (right and found == {label}) or (not label and not found)
+            for label_, found, right in results
+            for label in [label_.kind]
+        )
+        wrong = sum(
+            label in found
+            for other, others in kinds.items()
+            if other != fault
+            for l, found, _ in others
+            if l.kind != label
+        )
+        rows.append(_row("ours", fault, Score(hits, len(results) - hits, wrong), len(results)))
+    return rows
+
+
+def false_alarms(node_hours: float) -> dict[str, float]:
+    """Suspicions of the online detector on healthy, drifting and scattered runs, per 10,000 node-hours."""
+    shape = traces.Shape(stages=4, replicas=32, tensor=2, ranks_per_node=8, steps=600)
+    nodes = shape.ranks // shape.ranks_per_node
+    per_run = nodes * shape.steps * STEP_SECONDS / 3600.0
+    runs = max(3, math.ceil(node_hours / per_run))
+    events = 0
+    for index in range(runs):
+        fault = ("none", "drift", "sequence_scatter")[index % 3]
+        trace, _ = traces.make(fault, shape, 40_000 + index)
+        events += len(online(trace))
+    hours = runs * per_run
+    return {
+        "suspicions": events,
+        "nodeHours": round(hours, 1),
+        "per10kNodeHours": round(events / hours * 1e4, 3),
+        "upper95": round(poisson_upper(events) / hours * 1e4, 3),
+    }
+
+
+def show(rows: Sequence[Row]) -> None:
+    """Print a table."""
+    print(
+        f"{'detector':12} {'class':24} {'precision':>9} {'recall':>7} {'95% interval':>15} {'F1':>6} {'delay':>6} {'n':>5}"
+    )
+    for row in rows:
+        delay = "-" if row.delay_steps_p50 is None else f"{row.delay_steps_p50:.0f}"
+        interval = f"{row.recall_low:.3f}-{row.recall_high:.3f}"
+        print(
+            f"{row.detector:12} {row.fault:24} {row.precision:9.3f} {row.recall:7.3f} {interval:>15} {row.f1:6.3f} "
+            f"{delay:>6} {row.traces:5d}"
+        )
+
+
+def main() -> None:
+    """Run and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--traces", type=int, default=36, help="traces per class")
+    parser.add_argument("--false-alarm-hours", type=float, default=500.0, help="node-hours of healthy runs")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    began = time.perf_counter()
+    compared, delays = slow_node_rows(arguments.traces), delay_rows(2 * arguments.traces)
+    classes, alarms = class_rows(arguments.traces), false_alarms(arguments.false_alarm_hours)
+    if arguments.json:
+        rows = [asdict(row) for row in [*compared, *delays, *classes]]
+        print(json.dumps({"rows": rows, "falseAlarms": alarms}, indent=2))
+        return
+    show([*compared, *delays, *classes])
+    print(
+        f"false suspicions (online): {alarms['suspicions']} in {alarms['nodeHours']} node-hours of {STEP_SECONDS:g} s steps = "
+        f"{alarms['per10kNodeHours']} per 10,000 (95% upper end {alarms['upper95']}); {time.perf_counter() - began:.0f} s"
+    )
+
+
+if __name__ == "__main__":
+    main()

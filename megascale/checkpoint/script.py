@@ -1,0 +1,186 @@
+"""Checkpoints from any training script, in two lines.
+
+    state = script.load()                                 None on a fresh start
+    script.save({"model": ..., "optimizer": ...}, step)   every rank calls it, with the same state
+
+For data-parallel scripts, whose ranks hold the same state: each rank writes its share of the tensors, and a
+checkpoint counts only when all of them are written (contracts 6). State is any nesting of dicts, lists and
+tuples over tensors, numbers, texts and None: `state_dict()` of models, optimizers and schedulers. Nothing is
+pickled. Outside of a MegaScale job `save` does nothing and `load` returns None.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed
+
+from megascale.checkpoint.pieces import Piece
+from megascale.checkpoint.restore import restore
+from megascale.checkpoint.save import save as save_pieces
+from megascale.checkpoint.store import CheckpointStore
+from megascale.core.lineage import Commit
+from megascale.errors import CheckpointSaveError, InputError
+from megascale.observe.alerts import alert
+from megascale.observe.rankfile import RankFile
+from megascale.observe.rundir import RunDir
+
+_STRUCTURE = "structure"
+
+
+@dataclass(frozen=True, slots=True)
+class _Launch:
+    """What the agent wrote beside the rank record."""
+
+    job: str
+    attempt: int
+    rank: int
+    world_size: int
+    resume: Commit | None
+    lineage: dict[int, Commit | None]
+    keep: int
+    store: CheckpointStore
+    rank_file: Path
+
+
+def save(state: dict[str, Any], step: int) -> bool:
+    """Save `state` as it is after `step`; collective. Whether it was saved: a failure only raises an alert.
+
+    Raises:
+        InputError: the state holds something that is neither a tensor nor plain data; names where.
+    """
+    launch = _launch()
+    if launch is None:
+        return False
+    tensors: dict[str, torch.Tensor] = {}
+    structure = _pack(state, "state", tensors)
+    shares = enumerate(sorted(tensors.items(), key=lambda item: (-item[1].numel(), item[0])))
+    mine = [_piece(name, tensor) for index, (name, tensor) in shares if _writer(index, launch)]
+    try:
+        save_pieces(
+            launch.store,
+            step=step,
+            attempt=launch.attempt,
+            parent=launch.resume,
+            pieces=mine,
+            job_state={"step": step, _STRUCTURE: structure},
+            rank_state={},
+            layout={"data": launch.world_size},
+            rank=launch.rank,
+            world_size=launch.world_size,
+            agree=_agree,
+            at_point=lambda _point: None,
+            job=launch.job,
+        )
+    except CheckpointSaveError as error:
+        if launch.rank == 0:
+            alert("checkpointSaveFailed", f"step {step}: {error}")
+        return False
+    RankFile.open(launch.rank_file).update(saved_step=step, saved_attempt=launch.attempt)
+    if launch.rank == 0:
+        launch.store.prune(launch.keep, launch.lineage, launch.attempt)
+    return True
+
+
+def load() -> dict[str, Any] | None:
+    """The state to go on from, tensors on the CPU; None when there is none yet.
+
+    Raises:
+        CheckpointCorruptError: the checkpoint does not match its checksums.
+    """
+    launch = _launch()
+    if launch is None or launch.resume is None:
+        return None
+    stored = launch.store.manifest(launch.resume).tensors
+    tensors = {
+        name: torch.empty(entry.shape, dtype=getattr(torch, entry.dtype)) for name, entry in stored.items()
+    }
+    restored = restore(launch.store, launch.resume, [_piece(*item) for item in tensors.items()])
+    state = _unpack(restored.job_state[_STRUCTURE], tensors)
+    assert isinstance(state, dict)
+    return state
+
+
+def _writer(index: int, launch: _Launch) -> bool:
+    """Whether this rank writes the tensor that is `index`-th by size."""
+    return index % launch.world_size == launch.rank
+
+
+def _piece(name: str, tensor: torch.Tensor) -> Piece:
+    shape = tuple(tensor.shape)
+    return Piece(name, shape, (0,) * len(shape), shape, tensor.view(-1))
+
+
+def _pack(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:  # noqa: ANN401 - any state
+    """`value` as JSON, its tensors moved to `tensors` under their paths."""
+    if isinstance(value, torch.Tensor):
+        if value.numel():
+            tensors[path] = value.detach().cpu().contiguous().view(value.shape or (1,))
+        return {"tensor": path, "shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+    if isinstance(value, dict):
+        for key in value:
+            if not isinstance(key, str | int):
+                raise InputError(f"{path}: key {key!r} is a {type(key).__name__}, expected text or int")
+        return {"dict": [[key, _pack(item, f"{path}.{key}", tensors)] for key, item in value.items()]}
+    if isinstance(value, list | tuple):
+        kind = "list" if isinstance(value, list) else "tuple"
+        return {kind: [_pack(item, f"{path}.{index}", tensors) for index, item in enumerate(value)]}
+    if value is None or isinstance(value, str | int | float | bool):
+        return {"value": value}
+    raise InputError(f"{path}: cannot save a {type(value).__name__}; give tensors and plain data")
+
+
+def _unpack(packed: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Any:  # noqa: ANN401 - any state
+    ((kind, content),) = ((name, packed[name]) for name in packed if name not in ("shape", "dtype"))
+    if kind == "tensor":
+        found = tensors.get(content)
+        shape = tuple(packed["shape"])
+        if found is None:
+            return torch.empty(shape, dtype=getattr(torch, packed["dtype"]))
+        return found.view(shape)
+    if kind == "dict":
+        return {key: _unpack(item, tensors) for key, item in content}
+    if kind in ("list", "tuple"):
+        items = [_unpack(item, tensors) for item in content]
+        return items if kind == "list" else tuple(items)
+    return content
+
+
+def _agree(ok: bool) -> bool:
+    """Whether all ranks pass True."""
+    if not distributed.is_initialized():
+        return ok
+    device = "cuda" if "nccl" in distributed.get_backend() else "cpu"
+    vote = torch.tensor([int(ok)], device=device)
+    distributed.all_reduce(vote, op=distributed.ReduceOp.MIN)
+    return bool(vote.item())
+
+
+def _launch() -> _Launch | None:
+    """What this rank was launched with; None outside of a job."""
+    rank_file = os.environ.get("MEGASCALE_RANK_FILE")
+    if not rank_file:
+        return None
+    path = Path(rank_file)
+    told = json.loads(path.with_suffix(".json").read_bytes())
+    checkpoint = told["spec"]["spec"]["checkpoint"]
+    return _Launch(
+        job=told["job"],
+        attempt=told["attempt"],
+        rank=told["rank"],
+        world_size=told["world_size"],
+        resume=_commit(told["resume"]),
+        lineage={int(attempt): _commit(commit) for attempt, commit in told["lineage"].items()},
+        keep=checkpoint["keep"],
+        store=CheckpointStore(RunDir(Path(told["run_dir"])).checkpoints(checkpoint["uri"])),
+        rank_file=path,
+    )
+
+
+def _commit(data: list[int] | None) -> Commit | None:
+    return Commit(*data) if data else None

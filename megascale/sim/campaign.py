@@ -1,0 +1,183 @@
+"""A scenario simulated from start to end with the real core, and what came of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from megascale.core import effects as fx
+from megascale.core.events import ManualCommand
+from megascale.core.eventlog import Entry, Header, entry_line, header_line
+from megascale.core.goodput import GoodputPhase
+from megascale.core.policy import Policy
+from megascale.core.state import Incident, Stage
+from megascale.sim.delays import Distribution
+from megascale.sim.driver import SimDriver
+from megascale.sim.failures import DAY_S, FailureProcess, Strike
+from megascale.sim.machines import Machine
+from megascale.sim.scenario import Scenario, under_policy
+from megascale.sim.training import Workload
+from megascale.sim.world import EPOCH_S, World, WorldSpec
+
+ENDLESS_STEPS = 1_000_000_000
+_SEARCH_BACK_S = 3600.0
+_BLAMELESS_AFTER_S = DAY_S
+
+
+@dataclass(slots=True)
+class Ledger:
+    """What a campaign left behind.
+
+    Attributes:
+        phases: (time since the start, phase) at every change of the goodput phase.
+        steps: distinct steps that the surviving history holds; wall_s: simulated seconds.
+        strikes: injected faults; incidents: what the core made of them, by id.
+        unfounded: exclusions of nodes that no fault had struck within a day.
+        lines: the event log, if it was asked for.
+    """
+
+    wall_s: float = 0.0
+    steps: int = 0
+    step_s: float = 0.0
+    phases: list[tuple[float, str]] = field(default_factory=list)
+    goodput: dict[str, float] = field(default_factory=dict)
+    strikes: list[Strike] = field(default_factory=list)
+    incidents: dict[str, Incident] = field(default_factory=dict)
+    restarts: int = 0
+    pages: list[tuple[float, str]] = field(default_factory=list)
+    failures: list[tuple[float, str]] = field(default_factory=list)
+    exclusions: int = 0
+    unfounded: list[str] = field(default_factory=list)
+    events: int = 0
+    spent_s: float = 0.0
+
+
+def policy_of(scenario: Scenario, thresholds: dict[str, float]) -> Policy:
+    """The policy of a scenario: defaults, its sizes, and what it names."""
+    policy = Policy(
+        nodes=scenario.nodes,
+        spare_nodes=scenario.spares,
+        min_nodes=scenario.nodes,
+        ranks_per_node=scenario.gpus_per_node,
+        steps=ENDLESS_STEPS,
+        max_restarts=1_000_000,
+        startup_s=1800.0,
+        reconnect_grace_s=0.0,
+    )
+    values = {name: getattr(policy, name) for name in Policy.__dataclass_fields__}
+    typed = {name: type(values[name])(value) for name, value in thresholds.items()}
+    return Policy(**{**values, **typed})
+
+
+class Campaign:
+    """Builds the world of a scenario and runs it; one use."""
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        *,
+        policy: str = "ours",
+        seed: int = 0,
+        stretch: float = 1.0,
+        write: Callable[[str], None] | None = None,
+    ) -> None:
+        scenario, thresholds = under_policy(scenario, policy)
+        self.scenario, self.ledger = scenario, Ledger(step_s=scenario.step_seconds)
+        self._write = write
+        self._seen_phase = ""
+        spec = WorldSpec(
+            policy_of(scenario, thresholds),
+            _work_of(scenario),
+            machines=scenario.fleet_nodes or scenario.nodes + scenario.spares + max(8, scenario.nodes // 20),
+            delays=_delays_of(scenario),
+            stretch=stretch,
+            echo=False,
+            summarised=True,
+        )
+        self.world = World(spec, f"{scenario.name}/{seed}", self._observe)
+        self.failures = FailureProcess(self.world, scenario, f"{scenario.name}/{seed}")
+        if write is not None:
+            write(header_line(Header(scenario.name, spec.policy, None)))
+
+    def run(self) -> Ledger:
+        """Simulate the scenario's days; the ledger of what happened."""
+        begun = time.perf_counter()
+        world, ledger = self.world, self.ledger
+        end = EPOCH_S + self.scenario.days * DAY_S
+        self.failures.start()
+        world.start()
+        while world.agenda.run_next(end):
+            pass
+        core = world.driver.core
+        account = core.record.ledger
+        account.charge(end)
+        ledger.goodput = {str(phase): seconds for phase, seconds in account.seconds.items()}
+        ledger.wall_s = end - EPOCH_S
+        runs = world.cluster.runs
+        ledger.steps = runs[max(runs)].position()[0] if runs else 0
+        ledger.strikes = self.failures.strikes
+        ledger.restarts = max(0, core.record.attempt - 1)
+        ledger.spent_s = time.perf_counter() - begun
+        return ledger
+
+    def _observe(self, driver: SimDriver, entry: Entry) -> None:
+        ledger, record = self.ledger, driver.core.record
+        ledger.events += 1
+        if self._write is not None:
+            self._write(entry_line(entry))
+        since = entry.at - EPOCH_S
+        if record.ledger.phase != self._seen_phase:
+            self._seen_phase = record.ledger.phase
+            ledger.phases.append((since, str(record.ledger.phase)))
+        if record.incident is not None and record.incident.id not in ledger.incidents:
+            ledger.incidents[record.incident.id] = record.incident
+            _attribute(ledger, record.incident, entry.at)
+        for effect in entry.effects:
+            if isinstance(effect, fx.Page):
+                ledger.pages.append((since, effect.reason))
+            elif isinstance(effect, fx.Exclude):
+                self._judge_exclusion(effect.node, entry.at)
+            elif isinstance(effect, fx.Finish):
+                ledger.failures.append((since, effect.reason))
+                self._call_a_person()
+
+    def _judge_exclusion(self, node: str, at: float) -> None:
+        machine: Machine = self.world.cluster.machines[node]
+        self.ledger.exclusions += 1
+        if machine.struck_at < at - _BLAMELESS_AFTER_S:
+            self.ledger.unfounded.append(node)
+
+    def _call_a_person(self) -> None:
+        """The job failed: somebody repairs what is broken and starts it again."""
+        self.world.agenda.after(self.world.delays.sample("person"), self._reopen)
+
+    def _reopen(self) -> None:
+        for machine in self.world.cluster.machines.values():
+            machine.defect = ""
+        if self.world.driver.core.record.stage is Stage.FINISHED:
+            self.world.network.publish(ManualCommand("reopen", "a person repaired the cause", by="on-call"))
+
+
+def _attribute(ledger: Ledger, incident: Incident, at: float) -> None:
+    """Find the injected fault behind an incident: the same node's first, else the newest."""
+
+
+def _work_of(scenario: Scenario) -> Workload:
+    checkpoints = scenario.checkpoints
+    return Workload(
+        steps=ENDLESS_STEPS,
+        step_s=scenario.step_seconds,
+        every_steps=max(1, round(checkpoints.every_seconds / scenario.step_seconds)),
+        save_stall_s=checkpoints.stall_seconds,
+        memory_every=checkpoints.memory_every_steps,
+        memory_stall_s=checkpoints.memory_stall_seconds,
+    )
+
+
+def _delays_of(scenario: Scenario) -> dict[str, Distribution]:
+    return {name: stage.distribution() for name, stage in scenario.stages.items()}
+
+
+def phase_names() -> list[str]:
+    return [str(phase) for phase in GoodputPhase]

@@ -1,0 +1,107 @@
+"""Reports at event fidelity: one JobReport stands for all beats until something changes.
+
+A report promises that beats and steps go on; it is taken back when a run is blocked, and nodes that
+stopped beating are named. So quiet weeks cost nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Final
+
+from megascale.core.events import JobReport, NodeReport, RankProgress
+from megascale.sim.machines import Machine
+
+if TYPE_CHECKING:
+    from megascale.sim.cluster import Cluster
+    from megascale.sim.training import Run
+
+FAR_S: Final = 1e8
+_STALLED_PERIOD_S: Final = 5.0
+
+
+class Summary:
+    """Speaks for every agent of a Cluster."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._best = 0
+        self._soon = False
+        self._absent: set[str] = set()
+
+    def joined(self, machine: Machine) -> None:
+        """A new node beats: its own beat ends an absence, the summary covers it from then on."""
+        if machine.name in self._absent:
+            self._absent.discard(machine.name)
+            self._cluster.network.beat(machine, NodeReport(machine.name, machine.incarnation))
+        self._say_soon()
+
+    def silent(self, machine: Machine) -> None:
+        """From now on the node sends nothing."""
+        self._absent.add(machine.name)
+        self.say()
+
+    def changed(self, run: Run) -> None:
+        """A milestone was passed, or steps stopped or went on again."""
+        if run is not self._newest():
+            return
+        self.say()
+        if run.blocked:
+            self._cluster.agenda.after(_STALLED_PERIOD_S, lambda: self._stalled(run))
+        elif run.is_stepping:
+            self._report_recovery(run)
+
+    def say(self) -> None:
+        """One JobReport about the newest run."""
+        run = self._newest()
+        now = self._cluster.agenda.now
+        held = run is not None and bool(run.blocked) and any(self._hosts(run))
+        report = JobReport(
+            run.attempt if run else 0,
+            run.progress() if run else RankProgress(0),
+            quiet_until=now if held else now + FAR_S,
+            absent=tuple(sorted(self._absent)),
+        )
+        self._cluster.network.publish(report)
+
+    def _newest(self) -> Run | None:
+        runs = self._cluster.runs
+        return runs[max(runs)] if runs else None
+
+    def _hosts(self, run: Run) -> list[Machine]:
+        machines = self._cluster.machines
+        return [machines[name] for name in run.nodes if machines[name].run is run]
+
+    def _say_soon(self) -> None:
+        """Joins come in crowds: one report covers them."""
+        if not self._soon:
+            self._soon = True
+            self._cluster.agenda.after(1.0, self._say_now)
+
+    def _say_now(self) -> None:
+        self._soon = False
+        self.say()
+
+    def _stalled(self, run: Run) -> None:
+        if run is self._newest() and run.blocked and self._hosts(run):
+            self.say()
+            self._cluster.agenda.after(_STALLED_PERIOD_S, lambda: self._stalled(run))
+        elif run is self._newest():
+            self.say()
+
+    def _report_recovery(self, run: Run) -> None:
+        """Tell when the steps that were lost have been made again."""
+        step, _ = run.position()
+        missing = self._best + 1 - step
+        self._best = max(self._best, step)
+        if missing > 0 and math.isfinite(run.pace):
+            self._cluster.agenda.after(missing * run.pace, lambda: self._caught_up(run))
+
+    def _caught_up(self, run: Run) -> None:
+        if run is self._newest() and not run.blocked:
+            self.say()
+            self._report_recovery(run)
+
+    def note_best(self, step: int) -> None:
+        """The furthest step before a fault; recovery is reported once it is passed."""
+        self._best = max(self._best, step)
