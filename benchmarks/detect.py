@@ -1,13 +1,14 @@
 """Straggler detection against z-score, MAD and Mahalanobis baselines on the same traces.
 
-    python benchmarks/detect.py [--traces 40] [--false-alarm-hours 10000] [--json]
+    python benchmarks/detect.py [--traces 36] [--false-alarm-hours 500] [--json]
 
-Ours is `megascale.core.stats`: `analyze` (whole trace, every class) and `StragglerDetector` (online, slow nodes). The
-baselines convict a rank whose forward+backward stands out from all ranks of its stage, in 4 of 5 windows of 8 steps
-(the same persistence as ours), by more than 3 standard deviations (z-score), 3.5 robust ones (MAD, Iglewicz and
-Hoaglin) or, over the vector of all segments, the 0.999 quantile of chi-square (Mahalanobis, as Minder's baseline).
-Intervals are Wilson 95%; for rates of rare events the upper end with none seen is 3.69 / exposure (exact Poisson).
-All traces are synthetic (benchmarks/traces.py): figures say how the detectors compare, not how a fleet behaves.
+Ours is `megascale.core.stats`: `analyze` (whole trace, every class) and `StragglerDetector` (online,
+slow nodes). The baselines convict a rank whose forward+backward stands out from all ranks of its stage,
+in 4 of 5 windows of 8 steps (the same persistence as ours), by more than 3 standard deviations
+(z-score), 3.5 robust ones (MAD, Iglewicz and Hoaglin) or, over the vector of all segments, the 0.999
+quantile of chi-square (Mahalanobis, the baseline of Minder). Intervals are Wilson 95%, for the rate of
+false suspicions exact Poisson. All traces are synthetic (benchmarks/traces.py): figures say how the
+detectors compare, not how a fleet behaves.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 sys.path.insert(0, str(Path(__file__).parent))
 import traces
@@ -30,7 +32,9 @@ import traces
 from megascale.core.stats.online import StragglerDetector
 from megascale.core.stats.robust import first_run, window_medians
 from megascale.core.stats.stragglers import analyze
-from megascale.core.stats.trace import Floats, Trace
+from megascale.core.stats.trace import Floats, Ints, Trace
+
+Flags = npt.NDArray[np.bool_]
 
 SHAPES: Final = (
     traces.Shape(),
@@ -108,21 +112,23 @@ def online(trace: Trace) -> dict[str, int]:
     return found
 
 
-def zscore(compute: Floats) -> Floats:
+def zscore(compute: Floats) -> Flags:
     """Windows x ranks: beyond 3 standard deviations."""
     center, scale = compute.mean(axis=1, keepdims=True), compute.std(axis=1, keepdims=True)
-    return (compute - center) / np.maximum(scale, 1e-12) > 3.0
+    flags: Flags = (compute - center) / np.maximum(scale, 1e-12) > 3.0
+    return flags
 
 
-def mad(compute: Floats) -> Floats:
+def mad(compute: Floats) -> Flags:
     """Windows x ranks: modified z-score beyond 3.5."""
     center = np.median(compute, axis=1, keepdims=True)
     scale = 1.4826 * np.median(np.abs(compute - center), axis=1, keepdims=True)
-    return (compute - center) / np.maximum(scale, 1e-12) > 3.5
+    flags: Flags = (compute - center) / np.maximum(scale, 1e-12) > 3.5
+    return flags
 
 
-def mahalanobis(windows: Floats) -> Floats:
-    """Windows x ranks over all segments: beyond the 0.999 quantile and slower. `windows`: (segments, windows, ranks)."""
+def mahalanobis(windows: Floats) -> Flags:
+    """Windows x ranks: beyond the 0.999 quantile and slower. `windows`: (segments, windows, ranks)."""
     segments, count, ranks = windows.shape
     flags = np.zeros((count, ranks), dtype=bool)
     for index in range(count):
@@ -134,7 +140,7 @@ def mahalanobis(windows: Floats) -> Floats:
     return flags
 
 
-def baseline(trace: Trace, rule: Callable[[Trace, Floats], Floats]) -> set[str]:
+def baseline(trace: Trace, rule: Callable[[Trace, Ints], Flags]) -> set[str]:
     """Nodes with a rank that the rule flags in 4 of 5 windows."""
     found = set()
     for columns in trace.topology.stage_columns().values():
@@ -145,11 +151,11 @@ def baseline(trace: Trace, rule: Callable[[Trace, Floats], Floats]) -> set[str]:
     return found
 
 
-def _compute_windows(trace: Trace, columns: Floats) -> Floats:
+def _compute_windows(trace: Trace, columns: Ints) -> Floats:
     return window_medians((trace.seconds["forward"] + trace.seconds["backward"])[:, columns], WINDOW)
 
 
-def _all_windows(trace: Trace, columns: Floats) -> Floats:
+def _all_windows(trace: Trace, columns: Ints) -> Floats:
     return np.stack([window_medians(trace.seconds[name][:, columns], WINDOW) for name in SEGMENTS])
 
 
@@ -218,8 +224,8 @@ def delay_rows(count: int) -> list[Row]:
 
 
 def class_rows(count: int) -> list[Row]:
-    """Every class as `analyze` names it; a hit names the class (and the node where there is one) and no other."""
-    kinds: dict[str, list[tuple[traces.Fault, set[str], bool]]] = {}
+    """Every class as `analyze` names it: a hit names it (and its node, if any) and nothing else."""
+    results: list[tuple[str, str, set[str], bool]] = []  # fault, its kind, kinds found, node right
     for fault in traces.FAULTS:
         for index in range(count):
             shape, waits = SHAPES[index % len(SHAPES)], WAITS[index % len(WAITS)]
@@ -227,24 +233,14 @@ def class_rows(count: int) -> list[Row]:
                 continue
             trace, label = traces.make(fault, shape, 30_000 + index, waits=waits)
             verdicts = analyze(trace)
-            right = any(v.kind == label.kind and label.node in (None, v.node) for v in verdicts)
-            kinds.setdefault(fault, []).append((label, {v.kind for v in verdicts}, right))
+            right = any(v.kind == label.kind and label.node in {None, v.node} for v in verdicts)
+            results.append((fault, label.kind, {v.kind for v in verdicts}, right or not label.kind))
     rows = []
-    for fault, results in kinds.items():
-        label = results[0][0].kind
-        hits = sum(
-            (right and found == {label}) or (not label and not found)
-            for label_, found, right in results
-            for label in [label_.kind]
-        )
-        wrong = sum(
-            label in found
-            for other, others in kinds.items()
-            if other != fault
-            for l, found, _ in others
-            if l.kind != label
-        )
-        rows.append(_row("ours", fault, Score(hits, len(results) - hits, wrong), len(results)))
+    for fault in traces.FAULTS:
+        mine = [result for result in results if result[0] == fault]
+        hits = sum(right and found == ({kind} - {""}) for _, kind, found, right in mine)
+        wrong = sum(mine[0][1] in found for _, kind, found, _ in results if kind != mine[0][1])
+        rows.append(_row("ours", fault, Score(hits, len(mine) - hits, wrong), len(mine)))
     return rows
 
 
@@ -270,16 +266,21 @@ def false_alarms(node_hours: float) -> dict[str, float]:
 
 def show(rows: Sequence[Row]) -> None:
     """Print a table."""
-    print(
-        f"{'detector':12} {'class':24} {'precision':>9} {'recall':>7} {'95% interval':>15} {'F1':>6} {'delay':>6} {'n':>5}"
-    )
+    head = ("detector", "class", "precision", "recall", "95% interval", "F1", "delay", "n")
+    widths = (12, 24, 9, 7, 13, 6, 6, 5)
+    print(" ".join(text.ljust(width) for text, width in zip(head, widths, strict=True)))
     for row in rows:
-        delay = "-" if row.delay_steps_p50 is None else f"{row.delay_steps_p50:.0f}"
-        interval = f"{row.recall_low:.3f}-{row.recall_high:.3f}"
-        print(
-            f"{row.detector:12} {row.fault:24} {row.precision:9.3f} {row.recall:7.3f} {interval:>15} {row.f1:6.3f} "
-            f"{delay:>6} {row.traces:5d}"
+        cells = (
+            row.detector,
+            row.fault,
+            f"{row.precision:.3f}",
+            f"{row.recall:.3f}",
+            f"{row.recall_low:.3f}-{row.recall_high:.3f}",
+            f"{row.f1:.3f}",
+            "-" if row.delay_steps_p50 is None else f"{row.delay_steps_p50:.0f}",
+            str(row.traces),
         )
+        print(" ".join(text.ljust(width) for text, width in zip(cells, widths, strict=True)))
 
 
 def main() -> None:
@@ -300,8 +301,9 @@ def main() -> None:
         return
     show([*compared, *delays, *classes])
     print(
-        f"false suspicions (online): {alarms['suspicions']} in {alarms['nodeHours']} node-hours of {STEP_SECONDS:g} s steps = "
-        f"{alarms['per10kNodeHours']} per 10,000 (95% upper end {alarms['upper95']}); {time.perf_counter() - began:.0f} s"
+        f"false suspicions (online): {alarms['suspicions']} in {alarms['nodeHours']} node-hours of "
+        f"{STEP_SECONDS:g} s steps = {alarms['per10kNodeHours']} per 10,000 "
+        f"(95% upper end {alarms['upper95']}); {time.perf_counter() - began:.0f} s"
     )
 
 

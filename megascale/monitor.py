@@ -31,9 +31,9 @@ def step(step: int, *, loss: float | None = None, grad_norm: float | None = None
         loss, grad_norm: of this step, where this rank knows them.
         tokens: tokens (or samples) the whole job consumed up to here.
     """
-    reporter = _reporter()
-    if reporter is not None:
-        reporter.step(step, loss=loss, grad_norm=grad_norm, tokens=tokens)
+    found = reporter()
+    if found is not None:
+        found.step(step, loss=loss, grad_norm=grad_norm, tokens=tokens)
 
 
 def phase(name: str) -> PhaseBlock:
@@ -48,16 +48,16 @@ def phase(name: str) -> PhaseBlock:
     known = Phase.__members__.get(name.upper())
     if known is None:
         raise ValueError(f'phase "{name}", expected one of {", ".join(p.name.lower() for p in Phase)}')
-    reporter = _reporter()
-    before = reporter.enter(known) if reporter is not None else known
+    found = reporter()
+    before = found.enter(known) if found is not None else known
     return PhaseBlock(before)
 
 
 def metric(name: str, value: float) -> None:
     """Add a value to the metrics line of the next `step` of rank 0."""
-    reporter = _reporter()
-    if reporter is not None:
-        reporter.pending[name] = float(value)
+    found = reporter()
+    if found is not None:
+        found.pending[name] = float(value)
 
 
 def stop_requested() -> bool:
@@ -65,8 +65,8 @@ def stop_requested() -> bool:
 
     Ranks may see the request one step apart: agree on it, for example by an all-reduce, before acting.
     """
-    reporter = _reporter()
-    return reporter is not None and reporter.file.control is Control.SAVE_AND_EXIT
+    found = reporter()
+    return found is not None and found.file.control is Control.SAVE_AND_EXIT
 
 
 class PhaseBlock:
@@ -81,9 +81,9 @@ class PhaseBlock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        reporter = _reporter()
-        if reporter is not None:
-            reporter.enter(self._before)
+        found = reporter()
+        if found is not None:
+            found.enter(self._before)
 
 
 class Reporter:
@@ -148,7 +148,7 @@ class Reporter:
 
 
 @functools.cache
-def _reporter() -> Reporter | None:
+def reporter() -> Reporter | None:
     """This process's reporter; None outside of a job."""
     path = os.environ.get("MEGASCALE_RANK_FILE")
     return Reporter(Path(path)) if path else None

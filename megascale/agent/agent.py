@@ -130,8 +130,8 @@ class Agent:
         sent_at, sent = 0.0, pb.Report()
         while True:
             await asyncio.sleep(_SAMPLE_S)
-            for alert in self._ranks.alerts():
-                self._link.send(self._fenced(log=alert))
+            for finding in self._ranks.findings():
+                self._link.send(self._fenced(log=finding))
             report = self._ranks.report()
             age_s = loop.time() - sent_at
             due = age_s >= heartbeat_s or (report != sent and age_s >= self._report_s)
@@ -151,9 +151,7 @@ class Agent:
                 continue
             self._ranks.request_save(self._ranks.attempt, leave=True)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_SAVE_ON_ORPHAN_S):
-                    while self._ranks.alive:
-                        await asyncio.sleep(_SAMPLE_S)
+                await asyncio.wait_for(self._ranks.ended(), _SAVE_ON_ORPHAN_S)
             self._leaving.set()
 
 

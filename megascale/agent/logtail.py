@@ -1,14 +1,29 @@
-"""Following a rank's log file: alert lines as they come, the last lines when it ends."""
+"""Following a rank's log file: what its lines mean as they come, the last lines when it ends."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from megascale.core.rules import BUILTIN, LineClassifier, RuleSet
 
 ALERT_PREFIX: Final = b"megascale.alert "
 _READ_BYTES: Final = 256 * 1024
 _LINE_BYTES: Final = 2000
+_FINDINGS: Final = 16
+_RULES: Final = RuleSet(BUILTIN)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A line that means something: the rule it hit, what that is about, what it calls for."""
+
+    rule: str
+    category: str
+    action: str
+    line: str
 
 
 class LogTail:
@@ -18,18 +33,19 @@ class LogTail:
         self.path = path
         self._offset = 0
         self._rest = b""
+        self._classifier = LineClassifier(_RULES)
 
-    def new_alerts(self) -> list[tuple[str, str]]:
-        """(kind, message) of every complete new alert line."""
-        found = []
+    def new_findings(self) -> list[Finding]:
+        """What the complete new lines say that calls for something; bounded per call, alerts first."""
+        alerts, hits = [], []
         for line in self._new_lines():
             if line.startswith(ALERT_PREFIX):
-                try:
-                    data = json.loads(line[len(ALERT_PREFIX) :])
-                    found.append((str(data["kind"]), str(data["message"])))
-                except (ValueError, KeyError, TypeError):
-                    found.append(("unreadableAlert", line.decode(errors="replace")[:_LINE_BYTES]))
-        return found
+                alerts.append(_alert(line))
+                continue
+            verdict = self._classifier.feed(line.decode(errors="replace")[:_LINE_BYTES])
+            if verdict.rule is not None and verdict.action != "none" and verdict.scope != "consequence":
+                hits.append(Finding(verdict.rule, verdict.category, verdict.action, verdict.line))
+        return (alerts + hits)[:_FINDINGS]
 
     def _new_lines(self) -> list[bytes]:
         try:
@@ -54,3 +70,11 @@ class LogTail:
             return []
         lines = [line.decode(errors="replace")[:_LINE_BYTES] for line in raw.splitlines() if line.strip()]
         return lines[-count:]
+
+
+def _alert(line: bytes) -> Finding:
+    try:
+        data = json.loads(line[len(ALERT_PREFIX) :])
+        return Finding(str(data["kind"]), "framework", "alert", str(data["message"]))
+    except (ValueError, KeyError, TypeError):
+        return Finding("unreadableAlert", "framework", "alert", line.decode(errors="replace")[:_LINE_BYTES])

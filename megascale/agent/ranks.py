@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import math
-import os
 import signal
 import time
 from collections.abc import Callable
@@ -14,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from megascale.agent.command import command_environment, kill_strays, spawn
 from megascale.agent.logtail import LogTail
 from megascale.agent.processes import Child, Exit, kill_all, process_state
 from megascale.agent.stacks import stack_of
-from megascale.agent.zygote import torchrun_environment
+from megascale.agent.zygote import launch_to_json
 from megascale.agent.zygote_client import Zygote
 from megascale.core.lineage import Commit
 from megascale.engine.context import RankLaunch
@@ -49,6 +49,7 @@ class Ranks:
         self.exits: list[pb.RankExit] = []
         self._run, self._node, self._zygote, self._on_exit = run, node, zygote, on_exit
         self._ranks: dict[int, Rank] = {}
+        self._commands: set[Path] = set()
         self._store: Child | None = None
         self._store_attempt = 0
         self._store_port = 0
@@ -117,8 +118,10 @@ class Ranks:
         if command is None:
             pid = await self._zygote.fork_rank(launch, log)
         else:
-            environment = {**os.environ, **command.env, **torchrun_environment(launch)}
-            pid = await asyncio.to_thread(_spawn, list(command.args), environment, log)
+            launch.rank_file.with_suffix(".json").write_text(json.dumps(launch_to_json(launch)))
+            environment = command_environment(launch, command.env)
+            pid = await asyncio.to_thread(spawn, list(command.args), environment, log)
+            self._commands.add(launch.rank_file)
         child = Child(pid, lambda _child, how: self._ended(launch.rank, how))
         self._ranks[launch.rank] = Rank(launch, child, file, LogTail(log))
         child.watch()
@@ -166,6 +169,9 @@ class Ranks:
             return []
         children = {entry.child: rank for rank, entry in self._ranks.items()}
         late = await kill_all(list(children), deadline_s)
+        if self._commands:
+            await asyncio.to_thread(kill_strays, self._commands)
+            self._commands = set()
         if self._store_attempt <= attempt:
             await self._drop_store()
         for rank, entry in list(self._ranks.items()):
@@ -178,6 +184,10 @@ class Ranks:
         if self._store is not None:
             await kill_all([self._store], 5.0)
             self._store = None
+
+    async def ended(self) -> None:
+        """Wait until every rank process has ended."""
+        await asyncio.gather(*(entry.child.ended.wait() for entry in self._ranks.values()))
 
     def request_save(self, attempt: int, *, leave: bool) -> None:
         """Ask the ranks to save after the same coming step."""
@@ -218,23 +228,21 @@ class Ranks:
     def _unix(self, monotonic: float) -> float:
         return monotonic + self._to_unix if monotonic else 0.0
 
-    def alerts(self) -> list[pb.LogMatch]:
-        """New alert lines of all rank logs."""
-        found = []
-        for rank, entry in self._ranks.items():
-            for kind, message in entry.log.new_alerts():
-                found.append(
-                    pb.LogMatch(
-                        rank=rank,
-                        attempt=entry.launch.attempt,
-                        rule=kind,
-                        category="framework",
-                        action="alert",
-                        line=message,
-                        at=time.time(),
-                    )
-                )
-        return found
+    def findings(self) -> list[pb.LogMatch]:
+        """What the new lines of all rank logs say that calls for something."""
+        return [
+            pb.LogMatch(
+                rank=rank,
+                attempt=entry.launch.attempt,
+                rule=finding.rule,
+                category=finding.category,
+                action=finding.action,
+                line=finding.line,
+                at=time.time(),
+            )
+            for rank, entry in self._ranks.items()
+            for finding in entry.log.new_findings()
+        ]
 
     async def evidence(self) -> list[pb.RankEvidence]:
         """What every rank is doing now; works on stopped and stuck ranks."""
@@ -256,14 +264,3 @@ class Ranks:
 
 def _commit(message: pb.Commit) -> Commit:
     return Commit(message.step, message.attempt)
-
-
-def _spawn(args: list[str], environment: dict[str, str], log: Path) -> int:
-    """Start a user's own program in this process group; the kernel ends it with the agent."""
-    with log.open("ab") as output:
-        actions = [
-            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_DUP2, output.fileno(), 1),
-            (os.POSIX_SPAWN_DUP2, output.fileno(), 2),
-        ]
-        return os.posix_spawnp(args[0], args, environment, file_actions=actions)

@@ -12,6 +12,7 @@ pickled. Outside of a MegaScale job `save` does nothing and `load` returns None.
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +27,8 @@ from megascale.checkpoint.save import save as save_pieces
 from megascale.checkpoint.store import CheckpointStore
 from megascale.core.lineage import Commit
 from megascale.errors import CheckpointSaveError, InputError
+from megascale.monitor import reporter
 from megascale.observe.alerts import alert
-from megascale.observe.rankfile import RankFile
 from megascale.observe.rundir import RunDir
 
 _STRUCTURE = "structure"
@@ -45,7 +46,6 @@ class _Launch:
     lineage: dict[int, Commit | None]
     keep: int
     store: CheckpointStore
-    rank_file: Path
 
 
 def save(state: dict[str, Any], step: int) -> bool:
@@ -81,7 +81,8 @@ def save(state: dict[str, Any], step: int) -> bool:
         if launch.rank == 0:
             alert("checkpointSaveFailed", f"step {step}: {error}")
         return False
-    RankFile.open(launch.rank_file).update(saved_step=step, saved_attempt=launch.attempt)
+    if (record := reporter()) is not None:
+        record.file.update(saved_step=step, saved_attempt=launch.attempt)
     if launch.rank == 0:
         launch.store.prune(launch.keep, launch.lineage, launch.attempt)
     return True
@@ -130,6 +131,8 @@ def _pack(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:  # no
     if isinstance(value, list | tuple):
         kind = "list" if isinstance(value, list) else "tuple"
         return {kind: [_pack(item, f"{path}.{index}", tensors) for index, item in enumerate(value)]}
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": repr(value)}
     if value is None or isinstance(value, str | int | float | bool):
         return {"value": value}
     raise InputError(f"{path}: cannot save a {type(value).__name__}; give tensors and plain data")
@@ -148,7 +151,7 @@ def _unpack(packed: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Any:  #
     if kind in ("list", "tuple"):
         items = [_unpack(item, tensors) for item in content]
         return items if kind == "list" else tuple(items)
-    return content
+    return float(content) if kind == "float" else content
 
 
 def _agree(ok: bool) -> bool:
@@ -166,8 +169,7 @@ def _launch() -> _Launch | None:
     rank_file = os.environ.get("MEGASCALE_RANK_FILE")
     if not rank_file:
         return None
-    path = Path(rank_file)
-    told = json.loads(path.with_suffix(".json").read_bytes())
+    told = json.loads(Path(rank_file).with_suffix(".json").read_bytes())
     checkpoint = told["spec"]["spec"]["checkpoint"]
     return _Launch(
         job=told["job"],
@@ -178,7 +180,6 @@ def _launch() -> _Launch | None:
         lineage={int(attempt): _commit(commit) for attempt, commit in told["lineage"].items()},
         keep=checkpoint["keep"],
         store=CheckpointStore(RunDir(Path(told["run_dir"])).checkpoints(checkpoint["uri"])),
-        rank_file=path,
     )
 
 

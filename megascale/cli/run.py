@@ -57,7 +57,8 @@ def run(
             _prepare(rundir, job, view, fresh=fresh)
             finished = finished_summary(rundir, job)
             if finished is not None:
-                view.note(f"{job.metadata.name} is complete at step {finished['step']}; --fresh starts over")
+                at = f" at step {finished['step']}" if finished["step"] else ""
+                view.note(f"{job.metadata.name} is complete{at}; --fresh starts over")
                 _end(finished, as_json=as_json)
                 return
         elif fresh:
@@ -126,10 +127,10 @@ def _prepare_data(job: TrainingJob, view: View) -> None:
 
 
 def finished_summary(rundir: RunDir, job: TrainingJob) -> dict[str, Any] | None:
-    """The summary of a job that already completed all the steps the manifest asks for."""
+    """The summary of a job that completed all the steps the manifest asks for; a script decides itself."""
     try:
         summary: dict[str, Any] = json.loads(rundir.summary_file.read_text())
     except (FileNotFoundError, ValueError):
         return None
-    complete = summary.get("state") == "completed" and int(summary.get("step", 0)) >= job.spec.steps
-    return summary if complete else None
+    stepped = job.spec.runtime.command is not None or int(summary.get("step", 0)) >= job.spec.steps
+    return summary if summary.get("state") == "completed" and stepped else None

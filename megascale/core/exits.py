@@ -51,12 +51,14 @@ def _left(turn: Turn, rank: int, exit_code: int) -> None:
     """A good end; the others have to follow."""
     record, exits = turn.record, turn.live.exits
     if not exits:
+        turn.clear_deadline("hang")
         turn.set_deadline("leaving", turn.policy.startup_s)
     exits[rank] = exit_code
     if len(exits) < record.ranks:
         return
     if all(code == EXIT_COMPLETED for code in exits.values()):
-        stop(turn, Plan("finish", f"all {turn.policy.steps} steps are done", "completed"))
+        done = f"all {turn.policy.steps} steps are done" if turn.policy.reports_steps else "all ranks ended well"
+        stop(turn, Plan("finish", done, "completed"))
     elif record.plan is not None:
         stop(turn, record.plan)
     else:

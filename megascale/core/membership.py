@@ -177,9 +177,10 @@ def _judge_silence(turn: Turn, name: str, node: Node) -> bool:
     reason = f"{name} sent no beat for {silent_s:.1f} s"
     cause = "planned" if name in turn.record.draining else "node_lost"
     fault = Fault(cause, reason, node=name, at=last, source="estimated", node_gone=True)
-    if silent_s >= turn.policy.silence_s:
+    # compared as `_watch` computed it: a difference of two times may round to the other side
+    if turn.now >= last + turn.policy.silence_s:
         return _lose_silent(turn, name, node, fault)
-    if silent_s < turn.policy.silence_s * _SUSPECT_SHARE:
+    if turn.now < last + turn.policy.silence_s * _SUSPECT_SHARE:
         if node.status is NodeStatus.SUSPECT:
             node.status = NodeStatus.READY
     elif node.status is NodeStatus.READY:

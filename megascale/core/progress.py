@@ -89,9 +89,10 @@ def begin_running(turn: Turn) -> None:
 
 
 def begin_unwatched(turn: Turn) -> None:
-    """A script that reports no steps counts as running, and as recovered, once its ranks are started."""
+    """A script counts as running once its ranks are started, and as recovered if it never told a step."""
     begin_running(turn)
-    close_incident(turn, "recovered")
+    if turn.record.best_step == 0:
+        close_incident(turn, "recovered")
 
 
 def _note_stall(turn: Turn, stall_s: float) -> None:
@@ -116,6 +117,8 @@ def _note_step(turn: Turn, node: str, rank: RankProgress) -> None:
     if rank.step > live.step:
         record.clock.observe_step(rank.step_seconds)
         live.step, live.progress_at = rank.step, min(rank.progress_at or turn.now, turn.now)
+        if record.incident and not turn.policy.reports_steps:
+            record.incident.mark("firstStep", rank.first_step_at or turn.now)
         _note_pace(turn)
         if rank.step > record.best_step:
             record.best_step = rank.step
@@ -161,12 +164,17 @@ def _maybe_back_to_speed(turn: Turn, rank: RankProgress) -> None:
 
 def _arm_hang(turn: Turn) -> None:
     """A stall is suspected when the learnt bound of the phase passes without a step."""
-    if turn.record.stage is not Stage.RUNNING:
+    if turn.record.stage is not Stage.RUNNING or turn.live.exits:
         return
     policy, live = turn.policy, turn.live
     bound = turn.record.clock.bound_s(
         live.phases.current(), steps=policy.hang_steps, margin_s=policy.hang_margin_s
     )
+    if not policy.reports_steps and (bound is None or live.step >= policy.steps):
+        turn.clear_deadline("hang")
+        return
+    if bound is None and not policy.reports_steps:
+        return
     since = max(live.progress_at, live.quiet_until)
     turn.record.deadlines["hang"] = since + (policy.startup_s if bound is None else bound)
 

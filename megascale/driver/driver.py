@@ -96,6 +96,7 @@ class Driver:
         await self._performer.close()
         await server.stop(grace=0.5)
         self._log.close()
+        self._record.close()
         if pump.done() and not pump.cancelled() and (problem := pump.exception()) is not None:
             raise problem
         if self._fenced.is_set():

@@ -22,6 +22,7 @@ def policy_of(job: TrainingJob) -> Policy:
         ranks_per_node=spec.ranks_per_node,
         node_counts=spec.node_counts,
         steps=spec.steps,
+        reports_steps=spec.runtime.command is None,
         suspend=spec.suspend,
         silence_s=float(spec.health.silence_seconds),
         flap_tolerance_s=float(spec.health.flap_tolerance_seconds),

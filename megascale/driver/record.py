@@ -29,6 +29,9 @@ class RecordStore(Protocol):
     def claim(self) -> Claim:
         """Raise the term by compare-and-swap; raises FencedError when another driver holds the record."""
 
+    def close(self) -> None:
+        """Give up the hold."""
+
     def write(self, snapshot: Json) -> None:
         """Store durably; raises OSError when the store is full or away, FencedError when superseded."""
 
@@ -55,6 +58,10 @@ class LocalRecord:
 
     def write(self, snapshot: Json) -> None:
         self._store(snapshot)
+
+    def close(self) -> None:
+        """Give up the hold."""
+        os.close(self._lock)
 
     def _store(self, snapshot: Json) -> None:
         document = {"version": RECORD_VERSION, "job": self._job, "term": self._term, "core": snapshot}

@@ -198,5 +198,5 @@ class Megatron(Section):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 on a GPU, fp32 on the CPU."""
     recompute: Literal["none", "selective", "full"] = "none"
-    """Activations computed again in the backward pass to save memory: none; selective: those inside attention;
+    """Activations computed again in the backward pass to save memory: none; selective: those of attention;
     full: all but each layer's input."""

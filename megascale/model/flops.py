@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+from megascale.model.inventory import weights
 from megascale.model.shape import ModelShape
+
+Pairs = Literal["attended", "causal", "square"]
 
 
 def attended_keys(sequence_length: int, window: int | None) -> int:
@@ -12,22 +17,37 @@ def attended_keys(sequence_length: int, window: int | None) -> int:
 
 
 def matmul_parameters(shape: ModelShape) -> int:
-    """Weights a token is multiplied with: projections, MLP, output layer; the embedding is a look-up."""
-    query_and_out = 2 * shape.hidden_size * shape.hidden_size
-    key_and_value = 2 * shape.hidden_size * shape.kv_heads * shape.head_size
-    mlp = (3 if shape.activation == "swiglu" else 2) * shape.hidden_size * shape.ffn_hidden_size
-    return shape.num_layers * (query_and_out + key_and_value + mlp) + shape.vocab_size * shape.hidden_size
+    """Weights a token is multiplied with: projections, MLP or its share of experts, router, output layer.
+
+    The embedding is a look-up and the padding of the vocabulary no use, so they do not count.
+    """
+    inside = sum(w.size * w.share for w in weights(shape) if w.layer is not None and len(w.shape) > 1)
+    return round(inside) + shape.vocab_size * shape.hidden_size
 
 
-def training_flops(shape: ModelShape, sequences: int, sequence_length: int) -> float:
+def _pairs(shape: ModelShape, sequence_length: int, count: Pairs) -> int:
+    """Query-key pairs of one sequence, summed over the layers."""
+    if count == "square":
+        return shape.num_layers * sequence_length**2
+    windows = (shape.window_of(i) if count == "attended" else None for i in range(shape.num_layers))
+    return sum(attended_keys(sequence_length, window) for window in windows)
+
+
+def training_flops(
+    shape: ModelShape, sequences: int, sequence_length: int, count: Pairs = "attended"
+) -> float:
     """Operations of one step over `sequences` sequences, without recomputation.
 
-        6 * tokens * matmul_parameters + 12 * layers * hidden * attended_keys * sequences
+        6 * tokens * matmul_parameters + 12 * hidden * sequences * pairs
 
     A multiply-add counts 2; the backward pass counts twice the forward. Attention needs 2 multiply-adds
-    per pair and channel (scores and values), over the pairs that are really attended: inside the window
-    and causal. Norms, activations and the padding of the vocabulary are not counted.
+    per pair and channel (scores and values). Norms and activations are not counted.
+
+    Args:
+        count: which query-key pairs of each layer count: "attended", those inside the causal mask and the
+            layer's window; "causal", as if no layer had a window; "square", all sequence_length^2, as in
+            Megatron-LM's published figures (Narayanan et al. 2021, appendix).
     """
     tokens = sequences * sequence_length
-    pairs = sequences * attended_keys(sequence_length, shape.window)
-    return 6.0 * tokens * matmul_parameters(shape) + 12.0 * shape.num_layers * shape.hidden_size * pairs
+    pairs = sequences * _pairs(shape, sequence_length, count)
+    return 6.0 * tokens * matmul_parameters(shape) + 12.0 * shape.hidden_size * pairs

@@ -67,7 +67,7 @@ def canonical_name(local: str, layers: Sequence[nn.Module], *, tied: bool) -> st
 
 
 def _inside_layer(local: str) -> str:
-    """`mlp.experts.local_experts.3.linear_fc1.weight` becomes `mlp.experts.3.fc1.weight`; no expert is remote."""
+    """`mlp.experts.local_experts.3.linear_fc1.weight` becomes `mlp.experts.3.fc1.weight`: all are local."""
     for theirs, ours in (("linear_", ""), ("local_experts.", ""), ("_layernorm.", "_norm.")):
         local = local.replace(theirs, ours)
     return local

@@ -23,8 +23,8 @@ _SLACK_S: Final = 1e-3
 _TIMER_OF: Final = {
     Stage.LAUNCHING: ("startup",),
     Stage.STOPPING: ("kill",),
-    Stage.SAVING: ("save",),
-    Stage.ASSEMBLING: ("shrink", "acquireRetry", "acquired"),
+    Stage.SAVING: ("save", "leaving"),
+    Stage.ASSEMBLING: ("shrink", "acquireRetry", "acquired", "reconnect"),
 }
 
 

@@ -92,14 +92,17 @@ def slow_ranks(trace: Trace) -> list[SlowRank]:
 
 
 def _slow_rank(excess: Floats, column: int, limit: float, rows: tuple[int, int], length: int) -> SlowRank:
+    """Finds the onset to the step; what the rank was off before it does not count as slow-down."""
     start, end = rows
     level = float(nanmedian(excess[start:end, column]))
-    from_row = max(0, start - 3 * length)
-    if start > 0 or from_row == 0:
-        split, score = change_point(excess[from_row : min(end, start + 4 * length), column])
-        before = excess[: from_row + split, column]
-        if score > 5.0 and float(nanmedian(before)) < 0.5 * level:
-            start = from_row + split
+    first = max(0, start - 3 * length)
+    split, score = change_point(excess[first : min(end, start + 4 * length), column])
+    if score > 5.0:
+        before = float(nanmedian(excess[: first + split, column]))
+        if before < 0.5 * level:
+            start = first + split
+            level = float(nanmedian(excess[start:end, column]))
+            level = (1.0 + level) / (1.0 + before) - 1.0 if start >= _WINDOWS[0] else level
     return SlowRank(column, level, limit, start, end, max((end - start) // length, 1))
 
 
@@ -255,7 +258,8 @@ def scatter_verdict(trace: Trace) -> StragglerVerdict | None:
         int(trace.steps[0]),
         confidence(sigma, _SCATTER_SIGMA, 5),
         f"compute of stage peers differs by {sigma:.1%} (robust sigma) from step to step, forward and "
-        f"backward together (correlation {together:.2f}), never the same ranks (lag-1 correlation {persistence:.2f}): "
+        f"backward together (correlation {together:.2f}), "
+        f"never the same ranks (lag-1 correlation {persistence:.2f}): "
         "uneven sequence lengths",
     )
 

@@ -17,6 +17,8 @@ _MANY_RANKS: Final = 8
 
 def nanmedian(values: Floats, axis: int | None = None) -> Floats:
     """Median without NaN; NaN where everything is missing."""
+    if values.size and not np.isnan(values).any():
+        return np.asarray(np.median(values, axis=axis))  # many times faster
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # all-NaN slices are expected
         result: Floats = np.asarray(np.nanmedian(values, axis=axis))

@@ -74,14 +74,13 @@ class Script:
         if node not in record.assignment:
             return 0, ()
         first = record.assignment.index(node) * self.core.policy.ranks_per_node
+        passed = self.now if step is not None or record.stage is not Stage.LAUNCHING else 0.0
         values: dict[str, Any] = {
             "step": self.core.live.step if step is None else step,
             "phase": "forward",
             "progress_at": self.now if step is not None else self.core.live.progress_at,
             "step_seconds": self.step_s,
-            "groups_at": self.now,
-            "loaded_at": self.now,
-            "first_step_at": self.now,
+            **dict.fromkeys(("groups_at", "loaded_at", "first_step_at"), passed),
             "loss": self.loss,
             **fields,
         }
@@ -99,7 +98,7 @@ class Script:
         start = self.core.live.step
         for step in range(start + 1, start + steps + 1):
             self.now += self.step_s
-            self.beat(*[n for n in self.record.assignment if n not in self.silent], step=step, **fields)
+            self.beat(*self._beating(), step=step, **fields)
         return self
 
     def wait(self, seconds: float, *, beating: bool = True) -> Script:

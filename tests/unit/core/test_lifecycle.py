@@ -38,9 +38,9 @@ def test_completion_needs_every_rank(running):
 
 def test_ranks_that_never_follow_a_finished_one_are_a_fault(running):
     job = running(2, startup_s=100.0)
-    job.exit(0, 0)
-    job.now += 101.0
-    job.tell(ev.Tick())
+    job.exit(0, 0).wait(99.0)
+    assert job.stage is Stage.RUNNING
+    job.wait(2.0)
     assert job.stage is Stage.STOPPING
     assert job.incident.cause == "hang"
 
@@ -198,7 +198,7 @@ def test_refused_spares_do_not_use_up_the_tries_of_a_later_wait(running):
     job = running(1, acquire_tries=4)
     job.tell(ev.SpecChanged(Policy(nodes=1, spare_nodes=1, steps=1000, acquire_tries=4)))
     for _ in range(8):
-        job.refuse(fx.Acquire).wait(61.0)
+        job.refuse(fx.Acquire).train(61)
     job.goes("n-0")
     job.refuse(fx.Acquire)
     assert job.stage is Stage.ASSEMBLING

@@ -500,3 +500,31 @@ def test_unreadable_paths(tmp_path: Path, make: Callable[[Path], object], messag
     with pytest.raises(ManifestError, match=message) as caught:
         load_job(path)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("section", "given", "path", "message"),
+    [
+        ("model", {"experts": 2, "expertsPerToken": 3}, "model.expertsPerToken", "3 is more than experts 2"),
+        ("model", {"experts": 2}, "model.block", "not made for experts"),
+        ("parallelism", {"tensor": 2}, "parallelism.sequence", "need sequence parallelism"),
+        ("model", {"windowPattern": "SX"}, "model.windowPattern", "expected letters S"),
+    ],
+)
+def test_choices_that_do_not_go_together(section: str, given: dict[str, Any], path: str, message: str) -> None:
+    data = {"path": "x", "sequenceLength": 4, "microBatch": 1, "globalBatch": 2}
+    runtime: dict[str, Any] = {"model": {"preset": "tiny"}, "data": data}
+    if section == "parallelism":
+        runtime["model"] |= {"experts": 2, "block": "serial"}
+    runtime[section] = runtime.get(section, {}) | given
+    with pytest.raises(ManifestError) as caught:
+        from_mapping(
+            {
+                "apiVersion": "megascale.io/v1alpha1",
+                "kind": "TrainingJob",
+                "metadata": {"name": "x"},
+                "spec": {"steps": 1, "nodes": 2, "runtime": {"megatron": runtime}},
+            }
+        )
+    found = {issue.path: issue.message for issue in caught.value.issues}
+    assert message in found[f"spec.runtime.megatron.{path}"]

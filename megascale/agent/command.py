@@ -1,0 +1,77 @@
+"""Ranks that run a user's own program: how it is started, and how everything it started is ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from megascale.agent.zygote import torchrun_environment
+from megascale.engine.context import RankLaunch
+from megascale.errors import InputError
+
+
+def command_environment(launch: RankLaunch, given: Mapping[str, str]) -> dict[str, str]:
+    """What the program sees: this process's environment, `given` over it, and what torchrun sets.
+
+    `python` is the interpreter that MegaScale runs under. Ranks of one machine talk over the loopback
+    interface, wherever the host's name may point.
+    """
+    nodes = launch.world_size // launch.local_world_size
+    defaults = {"OMP_NUM_THREADS": "1"}
+    if launch.store_host.startswith("127."):
+        defaults["GLOO_SOCKET_IFNAME"] = next(
+            name for _, name in socket.if_nameindex() if name.startswith("lo")
+        )
+    environment = {**defaults, **os.environ, **given, **torchrun_environment(launch)}
+    environment |= {
+        "ROLE_NAME": "default",
+        "ROLE_RANK": str(launch.rank),
+        "ROLE_WORLD_SIZE": str(launch.world_size),
+        "GROUP_WORLD_SIZE": str(nodes),
+        "TORCHELASTIC_RUN_ID": launch.job,
+        "TORCHELASTIC_MAX_RESTARTS": str(launch.spec["spec"]["recovery"]["maxRestarts"]),
+        "PYTHONUNBUFFERED": environment.get("PYTHONUNBUFFERED", "1"),
+        "PATH": os.pathsep.join((str(Path(sys.executable).parent), environment.get("PATH", os.defpath))),
+    }
+    return environment
+
+
+def spawn(args: list[str], environment: dict[str, str], log: Path) -> int:
+    """Start the program in this process group; returns its pid.
+
+    Raises:
+        InputError: there is no such program.
+        OSError: it cannot be started.
+    """
+    program = shutil.which(args[0], path=environment["PATH"])
+    if program is None:
+        raise InputError(f"spec.runtime.command.args: {args[0]}: no such program in {Path.cwd()} or on PATH")
+    with log.open("ab") as output:
+        actions = [
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_DUP2, output.fileno(), 1),
+            (os.POSIX_SPAWN_DUP2, output.fileno(), 2),
+        ]
+        return os.posix_spawn(program, args, environment, file_actions=actions)
+
+
+def kill_strays(rank_files: set[Path]) -> int:
+    """SIGKILL whatever the programs of these rank records started (loader workers, shells); how many.
+
+    They are known by their environment: a program's children keep $MEGASCALE_RANK_FILE, whoever adopts them.
+    """
+    marks = {f"MEGASCALE_RANK_FILE={path}".encode() for path in rank_files}
+    killed = 0
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if marks.isdisjoint((process / "environ").read_bytes().split(b"\0")):
+                continue
+            os.kill(int(process.name), signal.SIGKILL)
+            killed += 1
+    return killed

@@ -1,0 +1,90 @@
+"""Predicted communication of one GPU in one step: what each dimension sends, and over which links."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from megascale.model.inventory import stage_parameter_count
+from megascale.model.layout import Layout
+from megascale.model.memory import ACTIVATION_BYTES, GRADIENT_BYTES, WEIGHT_BYTES
+from megascale.model.shape import ModelShape
+
+Link = Literal["node", "network"]
+_GATHERS: Final = {
+    # (block, sequence parallel): operations per layer and micro-batch, forward and backward together, that
+    # move (ranks - 1) / ranks of a full activation; an all-reduce counts as two.
+    ("parallel", False): 4,
+    ("parallel", True): 4,
+    ("serial", False): 8,
+    # megatron-core gathers the inputs of its two column-parallel products again in the backward pass.
+    ("serial", True): 10,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What one GPU sends in a step along one dimension.
+
+    Attributes:
+        dimension: "tensor", "data" or "pipeline".
+        what: the messages.
+        link: "node" when all ranks of the dimension are in one node, else "network".
+        bytes: sent per GPU and step.
+    """
+
+    dimension: str
+    what: str
+    link: Link
+    bytes: int
+
+
+def _link(stride: int, size: int, gpus_per_node: int) -> Link:
+    """Where a group of `size` ranks, `stride` apart, meets."""
+    return "node" if stride * size <= gpus_per_node else "network"
+
+
+def traffic(
+    shape: ModelShape,
+    layout: Layout,
+    *,
+    sequence_length: int,
+    micro_batch: int,
+    micro_batches: int,
+    gpus_per_node: int,
+) -> list[Traffic]:
+    """Bytes a GPU of the first pipeline stage sends per step, ring algorithms, bf16 activations.
+
+    Not counted: the loss's and the norms' few values per token, control messages, checkpoints. Experts are
+    not spread over ranks, so a mixture sends what the serial block sends.
+    """
+    tokens = sequence_length * micro_batch
+    activation = tokens * shape.hidden_size * ACTIVATION_BYTES
+    found = []
+    if layout.tensor > 1:
+        moved = (layout.tensor - 1) / layout.tensor * activation
+        layers = shape.num_layers // layout.pipeline
+        per_micro_batch = layers * _GATHERS[shape.block, layout.sequence] + 2  # the embedding's output
+        count = round(per_micro_batch * moved * micro_batches)
+        link = _link(1, layout.tensor, gpus_per_node)
+        found.append(Traffic("tensor", "activations and their gradients between layers", link, count))
+    if layout.data > 1:
+        part = (layout.data - 1) / layout.data * stage_parameter_count(shape, layout, 0)
+        link = _link(layout.tensor, layout.data, gpus_per_node)
+        found.append(Traffic("data", "gradients, reduce-scatter in fp32", link, round(part * GRADIENT_BYTES)))
+        found.append(Traffic("data", "parameters, all-gather in bf16", link, round(part * WEIGHT_BYTES)))
+    if layout.pipeline > 1:
+        message = activation // (layout.tensor if layout.sequence else 1)
+        link = _link(layout.tensor * layout.data, layout.pipeline, gpus_per_node)
+        # It sends every chunk's output forward, and the gradient of every chunk's input but the first.
+        messages = (2 * layout.interleave - 1) * micro_batches
+        found.append(Traffic("pipeline", "activations and their gradients", link, messages * message))
+        if shape.tied_embeddings:
+            size = shape.padded_vocab_size * shape.hidden_size // layout.tensor * GRADIENT_BYTES
+            found.append(Traffic("pipeline", "gradient of tied embeddings, all-reduce in fp32", link, size))
+    return found
+
+
+def bubble(layout: Layout, micro_batches: int) -> float:
+    """Idle time of the pipeline over its working time: (p - 1) / (v m) (MegaScale 3.1)."""
+    return (layout.pipeline - 1) / (layout.interleave * micro_batches)

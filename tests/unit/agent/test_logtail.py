@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from megascale.agent.logtail import LogTail
+
+
+def test_alerts_and_known_lines_are_found_once(tmp_path: Path) -> None:
+    log = tmp_path / "rank-0.log"
+    tail = LogTail(log)
+    assert tail.new_findings() == []
+    log.write_text(
+        "step 3 done\n"
+        'megascale.alert {"kind": "checkpointSaveFailed", "message": "step 3: No space left"}\n'
+        "NVRM: Xid (PCI:0000:3b:00): 79, pid=4242, GPU has fallen off the bus.\n"
+        "half a li"
+    )
+    alert, hit = tail.new_findings()
+    assert (alert.rule, alert.category, alert.line) == (
+        "checkpointSaveFailed",
+        "framework",
+        "step 3: No space left",
+    )
+    assert (hit.category, hit.action) == ("gpu", "replace_node")
+    assert tail.new_findings() == []
+    with log.open("a") as handle:
+        handle.write("ne: nothing to see\n")
+    assert tail.new_findings() == []
+
+
+def test_a_torn_alert_is_still_an_alert(tmp_path: Path) -> None:
+    log = tmp_path / "rank-0.log"
+    log.write_text('megascale.alert {"kind": "checkpo\n')
+    (finding,) = LogTail(log).new_findings()
+    assert (finding.rule, finding.action) == ("unreadableAlert", "alert")
+
+
+def test_findings_are_bounded_per_call(tmp_path: Path) -> None:
+    log = tmp_path / "rank-0.log"
+    log.write_text('megascale.alert {"kind": "nonFiniteLoss", "message": "step 1"}\n' * 5000)
+    assert 0 < len(LogTail(log).new_findings()) <= 16
+
+
+def test_last_lines(tmp_path: Path) -> None:
+    log = tmp_path / "rank-0.log"
+    assert LogTail(log).last_lines(3) == []
+    log.write_text("".join(f"line {number}\n\n" for number in range(100)))
+    assert LogTail(log).last_lines(3) == ["line 97", "line 98", "line 99"]

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from megascale.core import effects as fx
+from megascale.core.lineage import Commit
+from megascale.core.machine import Core
+from megascale.core.state import NodeStatus, Stage
+
+
+def test_training_goes_on_when_the_driver_is_replaced(running):
+    job = running(2, spare_nodes=1)
+    job.train(10).said.clear()
+    job.driver_restarts(after_s=120.0)
+    assert job.said == []
+    job.join("n-0", "n-1", attempt=1).join("n-2").train(20)
+    assert job.stage is Stage.RUNNING
+    assert job.said == []
+    assert job.record.ledger.phase == "productive"
+
+
+def test_spares_that_reconnect_are_not_asked_for_again(running):
+    job = running(2, spare_nodes=2)
+    job.driver_restarts(after_s=5.0).said.clear()
+    job.join("n-0", "n-1", attempt=1).join("n-2", "n-3").train(30)
+    assert not job.heard(fx.Acquire)
+
+
+def test_spare_that_does_not_come_back_is_replaced(running):
+    job = running(2, spare_nodes=1)
+    job.silent.add("n-2")
+    job.driver_restarts().said.clear()
+    job.join("n-0", "n-1", attempt=1).train(30)
+    assert [a.count for a in job.heard(fx.Acquire)] == [1]
+
+
+def test_node_that_died_meanwhile_is_lost_after_the_silence_bound(running):
+    job = running(2, spare_nodes=1, silence_s=15.0, reconnect_grace_s=20.0)
+    job.driver_restarts(after_s=300.0)
+    assert job.live_nodes["n-1"].status is NodeStatus.UNKNOWN
+    job.silent.add("n-1")
+    job.join("n-0", attempt=1).join("n-2").wait(19.0)
+    assert job.stage is Stage.RUNNING
+    job.wait(2.0)
+    assert job.stage is Stage.STOPPING
+    assert job.incident.node == "n-1"
+
+
+def test_fleet_can_tell_at_once_that_an_unknown_node_is_gone(running):
+    job = running(2)
+    job.driver_restarts().goes("n-1")
+    assert job.stage is Stage.STOPPING
+
+
+def test_agent_that_lost_its_ranks_meanwhile_is_noticed(running):
+    job = running(2)
+    job.driver_restarts().join("n-0", attempt=1).agent_restarts("n-1")
+    assert job.stage is Stage.STOPPING
+
+
+@pytest.mark.parametrize("downtime_s", [1.0, 1000.0])
+def test_stall_of_the_driver_is_no_stall_of_the_job(running, downtime_s):
+    job = running(2)
+    job.train(10).driver_restarts(after_s=downtime_s)
+    job.join("n-0", "n-1", attempt=1).wait(8.0)
+    assert job.stage is Stage.RUNNING
+
+
+def test_hang_that_began_while_no_driver_was_there_is_found(running):
+    job = running(2)
+    job.train(10).driver_restarts(after_s=60.0)
+    job.join("n-0", "n-1", attempt=1).wait(20.0)
+    assert job.stage is Stage.DIAGNOSING
+
+
+def test_hang_is_found_even_if_no_rank_reports_again(running):
+    job = running(2, startup_s=100.0, silence_s=1e6)
+    job.driver_restarts().wait(120.0, beating=False)
+    assert job.stage is not Stage.RUNNING
+
+
+def test_pending_effects_come_again_under_their_ids(running):
+    job = running(70)
+    job.exit(3, sig=9)
+    (kill,) = job.heard(fx.Kill)
+    job.driver_restarts()
+    assert job.heard(fx.Kill) == [kill]
+    job.join(*[f"n-{i}" for i in range(70)]).done(fx.Kill)
+    (launch,) = job.heard(fx.Launch)
+    job.driver_restarts()
+    assert job.heard(fx.Launch) == [launch]
+
+
+def test_kill_is_given_its_full_time_again(running):
+    job = running(2, kill_s=10.0, reconnect_grace_s=10.0)
+    job.exit(1, sig=9).driver_restarts(after_s=100.0)
+    assert job.stage is Stage.STOPPING
+    job.join("n-0", "n-1", attempt=1).done(fx.Kill)
+    assert job.stage is Stage.LAUNCHING
+
+
+def test_launch_goes_on_when_the_driver_is_replaced(running):
+    job = running(2, startup_s=100.0)
+    job.exit(1, sig=9).done(fx.Kill).driver_restarts(after_s=200.0)
+    job.join("n-0", "n-1", attempt=2).launches()
+    assert job.stage is Stage.RUNNING
+    assert job.record.attempt == 2
+
+
+def test_save_before_leaving_goes_on_when_the_driver_is_replaced(running):
+    job = running(2)
+    job.command("stop").driver_restarts(after_s=500.0)
+    assert job.stage is Stage.SAVING
+    job.join("n-0", "n-1", attempt=1).all_exit(76).done(fx.Kill)
+    assert job.record.finish_state == "stopped"
+
+
+def test_waiting_for_nodes_goes_on_when_the_driver_is_replaced(start):
+    job = start(2)
+    job.join("n-0").driver_restarts(after_s=5.0)
+    assert job.stage is Stage.ASSEMBLING
+    job.join("n-0", "n-1")
+    assert job.stage is Stage.LAUNCHING
+
+
+def test_diagnosis_goes_on_when_the_driver_is_replaced(running):
+    job = running(2, flap_tolerance_s=30.0)
+    job.train(5).wait(14.0)
+    assert job.stage is Stage.DIAGNOSING
+    job.driver_restarts(after_s=100.0).join("n-0", "n-1", attempt=1).wait(60.0)
+    assert job.stage is Stage.STOPPING
+
+
+def test_suspension_set_or_lifted_in_the_manifest_while_no_driver_ran(running):
+    job = running(1)
+    running_policy = job.core.policy
+    suspended = type(running_policy)(nodes=1, min_nodes=1, steps=1000, suspend=True)
+    job.core = Core.restore(suspended, job.core.snapshot())
+    job.driver_starts().join("n-0", attempt=1)
+    job.all_exit(76).done(fx.Kill)
+    assert job.stage is Stage.SUSPENDED
+    job.core = Core.restore(running_policy, job.core.snapshot())
+    job.driver_starts().join("n-0")
+    assert job.stage is Stage.LAUNCHING
+
+
+def test_suspension_by_a_person_outlives_the_driver(running):
+    job = running(1)
+    job.command("suspend").all_exit(76).done(fx.Kill).driver_restarts().join("n-0")
+    assert job.stage is Stage.SUSPENDED
+
+
+def test_snapshot_comes_back_equal(running):
+    job = running(3, spare_nodes=1)
+    job.train(5).commit(5).exit(1, sig=9).recovers().command("evict", "n-0")
+    snapshot = job.core.snapshot()
+    restored = Core.restore(job.core.policy, json.loads(json.dumps(snapshot)))
+    assert restored.record == job.record
+    assert restored.snapshot() != {}
+    assert restored.record.lineage == {1: None, 2: Commit(5, 1)}
+
+
+def test_record_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match="stage"):
+        Core.restore(Core.__new__(Core), {"stage": "dancing"})

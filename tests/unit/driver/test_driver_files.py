@@ -1,0 +1,72 @@
+"""Record, event log and summary of a local run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from megascale.core import events as ev
+from megascale.core.eventlog import Entry, Header, replay
+from megascale.core.machine import Core
+from megascale.core.policy import Policy
+from megascale.driver.log import EventLog
+from megascale.driver.record import LocalRecord, read_record
+from megascale.driver.summary import counted_steps
+from megascale.errors import FencedError, InputError
+from megascale.observe.rundir import RunDir
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    return RunDir(tmp_path)
+
+
+def test_terms_rise_and_the_snapshot_comes_back(run: RunDir) -> None:
+    first = LocalRecord(run, "job")
+    assert first.claim().term == 1
+    first.write({"attempt": 4})
+    with pytest.raises(FencedError):
+        LocalRecord(run, "job").claim()
+    first.close()
+    claim = LocalRecord(run, "job").claim()
+    assert (claim.term, claim.snapshot) == (2, {"attempt": 4})
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"version": 99}', "{}"])
+def test_a_damaged_record_is_refused(run: RunDir, text: str) -> None:
+    run.record_file.write_text(text)
+    with pytest.raises(InputError, match=r"record\.json"):
+        read_record(run)
+
+
+def test_a_torn_line_does_not_swallow_the_next(run: RunDir) -> None:
+    policy = Policy(nodes=1)
+    core = Core(policy)
+    log = EventLog(run)
+    log.begin(Header("job", policy, None))
+    event = ev.DriverStarted(1)
+    log.append(Entry(10.0, event, tuple(core.step(event, 10.0))))
+    log.close()
+    with run.events_file.open("a") as handle:
+        handle.write('{"at":11.0,"eve')
+    successor = EventLog(run)
+    successor.begin(Header("job", policy, core.snapshot()))
+    successor.close()
+    lines = run.events_file.read_text().splitlines()
+    assert lines[2] == '{"at":11.0,"eve'
+    assert list(replay([*lines[:2], lines[3]])) == []
+
+
+def test_the_newest_attempt_of_a_step_counts(tmp_path: Path) -> None:
+    metrics = tmp_path / "metrics.jsonl"
+    lines = [
+        {"step": s, "attempt": a, "loss": s + a / 10} for s, a in [(1, 1), (2, 1), (3, 1), (2, 2), (3, 2)]
+    ]
+    zombie = {"step": 2, "attempt": 1, "loss": 9.0}
+    text = "".join(json.dumps(line) + "\n" for line in [*lines, zombie]) + '{"step": 4, "att'
+    metrics.write_text(text)
+    steps = counted_steps(metrics)
+    assert {step: line["attempt"] for step, line in steps.items()} == {1: 1, 2: 2, 3: 2}
+    assert counted_steps(tmp_path / "none.jsonl") == {}
