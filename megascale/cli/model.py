@@ -26,7 +26,7 @@ def list_presets(as_json: JsonFlag = False) -> None:
     from megascale.job.presets import PRESETS
     from megascale.model.inventory import active_parameter_count, parameter_count
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in PRESETS:
         shape = _shape(name)
         rows.append(

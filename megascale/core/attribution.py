@@ -79,7 +79,11 @@ def _in_words_of_log(turn: Turn, fault: Fault) -> Fault:
     lines = [
         hit
         for hit in turn.live.signals
-        if hit.node == fault.node and hit.at >= since and hit.category not in MACHINE and hit.scope == "cause"
+        if hit.node == fault.node
+        and hit.at >= since
+        and hit.category not in MACHINE
+        and hit.action in ("restart", "fail_job")
+        and hit.scope == "cause"
     ]
     if not lines or fault.cause != "crash" or fault.node_gone:
         return fault

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Final
 
 from megascale.core import effects as fx
 from megascale.core.breakers import HOUR_S, exclusion_bound
-from megascale.core.state import TEXT_KEPT, Blame, Exclusion, Incident, NodeStatus
+from megascale.core.state import TEXT_KEPT_CLOSED, Blame, Exclusion, Incident, NodeStatus
 from megascale.core.turn import Turn
 
 _FORGOTTEN: Final = 0.02
-_HISTORIES_KEPT: Final = 128
+_HISTORIES_KEPT: Final = 64
+_REASONS_KEPT: Final = 16
 WEIGHTS: Final = {
     "crash": 1.0,
     "hang": 1.0,
@@ -91,8 +93,11 @@ def exclude(
         turn.emit(fx.Page, refusal, incident=incident.id)
         return False
     record.exclusion_times.append(turn.now)
-    reason = (reason or incident.reason)[:TEXT_KEPT]
+    reason = (reason or incident.reason)[:TEXT_KEPT_CLOSED]
+    for name, old in list(record.excluded.items())[: 1 - _REASONS_KEPT]:
+        record.excluded[name] = replace(old, reason="")
     record.excluded[node] = Exclusion(reason, incident.id, turn.now, retired)
+    record.blame.pop(node, None)
     turn.emit(fx.Exclude, reason, node=node, incident=incident.id)
     if turn.policy.quarantine:
         turn.emit(fx.RequestQuarantine, reason, node=node, incident=incident.id)
@@ -106,7 +111,6 @@ def readmit(turn: Turn, node: str, *, by_person: bool) -> None:
     if exclusion is None or (exclusion.retired and not by_person):
         return
     del turn.record.excluded[node]
-    turn.record.blame.pop(node, None)
     if by_person:
         turn.record.history.pop(node, None)
 

@@ -57,7 +57,9 @@ def _left(turn: Turn, rank: int, exit_code: int) -> None:
     if len(exits) < record.ranks:
         return
     if all(code == EXIT_COMPLETED for code in exits.values()):
-        done = f"all {turn.policy.steps} steps are done" if turn.policy.reports_steps else "all ranks ended well"
+        done = (
+            f"all {turn.policy.steps} steps are done" if turn.policy.reports_steps else "all ranks ended well"
+        )
         stop(turn, Plan("finish", done, "completed"))
     elif record.plan is not None:
         stop(turn, record.plan)

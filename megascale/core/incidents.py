@@ -65,7 +65,7 @@ def note_aside(turn: Turn, fault: Fault, action: str, decision: str) -> Incident
 def relabel(incident: Incident, fault: Fault) -> None:
     """The incident turned out to be `fault`."""
     incident.add_evidence(f"first seen as: {incident.reason}")
-    incident.cause, incident.reason = fault.cause, fault.reason[: 2 * TEXT_KEPT]
+    incident.cause, incident.reason = fault.cause, fault.reason[:TEXT_KEPT]
     incident.consequence = fault.consequence
     incident.node, incident.rank = fault.node, fault.rank
     if fault.at and fault.at < incident.stages["detected"].at:
@@ -94,7 +94,7 @@ def _new(turn: Turn, fault: Fault) -> Incident:
     incident = Incident(
         id=f"i-{record.next_incident}",
         cause=fault.cause,
-        reason=fault.reason[: 2 * TEXT_KEPT],
+        reason=fault.reason[:TEXT_KEPT],
         node=fault.node,
         rank=fault.rank,
         attempt=record.attempt,

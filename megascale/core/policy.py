@@ -106,7 +106,7 @@ class Policy:
     lemon_incidents: int = 4
     lemon_window_s: float = 14 * 86400.0
     max_nodes_per_hour: int = 3
-    max_excluded_share: float = 0.2
+    max_excluded_share: float = 0.1
     shared_cause_nodes: int = 3
     topology_keys: tuple[str, ...] = (
         "network.topology.nvidia.com/leaf",

@@ -112,11 +112,12 @@ def _note_step(turn: Turn, node: str, rank: RankProgress) -> None:
     record, live = turn.record, turn.live
     left = live.phases.note(node, rank.phase)
     if left and rank.progress_at:
-        record.clock.observe_phase(left, turn.now - max(rank.progress_at, live.progress_at))
+        ended = rank.progress_at if rank.step > live.step else turn.now
+        record.clock.observe_phase(left, ended - live.progress_at)
     live.phase = rank.phase
     if rank.step > live.step:
         record.clock.observe_step(rank.step_seconds)
-        live.step, live.progress_at = rank.step, min(rank.progress_at or turn.now, turn.now)
+        live.step, live.progress_at = rank.step, _seen_between(turn, rank.progress_at)
         if record.incident and not turn.policy.reports_steps:
             record.incident.mark("firstStep", rank.first_step_at or turn.now)
         _note_pace(turn)
@@ -127,7 +128,14 @@ def _note_step(turn: Turn, node: str, rank: RankProgress) -> None:
         _stall_over(turn)
         _maybe_back_to_speed(turn, rank)
         speed.observe(turn, rank)
+    live.reported_at = turn.now
     _arm_hang(turn)
+
+
+def _seen_between(turn: Turn, at: float) -> float:
+    """When a step was completed, by a clock that may be wrong: not before the report that lacked it."""
+    since = max(turn.live.reported_at, turn.live.progress_at)
+    return min(max(at or turn.now, since), turn.now)
 
 
 def _note_pace(turn: Turn) -> None:

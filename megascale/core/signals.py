@@ -18,7 +18,8 @@ from megascale.core.shadow import held_back
 from megascale.core.state import Stage
 from megascale.core.turn import Turn
 
-_SIGNALS_KEPT: Final = 512
+_SIGNALS_KEPT: Final = 256
+_ROW_REMAP: Final = "xid-63"  # harmless alone, but not beside a double-bit error
 _RULES: Final = RuleSet(BUILTIN)
 _ALERTS: Final = {
     "ecc": "gpu",
@@ -71,7 +72,7 @@ def _hit(at: float, node: str, rule: str, *, category: str, action: str, line: s
 def _take(turn: Turn, hit: Hit) -> None:
     """Remember the signal and act if, with those around it, it is enough."""
     live = turn.live
-    if hit.node not in live.nodes:
+    if hit.node not in live.nodes or (hit.action == "none" and hit.rule != _ROW_REMAP):
         return
     oldest = turn.now - turn.policy.attribution_before_s
     live.signals = [signal for signal in live.signals if signal.at >= oldest][1 - _SIGNALS_KEPT :]

@@ -22,8 +22,9 @@ INCIDENTS_KEPT: Final = 20
 COMMITS_KEPT: Final = 32
 LINEAGE_KEPT: Final = 64
 EVIDENCE_KEPT: Final = 12
-EVIDENCE_KEPT_CLOSED: Final = 4
-TEXT_KEPT: Final = 200
+EVIDENCE_KEPT_CLOSED: Final = 3
+TEXT_KEPT: Final = 240
+TEXT_KEPT_CLOSED: Final = 110
 
 
 class Stage(enum.StrEnum):
@@ -77,7 +78,11 @@ class Blame:
 
 @dataclass(frozen=True, slots=True)
 class Exclusion:
-    """Why this job does not use a node; `retired`: passing the checks does not bring it back."""
+    """Why this job does not use a node ("" when long ago: the event log has it).
+
+    Attributes:
+        retired: passing the checks does not bring it back, only a person does.
+    """
 
     reason: str
     incident: str
@@ -133,7 +138,9 @@ class Incident:
     def close(self, outcome: str) -> None:
         """The history keeps less than an open incident: the event log has it all."""
         self.outcome = outcome
-        del self.evidence[EVIDENCE_KEPT_CLOSED:]
+        self.reason = self.reason[: 2 * TEXT_KEPT_CLOSED]
+        self.decision = self.decision[:TEXT_KEPT_CLOSED]
+        self.evidence = [line[:TEXT_KEPT_CLOSED] for line in self.evidence[:EVIDENCE_KEPT_CLOSED]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,6 +314,7 @@ class Live:
     quiet_until: float = 0.0
     heard_all_at: float = 0.0
     step: int = 0
+    reported_at: float = 0.0
     progress_at: float = 0.0
     phase: str = "startup"
     phases: PhaseBoard = field(default_factory=PhaseBoard)

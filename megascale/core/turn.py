@@ -34,8 +34,9 @@ class Turn:
         return effect
 
     def _pending(self, effect: fx.Effect) -> Pending:
-        """The effect as JSON, with its list of nodes, which may be long, told by the assignment."""
+        """The effect as JSON; what may be long is left out and told by the record."""
         data = cast(dict[str, Json], encode(effect))
+        data.pop("avoid", None)
         nodes: tuple[str, ...] = getattr(effect, "nodes", ())
         without = set(self.record.assignment).difference(nodes)
         if not nodes or len(nodes) + len(without) != len(self.record.assignment):
@@ -51,6 +52,8 @@ class Turn:
         data = dict(pending.data)
         if pending.without is not None:
             data["nodes"] = [node for node in self.record.assignment if node not in pending.without]
+        if pending.kind == fx.Acquire.__name__:
+            data["avoid"] = list[Json](sorted(self.record.excluded))
         return cast(fx.Effect, decode(_KINDS[pending.kind], data))
 
     def drop_pending(self, *kinds: type[fx.Effect]) -> None:

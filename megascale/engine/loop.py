@@ -73,6 +73,7 @@ class Loop:
         self._peak_flops = peak_flops
         self._control = Control.NONE
         self._stall = 0.0
+        self._collectives = 0
         self._first_step_at = 0.0
         data = plan.megatron.data
         self._stepper = Stepper(
@@ -80,8 +81,8 @@ class Loop:
             micro_batch=data.micro_batch,
             sequence_length=data.sequence_length,
             clip_grad=plan.megatron.optimizer.clip_grad,
-            on_forward=lambda index: self._report(phase=Phase.FORWARD, micro_batch=index),
-            on_backward=lambda index: self._report(phase=Phase.BACKWARD, micro_batch=index),
+            on_forward=lambda index: self._enter(Phase.FORWARD, f"forward {index}", micro_batch=index),
+            on_backward=lambda index: self._enter(Phase.BACKWARD, f"backward {index}", micro_batch=index),
         )
         self._flops_per_step = (
             training_flops(plan.shape, data.global_batch, data.sequence_length) / launch.world_size
@@ -89,6 +90,15 @@ class Loop:
 
     def _report(self, **changes: Any) -> None:  # noqa: ANN401 - fields of the rank record
         self._rank_file.update(updated_at=time.monotonic(), **changes)
+
+    def _enter(self, phase: Phase, collective: str, **changes: Any) -> None:  # noqa: ANN401 - as above
+        """Publish that this rank comes to a place where it meets others.
+
+        Every rank passes as many places as every other, so the one that is behind shows in the count: one
+        place per forward and backward pass of a chunk and a micro-batch, per update and per save.
+        """
+        self._collectives += 1
+        self._report(phase=phase, collectives=self._collectives, collective=collective, **changes)
 
     def run(self) -> int:
         """Train from `state.step` on; returns the exit code."""
@@ -118,7 +128,7 @@ class Loop:
         batches = self._feed.load(step)
         clock.data = time.monotonic() - clock.start
         self._stepper.forward_backward(batches)
-        self._report(phase=Phase.OPTIMIZER)
+        self._enter(Phase.OPTIMIZER, f"update {step}")
         lr = self._learning_rate(step)
         result = self._stepper.update(lr, self._votes())
         clock.end = time.monotonic()
@@ -194,6 +204,6 @@ class Loop:
         }
 
     def _save(self) -> None:
-        self._report(phase=Phase.CHECKPOINT)
+        self._enter(Phase.CHECKPOINT, f"save {self._state.step}")
         self._stall += self._saver.save(self._state.step)
         self._report(phase=Phase.IDLE, stall_seconds=self._stall)

@@ -27,6 +27,25 @@ from megascale.model.norms import NORMS
 from megascale.model.shape import ModelShape
 
 
+class _Attention(SelfAttention):  # type: ignore[misc] # megatron-core is untyped
+    """megatron-core's self attention; values are copied out of the fused projection.
+
+    They are a view of it, and the backward pass would keep all of it for them.
+    """
+
+    def get_query_key_value_tensors(
+        self,
+        hidden_states: Tensor,
+        key_value_states: Tensor | None = None,
+        **options: Any,  # noqa: ANN401 - gated attention and unsplit projections
+    ) -> tuple[Tensor, ...]:
+        """(s, b, heads, d) and twice (s, b, kv_heads, d) from hidden states (s, b, h)."""
+        query, key, value, *gate = super().get_query_key_value_tensors(
+            hidden_states, key_value_states, **options
+        )
+        return (query, key, value.contiguous(), *gate)
+
+
 class _Block(MegatronModule, BaseTransformerLayer):  # type: ignore[misc] # megatron-core is untyped
     """What both blocks have: one norm, attention and an MLP. Maps (s, b, h) to (s, b, h).
 
@@ -49,7 +68,7 @@ class _Block(MegatronModule, BaseTransformerLayer):  # type: ignore[misc] # mega
         self.tp_group = pg_collection.tp
         self.norm = NORMS[shape.norm](config, config.hidden_size)
         head_norm = NORMS[shape.norm] if shape.qk_norm else None
-        self.attention = SelfAttention(
+        self.attention = _Attention(
             config,
             SelfAttentionSubmodules(
                 linear_qkv=ColumnParallelLinear,

@@ -80,7 +80,8 @@ def transformer_config(
         use_cpu_initialization=on_cpu,
         gradient_accumulation_fusion=False,
         masked_softmax_fusion=False,
-        bias_activation_fusion=False,
+        # Keeps the two halves only; the kernel is compiled, which the CPU does without.
+        bias_activation_fusion=shape.activation == "swiglu" and shape.experts is None and not on_cpu,
         bias_dropout_fusion=False,
         cuda_graph_scope=[],
     )

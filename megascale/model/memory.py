@@ -52,7 +52,7 @@ def layer_values(shape: ModelShape, layout: Layout) -> float:
     """Values per token that one rank keeps of one layer for its backward pass.
 
     Input of each norm, input of attention and MLP, queries, keys, values, attention's output, and inside the
-    MLP its pre-activation and the input of its second product; with SwiGLU both halves and their parts.
+    MLP its pre-activation (both halves with SwiGLU, fused) and the input of its second product.
     """
     hidden, tensor = shape.hidden_size, layout.tensor
     along_sequence = tensor if layout.sequence else 1
@@ -60,7 +60,7 @@ def layer_values(shape: ModelShape, layout: Layout) -> float:
     # The parallel block keeps the gathered input of its arms; megatron-core's layers gather theirs again.
     inputs = hidden if shape.block == "parallel" else norms * hidden / along_sequence
     attention = (2 * hidden + 2 * shape.kv_heads * shape.head_size) / tensor
-    inner = (4 if shape.activation == "swiglu" else 2) * shape.ffn_hidden_size / tensor
+    inner = (3 if shape.activation == "swiglu" else 2) * shape.ffn_hidden_size / tensor
     if shape.experts is not None:
         # Each token's copies for its experts, sent in and brought back.
         inner = shape.experts_per_token * (inner + 2 * hidden / along_sequence)

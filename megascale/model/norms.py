@@ -2,7 +2,8 @@
 
 torch's own norms are refused under sequence parallelism: each tensor-parallel rank normalises another
 slice of the sequence, so the gradients of the norm's parameters have to be summed over those ranks.
-megatron-core does that for parameters marked `sequence_parallel`; these classes mark theirs.
+megatron-core does that for parameters marked `sequence_parallel`; these classes mark theirs. Inputs that are
+views (a head's keys within the fused projection) are copied, so that the backward pass keeps only the copy.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class LayerNorm(_Norm):
         self.bias = self._parameter(config, 0.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.layer_norm(x, (self.hidden_size,), self.weight, self.bias, self.eps)
+        return functional.layer_norm(x.contiguous(), (self.hidden_size,), self.weight, self.bias, self.eps)
 
 
 class RMSNorm(_Norm):
@@ -49,7 +50,7 @@ class RMSNorm(_Norm):
         super().__init__(config, hidden_size, eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.rms_norm(x, (self.hidden_size,), self.weight, self.eps)
+        return functional.rms_norm(x.contiguous(), (self.hidden_size,), self.weight, self.eps)
 
 
 NORMS: dict[Literal["layernorm", "rmsnorm"], type[LayerNorm] | type[RMSNorm]] = {

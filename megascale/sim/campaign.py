@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from megascale.core import effects as fx
 from megascale.core.events import ManualCommand
 from megascale.core.eventlog import Entry, Header, entry_line, header_line
-from megascale.core.goodput import GoodputPhase
 from megascale.core.policy import Policy
 from megascale.core.state import Incident, Stage
 from megascale.sim.delays import Distribution
@@ -34,9 +33,9 @@ class Ledger:
         steps: distinct steps that the surviving history holds; wall_s: simulated seconds.
         strikes: injected faults; incidents: what the core made of them, by id.
         unfounded: exclusions of nodes that no fault had struck within a day.
-        lines: the event log, if it was asked for.
     """
 
+    begun: float = EPOCH_S
     wall_s: float = 0.0
     steps: int = 0
     step_s: float = 0.0
@@ -96,7 +95,7 @@ class Campaign:
             summarised=True,
         )
         self.world = World(spec, f"{scenario.name}/{seed}", self._observe)
-        self.failures = FailureProcess(self.world, scenario, f"{scenario.name}/{seed}")
+        self.failures = FailureProcess(self.world, scenario, f"{scenario.name}/{seed}", self.ledger.strikes)
         if write is not None:
             write(header_line(Header(scenario.name, spec.policy, None)))
 
@@ -116,7 +115,6 @@ class Campaign:
         ledger.wall_s = end - EPOCH_S
         runs = world.cluster.runs
         ledger.steps = runs[max(runs)].position()[0] if runs else 0
-        ledger.strikes = self.failures.strikes
         ledger.restarts = max(0, core.record.attempt - 1)
         ledger.spent_s = time.perf_counter() - begun
         return ledger
@@ -160,7 +158,11 @@ class Campaign:
 
 
 def _attribute(ledger: Ledger, incident: Incident, at: float) -> None:
-    """Find the injected fault behind an incident: the same node's first, else the newest."""
+    """Note which injected fault is behind an incident: the newest on its node, else the newest of all."""
+    open_ones = [s for s in ledger.strikes if not s.incident and at - _SEARCH_BACK_S <= s.at <= at]
+    same_node = [strike for strike in open_ones if strike.node == incident.node]
+    if found := (same_node or open_ones):
+        found[-1].incident = incident.id
 
 
 def _work_of(scenario: Scenario) -> Workload:
@@ -177,7 +179,3 @@ def _work_of(scenario: Scenario) -> Workload:
 
 def _delays_of(scenario: Scenario) -> dict[str, Distribution]:
     return {name: stage.distribution() for name, stage in scenario.stages.items()}
-
-
-def phase_names() -> list[str]:
-    return [str(phase) for phase in GoodputPhase]

@@ -33,12 +33,12 @@ class Strike:
 class FailureProcess:
     """Strikes nodes at random, at the scenario's rate, until the campaign ends."""
 
-    def __init__(self, world: World, scenario: Scenario, seed: object) -> None:
+    def __init__(self, world: World, scenario: Scenario, seed: object, strikes: list[Strike]) -> None:
         self._world, self._scenario, self._seed = world, scenario, seed
         self._rng = random.Random(f"{seed}/failures")
         self._recurs: Distribution = scenario.failures.recurs.distribution()
         self._classes = {each.name: each for each in scenario.failures.classes}
-        self.strikes: list[Strike] = []
+        self.strikes = strikes
         world.cluster.listeners.append(self._on_run)
 
     def start(self) -> None:

@@ -316,6 +316,18 @@ def test_bf16_trains_close_to_fp32_and_resumes_bit_for_bit(new_job: Any, spec: A
     assert resumed.losses() == rounded.losses()
 
 
+def test_ranks_count_the_places_where_they_meet(new_job: Any, spec: Any) -> None:
+    job = new_job()
+    fault = {"kind": "killRank", "rank": 1, "step": 3}
+    world, parallelism, _ = LAYOUTS["pp2-interleaved"]
+    job.attempt(spec(world, parallelism=parallelism, faults=[fault]), world)
+    # Per step 8 micro-batches x 2 chunks x 2 directions and the update; a save after step 2.
+    behind, ahead = job.record_of(1), job.record_of(0)
+    assert (behind.collectives, behind.collective) == (2 * 33 + 1, "save 2")
+    assert behind.collectives < ahead.collectives
+    assert ahead.collective.startswith("forward")
+
+
 def test_the_rank_record_tells_where_the_rank_is(new_job: Any, spec: Any) -> None:
     job = new_job()
     job.complete(spec(2), 2)

@@ -55,6 +55,7 @@ for step in range(state["step"] + 1, 81):
     if step == 45 and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
         time.sleep(600)
 assert float(state["weights"][0, 0]) == 2 * 80 * 81 / 2, state
+distributed.destroy_process_group()
 """
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]

@@ -90,8 +90,8 @@ class LineClassifier:
         """The verdict on one line."""
         text = clean(raw[:_MAX_LINE])
         candidates = self._rules.candidates(text)
-        if not candidates and not self._tracebacks and "Traceback" not in text:
-            self._after_frame = False
+        plain = not candidates and not self._tracebacks and not self._after_frame
+        if plain and "Traceback" not in text and 'File "' not in text:
             return Verdict(node=self._node)
         line = parse_line(text)
         in_traceback = self._in_traceback(line)

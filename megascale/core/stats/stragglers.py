@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -32,11 +33,7 @@ def analyze(trace: Trace) -> list[StragglerVerdict]:
     slow = slow_ranks(trace)
     nodes = slow_nodes(trace, slow)
     stages = stage_verdicts(trace, slow)
-    nodes += [
-        verdict
-        for verdict in stages
-        if verdict.kind == "slow_node" and verdict.node not in {n.node for n in nodes}
-    ]
+    nodes += _one_per_node([v for v in stages if v.kind == "slow_node"], known={v.node for v in nodes})
     history = history_verdict(trace)
     if history is not None and not nodes:
         nodes.append(history)
@@ -58,3 +55,17 @@ def _convicted(trace: Trace, slow: list[SlowRank], data: list[StragglerVerdict])
     return {rank.column for rank in slow} | {
         column for column, rank in enumerate(trace.topology.ranks) if rank in stalled
     }
+
+
+def _one_per_node(verdicts: list[StragglerVerdict], known: set[str | None]) -> list[StragglerVerdict]:
+    """A node that holds several whole stages is one finding."""
+    merged: dict[str | None, StragglerVerdict] = {}
+    for verdict in verdicts:
+        if verdict.node in known:
+            continue
+        first = merged.setdefault(verdict.node, verdict)
+        ranks = tuple(sorted({*first.ranks, *verdict.ranks}))
+        merged[verdict.node] = replace(
+            first, ranks=ranks, since_step=min(first.since_step, verdict.since_step)
+        )
+    return list(merged.values())

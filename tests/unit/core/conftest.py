@@ -231,6 +231,8 @@ def running(start: Start) -> Start:
         count = nodes + script.core.policy.spare_nodes
         for index in range(count):
             script.join(f"n-{index}", labels=labels(index) if labels else None)
+        if script.pending(fx.Acquire):
+            script.done(fx.Acquire)
         script.launches()
         assert script.stage is Stage.RUNNING
         return script

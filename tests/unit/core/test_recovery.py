@@ -47,7 +47,7 @@ def test_node_that_keeps_crashing_is_replaced(running):
 def test_blame_decays(running):
     job = running(2, spare_nodes=1, blame_half_life_s=20.0, lemon_incidents=99)
     for _ in range(5):
-        crash(job).train(100)
+        crash(job).train(100).commit(job.core.live.step)
     assert not job.record.excluded
 
 

@@ -1,0 +1,162 @@
+"""Documents in files of text or JSONL, plain, gzip or Zstandard.
+
+A text file is one document. A line of a JSONL file is one document, the text under one of its keys.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from megascale.errors import DataError
+
+_CHUNK_BYTES: Final = 1 << 22
+_COMPRESSED_BYTES: Final = 1 << 16  # at most a thousandfold when decompressed
+_MAX_LINE_BYTES: Final = 1 << 30
+_JSONL: Final = frozenset({".jsonl", ".ndjson"})
+_COMPRESSED: Final = frozenset({".gz", ".zst"})
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """What one worker reads of one file: bytes [start, end) of it; a compressed file is never divided."""
+
+    path: Path
+    start: int
+    end: int
+
+    @property
+    def is_jsonl(self) -> bool:
+        return _inner_suffix(self.path) in _JSONL
+
+    @property
+    def is_divisible(self) -> bool:
+        """Whether documents can be found from the middle on."""
+        return self.path.suffix in _JSONL
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One document; `pieces` is read once. `problem` says why it cannot be used, "" if it can."""
+
+    where: str
+    pieces: Iterator[bytes]
+    problem: str = ""
+
+
+def read_documents(span: Span, text_key: str, on_read: Callable[[int], None]) -> Iterator[Document]:
+    """Documents that begin within the span.
+
+    Args:
+        on_read: called with bytes of the file as they are read.
+
+    Raises:
+        DataError: a compressed file is cut short or damaged; names file and offset.
+        OSError: it cannot be read.
+    """
+    if not span.is_jsonl:
+        yield Document(str(span.path), _pieces(span, on_read))
+        return
+    for where, line in _lines(span, on_read):
+        if line.strip():
+            yield _from_json(f"{span.path}: {where}", line, text_key)
+
+
+def _from_json(where: str, line: bytes, text_key: str) -> Document:
+    problem = ""
+    text: Any = None
+    try:
+        found = json.loads(line)
+        text = found.get(text_key) if isinstance(found, dict) else None
+        if not isinstance(found, dict):
+            problem = f"is a JSON {type(found).__name__}, expected an object with {text_key!r}"
+        elif not isinstance(text, str):
+            keys = ", ".join(map(repr, list(found)[:5])) or "none"
+            problem = f"has no text under {text_key!r}; its keys: {keys}"
+    except ValueError as error:
+        problem = f"is not JSON: {error}"
+    if problem:
+        return Document(where, iter(()), problem)
+    try:
+        return Document(where, iter((text.encode(),)))
+    except UnicodeEncodeError as error:
+        return Document(where, iter(()), f"holds half of a surrogate pair: {error.reason}")
+
+
+def _lines(span: Span, on_read: Callable[[int], None]) -> Iterator[tuple[str, bytes]]:
+    """(where, line) of lines that begin within the span."""
+    if not span.is_divisible:
+        for number, line in enumerate(_split(span.path, _decompressed(span.path, on_read)), start=1):
+            yield f"line {number}", line
+        return
+    with span.path.open("rb") as stream:
+        at = span.start
+        if at:
+            stream.seek(at - 1)
+            at += len(stream.readline()) - 1
+        while at < span.end and (line := stream.readline(_MAX_LINE_BYTES)):
+            yield f"offset {at}", line
+            at += len(line)
+            on_read(len(line))
+
+
+def _split(path: Path, pieces: Iterator[bytes]) -> Iterator[bytes]:
+    rest = b""
+    for piece in pieces:
+        *lines, rest = (rest + piece).split(b"\n")
+        yield from lines
+        if len(rest) > _MAX_LINE_BYTES:
+            raise DataError(f"{path}: has a line of more than {_MAX_LINE_BYTES >> 30} GiB")
+    if rest:
+        yield rest
+
+
+def _pieces(span: Span, on_read: Callable[[int], None]) -> Iterator[bytes]:
+    if span.path.suffix in _COMPRESSED:
+        yield from _decompressed(span.path, on_read)
+        return
+    with span.path.open("rb") as stream:
+        while piece := stream.read(_CHUNK_BYTES):
+            yield piece
+            on_read(len(piece))
+
+
+def _decompressed(path: Path, on_read: Callable[[int], None]) -> Iterator[bytes]:
+    """Content of a .gz or .zst file of any number of members."""
+    make, errors = _decompressor(path)
+    at, member = 0, make()
+    with path.open("rb") as stream:
+        while raw := stream.read(_COMPRESSED_BYTES):
+            pending = raw
+            while pending:
+                if member.eof:
+                    member = make()
+                try:
+                    piece = member.decompress(pending)
+                except errors as error:
+                    raise DataError(f"{path}: damaged at or after offset {at}: {error}") from error
+                if piece:
+                    yield piece
+                pending = member.unused_data if member.eof else b""
+            at += len(raw)
+            on_read(len(raw))
+    if at and not member.eof:
+        raise DataError(f"{path}: is cut short: it ends at offset {at}, within a compressed block")
+
+
+def _decompressor(path: Path) -> tuple[Callable[[], Any], type[Exception]]:
+    if path.suffix == ".gz":
+        return lambda: zlib.decompressobj(wbits=31), zlib.error
+    try:
+        import zstandard
+    except ImportError as error:
+        raise DataError(f"{path}: needs the `zstandard` package: pip install 'megascale[data]'") from error
+    return lambda: zstandard.ZstdDecompressor().decompressobj(), zstandard.ZstdError
+
+
+def _inner_suffix(path: Path) -> str:
+    return Path(path.stem).suffix if path.suffix in _COMPRESSED else path.suffix

@@ -1,0 +1,154 @@
+"""What a campaign comes to: the figures people publish, by class of fault and by phase."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from megascale.core.goodput import GoodputPhase
+from megascale.core.state import Incident
+from megascale.sim.campaign import Ledger
+from megascale.sim.failures import FALSE_HANG, FALSE_SILENCE, Strike
+
+_FALSE = (FALSE_HANG, FALSE_SILENCE)
+_STAGES = (
+    ("detection", "fault", "detected"),
+    ("diagnosis", "detected", "decided"),
+    ("recovery", "decided", "firstStep"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ClassResult:
+    """One class of faults; seconds as (median, 99th percentile), None where no incident got so far."""
+
+    count: int
+    automatic: int
+    detection: tuple[float, float] | None
+    diagnosis: tuple[float, float] | None
+    recovery: tuple[float, float] | None
+
+    def to_json(self) -> dict[str, Any]:
+        stages = {"detection": self.detection, "diagnosis": self.diagnosis, "recovery": self.recovery}
+        spread = {name: _spread_json(value) for name, value in stages.items()}
+        return {"count": self.count, "automatic": self.automatic, **spread}
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Figures of one campaign.
+
+    Attributes:
+        effective_training_time: distinct surviving steps x step time over wall time (MegaScale, 6.3).
+        automatic_share: injected faults that no person had to act on.
+        faults: injected, without repeats of the same defect and without false verdicts.
+        goodput: seconds by phase, summing to wall_s; incidents: by cause as the core named it.
+        spent_s: seconds the simulation took.
+    """
+
+    effective_training_time: float
+    automatic_share: float
+    wrong_evictions: int
+    restarts: int
+    pages: int
+    job_failures: int
+    exclusions: int
+    faults: int
+    wall_s: float
+    spent_s: float
+    events: int
+    goodput: dict[str, float] = field(default_factory=dict)
+    incidents: dict[str, int] = field(default_factory=dict)
+    per_class: dict[str, ClassResult] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "effectiveTrainingTime": self.effective_training_time,
+            "automaticShare": self.automatic_share,
+            "wrongEvictions": self.wrong_evictions,
+            "restarts": self.restarts,
+            "pages": self.pages,
+            "jobFailures": self.job_failures,
+            "exclusions": self.exclusions,
+            "faults": self.faults,
+            "wallSeconds": self.wall_s,
+            "simulatedInSeconds": self.spent_s,
+            "events": self.events,
+            "goodput": self.goodput,
+            "incidents": self.incidents,
+            "perClass": {name: each.to_json() for name, each in self.per_class.items()},
+        }
+
+
+def result_of(ledger: Ledger) -> Result:
+    """The figures of a campaign that has run."""
+    real = [strike for strike in ledger.strikes if strike.kind not in _FALSE]
+    first = [strike for strike in real if not strike.again]
+    needed = _needed_a_person(ledger)
+    by_class: dict[str, list[Strike]] = {}
+    for strike in ledger.strikes:
+        by_class.setdefault(strike.kind, []).append(strike)
+    causes: dict[str, int] = {}
+    for incident in ledger.incidents.values():
+        causes[incident.cause] = causes.get(incident.cause, 0) + 1
+    phases = {str(phase): ledger.goodput.get(phase, 0.0) for phase in GoodputPhase}
+    handled = sum(1 for strike in first if id(strike) not in needed)
+    return Result(
+        effective_training_time=ledger.steps * ledger.step_s / ledger.wall_s,
+        automatic_share=handled / len(first) if first else 1.0,
+        wrong_evictions=len(ledger.unfounded),
+        restarts=ledger.restarts,
+        pages=len(ledger.pages),
+        job_failures=len(ledger.failures),
+        exclusions=ledger.exclusions,
+        faults=len(first),
+        wall_s=ledger.wall_s,
+        spent_s=ledger.spent_s,
+        events=ledger.events,
+        goodput=phases,
+        incidents=dict(sorted(causes.items())),
+        per_class={
+            name: _class_result(strikes, ledger.incidents, needed)
+            for name, strikes in sorted(by_class.items())
+        },
+    )
+
+
+def _needed_a_person(ledger: Ledger) -> set[int]:
+    """Ids of strikes whose incident was the last before the job failed."""
+    found = set()
+    for at, _ in ledger.failures:
+        before = [s for s in ledger.strikes if s.at - ledger.begun <= at and s.kind not in _FALSE]
+        if before:
+            original = next((s for s in reversed(before) if not s.again), before[-1])
+            found.add(id(original))
+    return found
+
+
+def _class_result(strikes: Sequence[Strike], incidents: dict[str, Incident], needed: set[int]) -> ClassResult:
+    first = [strike for strike in strikes if not strike.again]
+    spans: dict[str, list[float]] = {name: [] for name, _, _ in _STAGES}
+    for strike in strikes:
+        incident = incidents.get(strike.incident)
+        if incident is None:
+            continue
+        times = {name: stage.at for name, stage in incident.stages.items()} | {"fault": strike.at}
+        for name, begin, end in _STAGES:
+            if begin in times and end in times:
+                spans[name].append(max(0.0, times[end] - times[begin]))
+    automatic = sum(1 for strike in first if id(strike) not in needed)
+    spreads = {name: _spread(values) for name, values in spans.items()}
+    return ClassResult(len(first), automatic, spreads["detection"], spreads["diagnosis"], spreads["recovery"])
+
+
+def _spread(values: list[float]) -> tuple[float, float] | None:
+    if not values:
+        return None
+    ordered = sorted(values)
+    return statistics.median(ordered), ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
+
+
+def _spread_json(spread: tuple[float, float] | None) -> dict[str, float] | None:
+    return {"p50Seconds": spread[0], "p99Seconds": spread[1]} if spread else None

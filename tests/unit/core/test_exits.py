@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import pytest
+
+from megascale.core import effects as fx
+from megascale.core.events import RankExited
+from megascale.core.exits import fault_of
+from megascale.core.state import Stage
+
+GLOO = "[gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.7]:41873"
+
+
+def ended(code=None, signal=None, error="", message="", tail=()):
+    return fault_of(RankExited("n-1", "x", 1, 3, code, signal, 5.0, 7, error, message, {}, tuple(tail)))
+
+
+@pytest.mark.parametrize(
+    ("event", "cause", "echo"),
+    [
+        (ended(signal=9), "crash", False),
+        (ended(signal=11), "crash", False),
+        (ended(code=1), "crash", False),
+        (ended(code=1, error="ValueError", message="shapes do not match"), "user_code", False),
+        (ended(code=1, error="RuntimeError", message=GLOO), "crash", True),
+        (ended(code=1, error="DistBackendError", message="NCCL error: remote process exited"), "crash", True),
+        (ended(signal=9, tail=(GLOO,)), "crash", False),
+        (ended(code=1, error="AcceleratorError", message="CUDA error: uncorrectable ECC error encountered"), "hardware", False),
+        (ended(code=1, error="CheckpointCorruptError", message="rank-3.bin: checksum; connection reset by peer"), "checkpoint_corrupt", False),
+    ],
+)  # fmt: skip
+def test_cause_of_an_end(event, cause, echo):
+    assert (event.cause, event.consequence) == (cause, echo)
+
+
+def test_reason_names_rank_node_and_words():
+    fault = ended(code=1, error="KeyError", message="'tokens'\nmore")
+    assert fault.reason == "rank 3 on n-1 raised KeyError: 'tokens'"
+    assert ended(signal=9).reason == "rank 3 on n-1 was killed by SIGKILL"
+    assert ended(signal=99).reason == "rank 3 on n-1 was killed by signal 99"
+    assert ended(code=7).reason == "rank 3 on n-1 exited with code 7"
+
+
+def test_echo_seen_first_is_put_right(running):
+    job = running(2, spare_nodes=1)
+    job.exit(0, 1, error="RuntimeError", message=GLOO)
+    assert job.incident.node == "n-0"
+    assert "n-0" not in job.record.blame
+    job.exit(1, sig=11)
+    assert (job.incident.node, job.incident.rank) == ("n-1", 1)
+    assert "SIGSEGV" in job.incident.reason
+    assert any("lost its peers" in line for line in job.incident.evidence)
+    assert job.record.restarts == {"crash": 1}
+    assert job.record.blame["n-1"].score == 1.0
+
+
+def test_first_cause_is_not_overruled_by_echoes(running):
+    job = running(2)
+    job.exit(1, sig=11).exit(0, 1, error="RuntimeError", message=GLOO)
+    assert job.incident.node == "n-1"
+
+
+def test_echo_of_a_node_that_died_is_put_right(running):
+    job = running(2, spare_nodes=1)
+    job.exit(0, 1, error="RuntimeError", message=GLOO).goes("n-1")
+    assert (job.incident.cause, job.incident.node) == ("node_lost", "n-1")
+    job.done(fx.Kill)
+    assert job.record.assignment == ("n-0", "n-2")
+    assert set(job.record.excluded) == {"n-1"}
+
+
+def test_reattribution_does_not_overrule_a_person(running):
+    job = running(2)
+    job.command("stop").exit(0, 1, error="RuntimeError", message=GLOO).exit(1, sig=11).done(fx.Kill)
+    assert job.record.finish_state == "stopped"
+
+
+def test_reattribution_may_lift_a_verdict(running):
+    """The echo had no budget left, its cause has."""
+    job = running(2, budgets={"crash": 0})
+    job.exit(0, 1, error="RuntimeError", message=GLOO)
+    assert job.incident.action == "fail_job"
+    job.exit(1, 1, error="ValueError", message="bad").done(fx.Kill)
+    assert job.stage is Stage.LAUNCHING
+
+
+def test_echoes_alone_never_cost_a_node(running):
+    job = running(2, spare_nodes=1, no_progress_limit=99)
+    for _ in range(5):
+        job.exit(0, 1, error="RuntimeError", message=GLOO).recovers()
+    assert not job.record.excluded
+
+
+def test_repeated_and_stale_exits_are_ignored(running):
+    job = running(2)
+    job.exit(1, sig=9).done(fx.Kill)
+    before = job.record.next_incident
+    job.tell(RankExited("n-1", "n-1/1", 1, 1, None, 9, job.now))
+    assert job.record.next_incident == before
+    job.launches()
+    job.tell(RankExited("n-1", "n-1/0", 2, 1, None, 9, job.now))
+    assert job.stage is Stage.RUNNING
+
+
+def test_injected_faults_are_marked(running):
+    job = running(2)
+    job.exit(1, sig=9, injected=True)
+    assert job.incident.stages["fault"].source == "injected"

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from megascale.core import effects as fx
+from megascale.core.lineage import Commit
+from megascale.core.state import Stage
+
+
+def trained(running, **policy):
+    job = running(2, **policy)
+    for step in range(100):
+        job.train(1, loss=3.0 + 0.01 * (step % 5), grad_norm=1.0 + 0.01 * (step % 3))
+    return job
+
+
+def test_nan_rolls_back_to_before_it(running):
+    job = trained(running, distrust_steps=5)
+    job.commit(90).commit(101)
+    job.train(2, loss=math.nan).commit(103)
+    assert job.stage is Stage.STOPPING
+    assert (job.incident.cause, job.incident.action) == ("numerics", "roll_back")
+    job.done(fx.Kill)
+    assert job.resumed_from() == Commit(90, 1)
+
+
+def test_single_nan_is_not_acted_on(running):
+    job = trained(running)
+    job.train(1, loss=math.nan).train(5, loss=3.0)
+    assert job.stage is Stage.RUNNING
+
+
+def test_nan_gradient_norm_alone_is_a_skipped_step(running):
+    job = trained(running)
+    job.train(5, loss=3.0, grad_norm=math.nan)
+    assert job.stage is Stage.RUNNING
+
+
+def test_nan_soon_after_a_load_distrusts_what_was_loaded(running):
+    job = trained(running, distrust_steps=50)
+    job.commit(60).commit(101).exit(0, sig=9).recovers()
+    job.train(10, loss=3.0).train(2, loss=math.nan)
+    assert Commit(101, 1) in job.record.distrusted
+    job.done(fx.Kill)
+    assert job.resumed_from() == Commit(60, 1)
+
+
+@pytest.mark.parametrize("metric", ["loss", "grad_norm"])
+def test_jump_that_stays_rolls_back(running, metric):
+    job = trained(running)
+    job.commit(80)
+    values = {"loss": 3.0, "grad_norm": 1.0}
+    job.train(4, **{**values, metric: 20.0})
+    assert job.stage is Stage.RUNNING
+    job.train(1, **{**values, metric: 20.0})
+    assert job.stage is Stage.STOPPING
+    job.done(fx.Kill)
+    assert job.resumed_from() == Commit(80, 1)
+
+
+def test_the_same_jump_again_is_left_to_a_person(running):
+    job = trained(running)
+    job.commit(80).train(5, loss=20.0).recovers()
+    job.train(20, loss=3.0).train(5, loss=20.0)
+    assert job.stage is Stage.RUNNING
+    assert any("code or data" in page.reason for page in job.heard(fx.Page))
+
+
+def test_the_same_nan_again_fails_the_job_in_the_end(running):
+    job = trained(running, no_progress_limit=2, distrust_steps=0)
+    job.commit(80)
+    for _ in range(2):
+        job.train(2, loss=math.nan).recovers().train(20, loss=3.0)
+    job.train(2, loss=math.nan)
+    assert job.incident.action == "fail_job"
+
+
+def test_moderate_spike_is_told_but_not_acted_on(running):
+    job = trained(running)
+    job.train(6, loss=4.5)
+    assert job.stage is Stage.RUNNING
+    assert job.incident.cause == "numerics"
+    assert job.incident.action == "none"
+
+
+def test_numerics_in_shadow_mode(running):
+    job = trained(running, shadow_detectors=("numerics",))
+    job.train(3, loss=math.nan)
+    assert job.stage is Stage.RUNNING
+    assert job.record.shadowed == {"numerics": 1}
+
+
+def test_decay_of_the_pace_pages_once(running):
+    job = running(1)
+    job.train(250)
+    job.step_s = 1.2
+    job.train(400)
+    assert job.stage is Stage.RUNNING
+    assert len([page for page in job.heard(fx.Page) if "MFU decays" in page.reason]) == 1

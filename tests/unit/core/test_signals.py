@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import pytest
+
+from megascale.core import effects as fx
+from megascale.core.policy import RecoveryRule
+from megascale.core.state import Stage
+
+
+def test_sure_event_replaces_the_node_at_once(running):
+    job = running(2, spare_nodes=1)
+    job.hardware("n-1", "xid", 79, "GPU has fallen off the bus.")
+    assert job.stage is Stage.STOPPING
+    assert (job.incident.cause, job.incident.action) == ("hardware", "replace_node")
+    job.done(fx.Kill)
+    assert job.record.assignment == ("n-0", "n-2")
+    assert "n-1" in job.record.excluded
+
+
+def test_many_signs_of_one_fault_are_one_incident(running):
+    job = running(2, spare_nodes=1)
+    job.log("n-1", "pcie-aer", "gpu", "alert").hardware("n-1", "xid", 79, "GPU has fallen off the bus.")
+    job.hardware("n-1", "nic", text="mlx5_0: Link down").hardware("n-1", "xid", 79, "GPU has fallen off the bus.")
+    job.exit(1, sig=9)
+    assert job.record.next_incident == 2
+    job.recovers()
+    job.hardware("n-1", "xid", 79, "GPU has fallen off the bus.")
+    assert job.record.next_incident == 2
+
+
+@pytest.mark.parametrize("code", [43, 45, 63, 92])
+def test_harmless_xids_change_nothing(running, code):
+    job = running(2)
+    job.hardware("n-1", "xid", code)
+    assert job.stage is Stage.RUNNING
+    assert not job.record.incidents
+
+
+def test_remap_beside_a_double_bit_error_convicts(running):
+    job = running(2, spare_nodes=1)
+    job.hardware("n-1", "xid", 63)
+    job.hardware("n-1", "xid", 48)
+    assert job.incident.action == "replace_node"
+
+
+def test_event_shortly_before_an_exit_explains_it(running):
+    job = running(2)
+    job.hardware("n-1", "xid", 94, "Contained: SM (0x1)").train(30).exit(1, sig=6)
+    assert job.incident.cause == "hardware"
+    assert "xid-94" in job.incident.reason
+    assert "SIGABRT" in job.incident.reason
+    assert job.incident.action == "restart_in_place"
+
+
+def test_event_long_before_an_exit_does_not(running):
+    job = running(2, attribution_before_s=600.0)
+    job.hardware("n-1", "xid", 94).train(700).exit(1, sig=6)
+    assert job.incident.cause == "crash"
+
+
+def test_event_on_another_node_explains_only_an_echo(running):
+    job = running(2)
+    job.hardware("n-1", "xid", 74).train(3).exit(0, sig=11)
+    assert job.incident.cause == "crash"
+    job.recovers().train(3)
+    job.hardware("n-1", "xid", 94).train(2).exit(0, 1, error="RuntimeError", message="Connection reset by peer")
+    assert (job.incident.cause, job.incident.node) == ("hardware", "n-1")
+
+
+def test_event_shortly_after_an_exit_explains_it_too(running):
+    job = running(2, spare_nodes=1)
+    job.exit(1, sig=6)
+    assert job.incident.action == "restart_in_place"
+    job.hardware("n-1", "xid", 79, "GPU has fallen off the bus.")
+    assert (job.incident.cause, job.incident.action) == ("hardware", "replace_node")
+    assert job.record.restarts == {"crash": 0, "hardware": 1}
+    job.done(fx.Kill)
+    assert job.record.assignment == ("n-0", "n-2")
+
+
+def test_recurring_xid_convicts(running):
+    job = running(2, spare_nodes=1)
+    job.hardware("n-1", "xid", 119)
+    assert job.stage is Stage.RUNNING
+    job.train(5).hardware("n-1", "xid", 119)
+    assert job.incident.action == "replace_node"
+
+
+def test_two_network_alerts_in_five_minutes_evict_but_one_is_tolerated(running):
+    job = running(2, spare_nodes=1)
+    job.hardware("n-1", "nic", text="port flapped")
+    assert job.stage is Stage.RUNNING
+    job.train(290).hardware("n-1", "nic", text="port flapped")
+    assert job.incident.action == "replace_node"
+    assert "2 network alerts" in job.incident.reason
+
+
+def test_two_network_alerts_far_apart_are_tolerated(running):
+    job = running(2, spare_nodes=1)
+    job.hardware("n-1", "nic", text="port flapped").train(310).hardware("n-1", "nic", text="port flapped")
+    assert job.stage is Stage.RUNNING
+
+
+def test_switch_that_alerts_on_many_nodes_costs_none_of_them(running):
+    keys = ("switch",)
+    job = running(8, spare_nodes=2, topology_keys=keys, labels=lambda i: {"switch": f"s-{i // 8}"})
+    for index in range(6):
+        job.hardware(f"n-{index}", "nic", text="port flapped")
+        job.now += 1.0
+    for index in range(6):
+        job.hardware(f"n-{index}", "nic", text="port flapped")
+    assert job.stage is Stage.RUNNING
+    assert not job.record.excluded
+
+
+def test_bad_spare_is_let_go_without_disturbing_training(running):
+    job = running(2, spare_nodes=1)
+    job.heard(fx.Acquire)
+    job.hardware("n-2", "xid", 79)
+    assert job.stage is Stage.RUNNING
+    assert [r.node for r in job.heard(fx.Release)] == ["n-2"]
+    assert [a.count for a in job.heard(fx.Acquire)] == [1]
+
+
+def test_log_line_names_the_cause_of_a_crash(running):
+    job = running(2)
+    job.log("n-1", "oom-killer", "oom", "fail_job", "Out of memory: Killed process 4711 (python)").exit(1, sig=9)
+    assert job.incident.cause == "user_code"
+    assert "Out of memory" in job.incident.reason
+
+
+def test_benign_lines_explain_nothing(running):
+    job = running(2)
+    job.log("n-1", "nccl-info", "benign", "none").exit(1, sig=9)
+    assert job.incident.cause == "crash"
+
+
+def test_rule_of_the_manifest_on_an_xid(running):
+    job = running(2, rules=(RecoveryRule("fail_job", xid=94),))
+    job.hardware("n-1", "xid", 94).exit(1, sig=6)
+    assert job.incident.action == "fail_job"
+
+
+def test_hardware_in_shadow_mode_is_counted_and_left_alone(running):
+    job = running(2, spare_nodes=1, shadow_detectors=("hardware",))
+    job.hardware("n-1", "xid", 79)
+    assert job.stage is Stage.RUNNING
+    assert job.record.shadowed == {"hardware": 1}
+    assert "would replace the node" in job.incident.decision
+
+
+def test_agents_verdict_on_an_event_counts(running):
+    job = running(2, spare_nodes=1)
+    job.hardware("n-1", "disk", text="nvme0: dead", rule="site-7", category="storage", action="replace_node")
+    assert job.incident.action == "replace_node"
+
+
+def test_signals_are_bounded(running):
+    job = running(1)
+    for _ in range(600):
+        job.log("n-0", "x", "framework", "alert")
+    assert len(job.core.live.signals) <= 256

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+from megascale.core import effects as fx
+from megascale.core import events as ev
+from megascale.core.policy import Policy
+from megascale.core.state import Stage
+
+
+def change(job, revision, *, restart=True, **policy):
+    job.tell(ev.SpecChanged(replace(job.core.policy, **policy), revision, restart))
+    return job
+
+
+def test_thresholds_count_at_once(running):
+    job = running(1)
+    change(job, "r2", restart=False, hang_margin_s=50.0)
+    assert job.core.policy.hang_margin_s == 50.0
+    assert job.stage is Stage.RUNNING
+
+
+def test_changed_spec_waits_for_the_next_restart(running):
+    job = running(1)
+    change(job, "r1", restart=False)
+    change(job, "r2")
+    job.train(100)
+    assert job.stage is Stage.RUNNING
+    job.exit(0, sig=9).done(fx.Kill)
+    assert job.heard(fx.Launch)[-1].revision == "r2"
+
+
+def test_changed_spec_is_applied_in_time_with_a_save(running):
+    job = running(1)
+    change(job, "r2", apply_within_s=50.0)
+    job.train(49)
+    assert job.stage is Stage.RUNNING
+    job.train(2)
+    assert job.stage is Stage.SAVING
+    job.all_exit(76).done(fx.Kill)
+    assert job.heard(fx.Launch)[-1].revision == "r2"
+    assert not job.record.restarts
+
+
+def test_spec_that_makes_no_progress_is_rolled_back_with_its_policy(running):
+    job = running(1, no_progress_limit=2, node_blame_limit=99.0)
+    change(job, "r1", restart=False)
+    job.train(5).commit(5)
+    change(job, "r2", ranks_per_node=1, steps=7777)
+    job.exit(0, sig=9).done(fx.Kill)
+    for _ in range(3):
+        job.done(fx.Launch).exit(0, 1, error="ValueError", message="bad config").done(fx.Kill)
+    assert job.heard(fx.Launch)[-1].revision == "r1"
+    assert job.core.policy.steps == 1000
+    assert job.incident.action == "revert_spec"
+    assert any("r2 made no progress" in page.reason for page in job.heard(fx.Page))
+    job.launches()
+    assert job.stage is Stage.RUNNING
+
+
+def test_spec_that_made_progress_is_not_rolled_back(running):
+    job = running(1, no_progress_limit=2, node_blame_limit=99.0)
+    change(job, "r2")
+    job.train(5).commit(5).exit(0, sig=9).recovers().train(20)
+    for _ in range(3):
+        if job.stage is not Stage.FINISHED:
+            job.exit(0, 1, error="ValueError", message="bad").done(fx.Kill)
+        if job.stage is Stage.LAUNCHING:
+            job.done(fx.Launch).beat("n-0", step=job.record.best_step)
+    assert job.record.finish_state == "failed"
+
+
+def test_new_size_is_acquired_now_and_used_at_the_next_launch(running):
+    job = running(1)
+    job.heard(fx.Acquire)
+    change(job, "", restart=False, nodes=2, min_nodes=2)
+    assert [a.count for a in job.heard(fx.Acquire)] == [1]
+    job.join("n-1").train(3)
+    assert job.record.assignment == ("n-0",)
+    job.exit(0, sig=9).done(fx.Kill)
+    assert job.record.assignment == ("n-0", "n-1")
+
+
+def test_completion_counts_the_ranks_that_were_launched(running):
+    job = running(2)
+    change(job, "", restart=False, ranks_per_node=4)
+    job.exit(0, 0)
+    job.tell(ev.RankExited("n-1", "n-1/1", 1, 1, 0, None, job.now))
+    job.done(fx.Kill)
+    assert job.record.finish_state == "completed"
+
+
+def test_fewer_nodes_let_a_waiting_job_start(start):
+    job = start(3)
+    job.join("n-0", "n-1")
+    job.tell(ev.SpecChanged(Policy(nodes=2, min_nodes=2, steps=1000)))
+    assert job.stage is Stage.LAUNCHING

@@ -1,0 +1,107 @@
+"""`megascale analyze` end to end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from typer.testing import CliRunner
+
+from megascale.cli.analyze import app
+from megascale.errors import DataError, InputError
+
+XID = "NVRM: Xid (PCI:0000:3b:00): 79, GPU has fallen off the bus"
+HEADER = "step,rank,node,stage,segment,seconds\n"
+
+
+def run(*arguments: str, stdin: str | None = None) -> str:
+    result = CliRunner().invoke(app, list(arguments), input=stdin, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_logs_json_has_one_object_per_record(tmp_path: Path) -> None:
+    log = tmp_path / "a.log"
+    log.write_text(f"all is well\nMar  1 10:00:00 n-4 kernel: {XID}\n")
+    records = [json.loads(line) for line in run("logs", str(log), "--json").splitlines()]
+    assert records[0] == {"record": 0, "class": "benign", "action": "none", "rule": None, "node": None}
+    assert records[1]["record"] == 1
+    assert (records[1]["class"], records[1]["action"], records[1]["node"]) == ("gpu", "replace_node", "n-4")
+
+
+def test_logs_from_standard_input_and_table() -> None:
+    text = json.dumps({"text": XID, "node": "n-9"}) + "\n"
+    assert json.loads(run("logs", "-", "--json", stdin=text))["node"] == "n-9"
+    table = run("logs", "-", stdin=text)
+    assert "xid-79" in table
+    assert "1 records, 1 of them matter" in table
+    assert "nothing but benign" in run("logs", "-", stdin="hello\n")
+
+
+def test_rules_file_and_manifest_override(tmp_path: Path) -> None:
+    rules = tmp_path / "rules.yaml"
+    rules.write_text("- match: {rule: xid-79}\n  action: restart\n")
+    assert json.loads(run("logs", "-", "--json", "--rules", str(rules), stdin=XID))["action"] == "restart"
+    rules.write_text(
+        "kind: TrainingJob\nspec:\n  recovery:\n    rules:\n"
+        "    - match: {cause: hang}\n      action: fail_job\n"
+        "    - match: {message: fallen off}\n      action: restart_in_place\n"
+    )
+    assert json.loads(run("logs", "-", "--json", "--rules", str(rules), stdin=XID))["action"] == "restart"
+
+
+def test_missing_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none\.log: cannot be read"):
+        run("logs", str(tmp_path / "none.log"))
+    with pytest.raises(InputError, match=r"none\.yaml: cannot be read"):
+        run("logs", "-", "--rules", str(tmp_path / "none.yaml"), stdin="")
+
+
+def test_stragglers_from_csv(tmp_path: Path, traces: ModuleType) -> None:
+    trace, label = traces.make("slow_rank", traces.Shape(1, 6, 1, 2, 120), 3, size=0.15, onset=40)
+    where = trace.topology
+    rows = [
+        f"{step},{rank},{where.nodes[column]},0,{name},{values[row, column]:.6f}\n"
+        for name, values in trace.seconds.items()
+        for row, step in enumerate(trace.steps)
+        for column, rank in enumerate(where.ranks)
+    ]
+    path = tmp_path / "t.csv"
+    path.write_text(HEADER + "".join(reversed(rows)))
+    (verdict,) = json.loads(run("stragglers", str(path), "--json"))["verdicts"]
+    assert (verdict["kind"], verdict["node"], verdict["ranks"]) == (
+        "slow_node",
+        label.node,
+        list(label.ranks),
+    )
+    assert set(verdict) == {"kind", "node", "ranks", "slowdown", "since_step", "confidence", "reason"}
+    assert "slow_node" in run("stragglers", str(path))
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ("step,rank,node\n", InputError, "column 'stage' is missing"),
+        (HEADER + "1,0,a,0,forward,-1\n", DataError, "standard input:2: seconds is -1"),
+        (HEADER + "1,0,a,0,forward,1\n1,zero,a,0,forward,1\n", DataError, "standard input:3: .*zero"),
+        (HEADER + "1,0,a\n", DataError, "standard input:2: 3 fields"),
+        (HEADER + "1,0,a,0,warp,1\n", InputError, "segment 'warp'"),
+        (HEADER, DataError, "no timings"),
+    ],
+)
+def test_bad_timings_are_refused(text: str, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        run("stragglers", "-", stdin=text)
+
+
+def test_parquet_without_pyarrow_says_what_to_do(tmp_path: Path) -> None:
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError:
+        with pytest.raises(InputError, match="needs pyarrow"):
+            run("stragglers", str(tmp_path / "t.parquet"))
+    else:
+        with pytest.raises(InputError, match="cannot be read"):
+            run("stragglers", str(tmp_path / "t.parquet"))
