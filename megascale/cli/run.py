@@ -120,8 +120,10 @@ def _prepare_data(job: TrainingJob, view: View) -> None:
     from megascale.cli.data import progress_bar
     from megascale.data.ensure import ensure_prepared
 
-    with progress_bar(f"preparing {megatron.data.path}") as on_progress:
-        made = ensure_prepared(megatron.data, on_progress=on_progress, notify=view.note)
+    with progress_bar(f"preparing {megatron.data.title}") as on_progress:
+        made = ensure_prepared(
+            megatron.data, megatron.model.vocab_size, on_progress=on_progress, notify=view.note
+        )
     if made is not None:
         view.note(f"prepared {made.prefix}: {made.description.tokens:,} tokens")
 

@@ -16,15 +16,19 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 T = TypeVar("T")
+_PLAIN = frozenset({str, int, bool, types.NoneType})
 
 
 def encode(value: Any) -> Json:  # noqa: ANN401 - any dataclass tree
     """`value` as JSON values; fields that equal their default are left out."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    if type(value) in _PLAIN:
+        return value  # type: ignore[no-any-return]
+    fields = _fields_of(type(value))
+    if fields is not None:
         return {
-            field.name: encode(getattr(value, field.name))
-            for field in dataclasses.fields(value)
-            if not _is_default(field, getattr(value, field.name))
+            field.name: encode(item)
+            for field in fields
+            if not _is_default(field, item := getattr(value, field.name))
         }
     if isinstance(value, enum.Enum):
         return encode(value.value)
@@ -38,6 +42,12 @@ def encode(value: Any) -> Json:  # noqa: ANN401 - any dataclass tree
         items = sorted(value) if isinstance(value, set | frozenset) else value
         return [encode(item) for item in items]
     raise TypeError(f"cannot encode {type(value).__name__}")
+
+
+@cache
+def _fields_of(kind: type) -> tuple[dataclasses.Field[Any], ...] | None:
+    """The fields of a dataclass; None for any other type. Looking them up each time costs most of `encode`."""
+    return dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else None
 
 
 def decode(kind: type[T], data: Json) -> T:

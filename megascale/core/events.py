@@ -150,12 +150,12 @@ class HardwareEvent:
     """A device of the node reported something, or its owner announced that the node will go away.
 
     Attributes:
-        kind: xid, ecc, nvlink, pcie, nic, disk, memory, thermal, or drain.
-        rule, category, action: what the agent's rules say; "" = judge by kind, code and text.
+        sign: xid, ecc, nvlink, pcie, nic, disk, memory, thermal, or drain.
+        rule, category, action: what the agent's rules say; "" = judge by sign, code and text.
     """
 
     node: str
-    kind: str
+    sign: str
     code: int | None = None
     text: str = ""
     at: float = 0.0

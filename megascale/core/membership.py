@@ -125,7 +125,7 @@ def heard(turn: Turn, name: str, node: Node) -> None:
     node.absent = False
     turn.live.absent.discard(name)
     if node.status in (NodeStatus.SUSPECT, NodeStatus.UNKNOWN):
-        node.status = NodeStatus.READY
+        _usable_again(turn, node)
     elif node.status is NodeStatus.GONE:
         _back_again(turn, name, node)
 
@@ -137,8 +137,13 @@ def _back_again(turn: Turn, name: str, node: Node) -> None:
         turn.emit(fx.Release, f"{name} is not used by this job any more", node=name)
     if node.released:
         return
-    node.status = NodeStatus.READY
     _watch(turn, name)
+    _usable_again(turn, node)
+
+
+def _usable_again(turn: Turn, node: Node) -> None:
+    """The launch may have waited for just this node."""
+    node.status = NodeStatus.READY
     if turn.record.stage is Stage.ASSEMBLING:
         assemble(turn)
 
@@ -182,7 +187,7 @@ def _judge_silence(turn: Turn, name: str, node: Node) -> bool:
         return _lose_silent(turn, name, node, fault)
     if turn.now < last + turn.policy.silence_s * _SUSPECT_SHARE:
         if node.status is NodeStatus.SUSPECT:
-            node.status = NodeStatus.READY
+            _usable_again(turn, node)
     elif node.status is NodeStatus.READY:
         node.status = NodeStatus.SUSPECT
         turn.emit(fx.Probe, reason, node=name, deadline_s=turn.policy.probe_s)

@@ -15,6 +15,7 @@ from megascale.core.events import RankProgress
 from megascale.core.incidents import Fault, note_aside
 from megascale.core.lineage import Commit
 from megascale.core.recovery import respond
+from megascale.core.restore import taint
 from megascale.core.shadow import held_back
 from megascale.core.state import NumericsWatch, Stage
 from megascale.core.stats.spikes import JUMP, Anomaly
@@ -65,7 +66,7 @@ def _act(turn: Turn, watch: NumericsWatch) -> None:
         "numerics",
         f"{watch.reason}, for {watch.count} steps" + ("; at the same step as before" if again else ""),
         at=turn.now,
-        commits=_tainted(turn, first_step),
+        commits=_loaded_shortly_before(turn, first_step),
     )
     if watch.kind == "spike" or (watch.kind == "jump" and again):
         note_aside(turn, fault, "none", "training goes on: code or data may be behind it")
@@ -75,14 +76,12 @@ def _act(turn: Turn, watch: NumericsWatch) -> None:
     if held_back(turn, "numerics", fault, "roll back"):
         return
     record.anomaly_step = first_step
+    taint(turn, first_step - 1)
     respond(turn, fault)
 
 
-def _tainted(turn: Turn, first_step: int) -> tuple[Commit, ...]:
-    """Checkpoints of this attempt that may hold the damage; the loaded one if it is that recent."""
-    record = turn.record
-    tainted = [c for c in record.commits if c.attempt == record.attempt and c.step >= first_step - 1]
-    loaded = record.lineage.get(record.attempt)
-    if loaded is not None and first_step - loaded.step <= turn.policy.distrust_steps:
-        tainted.append(loaded)
-    return tuple(tainted)
+def _loaded_shortly_before(turn: Turn, first_step: int) -> tuple[Commit, ...]:
+    loaded = turn.record.lineage.get(turn.record.attempt)
+    if loaded is None or first_step - loaded.step > turn.policy.distrust_steps:
+        return ()
+    return (loaded,)

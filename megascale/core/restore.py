@@ -11,13 +11,20 @@ from megascale.core.turn import Turn
 def resume_point(turn: Turn) -> Commit | None:
     """The newest commit on the lineage that is trusted; None = from scratch."""
     record = turn.record
-    trusted = [commit for commit in record.commits if commit not in record.distrusted]
-    return newest(trusted, record.lineage, record.attempt)
+    return newest((c for c in record.commits if _is_trusted(turn, c)), record.lineage, record.attempt)
+
+
+def _is_trusted(turn: Turn, commit: Commit) -> bool:
+    tainted_from = turn.record.tainted.get(commit.attempt)
+    return commit not in turn.record.distrusted and (tainted_from is None or commit.step < tainted_from)
 
 
 def nothing_trusted(turn: Turn) -> bool:
     """Whether there are checkpoints but none may be restored: then starting over is not ours to decide."""
-    return resume_point(turn) is None and bool(turn.record.commits)
+    record = turn.record
+    return resume_point(turn) is None and any(
+        is_on_lineage(commit, record.lineage, record.attempt) for commit in record.commits
+    )
 
 
 def remember_commit(turn: Turn, commit: Commit) -> bool:
@@ -32,6 +39,12 @@ def remember_commit(turn: Turn, commit: Commit) -> bool:
     kept = [c for c in record.commits if is_on_lineage(c, record.lineage, record.attempt)]
     record.commits = sorted([*kept, commit])[-COMMITS_KEPT:]
     return True
+
+
+def taint(turn: Turn, step: int) -> None:
+    """Distrust what this attempt saves from `step` on, also what becomes known only later."""
+    tainted, attempt = turn.record.tainted, turn.record.attempt
+    tainted[attempt] = min(step, tainted.get(attempt, step))
 
 
 def roll_back(turn: Turn, incident: Incident, commits: tuple[Commit, ...] | None) -> None:
@@ -63,3 +76,4 @@ def begin_attempt(turn: Turn, resume: Commit | None) -> None:
         parent = kept[current] = record.lineage[current]
         current = parent.attempt if parent else None
     record.lineage = dict(sorted(kept.items()))
+    record.tainted = {attempt: step for attempt, step in record.tainted.items() if attempt in kept}

@@ -42,8 +42,8 @@ def on_log(turn: Turn, event: LogMatch) -> None:
 
 
 def on_hardware(turn: Turn, event: HardwareEvent) -> None:
-    """A device event, judged by the agent's rules or else by kind, code and text."""
-    if event.kind == "drain":
+    """A device event, judged by the agent's rules or else by sign, code and text."""
+    if event.sign == "drain":
         drain.on_notice(turn, event.node, event.text or "its owner announced it")
     else:
         _take(turn, hit_of(event, turn.now))
@@ -51,18 +51,18 @@ def on_hardware(turn: Turn, event: HardwareEvent) -> None:
 
 def hit_of(event: HardwareEvent, now: float) -> Hit:
     """The event as a hit of the rules table."""
-    at, text = event.at or now, event.text or f"{event.kind} {event.code or ''}".strip()
+    at, text = event.at or now, event.text or f"{event.sign} {event.code or ''}".strip()
     if event.action:
-        rule = event.rule or event.kind
+        rule = event.rule or event.sign
         return _hit(at, event.node, rule, category=event.category, action=event.action, line=text)
-    if event.kind == "xid" and event.code in XID_CODES:
+    if event.sign == "xid" and event.code in XID_CODES:
         category, action, _ = XID_CODES[event.code]
         return _hit(at, event.node, f"xid-{event.code}", category=category, action=action, line=text)
     verdict = classify_text(event.text, _RULES, node=event.node)
     if verdict.rule is not None:
         return Hit.of(verdict, at=at, node=event.node)
-    guess = _ALERTS.get(event.kind, "host")
-    return _hit(at, event.node, event.kind, category=guess, action="alert", line=text)
+    guess = _ALERTS.get(event.sign, "host")
+    return _hit(at, event.node, event.sign, category=guess, action="alert", line=text)
 
 
 def _hit(at: float, node: str, rule: str, *, category: str, action: str, line: str) -> Hit:

@@ -11,15 +11,15 @@ from megascale.core.turn import Turn
 
 def take_in(turn: Turn, event: SpecChanged) -> None:
     """Thresholds count at once; what ranks run changes at the next launch."""
-    spec = turn.record.spec
+    spec, before = turn.record.spec, turn.policy
+    turn.policy = event.policy
     if event.restart and event.revision not in (spec.running, spec.waiting):
         if not spec.waiting:
-            spec.before = turn.policy
+            spec.before = before
         spec.waiting = event.revision
         turn.set_deadline("applySpec", turn.policy.apply_within_s)
     elif not spec.waiting:
         spec.running = spec.running or event.revision
-    turn.policy = event.policy
 
 
 def apply_waiting(turn: Turn) -> None:

@@ -208,6 +208,7 @@ class Record:
     """The job record's part of the state (contracts 7).
 
     Attributes:
+        tainted: attempt -> step from which on its checkpoints may hold wrong numbers.
         ranks: ranks of the current attempt.
         spares: nodes that held no ranks when the record was written.
         lost: nodes lost since the last launch, not used before it is settled whether they are to blame.
@@ -228,6 +229,7 @@ class Record:
     lineage: dict[int, Commit | None] = field(default_factory=dict)
     commits: list[Commit] = field(default_factory=list)
     distrusted: list[Commit] = field(default_factory=list)
+    tainted: dict[int, int] = field(default_factory=dict)
     assignment: tuple[str, ...] = ()
     ranks: int = 0
     spares: tuple[str, ...] = ()

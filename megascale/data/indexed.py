@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import BinaryIO, Final, Self
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from megascale.errors import DataError
 
@@ -72,15 +72,7 @@ class IndexedWriter:
     def close(self) -> None:
         """Write the index and make both files durable."""
         _sync_and_close(self._stream)
-        lengths = np.asarray(self._lengths, dtype="<i4")
-        ends = np.cumsum(lengths, dtype="<i8") * self._dtype.itemsize
-        pointers = ends - lengths.astype("<i8") * self._dtype.itemsize
-        with self._index_path.open("wb") as stream:
-            counts = len(self._lengths), len(self._borders)
-            stream.write(_HEADER.pack(_MAGIC, _VERSION, _CODES[self._dtype], *counts))
-            for part in (lengths, pointers, np.asarray(self._borders, dtype="<i8")):
-                stream.write(part.data)
-            _sync_and_close(stream)
+        write_index(self._index_path, self._lengths, self._borders, self._dtype)
 
     def __enter__(self) -> Self:
         return self
@@ -96,6 +88,22 @@ class IndexedWriter:
     def _end_sequence(self) -> None:
         self._lengths.append(self._open_length)
         self._open_length = 0
+
+
+def write_index(path: Path, lengths: ArrayLike, borders: ArrayLike, dtype: np.dtype[np.integer]) -> None:
+    """Write an index, durable on return, of sequences that lie one after the other.
+
+    Args:
+        lengths: (sequences,), in tokens. borders: (documents + 1,), in sequences.
+    """
+    lengths = np.asarray(lengths, dtype="<i4")
+    borders = np.asarray(borders, dtype="<i8")
+    sizes = lengths.astype("<i8") * dtype.itemsize
+    with path.open("wb") as stream:
+        stream.write(_HEADER.pack(_MAGIC, _VERSION, _CODES[dtype], len(lengths), len(borders)))
+        for part in (lengths, np.cumsum(sizes) - sizes, borders):
+            stream.write(part.data)
+        _sync_and_close(stream)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +153,12 @@ class IndexedTokens:
         self._check_sequences()
         self._check_borders()
         return self
+
+    def document_starts(self) -> NDArray[np.int64]:
+        """Where each document starts in `tokens`, (documents,), ascending; empty documents too."""
+        ends = np.concatenate((self.pointers, [self.tokens.nbytes]))
+        starts: NDArray[np.int64] = ends[self.borders[:-1]] // self.tokens.itemsize
+        return starts
 
     def sequence(self, index: int) -> NDArray[np.integer]:
         """Tokens of one sequence, a view."""

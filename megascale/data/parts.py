@@ -1,4 +1,4 @@
-"""Preparation in parts: each is a small dataset of its own, made by one worker, and kept when a run is killed.
+"""Preparation in parts: each is a small dataset, made by one worker, and kept when a run is killed.
 
 Files are cut into parts of about 32 MiB, the same way whatever the number of workers, so the result does not
 depend on it. A part counts as made when its .json is there, which is renamed into place last.
@@ -46,6 +46,9 @@ class Recipe:
     skip_bad: bool = False
 
 
+BYTES: Final = Recipe()
+
+
 @dataclass(frozen=True, slots=True)
 class PartFacts:
     """What a part holds: counts, and the first documents that were left out."""
@@ -83,7 +86,11 @@ def plan_digest(recipe: Recipe, tokenizer: Tokenizer, parts: Sequence[Sequence[S
 
 
 def make_parts(
-    folder: Path, parts: Sequence[Sequence[Span]], recipe: Recipe, workers: int, on_read: Callable[[int], None]
+    folder: Path,
+    parts: Sequence[Sequence[Span]],
+    recipe: Recipe,
+    workers: int,
+    on_read: Callable[[int], None],
 ) -> list[PartFacts]:
     """Make the parts that `folder` does not hold yet; the facts of all of them, in order.
 
@@ -128,7 +135,9 @@ def _in_processes(
                 for future in done:
                     yield running.pop(future), future.result()
         except BrokenProcessPool as error:
-            raise DataError("a worker process was killed (out of memory?); lower --workers and run again") from error
+            raise DataError(
+                "a worker process was killed (out of memory?); run again with fewer --workers"
+            ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -200,7 +209,7 @@ def _encoded(document: Document, tokenizer: Tokenizer) -> Iterator[tuple[int, ND
 def _facts(folder: Path, index: int) -> PartFacts | None:
     try:
         return PartFacts(**json.loads((folder / f"{index}.json").read_bytes()))
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # not made, or lost its content with the power
         return None
 
 

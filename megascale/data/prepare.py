@@ -2,7 +2,7 @@
 
 A dataset counts as made when its .idx is there: everything is written to temporary files and flushed to the
 disk first, and the .idx is renamed into place last. A lock file keeps two processes from making the same
-one.
+one. What a killed run has made lies in the hidden folder `.<prefix>.parts` and is taken up by the next.
 """
 
 from __future__ import annotations
@@ -12,16 +12,19 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from pydantic.alias_generators import to_camel
 
-from megascale.data import tokenizer
-from megascale.data.indexed import IndexedTokens, IndexedWriter, bin_path, idx_path
+from megascale.data.indexed import IndexedTokens, bin_path, idx_path, write_index
+from megascale.data.parts import BYTES, PartFacts, Recipe, make_parts, plan_digest, plan_parts
 from megascale.data.sources import find_files
+from megascale.data.tokenizer import Tokenizer, open_tokenizer
 from megascale.errors import DataError
 
 OnProgress = Callable[[int, int], None]
@@ -38,7 +41,9 @@ class Description:
 
     Attributes:
         sources, globs: as they were given.
-        files, text_bytes: what was read; `tokens` includes one end-of-document per file.
+        files, text_bytes: what was read; `tokens` includes one end-of-document per document.
+        tokenizer: "byte" or the path of a tokenizer.json; tokenizer_digest: of that file.
+        skipped: documents that could not be used and were left out.
         digest: sha256 of the .bin file.
     """
 
@@ -52,6 +57,10 @@ class Description:
     vocab_size: int
     dtype: str
     digest: str
+    tokenizer_digest: str = ""
+    end_of_document: int = 256
+    text_key: str = "text"
+    skipped: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +81,17 @@ def prepare(
     prefix: Path,
     *,
     globs: Sequence[str] = ("*",),
+    recipe: Recipe = BYTES,
+    workers: int = 1,
     force: bool = False,
     on_progress: OnProgress = lambda _done, _total: None,
     notify: Notify = lambda _line: None,
 ) -> Prepared:
-    """Make the dataset at `prefix` from text, byte by byte, one document per file; reuse it when it is there.
+    """Make the dataset at `prefix` from text and JSONL files; reuse it when it is there.
+
+    Args:
+        globs: a file in a folder is taken when its name matches one of these.
+        workers: processes that tokenize; the result does not depend on their number.
 
     Raises:
         DataError: a source is missing or unreadable, `prefix` holds something else, or it cannot be written.
@@ -85,9 +100,9 @@ def prepare(
         prefix.parent.mkdir(parents=True, exist_ok=True)
         with _locked(prefix, notify):
             if not force and idx_path(prefix).exists() and bin_path(prefix).exists():
-                return Prepared(prefix, _reusable(prefix, sources, globs), made=False)
-            description = _make(list(sources), prefix, list(globs), on_progress)
-            return Prepared(prefix, description, made=True)
+                return Prepared(prefix, _reusable(prefix, sources, globs, recipe), made=False)
+            maker = _Maker(prefix, list(sources), list(globs), recipe, notify)
+            return Prepared(prefix, maker.make(workers, on_progress), made=True)
     except OSError as error:
         raise DataError(f"{error.filename or prefix}: {error.strerror}; the dataset was not made") from error
 
@@ -115,14 +130,11 @@ def as_json(description: Description) -> dict[str, Any]:
     return {_CAMEL[name]: value for name, value in asdict(description).items()}
 
 
-_CAMEL: Final = {name: name for name in Description.__dataclass_fields__} | {
-    "text_bytes": "textBytes",
-    "vocab_size": "vocabSize",
-}
+_CAMEL: Final = {field.name: to_camel(field.name) for field in fields(Description)}
 _SNAKE: Final = {camel: name for name, camel in _CAMEL.items()}
 
 
-def _reusable(prefix: Path, sources: Sequence[str], globs: Sequence[str]) -> Description:
+def _reusable(prefix: Path, sources: Sequence[str], globs: Sequence[str], recipe: Recipe) -> Description:
     """The description of the dataset that is already there, if it is the one that is wanted."""
     IndexedTokens.open(prefix)
     description = describe(prefix)
@@ -137,6 +149,12 @@ def _reusable(prefix: Path, sources: Sequence[str], globs: Sequence[str]) -> Des
             f"{prefix}: was prepared from {_words(description.sources, description.globs)},"
             f" not from {_words(sources, globs)}; {advice}"
         )
+    for what, before, wanted in (
+        ("tokenizer", description.tokenizer, recipe.tokenizer),
+        ("text key", description.text_key, recipe.text_key),
+    ):
+        if before != wanted:
+            raise DataError(f"{prefix}: was prepared with {what} {before}, not {wanted}; {advice}")
     return description
 
 
@@ -161,66 +179,137 @@ def _hidden(prefix: Path, suffix: str) -> Path:
     return prefix.with_name(f".{prefix.name}.{suffix}")
 
 
-def _make(sources: list[str], prefix: Path, globs: list[str], on_progress: OnProgress) -> Description:
-    ours = {bin_path(prefix), idx_path(prefix), json_path(prefix)}
-    partial = {path: _hidden(prefix, f"{path.suffix[1:]}.partial") for path in sorted(ours)}
-    skip = {path.absolute() for path in (*ours, *partial.values())}
-    files = find_files(sources, globs, leave_out=lambda path: path.absolute() in skip)
-    try:
-        with IndexedWriter(
-            partial[bin_path(prefix)], partial[idx_path(prefix)], tokenizer.TOKEN_DTYPE
-        ) as writer:
-            text_bytes, digest = _encode(files, writer, on_progress)
-        if text_bytes == 0:
-            raise DataError(f"{' '.join(sources)}: all {len(files)} files are empty")
-        description = Description(
-            sources=sources,
-            globs=globs,
-            files=len(files),
-            text_bytes=text_bytes,
-            documents=len(files),
-            tokens=text_bytes + len(files),
-            tokenizer=tokenizer.NAME,
-            vocab_size=tokenizer.VOCAB_SIZE,
-            dtype=tokenizer.TOKEN_DTYPE.name,
-            digest=digest,
+class _Maker:
+    """Makes one dataset, under its lock."""
+
+    def __init__(
+        self, prefix: Path, sources: list[str], globs: list[str], recipe: Recipe, notify: Notify
+    ) -> None:
+        self._prefix, self._sources, self._globs, self._recipe = prefix, sources, globs, recipe
+        self._notify = notify
+        self._ours = (bin_path(prefix), json_path(prefix), idx_path(prefix))
+        self._partial = {path: _hidden(prefix, f"{path.suffix[1:]}.partial") for path in self._ours}
+        self._parts = _hidden(prefix, "parts")
+
+    def make(self, workers: int, on_progress: OnProgress) -> Description:
+        """Tokenize, join, publish."""
+        skip = {path.absolute() for path in (*self._ours, *self._partial.values())}
+        files = find_files(self._sources, self._globs, leave_out=lambda path: path.absolute() in skip)
+        tokenizer = open_tokenizer(self._recipe.tokenizer)
+        try:
+            with self._kept_parts():
+                facts, folder = self._tokenize(files, tokenizer, workers, on_progress)
+                description = self._join(folder, facts, files, tokenizer)
+            self._publish()
+        finally:
+            for path in self._partial.values():
+                path.unlink(missing_ok=True)
+        shutil.rmtree(self._parts)
+        return description
+
+    @contextlib.contextmanager
+    def _kept_parts(self) -> Iterator[None]:
+        """After an error only finished parts stay, for the next run."""
+        try:
+            yield
+        except (DataError, OSError):
+            if not any(self._parts.glob("*/*.json")):
+                shutil.rmtree(self._parts, ignore_errors=True)
+            raise
+
+    def _tokenize(
+        self, files: list[Path], tokenizer: Tokenizer, workers: int, on_progress: OnProgress
+    ) -> tuple[list[PartFacts], Path]:
+        """Facts of all parts, and their folder."""
+        sizes = [path.stat().st_size for path in files]
+        parts = plan_parts(files, sizes)
+        folder = self._parts / plan_digest(self._recipe, tokenizer, parts)
+        for other in self._parts.glob("*"):
+            if other != folder:
+                shutil.rmtree(other)
+        total, done = sum(sizes), 0
+
+        def on_read(count: int) -> None:
+            nonlocal done
+            done += count
+            on_progress(done, total)
+
+        if folder.exists():
+            kept = sum(1 for _ in folder.glob("*.json"))
+            self._notify(
+                f"{self._prefix}: going on where an earlier run stopped: {kept} of {len(parts)} parts"
+            )
+        facts = make_parts(folder, parts, self._recipe, workers, on_read)
+        for part in facts:
+            for example in part.examples:
+                self._notify(f"left out: {example}")
+        if sum(part.text_bytes for part in facts) == 0:
+            left_out = sum(part.skipped for part in facts)
+            what = f"{left_out} documents were left out" if left_out else f"all {len(files)} files are empty"
+            shutil.rmtree(self._parts)
+            raise DataError(f"{' '.join(self._sources)}: {what}, no text remains")
+        return facts, folder
+
+    def _join(
+        self, folder: Path, facts: Sequence[PartFacts], files: Sequence[Path], tokenizer: Tokenizer
+    ) -> Description:
+        """One dataset out of the parts, in temporary files."""
+        digest = _join_parts(
+            [folder / str(index) for index in range(len(facts))],
+            self._partial[bin_path(self._prefix)],
+            self._partial[idx_path(self._prefix)],
+            tokenizer.dtype,
         )
-        _write_durably(partial[json_path(prefix)], json.dumps(as_json(description), indent=2) + "\n")
-        _publish(prefix, partial)
-    finally:
-        for path in partial.values():
-            path.unlink(missing_ok=True)
-    return description
+        description = Description(
+            sources=self._sources,
+            globs=self._globs,
+            files=len(files),
+            text_bytes=sum(part.text_bytes for part in facts),
+            documents=sum(part.documents for part in facts),
+            tokens=sum(part.tokens for part in facts),
+            tokenizer=tokenizer.name,
+            vocab_size=tokenizer.vocab_size,
+            dtype=tokenizer.dtype.name,
+            digest=digest,
+            tokenizer_digest=tokenizer.digest,
+            end_of_document=tokenizer.end_of_document,
+            text_key=self._recipe.text_key,
+            skipped=sum(part.skipped for part in facts),
+        )
+        text = json.dumps(as_json(description), indent=2) + "\n"
+        _write_durably(self._partial[json_path(self._prefix)], text)
+        return description
+
+    def _publish(self) -> None:
+        """Rename everything into place; until the last rename there is no .idx, so nothing looks complete."""
+        idx_path(self._prefix).unlink(missing_ok=True)
+        for path in self._ours:
+            self._partial[path].replace(path)
+        folder = os.open(self._prefix.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
-def _encode(files: Sequence[Path], writer: IndexedWriter, on_progress: OnProgress) -> tuple[int, str]:
-    """Bytes of text read, and digest of the tokens written."""
-    end = np.asarray([tokenizer.END_OF_DOCUMENT], dtype=tokenizer.TOKEN_DTYPE)
-    total, done, digest = sum(path.stat().st_size for path in files), 0, hashlib.sha256()
-    for path in files:
-        with path.open("rb") as stream:
-            while chunk := stream.read(_CHUNK_BYTES):
-                tokens = tokenizer.encode(chunk)
-                writer.append(tokens)
-                digest.update(tokens.data)
-                done += len(chunk)
-                on_progress(done, total)
-        writer.append(end)
-        digest.update(end.data)
-        writer.end_document()
-    return done, f"sha256:{digest.hexdigest()}"
-
-
-def _publish(prefix: Path, partial: dict[Path, Path]) -> None:
-    """Rename everything into place; until the last rename there is no .idx, so nothing looks complete."""
-    idx_path(prefix).unlink(missing_ok=True)
-    for path in (bin_path(prefix), json_path(prefix), idx_path(prefix)):
-        partial[path].replace(path)
-    folder = os.open(prefix.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+def _join_parts(parts: Sequence[Path], tokens: Path, index: Path, dtype: np.dtype[np.integer]) -> str:
+    """Parts one after the other as one dataset; returns the digest of its tokens."""
+    digest = hashlib.sha256()
+    lengths, borders, sequences = [], [np.zeros(1, np.int64)], 0
+    with tokens.open("wb") as out:
+        for part in parts:
+            opened = IndexedTokens.open(part)
+            lengths.append(opened.lengths)
+            borders.append(opened.borders[1:] + sequences)
+            sequences += len(opened.lengths)
+            with bin_path(part).open("rb") as stream:
+                while chunk := stream.read(_CHUNK_BYTES):
+                    digest.update(chunk)
+                    out.write(chunk)
+        out.flush()
+        os.fsync(out.fileno())
+    write_index(index, np.concatenate(lengths), np.concatenate(borders), dtype)
+    return f"sha256:{digest.hexdigest()}"
 
 
 def _write_durably(path: Path, text: str) -> None:

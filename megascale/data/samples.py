@@ -30,6 +30,7 @@ class SampleStream:
     seed: int
     samples_per_epoch: int
     _tokens: NDArray[np.integer]
+    _documents: NDArray[np.int64]
 
     @classmethod
     def open(cls, prefix: Path, sequence_length: int, seed: int) -> SampleStream:
@@ -38,14 +39,15 @@ class SampleStream:
         Raises:
             DataError: missing or damaged files, or less data than one sample.
         """
-        tokens = IndexedTokens.open(prefix).tokens
+        indexed = IndexedTokens.open(prefix)
+        tokens = indexed.tokens
         samples = (len(tokens) - 1) // sequence_length
         if samples < 1:
             raise DataError(
                 f"{bin_path(prefix)}: holds {len(tokens)} tokens, but one sample takes sequenceLength + 1 ="
                 f" {sequence_length + 1}; prepare more text or lower sequenceLength"
             )
-        return cls(sequence_length, seed, samples, tokens)
+        return cls(sequence_length, seed, samples, tokens, indexed.document_starts())
 
     @property
     def tokens_per_epoch(self) -> int:
@@ -69,6 +71,18 @@ class SampleStream:
         for row, start in enumerate(self._starts(first_index, count)):
             out[row] = self._tokens[start : start + self.sequence_length + 1]
         return out
+
+    def documents(self, first_index: int, count: int) -> NDArray[np.int32]:
+        """Which document each input token is of, int32 (count, sequence_length), from 0 within each sample.
+
+        Packed samples run over document borders: a token may attend to tokens of its own number only.
+        """
+        out = np.zeros((count, self.sequence_length), dtype=np.int32)
+        for row, start in enumerate(self._starts(first_index, count)):
+            ends = [start, start + self.sequence_length - 1]
+            first, last = np.searchsorted(self._documents, ends, side="right").tolist()
+            np.add.at(out[row], self._documents[first:last] - start, 1)
+        return np.cumsum(out, axis=1, dtype=np.int32)
 
     def _starts(self, first_index: int, count: int) -> list[int]:
         """Where each sample starts in the stream, in tokens."""

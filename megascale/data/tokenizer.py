@@ -75,7 +75,7 @@ class BpeTokenizer:
         raw = _read(path)
         try:
             self._model = _library().Tokenizer.from_str(raw.decode())
-        except Exception as error:  # noqa: BLE001 - the library raises bare Exception for any damage
+        except Exception as error:
             raise DataError(f"{path}: is no tokenizer.json: {error}") from error
         self.name, self.digest = str(path), f"sha256:{hashlib.sha256(raw).hexdigest()}"
         self.vocab_size: int = self._model.get_vocab_size(with_added_tokens=True)
@@ -134,5 +134,7 @@ def _library() -> Any:  # noqa: ANN401 - an optional module
     try:
         import tokenizers
     except ImportError as error:
-        raise DataError("a BPE tokenizer needs the `tokenizers` package: pip install 'megascale[data]'") from error
+        raise DataError(
+            "a BPE tokenizer needs the `tokenizers` package: pip install 'megascale[data]'"
+        ) from error
     return tokenizers

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 from pydantic.alias_generators import to_camel
 
-from megascale.job.base import MAX_INT, Count, Natural, Problem, Section, Text, Words, did_you_mean, refuse
+from megascale.job.base import MAX_INT, Count, Natural, Problem, Section, Words, did_you_mean, refuse
+from megascale.job.data import Data
 from megascale.job.presets import PRESETS
 from megascale.job.rules import BYTE_VOCAB_SIZE
 
@@ -164,22 +165,6 @@ class Optimizer(Section):
                 ]
             )
         return self
-
-
-class Data(Section):
-    """Training data and how it is cut into batches."""
-
-    path: Text
-    """Prefix of the token files <path>.bin and <path>.idx, relative to the working directory."""
-    prepare_from: list[Text] = Field(default_factory=list)
-    """Made into <path> before the first launch when it is missing: files and folders of text, or
-    python-stdlib (the Python sources on this machine). Byte-level tokens."""
-    sequence_length: Annotated[int, Field(ge=1, le=2**24)]
-    """Tokens per sample."""
-    micro_batch: Count
-    """Samples a rank works on at once; bounded by its memory."""
-    global_batch: Count
-    """Samples per step over all ranks; a multiple of microBatch x data-parallel size."""
 
 
 class Megatron(Section):

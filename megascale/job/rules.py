@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from megascale.job.base import Problem
+from megascale.job.data import BYTE_TOKENIZER
 
 if TYPE_CHECKING:
     from megascale.job.megatron import Megatron, Model, Parallelism
@@ -205,7 +206,7 @@ def _data_problems(megatron: Megatron) -> list[Problem]:
             "sequence parallelism splits the sequence over the tensor ranks",
         )
         problems += _multiple(path, data.sequence_length, layout.tensor, f"tensor {layout.tensor}", hint)
-    if data.prepare_from and model.vocab_size < BYTE_VOCAB_SIZE:
+    if data.prepare_from and data.tokenizer == BYTE_TOKENIZER and model.vocab_size < BYTE_VOCAB_SIZE:
         message = (
             f"{model.vocab_size} is less than the {BYTE_VOCAB_SIZE} token ids that data.prepareFrom makes"
         )

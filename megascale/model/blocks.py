@@ -21,7 +21,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import BaseTransformerLayer, get_transformer_layer_offset
 from torch import Tensor
 
-from megascale.model.attention import WindowedAttention
+from megascale.model.attention import Backend, WindowedAttention
 from megascale.model.experts import mixture
 from megascale.model.norms import NORMS
 from megascale.model.shape import ModelShape
@@ -59,6 +59,7 @@ class _Block(MegatronModule, BaseTransformerLayer):  # type: ignore[misc] # mega
         shape: ModelShape,
         layer_number: int,
         pg_collection: ProcessGroupCollection,
+        backend: Backend,
         vp_stage: int | None = None,
     ) -> None:
         super().__init__(config=config)
@@ -73,7 +74,7 @@ class _Block(MegatronModule, BaseTransformerLayer):  # type: ignore[misc] # mega
             SelfAttentionSubmodules(
                 linear_qkv=ColumnParallelLinear,
                 core_attention=functools.partial(
-                    WindowedAttention, window=shape.window_of(self.layer_number - 1)
+                    WindowedAttention, window=shape.window_of(self.layer_number - 1), backend=backend
                 ),
                 linear_proj=RowParallelLinear,
                 q_layernorm=head_norm,

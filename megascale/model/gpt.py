@@ -14,6 +14,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn import functional
 
+from megascale.model.attention import Backend, Reference
 from megascale.model.blocks import BLOCKS
 from megascale.model.layout import Layout
 from megascale.model.loss import token_losses
@@ -100,14 +101,18 @@ class Gpt(GPTModel):  # type: ignore[misc] # megatron-core is untyped
         first: bool,
         last: bool,
         chunk: int | None,
+        backend: Backend | None = None,
     ) -> None:
         """Build the layers of this rank's model chunk `chunk` (None without interleaving).
 
-        `first` holds the embedding, `last` the final norm and the output layer.
+        `first` holds the embedding, `last` the final norm and the output layer; `backend` computes attention,
+        None = the reference.
         """
         layers = config.num_layers // config.pipeline_model_parallel_size
         layers //= config.virtual_pipeline_model_parallel_size or 1
-        layer = ModuleSpec(module=BLOCKS[shape.block], params={"shape": shape})
+        layer = ModuleSpec(
+            module=BLOCKS[shape.block], params={"shape": shape, "backend": backend or Reference()}
+        )
         # Tied embeddings of the first and last stage start equal because both are initialised by name;
         # without an embedding group megatron-core skips the all-reduce that would make them equal.
         own = copy.copy(groups)

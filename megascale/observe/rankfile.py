@@ -30,7 +30,7 @@ _SEQUENCE_AT: Final = 64
 _RECORD_AT: Final = 72
 _LAST_WORDS_AT: Final = 4096
 _COLLECTIVE_BYTES: Final = 48
-_RECORD: Final = struct.Struct(f"<6q2d4q9d{_COLLECTIVE_BYTES}s")
+_RECORD: Final = struct.Struct(f"<6q2d5q9d{_COLLECTIVE_BYTES}s")
 _READ_TRIES: Final = 64
 
 
@@ -90,6 +90,7 @@ class RankRecord:
     micro_batch: int = 0
     saved_step: int = -1
     saved_attempt: int = -1
+    collectives: int = 0
     updated_at: float = 0.0
     progress_at: float = 0.0
     groups_at: float = 0.0

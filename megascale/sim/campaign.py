@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from megascale.core import effects as fx
-from megascale.core.events import ManualCommand
 from megascale.core.eventlog import Entry, Header, entry_line, header_line
+from megascale.core.events import ManualCommand
 from megascale.core.policy import Policy
 from megascale.core.state import Incident, Stage
 from megascale.sim.delays import Distribution
@@ -21,6 +21,7 @@ from megascale.sim.world import EPOCH_S, World, WorldSpec
 
 ENDLESS_STEPS = 1_000_000_000
 _SEARCH_BACK_S = 3600.0
+_LAUNCH_TIMEOUT_S = 3600.0
 _BLAMELESS_AFTER_S = DAY_S
 
 
@@ -93,6 +94,7 @@ class Campaign:
             stretch=stretch,
             echo=False,
             summarised=True,
+            launch_timeout_s=_LAUNCH_TIMEOUT_S,
         )
         self.world = World(spec, f"{scenario.name}/{seed}", self._observe)
         self.failures = FailureProcess(self.world, scenario, f"{scenario.name}/{seed}", self.ledger.strikes)

@@ -49,9 +49,12 @@ class Cluster:
         network: Network,
         storage: Storage,
         echo: bool,
+        launch_timeout_s: float,
+        checks_repairs: bool,
     ) -> None:
         self.machines = {machine.name: machine for machine in machines}
         self.work, self.ranks_per_node, self.echo = work, ranks_per_node, echo
+        self.launch_timeout_s, self.checks_repairs = launch_timeout_s, checks_repairs
         self.agenda, self.delays, self.network, self.storage = agenda, delays, network, storage
         self.fleet = Fleet(agenda, delays, self._boot_granted, list(machines))
         self.runs: dict[int, Run] = {}
@@ -75,7 +78,11 @@ class Cluster:
         if not (machine.held and machine.reachable):
             return
         hello = NodeJoined(
-            machine.name, machine.incarnation, machine.launched, tuple(sorted(machine.ranks)), {}
+            machine.name,
+            machine.incarnation,
+            machine.launched,
+            tuple(sorted(machine.ranks)),
+            checked=machine.checked,
         )
         self.network.tell(machine, hello)
         for event in machine.exits:
@@ -101,7 +108,8 @@ class Cluster:
             return
         machine.stop_agent()
         broken = bool(machine.defect) or not machine.power or machine.stuck
-        self.fleet.give_back(machine, self.delays.sample("repair" if broken else "clean"))
+        stage = "repair" if broken else "clean"
+        self.fleet.give_back(machine, self.delays.sample(stage), checked=broken and self.checks_repairs)
 
     def fleet_notices(self, machine: Machine, incarnation: str, reason: str, *, planned: bool) -> None:
         """The fleet tells that a node is no more, and takes it back."""

@@ -34,7 +34,7 @@ class Fleet:
         if self.agenda.now < self.closed_until:
             return "the fleet takes no requests now"
         self.avoid = frozenset(avoid)
-        free = [machine for machine in self.pool if machine.power and machine.name not in self.avoid]
+        free = [machine for machine in self.pool if machine.power and self._is_wanted(machine)]
         if not free:
             return "no free node"
         self.owed = max(0, count - len(free))
@@ -42,14 +42,18 @@ class Fleet:
             self._grant(machine)
         return ""
 
-    def give_back(self, machine: Machine, after_s: float) -> None:
-        """A node returns to the pool after being cleaned or repaired."""
-        machine.held = False
-        self.agenda.after(after_s, lambda: self._returned(machine))
+    def _is_wanted(self, machine: Machine) -> bool:
+        return machine.checked or machine.name not in self.avoid
 
-    def _returned(self, machine: Machine) -> None:
+    def give_back(self, machine: Machine, after_s: float, *, checked: bool) -> None:
+        """A node returns to the pool after being cleaned, or repaired and `checked`."""
+        machine.held = False
+        self.agenda.after(after_s, lambda: self._returned(machine, checked))
+
+    def _returned(self, machine: Machine, checked: bool) -> None:
+        machine.checked = checked
         machine.power, machine.defect, machine.stuck = True, "", False
-        if self.owed and machine.name not in self.avoid:
+        if self.owed and self._is_wanted(machine):
             self.owed -= 1
             self.pool.append(machine)
             self._grant(machine)

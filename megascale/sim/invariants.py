@@ -75,8 +75,9 @@ class Invariants:
 
     def _remember(self, core: Core, entry: Entry) -> None:
         self.distrusted.update(core.record.distrusted)
-        if isinstance(entry.event, ev.ManualCommand) and entry.event.command == "release":
-            self.excluded.discard(entry.event.node)
+        match entry.event:
+            case ev.ManualCommand(command="release", node=name) | ev.NodeJoined(node=name, checked=True):
+                self.excluded.discard(name)
 
     def _says_why(self, effect: fx.Effect) -> None:
         """Every effect has a reason in words, and an id that never means two things."""

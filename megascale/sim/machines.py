@@ -28,6 +28,7 @@ class Machine:
         skew_s: its clock is ahead of true time by this.
         launched: newest attempt this agent started ranks of, 0 = none.
         defect: name of a fault that comes back until the node is repaired, "" = sound.
+        checked: it passed the node checks after its last repair, so an exclusion no longer counts.
         struck_at: when a fault last struck it, for judging evictions.
         behind: its ranks did not enter the collective all others wait in.
     """
@@ -48,6 +49,7 @@ class Machine:
     delivered_at: float = 0.0
     behind: bool = False
     launched: int = 0
+    checked: bool = False
     struck_at: float = -1e12
 
     def boot(self) -> None:

@@ -16,7 +16,6 @@ from megascale.sim.training import Run
 if TYPE_CHECKING:
     from megascale.sim.driver import SimDriver
 
-LAUNCH_TIMEOUT_S: Final = 20.0
 _FEW: Final = 8
 
 
@@ -70,7 +69,7 @@ def _launch(driver: SimDriver, effect: fx.Launch) -> None:
             settle()
 
     _to_each(driver, effect.nodes, "fork", start)
-    cluster.agenda.after(LAUNCH_TIMEOUT_S + cluster.delays.sample("fork"), give_up)
+    cluster.agenda.after(cluster.launch_timeout_s, give_up)
 
 
 def _kill(driver: SimDriver, effect: fx.Kill) -> None:

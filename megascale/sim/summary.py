@@ -55,7 +55,7 @@ class Summary:
         """One JobReport about the newest run."""
         run = self._newest()
         now = self._cluster.agenda.now
-        held = run is not None and bool(run.blocked) and any(self._hosts(run))
+        held = run is not None and bool(run.blocked) and self._is_hosted(run)
         report = JobReport(
             run.attempt if run else 0,
             run.progress() if run else RankProgress(0),
@@ -68,9 +68,9 @@ class Summary:
         runs = self._cluster.runs
         return runs[max(runs)] if runs else None
 
-    def _hosts(self, run: Run) -> list[Machine]:
+    def _is_hosted(self, run: Run) -> bool:
         machines = self._cluster.machines
-        return [machines[name] for name in run.nodes if machines[name].run is run]
+        return any(machines[name].run is run for name in run.nodes)
 
     def _say_soon(self) -> None:
         """Joins come in crowds: one report covers them."""
@@ -83,7 +83,7 @@ class Summary:
         self.say()
 
     def _stalled(self, run: Run) -> None:
-        if run is self._newest() and run.blocked and self._hosts(run):
+        if run is self._newest() and run.blocked and self._is_hosted(run):
             self.say()
             self._cluster.agenda.after(_STALLED_PERIOD_S, lambda: self._stalled(run))
         elif run is self._newest():

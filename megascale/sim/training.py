@@ -113,8 +113,10 @@ class Run:
         """Nothing completes until `unblock`; a step under way stops where it is."""
         if self.ended or why in self.blocked:
             return
-        if not self.blocked:
-            self._freeze()
+        if self.blocked:
+            self.blocked.add(why)
+            return
+        self._freeze()
         self.blocked.add(why)
         self._watcher.run_changed(self)
 

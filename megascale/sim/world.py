@@ -15,8 +15,8 @@ from megascale.sim.delays import Delays, Distribution
 from megascale.sim.driver import Observer, RecordStore, SimDriver
 from megascale.sim.machines import Machine
 from megascale.sim.network import Loss, Network
-from megascale.sim.summary import Summary
 from megascale.sim.storage import Storage
+from megascale.sim.summary import Summary
 from megascale.sim.training import Workload
 
 EPOCH_S = 1_700_000_000.0
@@ -31,6 +31,8 @@ class WorldSpec:
         delays: durations by name; driver_down: from a driver's death to its successor.
         beat_s: period of beats; loss: chaos of the network; echo: see Cluster.
         driver_skew_s: clocks of successive drivers differ by up to this.
+        launch_timeout_s: agents that do not answer a Launch by then fail it.
+        checks_repairs: repaired nodes pass the node checks before they are granted again.
         summarised: one JobReport stands for all beats, so that quiet times cost nothing.
     """
 
@@ -44,6 +46,8 @@ class WorldSpec:
     echo: bool = True
     driver_skew_s: float = 0.0
     summarised: bool = False
+    launch_timeout_s: float = 20.0
+    checks_repairs: bool = True
 
 
 class World:
@@ -65,6 +69,8 @@ class World:
             network=self.network,
             storage=self.storage,
             echo=spec.echo,
+            launch_timeout_s=spec.launch_timeout_s,
+            checks_repairs=spec.checks_repairs,
         )
         if spec.summarised:
             self.cluster.reporter = Summary(self.cluster)

@@ -92,7 +92,9 @@ def ranks(document: dict[str, Any]) -> dict[int, dict[str, Any]]:
 
 def test_an_unchanged_script_survives_the_death_of_a_rank(folder: Jobs) -> None:
     shutil.copytree(ROOT / "examples" / "ddp", folder.folder / "ddp")
-    manifest = write_manifest(folder, "plain", 'ddp/train.py, "--steps", "100", "--step-seconds", "0.05"', 100)
+    manifest = write_manifest(
+        folder, "plain", 'ddp/train.py, "--steps", "100", "--step-seconds", "0.05"', 100
+    )
     process = folder.start(manifest)
     wait_until((folder.folder / "ddp-checkpoint.pt").exists)
     os.kill(ranks(status(folder, "plain"))[1]["pid"], signal.SIGKILL)

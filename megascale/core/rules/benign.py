@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from megascale.core.rules.model import NOTE, Rule, rule
@@ -224,6 +225,16 @@ RULES: Final[tuple[Rule, ...]] = (
         "documentation|runbook|explain|means that|information|details|pattern|watch|see http",
         "Runbook: CUDA error: device-side assert triggered means that an index is out of range",
         unless=r"^\S*(?:Error|Exception): |traceback :|\bSEE SLURMCTLD|NVRM|LustreError",
+    ),
+    replace(
+        _benign(
+            "markup",
+            r"^\s*(?:[-*+] |\d{1,2}\. |#{1,6} |> |\|.*\|\s*$)",
+            "",
+            "- Xid 79: the GPU fell off the bus | `CUDA error: unknown error`",
+            unless=r"\bERR!",
+        ),
+        words=("- ", "* ", "+ ", ". ", "# ", "> ", "|"),
     ),
     _benign(
         "probe-event",

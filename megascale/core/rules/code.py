@@ -176,8 +176,9 @@ _USER: Final[tuple[Rule, ...]] = (
     rule(
         "numbers",
         (
-            r"\b(?:NaN|nan|Inf|inf)\b.*\b(?:loss|grad\w*|norm|activations?|weights?|detected|found"
-            r"|encountered|logits|in (?:local|forward|backward)|stopping|training)\b|\b(?:loss"
+            r"\b(?:found|detected|encountered|got|saw) (?:an? )?(?:NaNs?|Inf|non-finite)\b|\b(?:NaNs?|Inf)"
+            r"(?: or (?:NaN|Inf))?(?: \w+){0,2} (?:detected|found|encountered|in (?:the )?(?:loss|grad\w*"
+            r"|local|forward|backward|weights|activations?|logits|output))\b|\b(?:loss"
             r"|grad_?norm|gradients?|lm loss|logits)\b\s*(?:is|became|was|=|:|->|has"
             r"|contains?)\s*(?:NaN|nan|inf|Inf)\b|Unexpected result (?:nan|inf)"
             r"|returned nan values|loss (?:exploded|diverged|spike)|non-finite (?:loss|grad\w*"

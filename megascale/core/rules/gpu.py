@@ -185,7 +185,7 @@ _DEVICE: Final[tuple[Rule, ...]] = (
     rule(
         "nvlink-error",
         (
-            r"\bNV ?Link\b.*\b(?:error|fail(?:ed|ure)?|down|inactive|fatal|CRC|replay|recovery"
+            r"\bNV ?Link\b[^|`]{0,80}?\b(?:error|fail(?:ed|ure)?|down|inactive|fatal|CRC|replay|recovery"
             r"|degraded|uncorrectable)|uncorrectable NVLink error|cudaErrorNvlinkUncorrectable"
             r"|\bNVSwitch\b.*\b(?:fatal|error|fail\w*|down)|DCGM_FR_(?:NVLINK|NVSWITCH)_\w+"
         ),
@@ -273,7 +273,7 @@ _DEVICE: Final[tuple[Rule, ...]] = (
     rule(
         "cuda-error",
         (
-            r"\bCUDA error\b|AcceleratorError: |CUDA runtime error|CUDA_ERROR_\w+"
+            r"\bCUDA error(?: \d+| at| in)?\s*[:(\]]|AcceleratorError: |CUDA runtime error|CUDA_ERROR_\w+"
             r"|\bcudaError[A-Z]\w+|Triton Error \[CUDA\]"
         ),
         ("gpu", "restart"),

@@ -150,7 +150,7 @@ _PROCESSOR: Final[tuple[Rule, ...]] = (
     rule(
         "board-sensor",
         (
-            r"(?:power supply|PSU)\b.*(?:fail\w*|lost|AC lost|fault)|(?:fan"
+            r"(?:power supply|PSU)\b.{0,40}?(?:fail\w*|lost|AC lost|fault)|(?:fan"
             r"|chassis)\b.*\b(?:failure|failed|lower critical)|\b(?:ipmi|SEL|BMC"
             r"|IPMI)\b.*(?:critical (?:interrupt|going)|assert.*critical|non-recoverable)|(?:CPU"
             r"|Package|Core|Ambient|Inlet)\b.*temperature (?:above threshold|.*critical|.*exceed)"
@@ -251,10 +251,11 @@ _NODE: Final[tuple[Rule, ...]] = (
             r"\bNodeNotReady\b|[Nn]ode \S+ (?:is |status is now: ?|condition changed to "
             r"|has become )?(?:not ready|NotReady|unreachable|down\b)"
             r"|node\.kubernetes\.io/(?:unreachable|not-ready)|Kubelet stopped posting node status"
-            r"|NODE[_ ]FAIL(?:URE|ED)?\b|DUE TO NODE FAILURE|[Nn]odes? \S+ not responding"
+            r"|(?-i:NODE_FAIL(?:URE)?\b)|DUE TO NODE FAILURE|[Nn]odes? \S+ not responding"
             r"|error: Nodes \S+ not responding|\bPLEG is not healthy|NodeStatusUnknown"
-            r"|[Nn]ode (?:failure|died|crashed)\b|(?:host|machine|node|instance) (?:is "
-            r"|was )?(?:unreachable|terminated)|unexpectedly rebooted|node_lost|HealthCheckFailed"
+            r"|\bnode \S+ (?:died|crashed)\b|(?:host|machine|node|instance)(?: \S+)?"
+            r" (?:is|was|became) (?:unreachable|terminated)|unexpectedly rebooted|node_lost"
+            r"|HealthCheckFailed"
         ),
         ("host", "replace_node"),
         words="node|unreachable|not responding|pleg|rebooted|terminated|healthcheckfailed",
@@ -270,7 +271,7 @@ _NODE: Final[tuple[Rule, ...]] = (
     rule(
         "evicted-pressure",
         (
-            r"\bEvicted\b|The node was low on resource|(?:DiskPressure|MemoryPressure"
+            r"(?-i:\bEvicted\b)(?! [Pp]ods)|The node was low on resource|(?:DiskPressure|MemoryPressure"
             r"|PIDPressure)\b|evict(?:ing|ion) (?:pod|manager).*(?:threshold|pressure|must evict)"
             r"|pod ephemeral local storage usage exceeds|Usage of EmptyDir volume .* exceeds"
             r"|exceeded its local ephemeral storage"

@@ -49,7 +49,7 @@ _PREFIX = re.compile(
             r"(?:msg|message)=\"?",
             rf"(?P<kernelhost>{_HOST}) (?=kernel: )",
             r"(?:kernel|[a-z][\w.\-/]*\[\d+\]|slurmctld|slurmd|kubelet|dockerd|containerd): ?",
-            r"[-|] (?=\S)",
+            r"(?<=.)[-|] (?=\S)",
             rf"[\w.\-]+(?: \d+)? - (?={_LEVEL})",
             r"(?:srun|slurmstepd|sbatch): (?:error: )?",
             rf"\[[\w.\-/]+(?::\d+)?\] ?(?=\S*(?:{_LEVEL})\b|\[)",

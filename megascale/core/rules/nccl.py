@@ -187,7 +187,7 @@ _PEERS: Final[tuple[Rule, ...]] = (
             r"Watchdog caught collective operation timeout|collective operation timeout"
             r"|Timed out (?:waiting for|in) .*(?:barrier|collective|all_?reduce)|monitoredBarrier"
             r"|\bcollective .*timed out|NCCL (?:operation|communicator|collective"
-            r"|watchdog) .*tim(?:ed|e)[ -]?out|NCCL timeout"
+            r"|watchdog) .*tim(?:ed|e)[ -]?out|NCCL timeout(?: in\b| error| at\b| after|:)"
             r"|Rank \d+ failed to pass monitoredBarrier|Watchdog timed out|WorkNCCL\(.*(?:ran for"
             r"|timed? out)|ran for \d+ milliseconds before timing out"
         ),

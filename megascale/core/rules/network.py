@@ -72,13 +72,13 @@ _NIC: Final[tuple[Rule, ...]] = (
     rule(
         "link-down",
         (
-            r"\b(?:link|carrier|port)\b.{0,40}?\b(?:is |becomes |went |state:? |status:? "
+            r"\b(?:link|carrier|port)\b[^,;|`]{0,40}?\b(?:is |becomes |went |state:? |status:? "
             r"|changed to |to )?(?:down|DOWN|lost|inactive|flap(?:ped|ping)?)\b"
             r"|\bNIC\b.{0,30}\bdown\b|state (?:changed )?(?:from ACTIVE )?to DOWN"
             r"|phys_state: ?(?:\d: ?)?(?:Disabled|Polling|LinkErrorRecovery)|\bno carrier\b"
             r"|IBV_EVENT_PORT_ERR|all slaves? (?:are )?down"
             r"|bonding: .*(?:making interface \S+ down|link status definitely down)"
-            r"|switch \S+ (?:is )?(?:down|unreachable)|(?:ToR|leaf|spine)\S* .*\b(?:down"
+            r"|switch \S+ (?:is )?(?:down|unreachable)|\b(?:(?-i:ToR)|leaf|spine)\b\S* [^,;]*\b(?:down"
             r"|unreachable)\b"
         ),
         ("network", "alert"),

@@ -232,14 +232,16 @@ _OBJECT_RULES: Final[tuple[Rule, ...]] = (
     rule(
         "object-busy",
         (
-            r"\bSlowDown\b|\bServiceUnavailable\b|RequestTimeout\b|InternalError\b.*(?:operation"
-            r"|S3|request)|(?:50[0-4]|429) (?:Server Error|Service Unavailable"
+            r"(?-i:\bSlowDown\b)|\bSlow Down\b|\bServiceUnavailable\b|RequestTimeout\b"
+            r"|InternalError\b.*(?:operation|S3|request)|(?:50[0-4]|429) (?:Server Error|Service Unavailable"
             r"|Internal Server Error|Bad Gateway|Gateway Time-?out|Too Many Requests|POST|GET|PUT)"
             r"|An error occurred \((?:50\d|SlowDown|InternalError|ServiceUnavailable"
-            r"|RequestTimeout|Throttling\w*)\)|TooManyRequests|Throttling|EndpointConnectionError"
+            r"|RequestTimeout|Throttling\w*)\)|TooManyRequests|Throttling(?:Exception|Error)"
+            r"|EndpointConnectionError"
             r"|ReadTimeoutError|ConnectTimeoutError|ConnectionClosedError|ResponseStreamingError"
             r"|S3 (?:error|exception|request).*|\b(?:s3|gcs|gs|oss|cos|tos|azure|blob|minio"
-            r"|aiobotocore|s3fs|gcsfs)\b.*(?:timed? ?out|fail\w*|unavailable|reset|error)"
+            r"|aiobotocore|s3fs|gcsfs)\b[^;,]{0,120}?(?:timed out|\btime-?out\b"
+            r"|fail\w*|unavailable|reset|error)"
             r"|HttpError.*(?:50\d|429)|GoogleAPICallError|\bRetryError|ServerBusy|OperationTimedOut"
             r"|Could not connect to the endpoint"
         ),
@@ -289,7 +291,8 @@ _OBJECT_RULES: Final[tuple[Rule, ...]] = (
         (
             r"PytorchStreamReader failed|Error while deserializing header|SafetensorError"
             r"|invalid header or archive is corrupted|(?:checkpoint|ckpt|state[_ ]dict|\.pt"
-            r"|\.safetensors|shard|snapshot)\S*\b.*(?:corrupt\w*|truncated|checksum|incomplete"
+            r"|\.safetensors|shard|snapshot)\S*\b.*(?:corrupt\w*|truncated|checksum (?:mismatch|fail|error)"
+            r"|incomplete"
             r"|bad magic|hash mismatch|unexpected (?:EOF|end))|CheckpointException"
             r"|unexpected EOF, expected|storage has wrong (?:byte )?size"
             r"|checkpoint\w* .*(?:could not be (?:read|loaded|saved|written)|failed to (?:save"

@@ -166,7 +166,7 @@ _LOST: Final = rule(
     weight=HARDWARE,
     min_level="debug",
     unless=(
-        r"\b(?:means|indicates|docs?|documentation|if (?:a|the) GPU has|when (?:a|the) GPU has"
+        r"^\s*[-*#>|]|\b(?:means|indicates|docs?|documentation|if (?:a|the) GPU has|when (?:a|the) GPU has"
         r"|https?://)\b"
     ),
     source=_NVIDIA,

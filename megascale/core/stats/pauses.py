@@ -26,7 +26,8 @@ _SIGMAS: Final = 8.0
 _MIN_RATIO: Final = 0.15  # of the segment's own normal time
 _MIN_SHARE: Final = 0.03  # of compute
 _MIN_EVENTS: Final = 3
-_MIN_LOST: Final = 0.003  # of the time: less is the tail of ordinary noise
+_MIN_LOST: Final = 0.003  # of the time: less is the tail of ordinary noise,
+_LONG_PAUSE: Final = 0.1  # unless the pauses are this long against forward+backward
 _MAX_RATE: Final = 0.25  # more often than this it is not sporadic
 _DATA_SHARE: Final = 0.03
 _DATA_ALWAYS: Final = 0.25
@@ -58,7 +59,7 @@ def pause_verdicts(trace: Trace, convicted: Collection[int]) -> list[StragglerVe
     worst = np.zeros(len(trace.steps))
     np.maximum.at(worst, events.rows, events.seconds)
     lost = float(worst.sum()) / (len(trace.steps) * step_time)
-    if lost < _MIN_LOST:
+    if lost < _MIN_LOST and float(np.median(events.seconds)) < _LONG_PAUSE * step_time:
         return []
     nodes = [trace.topology.nodes[int(c)] for c in events.columns]
     main = max(set(nodes), key=nodes.count)

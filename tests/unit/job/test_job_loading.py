@@ -75,7 +75,7 @@ def test_the_full_corpus_file_leaves_no_field_at_its_default() -> None:
     written, defaults = flat(to_mapping(load_job(FULL))), flat(to_mapping(from_mapping(mapping())))
     ones = {f"spec.runtime.megatron.parallelism.{name}" for name in ("context", "expert")}
     same = {path for path, value in written.items() if defaults.get(path) == value}
-    assert same == ones | {"apiVersion", "kind"}
+    assert same == ones | {"apiVersion", "kind", "spec.runtime.megatron.data.blend"}
 
 
 def test_defaults() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from megascale.model.attention import windowed_attention
+from megascale.model.attention import Reference as Attention
 from megascale.model.gpt import Gpt
 from megascale.model.parameters import parameter_boxes
 from megascale.model.shape import ModelShape
@@ -63,8 +63,9 @@ class Reference:
             for name, x in (("q", query), ("k", key))
         )
         # Every second layer sees all keys.
-        mixed = windowed_attention(query, key, value, shape.window if index % 2 == 0 else None)
-        mixed = mixed.transpose(1, 2).reshape(batch, sequence, -1)
+        window = shape.window if index % 2 == 0 else None
+        mixed = Attention()(*(part.transpose(1, 2) for part in (query, key, value)), window, None)
+        mixed = mixed.reshape(batch, sequence, -1)
         return mixed @ self.weights[f"{layer}.attention.proj.weight"].t()
 
     def mlp(self, layer: str, x: Tensor) -> Tensor:

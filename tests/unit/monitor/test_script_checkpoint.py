@@ -70,7 +70,9 @@ def test_model_and_optimizer_come_back_bit_for_bit(job: Job) -> None:
     for name, tensor in state["model"].items():
         assert found["model"][name].dtype == tensor.dtype
         assert torch.equal(found["model"][name], tensor), name
-    fresh = torch.optim.AdamW(torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4)).parameters())
+    fresh = torch.optim.AdamW(
+        torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4)).parameters()
+    )
     fresh.load_state_dict(found["optimizer"])
     for number, moments in state["optimizer"]["state"].items():
         for name, value in moments.items():
@@ -91,7 +93,10 @@ def test_old_checkpoints_are_pruned(job: Job) -> None:
     job.launch(1, None, keep=2)
     for step in (1, 2, 3):
         script.save({"a": torch.full((2,), step)}, step)
-    assert sorted(path.name for path in (job.root / "checkpoints" / "commits").iterdir()) == ["2.1.json", "3.1.json"]
+    assert sorted(path.name for path in (job.root / "checkpoints" / "commits").iterdir()) == [
+        "2.1.json",
+        "3.1.json",
+    ]
 
 
 def test_state_that_is_no_plain_data_is_refused_by_name(job: Job) -> None:
