@@ -277,13 +277,9 @@ def _add_row(builder: TraceBuilder, row: list[str], at: list[int], where: str) -
 
 
 def _read_parquet(path: Path) -> Trace:
-    try:
-        import pyarrow as arrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise InputError(
-            f"{path}: reading Parquet needs pyarrow: pip install pyarrow, or convert to CSV"
-        ) from error
+    import pyarrow as arrow
+    from pyarrow import parquet
+
     from megascale.core.stats.trace import TraceBuilder
 
     try:

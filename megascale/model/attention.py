@@ -75,11 +75,12 @@ class Reference:
         batch, sequence, heads, _ = query.shape
         q, k, v = (tensor.transpose(1, 2) for tensor in (query, key, value))
         grouped = key.size(2) != heads
-        mask = None
-        if borders is not None or (window is not None and window < sequence):
-            mask = window_mask(sequence, window or sequence, query.device)
+        mask: Tensor | None = None
         if borders is not None:
-            mask = mask & document_mask(borders, batch, sequence)
+            inside = window_mask(sequence, window or sequence, query.device)
+            mask = inside & document_mask(borders, batch, sequence)
+        elif window is not None and window < sequence:
+            mask = window_mask(sequence, window, query.device)
         out = functional.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped
         )

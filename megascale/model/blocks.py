@@ -58,6 +58,7 @@ class _Block(MegatronModule, BaseTransformerLayer):  # type: ignore[misc] # mega
         config: TransformerConfig,
         shape: ModelShape,
         layer_number: int,
+        *,
         pg_collection: ProcessGroupCollection,
         backend: Backend,
         vp_stage: int | None = None,

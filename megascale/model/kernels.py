@@ -21,7 +21,7 @@ from megascale.errors import InputError
 from megascale.model.attention import Backend, Reference
 
 Choice = Literal["auto", "flash", "varlen", "reference"]
-FIELD: Final = "spec.runtime.megatron.attention"
+FIELD: Final = "spec.runtime.megatron.model.attention"
 _CAPABILITY: Final = (8, 0)
 _HALF: Final = (torch.bfloat16, torch.float16)
 
@@ -54,7 +54,7 @@ class Flash:
         out = self._kernel(
             q, k, v, borders, borders, sequence, sequence, causal=True, window_size=(_left(window), 0)
         )
-        return out.unflatten(0, (batch, sequence))
+        return out.view(query.shape)
 
 
 class Varlen:
@@ -83,7 +83,7 @@ class Varlen:
         out: Tensor = self._kernel(
             q, k, v, borders, borders, sequence, sequence, window_size=window_size, **options
         )
-        return out.unflatten(0, (batch, sequence))
+        return out.view(query.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +131,7 @@ def choose_backend(asked: Choice, device: torch.device, dtype: torch.dtype) -> C
     if asked == "reference":
         return Chosen(Reference(), "asked for")
     obstacle = _obstacle(device, dtype)
-    reasons = []
+    reasons: list[str] = []
     for name, find in (("flash", _flash), ("varlen", _varlen)):
         if asked in ("auto", name):
             found = obstacle or find()

@@ -49,15 +49,14 @@ def segments(
     return torch.cat(parts, dim=1).transpose(0, 1)
 
 
-def flash_attn_varlen_func(
-    q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, **options: Any
-) -> Tensor:
+def flash_attn_varlen_func(q: Tensor, k: Tensor, v: Tensor, *places: Any, **options: Any) -> Tensor:
+    cu_q, cu_k, max_q, max_k = places
     assert cu_q is cu_k
+    assert max_q == max_k >= int(cu_q.diff().max())
     assert options.pop("causal")
     left, right = options.pop("window_size")
     assert right == 0
     assert not options
-    assert max_q == max_k >= int(cu_q.diff().max())
     return segments(q, k, v, cu_q, left)
 
 
@@ -65,30 +64,18 @@ def varlen_attn(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    cu_q: Tensor,
-    cu_k: Tensor,
-    max_q: int,
-    max_k: int,
-    *,
+    *places: Any,
     window_size: tuple[int, int] = (-1, -1),
     enable_gqa: bool = False,
 ) -> Tensor:
     assert window_size[1] == 0
-    return segments(q, k, v, cu_q, window_size[0], expect_groups=enable_gqa)
+    return segments(q, k, v, places[0], window_size[0], expect_groups=enable_gqa)
 
 
 def varlen_attn_of_torch_2_11(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_q: Tensor,
-    cu_k: Tensor,
-    max_q: int,
-    max_k: int,
-    *,
-    window_size: tuple[int, int] = (-1, -1),
+    q: Tensor, k: Tensor, v: Tensor, *places: Any, window_size: tuple[int, int] = (-1, -1)
 ) -> Tensor:
-    return segments(q, k, v, cu_q, window_size[0], expect_groups=False)
+    return segments(q, k, v, places[0], window_size[0], expect_groups=False)
 
 
 BACKENDS: list[Backend] = [

@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from types import ModuleType
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 from typer.testing import CliRunner
 
 from megascale.cli.analyze import app
@@ -96,12 +98,28 @@ def test_bad_timings_are_refused(text: str, error: type[Exception], message: str
         run("stragglers", "-", stdin=text)
 
 
-def test_parquet_without_pyarrow_says_what_to_do(tmp_path: Path) -> None:
-    try:
-        import pyarrow  # noqa: F401
-    except ImportError:
-        with pytest.raises(InputError, match="needs pyarrow"):
-            run("stragglers", str(tmp_path / "t.parquet"))
-    else:
-        with pytest.raises(InputError, match="cannot be read"):
-            run("stragglers", str(tmp_path / "t.parquet"))
+def test_parquet_gives_the_same_verdicts_as_csv(tmp_path: Path, traces: ModuleType) -> None:
+    trace, _ = traces.make("slow_rank", traces.Shape(1, 6, 1, 2, 120), 3, size=0.15, onset=40)
+    where = trace.topology
+    rows = [
+        (int(step), rank, where.nodes[column], 0, name, float(values[row, column]))
+        for name, values in trace.seconds.items()
+        for row, step in enumerate(trace.steps)
+        for column, rank in enumerate(where.ranks)
+    ]
+    names = HEADER.strip().split(",")
+    table = pyarrow.table(dict(zip(names, map(list, zip(*rows, strict=True)), strict=True)))
+    parquet.write_table(table, tmp_path / "t.parquet")
+    text = HEADER + "".join(",".join(map(str, row)) + "\n" for row in rows)
+    (tmp_path / "t.csv").write_text(text)
+    found = [
+        json.loads(run("stragglers", str(tmp_path / f"t.{kind}"), "--json")) for kind in ("parquet", "csv")
+    ]
+    assert found[0] == found[1]
+    assert found[0]["verdicts"][0]["kind"] == "slow_node"
+
+
+def test_a_file_that_is_no_parquet_is_named(tmp_path: Path) -> None:
+    (tmp_path / "t.parquet").write_text("step,rank")
+    with pytest.raises(InputError, match=r"t\.parquet: cannot be read as Parquet"):
+        run("stragglers", str(tmp_path / "t.parquet"))
