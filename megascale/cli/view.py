@@ -33,6 +33,9 @@ _STAGES: Final = (
     ("backToSpeed", "back to speed"),
 )
 _MFU_BASIS: Final = "of the matmul peak measured on this CPU"
+_ASSEMBLING: Final = (
+    "nodes are starting: each imports torch and Megatron-core once, then forks ranks in milliseconds"
+)
 _RATED_FROM_FLOPS: Final = 1e14
 
 
@@ -188,15 +191,14 @@ def render(document: dict[str, Any]) -> RenderableType:
     parts: list[RenderableType] = [_facts(document)]
     if document.get("nodes"):
         parts.append(_nodes(document))
+    if document["state"] == "assembling":
+        parts.append(Text(_ASSEMBLING, style="dim"))
     if document.get("incidents"):
         parts.append(_last_incident(document["incidents"][-1]))
     state = document["state"]
-    title = Text.assemble(
-        (document["job"], "bold"),
-        "  ",
-        (state, _STATE_STYLE.get(state, "yellow")),
-        f"  attempt {document.get('attempt', '')}",
-    )
+    attempt = f"  attempt {document['attempt']}" if document.get("attempt") else ""
+    style = _STATE_STYLE.get(state, "yellow")
+    title = Text.assemble((document["job"], "bold"), "  ", (state, style), attempt)
     return Panel(Group(*parts), title=title, title_align="left")
 
 
