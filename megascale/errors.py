@@ -90,13 +90,14 @@ class CheckpointSaveError(CheckpointError):
 
 
 class CheckpointCorruptError(CheckpointError):
-    """A committed checkpoint does not match its manifest.
+    """A committed checkpoint does not match its manifest, or a snapshot in memory its checksums.
 
     Attributes:
-        step, attempt: the commit that is damaged.
+        step, attempt: the commit that is damaged; tier: "durable" or "memory".
     """
 
-    def __init__(self, message: str, *, step: int, attempt: int) -> None:
+    def __init__(self, message: str, *, step: int, attempt: int, tier: str = "durable") -> None:
         super().__init__(message)
         self.step = step
         self.attempt = attempt
+        self.tier = tier

@@ -15,6 +15,7 @@ from megascale.agent.link import Link
 from megascale.agent.processes import become_subreaper
 from megascale.agent.ranks import Ranks
 from megascale.agent.zygote_client import Zygote, ZygoteError
+from megascale.checkpoint.snapshot_folders import remove_folders
 from megascale.errors import MegascaleError
 from megascale.job import load_job
 from megascale.observe.rundir import RunDir
@@ -68,7 +69,8 @@ class Agent:
         return pb.AgentMessage(fence=fence, **body)
 
     def _greeting(self) -> list[pb.AgentMessage]:
-        hello = pb.Hello(pid=os.getpid(), ranks=self._ranks.alive)
+        snapshots = self._ranks.snapshots(self._job)
+        hello = pb.Hello(pid=os.getpid(), ranks=self._ranks.alive, snapshots=snapshots)
         exits = [self._fenced(exit=report) for report in self._ranks.exits]
         return [self._fenced(hello=hello), *exits, self._fenced(report=self._ranks.report())]
 
@@ -112,7 +114,8 @@ class Agent:
             await self._ranks.launch(message.term, message.launch)
             return {}
         if body == "kill":
-            return {"unreaped": await self._ranks.kill(message.kill.attempt, message.kill.deadline_s)}
+            unreaped = await self._ranks.kill(message.kill.attempt, message.kill.deadline_s)
+            return {"unreaped": unreaped, "snapshots": self._ranks.snapshots(self._job)}
         raise ZygoteError(f"the driver sent an order this agent does not know: {body}")
 
     async def _collect(self, message: pb.DriverMessage) -> None:
@@ -152,6 +155,7 @@ class Agent:
             self._ranks.request_save(self._ranks.attempt, leave=True)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._ranks.ended(), _SAVE_ON_ORPHAN_S)
+            remove_folders(self._run.root, only=self._node)
             self._leaving.set()
 
 

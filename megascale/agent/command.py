@@ -14,6 +14,8 @@ from pathlib import Path
 from megascale.agent.zygote import torchrun_environment
 from megascale.engine.context import RankLaunch
 from megascale.errors import InputError
+from megascale.job.network import Network
+from megascale.network.profile import environment as network_environment
 
 
 def command_environment(launch: RankLaunch, given: Mapping[str, str]) -> dict[str, str]:
@@ -28,7 +30,8 @@ def command_environment(launch: RankLaunch, given: Mapping[str, str]) -> dict[st
         defaults["GLOO_SOCKET_IFNAME"] = next(
             name for _, name in socket.if_nameindex() if name.startswith("lo")
         )
-    environment = {**defaults, **os.environ, **given, **torchrun_environment(launch)}
+    profile = network_environment(Network.model_validate(launch.spec["spec"]["network"]), launch.run_dir)
+    environment = {**defaults, **os.environ, **profile, **given, **torchrun_environment(launch)}
     environment |= {
         "ROLE_NAME": "default",
         "ROLE_RANK": str(launch.rank),

@@ -19,9 +19,12 @@ from megascale.agent.processes import Child, Exit, kill_all, process_state
 from megascale.agent.stacks import stack_of
 from megascale.agent.zygote import launch_to_json
 from megascale.agent.zygote_client import Zygote
+from megascale.checkpoint.snapshot import held
+from megascale.checkpoint.snapshot_folders import make_folders, snapshot_file
 from megascale.core.lineage import Commit
 from megascale.engine.context import RankLaunch
 from megascale.job import TrainingJob, load_job
+from megascale.network.profile import FLIGHT_RECORDS, explain
 from megascale.observe.rankfile import Control, Phase, RankFile, RankRecord
 from megascale.observe.rundir import RunDir
 from megascale.rpc import megascale_pb2 as pb
@@ -81,7 +84,8 @@ class Ranks:
         await self.kill(order.attempt - 1, deadline_s=5.0)
         self.attempt, self.exits = order.attempt, []
         job = await asyncio.to_thread(load_job, self._run.job_file)
-        self._run.logs(order.attempt).mkdir(parents=True, exist_ok=True)
+        for folder in (self._run.logs(order.attempt), self._run.root / FLIGHT_RECORDS):
+            folder.mkdir(parents=True, exist_ok=True)
         for local_rank in range(job.spec.ranks_per_node):
             launch = self._launch_of(term, order, job, local_rank)
             await self._start(launch, job)
@@ -108,7 +112,24 @@ class Ranks:
                 entry.attempt: _commit(entry.resumed_from) if entry.HasField("resumed_from") else None
                 for entry in order.lineage
             },
+            tier=order.tier or "durable",
+            snapshot_folders=self._snapshot_folders(job),
         )
+
+    def _snapshot_folders(self, job: TrainingJob) -> tuple[Path, ...]:
+        if not job.spec.checkpoint.memory.enabled or job.spec.runtime.megatron is None:
+            return ()
+        return make_folders(self._run.root, self._node)
+
+    def snapshots(self, job: TrainingJob) -> list[pb.Commit]:
+        """What every rank of this node left in memory, whichever agent launched it."""
+        folders = self._snapshot_folders(job)
+        found = {
+            commit
+            for folder in folders
+            for commit in held([snapshot_file(folder, local) for local in range(job.spec.ranks_per_node)])
+        }
+        return [pb.Commit(step=commit.step, attempt=commit.attempt) for commit in sorted(found)]
 
     async def _start(self, launch: RankLaunch, job: TrainingJob) -> None:
         record = RankRecord(term=launch.term, attempt=launch.attempt, rank=launch.rank)
@@ -120,6 +141,8 @@ class Ranks:
         else:
             launch.rank_file.with_suffix(".json").write_text(json.dumps(launch_to_json(launch)))
             environment = command_environment(launch, command.env)
+            if launch.rank == 0:
+                log.write_text("".join(f"{line}\n" for line in explain(job.spec.network)))
             pid = await asyncio.to_thread(spawn, list(command.args), environment, log)
             self._commands.add(launch.rank_file)
         child = Child(pid, lambda _child, how: self._ended(launch.rank, how))
@@ -218,6 +241,9 @@ class Ranks:
             saved_attempt=record.saved_attempt,
             flops=record.flops,
             peak_flops=record.peak_flops,
+            snapshot_step=record.snapshot_step,
+            snapshot_attempt=record.snapshot_attempt,
+            snapshot_seconds=record.snapshot_seconds,
         )
         if not math.isnan(record.loss):
             status.loss = record.loss

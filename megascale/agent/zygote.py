@@ -23,6 +23,9 @@ from typing import Any, Final, NoReturn
 from megascale.agent.processes import die_with_parent
 from megascale.core.lineage import Commit
 from megascale.engine.context import RankLaunch
+from megascale.job.network import Network
+from megascale.network.profile import environment as network_environment
+from megascale.network.profile import explain
 from megascale.observe.rankfile import RankFile
 
 MESSAGE_BYTES: Final = 1 << 20
@@ -101,7 +104,11 @@ def _fork_adopted(main: Callable[[], NoReturn], agent_pid: int) -> int:
 def _rank_main(request: dict[str, Any]) -> NoReturn:
     launch = launch_from_json(request["launch"])
     _redirect(request["log"])
+    network = Network.model_validate(launch.spec["spec"]["network"])
+    os.environ.update(network_environment(network, launch.run_dir))
     os.environ.update(torchrun_environment(launch))
+    if launch.rank == 0:
+        print(*explain(network), sep="\n", flush=True)
     rank_file = RankFile.open(launch.rank_file)
     rank_file.update(pid=os.getpid())
     os._exit(_run(launch, rank_file))
@@ -114,7 +121,7 @@ def _run(launch: RankLaunch, rank_file: RankFile) -> int:
         code = run_rank(launch, rank_file)
     except BaseException as error:  # noqa: BLE001 - the process ends here; everything must leave last words
         traceback.print_exc()
-        detail = {name: getattr(error, name) for name in ("step", "attempt") if hasattr(error, name)}
+        detail = {name: getattr(error, name) for name in ("step", "attempt", "tier") if hasattr(error, name)}
         rank_file.last_words({"type": type(error).__name__, "message": str(error), "detail": detail})
         code = 1
     sys.stdout.flush()
@@ -178,6 +185,7 @@ def launch_to_json(launch: RankLaunch) -> dict[str, Any]:
     """A launch as JSON values."""
     data = {name: getattr(launch, name) for name in launch.__dataclass_fields__}
     data["run_dir"], data["rank_file"] = str(launch.run_dir), str(launch.rank_file)
+    data["snapshot_folders"] = [str(folder) for folder in launch.snapshot_folders]
     data["resume"] = _commit_to_json(launch.resume)
     data["lineage"] = {str(attempt): _commit_to_json(commit) for attempt, commit in launch.lineage.items()}
     return data
@@ -186,7 +194,8 @@ def launch_to_json(launch: RankLaunch) -> dict[str, Any]:
 def launch_from_json(data: dict[str, Any]) -> RankLaunch:
     """The inverse of `launch_to_json`."""
     lineage = {int(attempt): _commit_from_json(commit) for attempt, commit in data["lineage"].items()}
-    paths = {"run_dir": Path(data["run_dir"]), "rank_file": Path(data["rank_file"])}
+    paths: dict[str, Any] = {name: Path(data[name]) for name in ("run_dir", "rank_file")}
+    paths["snapshot_folders"] = tuple(Path(folder) for folder in data["snapshot_folders"])
     return RankLaunch(**{**data, **paths, "resume": _commit_from_json(data["resume"]), "lineage": lineage})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,9 +19,9 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document.
 
 @app.command(
     epilog="Examples: megascale data prepare python-stdlib --output data/python-stdlib | "
-    "megascale data prepare corpus/ --glob '*.txt' --output data/corpus"
+    "megascale data prepare crawl/ --glob '*.jsonl.zst' --tokenizer data/bpe.json --output data/crawl"
 )
-def prepare(
+def prepare(  # noqa: PLR0917 - options of a command
     paths: Annotated[
         list[str],
         typer.Argument(metavar="PATHS...", help="Files, folders, or python-stdlib.", show_default=False),
@@ -31,23 +32,75 @@ def prepare(
     glob: Annotated[
         list[str] | None, typer.Option("--glob", help="Take files in folders whose name matches; repeatable.")
     ] = None,
+    tokenizer: Annotated[
+        str, typer.Option("--tokenizer", help="byte, or a tokenizer.json (see train-tokenizer).")
+    ] = "byte",
+    text_key: Annotated[str, typer.Option("--text-key", help="Key of the text in JSONL files.")] = "text",
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out documents that cannot be used, and count them.")
+    ] = False,
+    workers: Annotated[
+        int, typer.Option("--workers", min=0, help="Processes that tokenize; 0 = one per CPU.")
+    ] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Turn text into tokens, one per byte, in Megatron's indexed format; made once, then reused."""
+    """Turn text and JSONL (also .gz, .zst) into tokens in Megatron's indexed format; made once, then reused.
+
+    A run that was killed is continued by running it again.
+    """
+    from megascale.data.parts import Recipe
     from megascale.data.prepare import as_json as described
     from megascale.data.prepare import prepare as make
 
     with progress_bar(f"preparing {output}") as on_progress:
         prepared = make(
-            paths, output, globs=glob or ("*",), force=force, on_progress=on_progress, notify=_say
+            paths,
+            output,
+            globs=glob or ("*",),
+            recipe=Recipe(tokenizer, text_key, skip_bad),
+            workers=workers or len(os.sched_getaffinity(0)),
+            force=force,
+            on_progress=on_progress,
+            notify=_say,
         )
     facts = prepared.description
     if as_json:
         typer.echo(json.dumps({"prefix": str(output), "made": prepared.made} | described(facts), indent=2))
         return
     verb = "made" if prepared.made else "is there already, reused (--force makes it again)"
-    typer.echo(f"{output}: {verb}: {facts.files:,} files, {facts.tokens:,} tokens")
+    left_out = f", {facts.skipped:,} documents left out" if facts.skipped else ""
+    typer.echo(f"{output}: {verb}: {facts.files:,} files, {facts.tokens:,} tokens{left_out}")
+
+
+@app.command(
+    "train-tokenizer",
+    epilog="Example: megascale data train-tokenizer corpus/ --vocab-size 32000 --output data/bpe.json",
+)
+def train_tokenizer(
+    paths: Annotated[
+        list[str],
+        typer.Argument(metavar="PATHS...", help="Files, folders, or python-stdlib.", show_default=False),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="The tokenizer.json to write.")
+    ],
+    vocab_size: Annotated[
+        int, typer.Option("--vocab-size", min=257, help="Token ids, end-of-document included.")
+    ] = 32_000,
+    glob: Annotated[
+        list[str] | None, typer.Option("--glob", help="Take files in folders whose name matches; repeatable.")
+    ] = None,
+    text_key: Annotated[str, typer.Option("--text-key", help="Key of the text in JSONL files.")] = "text",
+) -> None:
+    """Learn byte-pair encoding from text, on this machine; documents that cannot be used are left out."""
+    from megascale.data.training import train_bpe
+
+    with progress_bar(f"reading for {output}") as on_progress:
+        size = train_bpe(
+            paths, output, vocab_size, globs=glob or ("*",), text_key=text_key, on_progress=on_progress
+        )
+    typer.echo(f"{output}: {size:,} tokens; use it with --tokenizer {output} and model.vocabSize {size}")
 
 
 @app.command(epilog="Example: megascale data info data/python-stdlib")

@@ -9,7 +9,7 @@ from typing import Annotated
 import click
 import typer
 
-from megascale.cli import analyze, checkpoint, data, job, run, status
+from megascale.cli import analyze, checkpoint, data, doctor, job, network, run, status
 from megascale.errors import MegascaleError
 
 app = typer.Typer(
@@ -23,8 +23,10 @@ app = typer.Typer(
 app.command("run", epilog=run.EPILOG)(run.run)
 app.command("status", epilog=status.STATUS_EPILOG)(status.status)
 app.command("evict", epilog=status.EVICT_EPILOG)(status.evict)
+app.command("doctor", epilog=doctor.EPILOG)(doctor.doctor)
 app.add_typer(job.app, name="job")
 app.add_typer(data.app, name="data")
+app.add_typer(network.app, name="network")
 app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(analyze.app, name="analyze")
 

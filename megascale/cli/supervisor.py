@@ -16,6 +16,7 @@ from typing import Any, Final
 import grpc
 import psutil
 
+from megascale.checkpoint.snapshot_folders import remove_folders
 from megascale.cli.view import View
 from megascale.errors import InputError, JobFailedError, UnreachableError
 from megascale.observe.rundir import RunDir
@@ -191,6 +192,7 @@ class Supervisor:
         for path in self._run.agents.glob("*.json"):
             with contextlib.suppress(ProcessLookupError, ValueError, KeyError):
                 os.killpg(int(json.loads(path.read_text())["pid"]), signal.SIGKILL)
+        remove_folders(self._run.root)
 
     def _summary(self) -> dict[str, Any]:
         try:

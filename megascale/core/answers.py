@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from megascale.core import effects as fx
-from megascale.core.events import EffectDone, EffectFailed, FleetRefused
+from megascale.core import stragglers
+from megascale.core.events import EffectDone, EffectFailed, FleetRefused, ProbeResult
 from megascale.core.incidents import Fault
 from megascale.core.lifecycle import assemble, finish, replenish, stopped
 from megascale.core.membership import lose
@@ -47,6 +48,13 @@ def on_failed(turn: Turn, event: EffectFailed) -> None:
         _not_acquired(turn, pending, event.reason)
     elif pending.kind == "RestartSlot":
         _not_restarted(turn, pending, event.reason)
+    elif pending.kind == "Probe":
+        _not_probed(turn, event.effect_id, pending, event.reason)
+
+
+def _not_probed(turn: Turn, effect_id: str, pending: Pending, reason: str) -> None:
+    """Nobody could tell: unknown is not healthy, but it convicts nobody either."""
+    stragglers.on_probe(turn, ProbeResult(effect_id, str(pending.data.get("node", "")), None, reason))
 
 
 def _launch_failed(turn: Turn, event: EffectFailed) -> None:
@@ -64,6 +72,8 @@ def on_refused(turn: Turn, event: FleetRefused) -> None:
         _not_acquired(turn, pending, event.reason)
     elif pending.kind == "RestartSlot":
         _not_restarted(turn, pending, event.reason)
+    elif pending.kind == "Probe":
+        _not_probed(turn, event.effect_id, pending, event.reason)
     elif pending.kind == "RequestQuarantine" and turn.record.incident:
         turn.record.incident.add_evidence(f"quarantine refused: {event.reason}")
 
@@ -105,6 +115,7 @@ def on_acquired_overdue(turn: Turn) -> None:
 def on_startup_overdue(turn: Turn) -> None:
     """No first step in time; a node is named only if it alone is late."""
     live, record = turn.live, turn.record
+    record.clock.forget_launches()
     late = [node for node in record.assignment if node not in live.milestones.first_step]
     bound_s = turn.now - record.ledger.began
     names = ", ".join(late[:5])

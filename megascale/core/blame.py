@@ -92,7 +92,8 @@ def exclude(
         incident.add_evidence(refusal)
         turn.emit(fx.Page, refusal, incident=incident.id)
         return False
-    record.exclusion_times.append(turn.now)
+    if not forced:
+        record.exclusion_times.append(turn.now)
     reason = (reason or incident.reason)[:TEXT_KEPT_CLOSED]
     for name, old in list(record.excluded.items())[: 1 - _REASONS_KEPT]:
         record.excluded[name] = replace(old, reason="")

@@ -11,6 +11,7 @@ from megascale.core.turn import Turn
 HOUR_S: Final = 3600.0
 _MAY_REPEAT: Final = frozenset({"crash", "user_code", "hang", "launch_failed", "numerics"})
 _ANYWHERE: Final = 3
+_RECENT_S: Final = 7 * 86400.0
 
 
 def spent_budget(turn: Turn) -> str:
@@ -78,6 +79,7 @@ def exclusion_bound(turn: Turn) -> str:
     if len(record.exclusion_times) >= policy.max_nodes_per_hour:
         return f"remediation.maxNodesPerHour = {policy.max_nodes_per_hour} is reached"
     most = max(policy.max_nodes_per_hour, math.ceil(policy.max_excluded_share * policy.nodes))
-    if len(record.excluded) >= most:
-        return f"{len(record.excluded)} nodes are excluded already, more than any single job should need"
+    recent = sum(1 for exclusion in record.excluded.values() if exclusion.at > turn.now - _RECENT_S)
+    if recent >= most:
+        return f"{recent} nodes were excluded within a week, more than a job of this size should need"
     return ""

@@ -21,21 +21,23 @@ _PLAIN = frozenset({str, int, bool, types.NoneType})
 
 def encode(value: Any) -> Json:  # noqa: ANN401 - any dataclass tree
     """`value` as JSON values; fields that equal their default are left out."""
-    if type(value) in _PLAIN:
-        return value  # type: ignore[no-any-return]
-    fields = _fields_of(type(value))
+    kind: type = type(value)
+    if kind in _PLAIN:
+        plain: Json = value
+        return plain
+    fields = _fields_of(kind)
     if fields is not None:
         return {
             field.name: encode(item)
             for field in fields
             if not _is_default(field, item := getattr(value, field.name))
         }
-    if isinstance(value, enum.Enum):
-        return encode(value.value)
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    return encode(value.value) if isinstance(value, enum.Enum) else _encode_container(value)
+
+
+def _encode_container(value: object) -> Json:
     if isinstance(value, Mapping):
         return {str(key): encode(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
@@ -46,7 +48,7 @@ def encode(value: Any) -> Json:  # noqa: ANN401 - any dataclass tree
 
 @cache
 def _fields_of(kind: type) -> tuple[dataclasses.Field[Any], ...] | None:
-    """The fields of a dataclass; None for any other type. Looking them up each time costs most of `encode`."""
+    """The fields of a dataclass, None for any other type; looking them up each time is slow."""
     return dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else None
 
 

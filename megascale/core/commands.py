@@ -70,9 +70,3 @@ def on_spec_changed(turn: Turn, event: SpecChanged) -> None:
 def on_spec_due(turn: Turn) -> None:
     """No restart came along in time to apply the changed spec: make one."""
     leave(turn, Plan("relaunch", f"changed spec {turn.record.spec.waiting} is applied"))
-
-
-def on_grow(turn: Turn) -> None:
-    """The nodes that a shrunk job lacks have been back for a while: go back to full size."""
-    if turn.record.stage is Stage.RUNNING and len(turn.usable()) >= turn.policy.nodes:
-        leave(turn, Plan("relaunch", f"{turn.policy.nodes} nodes are there again"))

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from megascale.core import effects as fx
 from megascale.core.attribution import hardware_fault, suspicious
+from megascale.core.cutoff import nobody_is_heard
 from megascale.core.events import Evidence
 from megascale.core.goodput import GoodputPhase
 from megascale.core.incidents import Fault, open_incident, relabel
@@ -20,6 +21,9 @@ from megascale.core.turn import Turn
 
 def on_stall(turn: Turn) -> None:
     """No step within the learnt bound: open an incident and ask every node what its ranks do."""
+    if nobody_is_heard(turn):
+        turn.set_deadline("hang", turn.policy.silence_s)
+        return
     record, live = turn.record, turn.live
     stalled_s = turn.now - live.progress_at
     expected = record.clock.step_s() or 0.0

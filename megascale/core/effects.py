@@ -19,6 +19,7 @@ class Launch:
         nodes: in rank order; resume: None = from scratch.
         revision: of the manifest to run, "" = the only one there is.
         save_every_steps: steps between checkpoints, 0 = as the manifest says.
+        tier: where `resume` is: "durable" storage or every rank's own "memory".
     """
 
     effect_id: str
@@ -29,6 +30,7 @@ class Launch:
     lineage: dict[int, Commit | None] = field(default_factory=dict)
     revision: str = ""
     save_every_steps: int = 0
+    tier: str = "durable"
 
 
 @dataclass(frozen=True, slots=True)

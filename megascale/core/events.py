@@ -17,6 +17,7 @@ class RankProgress:
         phase: startup, compile, data, forward, backward, optimizer, checkpoint, evaluation or idle.
         groups_at, loaded_at, first_step_at: milestones of this attempt.
         step_seconds: duration of `step`; stall_seconds: blocked by saves so far in this attempt.
+        snapshot_seconds: the part of stall_seconds that snapshots in memory took.
         loss, grad_norm: None where this rank does not know them.
     """
 
@@ -31,6 +32,7 @@ class RankProgress:
     first_step_at: float = 0.0
     loss: float | None = None
     grad_norm: float | None = None
+    snapshot_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +206,7 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotReady:
-    """All ranks of a node hold a memory snapshot of `step`."""
+    """All ranks of a node hold a memory snapshot of `step`; told when their fate is known, after a Kill."""
 
     node: str
     attempt: int

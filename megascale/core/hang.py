@@ -15,7 +15,6 @@ _STEPS_KEPT: Final = 64
 _PHASE_FACTOR: Final = 3.0
 _LAUNCH_FACTOR: Final = 5.0
 _LAUNCH_FLOOR_S: Final = 60.0
-_LAUNCH: Final = "launch"
 _PHASE_FLOOR_S: Final = {
     "startup": 600.0,
     "compile": 1800.0,
@@ -44,9 +43,9 @@ class StepClock:
         if phase in _PHASE_FLOOR_S:
             self._learn(phase, seconds)
 
-    def observe_launch(self, seconds: float) -> None:
-        """Learn how long a launch that restored a checkpoint took to its first step."""
-        self._learn(_LAUNCH, seconds)
+    def observe_launch(self, tier: str, seconds: float) -> None:
+        """Learn how long a launch that restored from this tier took to its first step."""
+        self._learn(f"launch from {tier}", seconds)
 
     def _learn(self, name: str, seconds: float) -> None:
         self.longest_s[name] = max(self.longest_s.get(name, 0.0), seconds)
@@ -73,11 +72,15 @@ class StepClock:
             return _PHASE_FACTOR * self.longest_s[phase] + margin_s
         return _PHASE_FLOOR_S.get(phase, 0.0)
 
-    def launch_bound_s(self, limit_s: float) -> float:
-        """Seconds a launch that restores may take to its first step, at most `limit_s`."""
-        if _LAUNCH not in self.longest_s:
-            return limit_s
-        return min(limit_s, max(_LAUNCH_FLOOR_S, _LAUNCH_FACTOR * self.longest_s[_LAUNCH]))
+    def launch_bound_s(self, tier: str, limit_s: float) -> float:
+        """Seconds a launch that restores from this tier may take to its first step, at most `limit_s`."""
+        longest = self.longest_s.get(f"launch from {tier}")
+        return limit_s if longest is None else min(limit_s, max(_LAUNCH_FLOOR_S, _LAUNCH_FACTOR * longest))
+
+    def forget_launches(self) -> None:
+        """A launch was given up: perhaps the bounds were too short, so the next has all the time."""
+        for name in [name for name in self.longest_s if name.startswith("launch from ")]:
+            del self.longest_s[name]
 
 
 @dataclass(slots=True)

@@ -38,6 +38,11 @@ class Fault:
     error_type: str = ""
     commits: tuple[Commit, ...] | None = None
 
+    @property
+    def blames_node(self) -> bool:
+        """Whether it speaks against the node: echoes, networks and storage do not."""
+        return bool(self.node) and not self.consequence and self.category not in ("network", "storage")
+
 
 def open_incident(turn: Turn, fault: Fault) -> Incident:
     """A new incident; an open one was interrupted by it, but a stall under diagnosis was its first sign."""

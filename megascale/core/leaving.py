@@ -13,15 +13,16 @@ _STRENGTH: Final = {"relaunch": 0, "suspend": 1, "finish": 2}
 
 
 def leave(turn: Turn, plan: Plan) -> None:
-    """Save and stop if steps are being made, else just stop; then `plan`, or the stronger one under way."""
+    """Save and stop if steps are known to be made, else just stop; then `plan`, or the stronger one."""
     record = turn.record
-    if record.stage is Stage.RUNNING:
+    unwatched = not turn.policy.reports_steps and record.best_step == 0
+    if record.stage is Stage.RUNNING and not unwatched:
         record.stage, record.plan = Stage.SAVING, plan
         turn.clear_deadline("hang", "grow", "leaving")
         turn.drop_pending(fx.SaveNow)
         save(turn, plan.reason, leaving=True)
         turn.set_deadline("save", turn.policy.save_s)
-    elif record.stage in (Stage.LAUNCHING, Stage.DIAGNOSING):
+    elif record.stage in (Stage.RUNNING, Stage.LAUNCHING, Stage.DIAGNOSING):
         stop(turn, plan)
     elif record.stage in (Stage.STOPPING, Stage.SAVING):
         if record.plan is None or _STRENGTH[plan.then] >= _STRENGTH[record.plan.then]:

@@ -12,13 +12,15 @@ from megascale.core.goodput import GoodputPhase
 from megascale.core.hang import PhaseBoard
 from megascale.core.incidents import close_incident
 from megascale.core.losses import note_loss, release_shared, settle
+from megascale.core.memory_tier import forget
 from megascale.core.placement import choose_nodes
-from megascale.core.restore import begin_attempt, nothing_trusted, resume_point
+from megascale.core.restore import begin_attempt, nothing_trusted, restore_point
 from megascale.core.specs import apply_waiting
-from megascale.core.state import Milestones, NodeStatus, Plan, Stage
+from megascale.core.state import Milestones, NodeStatus, Plan, Stage, pace_detector
 from megascale.core.turn import Turn
 
 _KILL_SLACK_S: Final = 5.0
+_GONE_KEPT_S: Final = 3600.0
 _RESTARTING: Final = "(restarting)"
 
 
@@ -96,13 +98,17 @@ def replenish(turn: Turn) -> None:
 
 
 def launch(turn: Turn, nodes: tuple[str, ...]) -> None:
-    """Begin the next attempt from the newest trusted commit on the lineage."""
+    """Begin the next attempt from the newest trusted state on the lineage."""
     record, incident = turn.record, turn.record.incident
-    resume = resume_point(turn)
+    resume, tier = restore_point(turn, nodes)
     settle(turn, incident)
     apply_waiting(turn)
     begin_attempt(turn, resume)
+    warm = set(nodes) <= set(record.assignment)
+    if len(nodes) != len(record.assignment):
+        turn.live.speed = pace_detector()
     record.assignment, record.ranks = nodes, len(nodes) * turn.policy.ranks_per_node
+    record.tier = tier
     record.stage, record.plan = Stage.LAUNCHING, None
     record.waiting_since, record.refusals = 0.0, 0
     cause, node = (incident.cause, incident.node) if incident else ("", "")
@@ -111,9 +117,9 @@ def launch(turn: Turn, nodes: tuple[str, ...]) -> None:
     _price_lost_work(turn, resume.step if resume else 0)
     _forget_attempt(turn, resume.step if resume else 0)
     turn.clear_deadline("shrink", "grow", "hang", "flap", "evidence", "kill", "save", "leaving")
-    bound_s = turn.policy.startup_s
-    turn.set_deadline("startup", record.clock.launch_bound_s(bound_s) if resume else bound_s)
-    origin = f"from step {resume.step} of attempt {resume.attempt}" if resume else "from scratch"
+    turn.set_deadline("startup", _startup_bound_s(turn, resumes=resume is not None, tier=tier, warm=warm))
+    where = " in memory" if tier == "memory" else ""
+    origin = f"from step {resume.step} of attempt {resume.attempt}{where}" if resume else "from scratch"
     cadence = measured(turn) if turn.policy.auto_cadence else None
     turn.emit(
         fx.Launch,
@@ -125,22 +131,36 @@ def launch(turn: Turn, nodes: tuple[str, ...]) -> None:
         lineage=dict(record.lineage),
         revision=record.spec.running,
         save_every_steps=cadence.steps if cadence else 0,
+        tier=tier,
     )
     replenish(turn)
+
+
+def _startup_bound_s(turn: Turn, *, resumes: bool, tier: str, warm: bool) -> float:
+    """What was learnt counts for launches like those before: on nodes that have run the job already."""
+    limit_s = turn.policy.startup_s
+    return turn.record.clock.launch_bound_s(tier, limit_s) if resumes and warm else limit_s
 
 
 def _price_lost_work(turn: Turn, step: int) -> None:
     """Productive time spent after `step`, which comes next again, was lost."""
     ledger = turn.record.ledger
-    reached = next((productive for at, productive in reversed(turn.live.pace) if at == step), None)
-    if step not in ledger.marks and reached is not None:
+    reached = next((productive for at, productive in turn.live.pace if at >= step), None)
+    if step > max(ledger.marks, default=0) and reached is not None:
         ledger.mark_step(step, reached)
     ledger.lose_work_after(step)
 
 
 def _forget_attempt(turn: Turn, step: int) -> None:
-    live = turn.live
-    live.milestones, live.exits, live.stall_s = Milestones(), {}, 0.0
+    live, record = turn.live, turn.record
+    live.nodes = {
+        name: node
+        for name, node in live.nodes.items()
+        if node.status is not NodeStatus.GONE
+        or turn.now - node.heard_until < _GONE_KEPT_S
+        or name in record.excluded
+    }
+    live.milestones, live.exits, live.stall_s, live.snapshot_s = Milestones(), {}, 0.0, 0.0
     live.phases, live.pace = PhaseBoard(), []
     live.stragglers, live.probes = None, {}
     live.numerics.step, live.numerics.good_step = step, step
@@ -214,6 +234,7 @@ def _restart_container(turn: Turn, name: str, reason: str) -> None:
         return
     node.status, node.incarnation = NodeStatus.UNKNOWN, _RESTARTING
     node.heard_until = turn.now + turn.policy.startup_s
+    forget(turn, name)
     turn.emit(fx.RestartSlot, reason, node=name)
 
 
@@ -245,8 +266,12 @@ def finish(turn: Turn, state: str, reason: str) -> None:
 
 
 def reopen(turn: Turn) -> None:
-    """An ended job is started again: it goes on from its newest commit, with fresh budgets."""
+    """An ended job is started again: it goes on from its newest commit, with fresh budgets and trust.
+
+    Whoever reopens it has dealt with the cause; a checkpoint that is damaged all the same is found again.
+    """
     record = turn.record
+    record.distrusted = []
     record.finish_state = record.finish_reason = ""
     record.restarts, record.outstanding, record.refusals = {}, 0, 0
     record.failures_in_row = record.failures_at_step = 0

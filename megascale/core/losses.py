@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Final
 
+from megascale.core import effects as fx
 from megascale.core.blame import add_blame, exclude
 from megascale.core.state import Incident, Loss
 from megascale.core.turn import Turn
@@ -61,13 +62,22 @@ def release_shared(turn: Turn) -> None:
     turn.record.lost = {name: loss for name, loss in turn.record.lost.items() if not is_shared(turn, name)}
 
 
+def _give_back(turn: Turn, name: str) -> None:
+    """The fleet may still hold a node that only went silent."""
+    node = turn.live.nodes.get(name)
+    if node is not None and not node.released:
+        node.released = True
+        turn.emit(fx.Release, turn.record.lost[name].reason, node=name)
+
+
 def settle(turn: Turn, incident: Incident | None) -> None:
     """Before a launch: blame and exclude the nodes that were lost for a reason of their own."""
     release_shared(turn)
     for name in sorted(turn.record.lost):
         if incident is not None:
             add_blame(turn, name, "node_lost")
-            exclude(turn, name, incident, reason=turn.record.lost[name].reason)
+            if exclude(turn, name, incident, reason=turn.record.lost[name].reason):
+                _give_back(turn, name)
     turn.record.lost = {}
     turn.record.shared = {
         d: at for d, at in turn.record.shared.items() if at > turn.now - turn.policy.correlate_s

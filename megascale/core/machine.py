@@ -10,8 +10,10 @@ from megascale.core import (
     commands,
     diagnosis,
     exits,
+    growth,
     leaving,
     membership,
+    memory_tier,
     progress,
     signals,
     stragglers,
@@ -124,7 +126,7 @@ _TIMERS: Final[dict[str, Callable[[Turn], None]]] = {
     "acquired": answers.on_acquired_overdue,
     "reconnect": answers.reassemble,
     "applySpec": commands.on_spec_due,
-    "grow": commands.on_grow,
+    "grow": growth.on_due,
 }
 
 _HANDLERS: Final[dict[type, Callable[[Turn, Any], None]]] = {
@@ -139,7 +141,7 @@ _HANDLERS: Final[dict[type, Callable[[Turn, Any], None]]] = {
     ev.HardwareEvent: signals.on_hardware,
     ev.ProbeResult: _on_probe,
     ev.Evidence: diagnosis.on_evidence,
-    ev.SnapshotReady: _ignore,
+    ev.SnapshotReady: memory_tier.on_ready,
     ev.CommitDone: progress.on_commit,
     ev.FleetRefused: answers.on_refused,
     ev.ManualCommand: commands.on_command,

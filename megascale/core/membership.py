@@ -5,14 +5,16 @@ from __future__ import annotations
 import heapq
 from typing import Final
 
-from megascale.core import drain
+from megascale.core import drain, growth
 from megascale.core import effects as fx
 from megascale.core.attribution import EXPLAINABLE
 from megascale.core.blame import readmit
+from megascale.core.cutoff import last_heard, waits_until
 from megascale.core.events import JobReport, NodeGone, NodeJoined, ProbeResult
 from megascale.core.incidents import Fault
 from megascale.core.lifecycle import assemble, nobody_left_to_stop, replenish, stopped
 from megascale.core.losses import note_loss
+from megascale.core.memory_tier import forget
 from megascale.core.recovery import reattribute, respond
 from megascale.core.shadow import held_back
 from megascale.core.state import Node, NodeStatus, Stage
@@ -46,7 +48,7 @@ def on_joined(turn: Turn, event: NodeJoined) -> None:
         assemble(turn)
     else:
         drain.swap_if_possible(turn)
-        _maybe_grow(turn)
+        growth.look_for_nodes(turn)
 
 
 def _turn_away(turn: Turn, event: NodeJoined) -> None:
@@ -62,14 +64,6 @@ def _lost_its_ranks(turn: Turn, event: NodeJoined) -> bool:
     return holds and event.attempt < turn.record.attempt and not turn.is_pending(fx.Launch)
 
 
-def _maybe_grow(turn: Turn) -> None:
-    """A shrunk job goes back to full size some time after its nodes are back."""
-    record, policy = turn.record, turn.policy
-    shrunk = record.stage is Stage.RUNNING and len(record.assignment) < policy.nodes
-    if shrunk and "grow" not in record.deadlines and len(turn.usable()) >= policy.nodes:
-        turn.set_deadline("grow", policy.grow_after_s)
-
-
 def on_gone(turn: Turn, event: NodeGone) -> None:
     """The fleet is sure; no probe is needed. A node that dies before its hello is asked for again, later."""
     if event.node not in turn.live.nodes:
@@ -78,7 +72,10 @@ def on_gone(turn: Turn, event: NodeGone) -> None:
             turn.set_deadline("acquireRetry", turn.policy.acquire_retry_s)
         return
     node = turn.node(event.node, event.incarnation)
-    if node is None or node.status is NodeStatus.GONE:
+    if node is None:
+        return
+    node.released = True
+    if node.status is NodeStatus.GONE:
         return
     source = "injected" if event.injected else "observed"
     cause = "planned" if event.planned or event.node in turn.record.draining else "node_lost"
@@ -90,6 +87,7 @@ def lose(turn: Turn, fault: Fault) -> None:
     record, name = turn.record, fault.node
     planned = fault.cause == "planned"
     turn.live.nodes[name].status = NodeStatus.GONE
+    forget(turn, name)
     record.draining.pop(name, None)
     if name in record.assignment and not planned and record.stage is not Stage.SUSPENDED:
         note_loss(turn, name, fault.reason)
@@ -154,7 +152,7 @@ def heard_all(turn: Turn, event: JobReport) -> None:
     for name in event.absent:
         node = live.nodes.get(name)
         if node is not None and not node.absent:
-            node.heard_until = _last_heard(turn, node)
+            node.heard_until = last_heard(turn, name)
             node.absent = True
             live.absent.add(name)
             _watch(turn, name)
@@ -177,14 +175,14 @@ def check_silence(turn: Turn) -> None:
 
 def _judge_silence(turn: Turn, name: str, node: Node) -> bool:
     """Whether the node is lost."""
-    last = _last_heard(turn, node)
+    last = last_heard(turn, name)
     silent_s = turn.now - last
     reason = f"{name} sent no beat for {silent_s:.1f} s"
     cause = "planned" if name in turn.record.draining else "node_lost"
     fault = Fault(cause, reason, node=name, at=last, source="estimated", node_gone=True)
     # compared as `_watch` computed it: a difference of two times may round to the other side
     if turn.now >= last + turn.policy.silence_s:
-        return _lose_silent(turn, name, node, fault)
+        return not waits_until(turn) and _lose_silent(turn, name, node, fault)
     if turn.now < last + turn.policy.silence_s * _SUSPECT_SHARE:
         if node.status is NodeStatus.SUSPECT:
             _usable_again(turn, node)
@@ -205,18 +203,12 @@ def _lose_silent(turn: Turn, name: str, node: Node, fault: Fault) -> bool:
     return True
 
 
-def _last_heard(turn: Turn, node: Node) -> float:
-    if node.absent:
-        return node.heard_until
-    return max(node.heard_until, turn.live.heard_all_at, min(turn.live.quiet_until, turn.now))
-
-
 def _watch(turn: Turn, name: str) -> None:
     """Queue the next look at the node: when it would be suspected or lost if no beat came."""
     node = turn.live.nodes[name]
-    last = max(_last_heard(turn, node), 0.0 if node.absent else turn.live.quiet_until)
+    last = max(last_heard(turn, name), 0.0 if node.absent else turn.live.quiet_until)
     share = _SUSPECT_SHARE if node.status is NodeStatus.READY else 1.0
-    node.look_at = last + turn.policy.silence_s * share
+    node.look_at = max(last + turn.policy.silence_s * share, turn.live.cut_off_until)
     heapq.heappush(turn.live.silence, (node.look_at, name))
 
 
@@ -231,7 +223,7 @@ def on_probe(turn: Turn, event: ProbeResult) -> None:
     node = turn.live.nodes.get(event.node)
     if node is None or node.status is not NodeStatus.SUSPECT or event.healthy is not False:
         return
-    last = _last_heard(turn, node)
+    last = last_heard(turn, event.node)
     reason = f"{event.node} sent no beat for {turn.now - last:.1f} s and the probe failed: {event.detail}"
     cause = "planned" if event.node in turn.record.draining else "node_lost"
     fault = Fault(cause, reason, node=event.node, at=last, source="estimated", node_gone=True)

@@ -15,6 +15,7 @@ from megascale.core.events import RankProgress
 from megascale.core.incidents import Fault, note_aside
 from megascale.core.lineage import Commit
 from megascale.core.recovery import respond
+from megascale.core.replay import plan_replay
 from megascale.core.restore import taint
 from megascale.core.shadow import held_back
 from megascale.core.state import NumericsWatch, Stage
@@ -67,6 +68,7 @@ def _act(turn: Turn, watch: NumericsWatch) -> None:
         f"{watch.reason}, for {watch.count} steps" + ("; at the same step as before" if again else ""),
         at=turn.now,
         commits=_loaded_shortly_before(turn, first_step),
+        evidence=_how_to_find_the_node(turn) if again else (),
     )
     if watch.kind == "spike" or (watch.kind == "jump" and again):
         note_aside(turn, fault, "none", "training goes on: code or data may be behind it")
@@ -78,6 +80,14 @@ def _act(turn: Turn, watch: NumericsWatch) -> None:
     record.anomaly_step = first_step
     taint(turn, first_step - 1)
     respond(turn, fault)
+
+
+def _how_to_find_the_node(turn: Turn) -> tuple[str, ...]:
+    """Twice at the same step: code, data, or always the same node; only a replay in two phases can tell."""
+    nodes, model_nodes = turn.record.assignment, turn.policy.model_nodes
+    if len(nodes) <= model_nodes or len(nodes) % model_nodes:
+        return ()
+    return (plan_replay(nodes, pipeline_nodes=model_nodes).in_words(),)
 
 
 def _loaded_shortly_before(turn: Turn, first_step: int) -> tuple[Commit, ...]:

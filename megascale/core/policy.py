@@ -36,9 +36,11 @@ class Policy:
         spares_after_launch: ask for spares only once the first attempt is launched (they share its machine).
         node_counts: node counts the layout can run on, largest first; () = only `nodes`.
         pipeline: pipeline stages; ranks are numbered so that a stage's ranks are consecutive.
+        model_nodes: nodes that hold one copy of the model.
         steps: the job is complete after this step.
         suspend: hold no ranks while set.
         reports_steps: ranks tell their steps; a plain script that does not is watched by its exits only.
+        memory_snapshots: ranks keep snapshots in the memory of their node, to restart from in place.
         silence_s: no beat for this long = the node is lost; suspected and probed at two thirds of it.
         flap_tolerance_s: a stall without positive evidence is waited out this long (links flap for 2-10 s).
         startup_s: launch to first step, at most; a shorter bound is learnt from launches that restored.
@@ -54,8 +56,8 @@ class Policy:
         blame_half_life_s: blame decays by half in this time.
         lemon_incidents, lemon_window_s: a node with so many incidents in this time is retired, however
             long ago the last one was.
-        max_nodes_per_hour, max_excluded_share: exclusions per hour, and share of the job's nodes excluded
-            at a time, beyond which automation stops and pages.
+        max_nodes_per_hour, max_excluded_share: exclusions per hour, and share of the job's nodes per
+            week, beyond which automation stops and pages.
         shared_cause_nodes: so many nodes of one topology domain (or twice as many anywhere) lost within
             correlate_s share a cause; none of them is blamed.
         topology_keys: node labels that name network domains, narrowest first.
@@ -84,9 +86,11 @@ class Policy:
     ranks_per_node: int = 1
     node_counts: tuple[int, ...] = ()
     pipeline: int = 1
+    model_nodes: int = 1
     steps: int = 1
     suspend: bool = False
     reports_steps: bool = True
+    memory_snapshots: bool = False
     silence_s: float = 15.0
     flap_tolerance_s: float = 30.0
     startup_s: float = 600.0

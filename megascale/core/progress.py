@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from megascale.core import numerics, speed
+from megascale.core import drain, growth, numerics, speed
 from megascale.core.breakers import note_progress
 from megascale.core.events import CommitDone, JobReport, NodeReport, RankProgress
 from megascale.core.goodput import GoodputPhase
@@ -29,7 +29,7 @@ def on_report(turn: Turn, event: NodeReport) -> None:
     if event.attempt != turn.record.attempt or not turn.holds_ranks(event.node) or not event.ranks:
         return
     _note_milestones(turn, event.node, event.ranks)
-    _note_stall(turn, max(rank.stall_seconds for rank in event.ranks))
+    _note_stall(turn, max(event.ranks, key=lambda rank: rank.stall_seconds))
     _note_step(turn, event.node, max(event.ranks, key=lambda rank: rank.step))
     for rank in event.ranks:
         numerics.observe(turn, rank)
@@ -43,12 +43,26 @@ def on_job_report(turn: Turn, event: JobReport) -> None:
     if not turn.ranks_active():
         return
     if turn.record.stage is Stage.LAUNCHING:
-        for node in turn.record.assignment:
-            if node not in event.absent:
-                _note_milestones(turn, node, (event.progress,))
-    _note_stall(turn, event.progress.stall_seconds)
+        _note_milestones_of_all(turn, event)
+    _note_stall(turn, event.progress)
     _note_step(turn, "", event.progress)
     numerics.observe(turn, event.progress)
+
+
+def _note_milestones_of_all(turn: Turn, event: JobReport) -> None:
+    """The same for every node that the report speaks for: sets at once, a job has thousands of nodes."""
+    passed, rank = turn.live.milestones, event.progress
+    nodes = set(turn.record.assignment).difference(event.absent)
+    if rank.groups_at:
+        passed.groups |= nodes
+        passed.groups_at = max(passed.groups_at, rank.groups_at)
+    if rank.loaded_at:
+        passed.loaded |= nodes
+        passed.loaded_at = max(passed.loaded_at, rank.loaded_at)
+    if rank.first_step_at:
+        passed.first_step |= nodes
+        passed.first_step_at = max(passed.first_step_at, rank.first_step_at)
+    _maybe_all_stepped(turn)
 
 
 def _note_milestones(turn: Turn, node: str, ranks: tuple[RankProgress, ...]) -> None:
@@ -64,7 +78,12 @@ def _note_milestones(turn: Turn, node: str, ranks: tuple[RankProgress, ...]) -> 
     if all(rank.first_step_at for rank in ranks):
         passed.first_step.add(node)
         passed.first_step_at = max(passed.first_step_at, *(rank.first_step_at for rank in ranks))
-    if len(passed.first_step) == len(turn.record.assignment) and turn.record.stage is Stage.LAUNCHING:
+    _maybe_all_stepped(turn)
+
+
+def _maybe_all_stepped(turn: Turn) -> None:
+    passed = turn.live.milestones.first_step
+    if len(passed) == len(turn.record.assignment) and turn.record.stage is Stage.LAUNCHING:
         _all_stepped(turn)
 
 
@@ -72,12 +91,13 @@ def _all_stepped(turn: Turn) -> None:
     """Every node completed its first step of this attempt."""
     record, passed = turn.record, turn.live.milestones
     if record.lineage.get(record.attempt) is not None:
-        record.clock.observe_launch(turn.now - record.ledger.began)
+        record.clock.observe_launch(record.tier, turn.now - record.ledger.began)
     begin_running(turn)
     if record.incident:
         record.incident.mark("groups", passed.groups_at)
         record.incident.mark("loaded", passed.loaded_at)
         record.incident.mark("firstStep", passed.first_step_at)
+    drain.swap_if_possible(turn)
 
 
 def begin_running(turn: Turn) -> None:
@@ -86,6 +106,7 @@ def begin_running(turn: Turn) -> None:
     turn.clear_deadline("startup")
     turn.record.ledger.switch(GoodputPhase.PRODUCTIVE, turn.now)
     turn.live.progress_at = turn.now
+    growth.look_for_nodes(turn)
 
 
 def begin_unwatched(turn: Turn) -> None:
@@ -95,13 +116,15 @@ def begin_unwatched(turn: Turn) -> None:
         close_incident(turn, "recovered")
 
 
-def _note_stall(turn: Turn, stall_s: float) -> None:
-    """Time the slowest rank was blocked by a save is checkpoint stall, not progress."""
-    grown = stall_s - turn.live.stall_s
+def _note_stall(turn: Turn, rank: RankProgress) -> None:
+    """Time the slowest rank was blocked is checkpoint stall, not progress; saves alone set their cadence."""
+    live = turn.live
+    grown = rank.stall_seconds - live.stall_s
     if grown <= 0:
         return
-    turn.live.stall_s = stall_s
-    turn.record.saves.stall_s += grown
+    by_snapshots = max(0.0, rank.snapshot_seconds - live.snapshot_s)
+    live.stall_s, live.snapshot_s = rank.stall_seconds, max(rank.snapshot_seconds, live.snapshot_s)
+    turn.record.saves.stall_s += max(0.0, grown - by_snapshots)
     ledger = turn.record.ledger
     if ledger.phase is GoodputPhase.PRODUCTIVE:
         ledger.charge(turn.now)

@@ -38,10 +38,10 @@ def charge(turn: Turn, fault: Fault, incident: Incident, decision: Decision) -> 
         reason = f"{incident.reason}; {decision.reason}"
         turn.emit(fx.Page, f"job fails: {reason}", incident=incident.id)
         return Plan("finish", reason, "failed")
-    lemon = bool(fault.node) and bool(lemon_reason(turn, fault.node))
+    lemon = fault.blames_node and bool(lemon_reason(turn, fault.node))
     if fault.cause not in FREE_OF_BUDGET:
         note_failure(turn, fault)
-        if not fault.node_gone and not fault.consequence:
+        if fault.blames_node and not fault.node_gone:
             add_blame(turn, fault.node, fault.cause)
     if decision.action == "replace_node" and fault.node and not fault.node_gone and fault.cause != "planned":
         exclude(turn, fault.node, incident, forced=fault.cause == "manual", retired=lemon)

@@ -25,6 +25,14 @@ class ReplayPlan:
         columns = {node for index in vertical_bad for node in self.vertical[index]}
         return tuple(node for group in self.horizontal for node in group if node in rows & columns)
 
+    def in_words(self) -> str:
+        """What a person does with it."""
+        groups, size = len(self.horizontal), len(self.horizontal[0])
+        return (
+            f"replay the steps on {groups} groups of {size} nodes, first neighbours in rank order, then "
+            f"every {groups}th node: the two groups with other numbers share the node that computes them"
+        )
+
 
 def plan_replay(nodes: Sequence[str], *, pipeline_nodes: int) -> ReplayPlan:
     """The two partitions, with the largest groups that still name a single node.

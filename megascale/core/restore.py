@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from megascale.core import effects as fx
-from megascale.core.lineage import Commit, is_on_lineage, newest
-from megascale.core.state import COMMITS_KEPT, LINEAGE_KEPT, Incident
+from megascale.core.lineage import Commit, Lineage, is_on_lineage, newest
+from megascale.core.memory_tier import in_common
+from megascale.core.state import COMMITS_KEPT, LINEAGE_KEPT, Incident, Record
 from megascale.core.turn import Turn
 
 
@@ -12,6 +13,15 @@ def resume_point(turn: Turn) -> Commit | None:
     """The newest commit on the lineage that is trusted; None = from scratch."""
     record = turn.record
     return newest((c for c in record.commits if _is_trusted(turn, c)), record.lineage, record.attempt)
+
+
+def restore_point(turn: Turn, nodes: tuple[str, ...]) -> tuple[Commit | None, str]:
+    """What an attempt on `nodes` restores, and from which tier: from memory only what is newer."""
+    commit = resume_point(turn)
+    snapshot = max((s for s in in_common(turn, nodes) if _is_trusted(turn, s)), default=None)
+    if snapshot is not None and (commit is None or snapshot.step > commit.step):
+        return snapshot, "memory"
+    return commit, "durable"
 
 
 def _is_trusted(turn: Turn, commit: Commit) -> bool:
@@ -48,8 +58,9 @@ def taint(turn: Turn, step: int) -> None:
 
 
 def roll_back(turn: Turn, incident: Incident, commits: tuple[Commit, ...] | None) -> None:
-    """Never restore these commits again; None = the one that would be restored now."""
+    """Never restore these commits again, nor any snapshot; None = the commit that would be restored now."""
     record = turn.record
+    record.memory_from = record.attempt + 1
     if commits is None:
         current = resume_point(turn)
         commits = (current,) if current else ()
@@ -70,10 +81,31 @@ def begin_attempt(turn: Turn, resume: Commit | None) -> None:
     record = turn.record
     record.attempt += 1
     record.lineage[record.attempt] = resume
-    kept: dict[int, Commit | None] = {}
-    current: int | None = record.attempt
-    while current is not None and current in record.lineage and len(kept) < LINEAGE_KEPT:
-        parent = kept[current] = record.lineage[current]
-        current = parent.attempt if parent else None
-    record.lineage = dict(sorted(kept.items()))
+    kept = _ancestors(record.lineage, record.attempt)
+    if len(kept) > LINEAGE_KEPT:
+        _leave_out_idle(record, kept)
+    record.lineage = dict(sorted(kept.items())[-LINEAGE_KEPT:])
     record.tainted = {attempt: step for attempt, step in record.tainted.items() if attempt in kept}
+
+
+def _ancestors(lineage: Lineage, attempt: int) -> dict[int, Commit | None]:
+    """The lineage without the attempts that `attempt` does not descend from."""
+    kept: dict[int, Commit | None] = {}
+    current: int | None = attempt
+    while current is not None and current in lineage:
+        parent = kept[current] = lineage[current]
+        current = parent.attempt if parent else None
+    return kept
+
+
+def _leave_out_idle(record: Record, lineage: dict[int, Commit | None]) -> None:
+    """Link over ancestors that handed on a snapshot in memory but committed nothing.
+
+    A long row of restarts from memory must not push out of the record the last attempt that did commit.
+    The newest two may still be needed: their snapshots exist.
+    """
+    committed = {commit.attempt for commit in record.commits}
+    for attempt in sorted(lineage)[:-1]:
+        parent = lineage[attempt]
+        if parent is not None and parent.attempt in lineage and parent.attempt not in committed:
+            lineage[attempt] = lineage.pop(parent.attempt)

@@ -49,10 +49,10 @@ def _refused(turn: Turn, fault: Fault) -> Decision | None:
 def _by_rule(turn: Turn, fault: Fault) -> Decision | None:
     for number, rule in enumerate(turn.policy.rules, start=1):
         if _matches(rule, fault):
-            if rule.action == "replace_node" and not fault.node:
+            if rule.action in ("replace_node", "restart_container") and not fault.node:
                 return Decision(
                     "restart_in_place",
-                    f"recovery.rules {number} asks for another node, but which is not known",
+                    f"recovery.rules {number} is about a node, but which is not known",
                 )
             return Decision(rule.action, f"recovery.rules {number} says so")
     return None
@@ -110,7 +110,7 @@ def _by_cause(turn: Turn, fault: Fault) -> Decision | None:
 
 def _by_node(turn: Turn, fault: Fault) -> Decision:
     node, weight = fault.node, WEIGHTS.get(fault.cause, 0.0)
-    if node and weight:
+    if fault.blames_node and weight:
         lemon = lemon_reason(turn, node)
         if lemon:
             return Decision("replace_node", lemon)

@@ -6,8 +6,10 @@ from dataclasses import replace
 from typing import Any, Final, cast
 
 from megascale.core import drain
+from megascale.core import effects as fx
 from megascale.core.attribution import EXPLAINABLE, MACHINE, correlated, hardware_fault
 from megascale.core.blame import exclude
+from megascale.core.breakers import exclusion_bound
 from megascale.core.events import HardwareEvent, LogMatch
 from megascale.core.incidents import Fault, note_aside
 from megascale.core.lifecycle import replenish
@@ -129,6 +131,10 @@ def _explains_open_incident(turn: Turn, fault: Fault) -> bool:
 def _convict(turn: Turn, fault: Fault) -> None:
     """A sure sign: the node goes, whether it has failed yet or not."""
     if held_back(turn, "hardware", fault, "replace the node"):
+        return
+    if bound := exclusion_bound(turn):
+        incident = note_aside(turn, fault, "none", bound)
+        turn.emit(fx.Page, f"{fault.reason}; {fault.node} is not replaced: {bound}", incident=incident.id)
         return
     if turn.holds_ranks(fault.node):
         respond(turn, fault)

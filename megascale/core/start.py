@@ -11,7 +11,7 @@ from megascale.core.membership import expect
 from megascale.core.state import Plan, Stage
 from megascale.core.turn import Turn
 
-_ANSWERED_BY_AGENTS: Final = ("kill", "startup", "evidence", "save", "leaving")
+_WAITS_FOR_NODES: Final = ("kill", "startup", "evidence", "flap", "save", "leaving", "shrink", "acquired")
 
 
 def on_driver_started(turn: Turn, event: DriverStarted) -> None:
@@ -21,24 +21,27 @@ def on_driver_started(turn: Turn, event: DriverStarted) -> None:
     record.term = event.term
     record.ledger.start(turn.now)
     turn.effects += turn.pending_effects()
-    live.step, live.progress_at = record.best_step, turn.now
+    resumed = record.lineage.get(record.attempt)
+    live.step, live.progress_at = resumed.step if resumed else 0, turn.now
     live.evidence_id = next((i for i, p in record.pending.items() if p.kind == "CollectEvidence"), "")
     if record.stage is Stage.FINISHED:
         return
     for name in (*record.assignment, *record.spares):
-        if name not in record.excluded:
+        if name not in record.excluded and name not in record.lost:
             expect(turn, name, turn.now + max(0.0, policy.reconnect_grace_s - policy.silence_s))
     if not succeeds:
         assemble(turn)
         return
     # Agents reconnect within the grace time; until then missing nodes are not replaced.
     turn.set_deadline("reconnect", policy.reconnect_grace_s)
-    for name in _ANSWERED_BY_AGENTS:
+    for name in _WAITS_FOR_NODES:
         if name in record.deadlines:
             record.deadlines[name] = max(
                 record.deadlines[name], turn.now + policy.reconnect_grace_s + _slack(turn, name)
             )
     turn.clear_deadline("hang")
+    if record.waiting_since:
+        record.waiting_since = turn.now
     if record.stage is Stage.RUNNING:
         turn.set_deadline("hang", policy.reconnect_grace_s + policy.startup_s)
     if policy.suspend:
@@ -52,6 +55,10 @@ def on_driver_started(turn: Turn, event: DriverStarted) -> None:
 def _slack(turn: Turn, timer: str) -> float:
     """What the answer is allowed to take when asked again."""
     policy = turn.policy
-    return {"kill": policy.kill_s, "evidence": policy.evidence_s, "save": policy.save_s}.get(
-        timer, policy.silence_s
-    )
+    known = {
+        "kill": policy.kill_s,
+        "evidence": policy.evidence_s,
+        "save": policy.save_s,
+        "shrink": policy.shrink_after_s - policy.reconnect_grace_s,
+    }
+    return max(0.0, known.get(timer, policy.silence_s))

@@ -24,6 +24,7 @@ LINEAGE_KEPT: Final = 64
 EVIDENCE_KEPT: Final = 12
 EVIDENCE_KEPT_CLOSED: Final = 3
 TEXT_KEPT: Final = 240
+_PACE_DROP: Final = 0.05
 TEXT_KEPT_CLOSED: Final = 110
 
 
@@ -209,7 +210,8 @@ class Record:
 
     Attributes:
         tainted: attempt -> step from which on its checkpoints may hold wrong numbers.
-        ranks: ranks of the current attempt.
+        memory_from: snapshots in memory of attempts before this one are not restored any more.
+        tier: where the current attempt restored from; ranks: how many it has.
         spares: nodes that held no ranks when the record was written.
         lost: nodes lost since the last launch, not used before it is settled whether they are to blame.
         shared: network domains that lost many nodes at once, and when.
@@ -230,7 +232,9 @@ class Record:
     commits: list[Commit] = field(default_factory=list)
     distrusted: list[Commit] = field(default_factory=list)
     tainted: dict[int, int] = field(default_factory=dict)
+    memory_from: int = 0
     assignment: tuple[str, ...] = ()
+    tier: str = "durable"
     ranks: int = 0
     spares: tuple[str, ...] = ()
     excluded: dict[str, Exclusion] = field(default_factory=dict)
@@ -297,14 +301,21 @@ class NumericsWatch:
     reason: str = ""
 
 
+def pace_detector() -> DecayDetector:
+    """Watches the steps per second of attempts of one size."""
+    return DecayDetector("steps per second", drop=_PACE_DROP)
+
+
 @dataclass(slots=True)
 class Live:
     """What the agents tell; empty after a driver restart.
 
     Attributes:
         silence: heap of (when to judge, node); absent: nodes that summarised reports leave out.
+        cut_off_until: most nodes are silent, and until then it is not believed.
         pace: (step, productive seconds when it was completed), newest last.
-        stall_s: time the slowest rank was blocked by saves in this attempt.
+        stall_s: time the slowest rank was blocked by saves in this attempt; snapshot_s: by snapshots alone.
+        snapshots: node -> the newest snapshots that all its ranks hold in memory, oldest first.
         evidence_id: the CollectEvidence that is being answered.
         signals: recent hardware events and log lines that may explain a fault.
         probes: Probe effects that are to confirm a straggler.
@@ -315,6 +326,7 @@ class Live:
     absent: set[str] = field(default_factory=set)
     quiet_until: float = 0.0
     heard_all_at: float = 0.0
+    cut_off_until: float = 0.0
     step: int = 0
     reported_at: float = 0.0
     progress_at: float = 0.0
@@ -324,10 +336,12 @@ class Live:
     milestones: Milestones = field(default_factory=Milestones)
     exits: dict[int, int] = field(default_factory=dict)
     stall_s: float = 0.0
+    snapshot_s: float = 0.0
+    snapshots: dict[str, tuple[Commit, ...]] = field(default_factory=dict)
     evidence_id: str = ""
     evidence: dict[str, tuple[RankEvidence, ...]] = field(default_factory=dict)
     signals: list[Hit] = field(default_factory=list)
     numerics: NumericsWatch = field(default_factory=NumericsWatch)
-    speed: DecayDetector = field(default_factory=lambda: DecayDetector("steps per second", drop=0.05))
+    speed: DecayDetector = field(default_factory=pace_detector)
     stragglers: StragglerDetector | None = None
     probes: dict[str, Suspicion] = field(default_factory=dict)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from megascale.core import effects as fx
+from megascale.core.breakers import exclusion_bound
 from megascale.core.events import ProbeResult, SegmentTimes
 from megascale.core.incidents import Fault, note_aside
 from megascale.core.lifecycle import replenish
@@ -70,6 +71,9 @@ def on_probe(turn: Turn, event: ProbeResult) -> None:
         turn.emit(fx.Page, f"{suspicion.reason}; the probe could not tell", incident=incident.id)
     elif held_back(turn, "straggler", fault, "replace the node"):
         return
+    elif bound := exclusion_bound(turn):
+        incident = note_aside(turn, fault, "none", bound)
+        turn.emit(fx.Page, f"{suspicion.node} is slow but not replaced: {bound}", incident=incident.id)
     elif turn.record.stage is Stage.RUNNING and idle_nodes(turn):
         swap_out(turn, fault, "slower than its peers, and the probe confirmed it")
     else:

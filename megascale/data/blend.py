@@ -90,7 +90,7 @@ class BlendedStream:
 def _places(weights: NDArray[np.float64]) -> NDArray[np.int64]:
     """Places of each dataset out of the period: at least one, in proportion, largest remainders first."""
     exact = weights / weights.sum() * _PERIOD
-    counts = np.maximum(1, np.floor(exact)).astype(np.int64)
+    counts: NDArray[np.int64] = np.maximum(1, np.floor(exact)).astype(np.int64)
     while counts.sum() > _PERIOD:
         counts[np.argmax(counts)] -= 1
     for dataset in np.argsort(-(exact - counts), kind="stable")[: _PERIOD - counts.sum()]:

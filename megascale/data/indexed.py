@@ -155,9 +155,19 @@ class IndexedTokens:
         return self
 
     def document_starts(self) -> NDArray[np.int64]:
-        """Where each document starts in `tokens`, (documents,), ascending; empty documents too."""
+        """Where each document starts in the .bin, in bytes, (documents,), ascending; empty documents too.
+
+        Where every document is one sequence, as is usual, this is the mapped index itself: no memory.
+        """
+        first = range(0, len(self.borders), _CHECKED_AT_ONCE)
+        if len(self.borders) == len(self.lengths) + 1 and all(
+            np.array_equal(part, np.arange(at, at + len(part)))
+            for at in first
+            for part in [self.borders[at : at + _CHECKED_AT_ONCE]]
+        ):
+            return self.pointers
         ends = np.concatenate((self.pointers, [self.tokens.nbytes]))
-        starts: NDArray[np.int64] = ends[self.borders[:-1]] // self.tokens.itemsize
+        starts: NDArray[np.int64] = ends[self.borders[:-1]]
         return starts
 
     def sequence(self, index: int) -> NDArray[np.integer]:

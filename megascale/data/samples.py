@@ -79,9 +79,9 @@ class SampleStream:
         """
         out = np.zeros((count, self.sequence_length), dtype=np.int32)
         for row, start in enumerate(self._starts(first_index, count)):
-            ends = [start, start + self.sequence_length - 1]
+            ends = np.asarray([start, start + self.sequence_length - 1]) * self._tokens.itemsize
             first, last = np.searchsorted(self._documents, ends, side="right").tolist()
-            np.add.at(out[row], self._documents[first:last] - start, 1)
+            np.add.at(out[row], self._documents[first:last] // self._tokens.itemsize - start, 1)
         return np.cumsum(out, axis=1, dtype=np.int32)
 
     def _starts(self, first_index: int, count: int) -> list[int]:

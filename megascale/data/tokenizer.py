@@ -74,7 +74,7 @@ class BpeTokenizer:
         """
         raw = _read(path)
         try:
-            self._model = _library().Tokenizer.from_str(raw.decode())
+            self._model = tokenizers_library().Tokenizer.from_str(raw.decode())
         except Exception as error:
             raise DataError(f"{path}: is no tokenizer.json: {error}") from error
         self.name, self.digest = str(path), f"sha256:{hashlib.sha256(raw).hexdigest()}"
@@ -130,7 +130,7 @@ def _read(path: Path) -> bytes:
         raise DataError(f"{path}: no tokenizer can be read ({error.strerror}); {advice}") from error
 
 
-def _library() -> Any:  # noqa: ANN401 - an optional module
+def tokenizers_library() -> Any:  # noqa: ANN401 - an optional module
     try:
         import tokenizers
     except ImportError as error:

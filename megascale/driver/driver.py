@@ -26,7 +26,7 @@ from megascale.driver.record import RecordStore
 from megascale.driver.service import Service
 from megascale.driver.status import StatusBoard
 from megascale.driver.summary import summarise
-from megascale.driver.translate import exit_event, log_event, progress_event
+from megascale.driver.translate import exit_event, log_event, progress_event, snapshot_events
 from megascale.errors import FencedError
 from megascale.fleet.base import Fleet, SlotEvent
 from megascale.job import TrainingJob
@@ -161,6 +161,9 @@ class Driver:
         hello = message.hello
         labels = dict(hello.labels)
         ranks = tuple(int(rank) for rank in hello.ranks)
+        # Before the node itself, which may be what the next launch waits for.
+        for event in snapshot_events(link.node, hello.snapshots):
+            self.post(event)
         self.post(ev.NodeJoined(link.node, link.incarnation, message.fence.attempt, ranks, labels))
         return True
 

@@ -10,6 +10,7 @@ from megascale.core import effects as fx
 from megascale.core import events as ev
 from megascale.core.lineage import Commit
 from megascale.driver.links import Links, NodeLostError, OrderFailedError
+from megascale.driver.translate import snapshot_events
 from megascale.fleet.base import Fleet, FleetRefusedError
 from megascale.rpc import megascale_pb2 as pb
 
@@ -130,6 +131,7 @@ class Performer:
                     store_port=store[0].store_port,
                     resume=resume,
                     lineage=lineage,
+                    tier=effect.tier,
                 )
             }
 
@@ -168,6 +170,8 @@ class Performer:
             return ""
         except (OrderFailedError, TimeoutError):
             return node
+        for event in snapshot_events(node, result.snapshots):
+            self._post(event)
         return node if result.unreaped else ""
 
 

@@ -23,6 +23,7 @@ def policy_of(job: TrainingJob) -> Policy:
         node_counts=spec.node_counts,
         steps=spec.steps,
         reports_steps=spec.runtime.command is None,
+        memory_snapshots=spec.checkpoint.memory.enabled,
         suspend=spec.suspend,
         silence_s=float(spec.health.silence_seconds),
         flap_tolerance_s=float(spec.health.flap_tolerance_seconds),

@@ -139,6 +139,7 @@ def _rank(rank: pb.RankStatus) -> dict[str, Any]:
         "step": rank.step,
         "phase": rank.phase,
         "stepSeconds": rank.step_seconds,
+        "snapshotStep": rank.snapshot_step if rank.snapshot_step >= 0 else None,
         "mfu": rank.flops / rank.peak_flops if rank.peak_flops else None,
     }
 

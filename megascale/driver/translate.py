@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 
 from megascale.core import events as ev
 from megascale.driver.links import AgentLink
@@ -17,12 +18,17 @@ def progress_event(rank: pb.RankStatus) -> ev.RankProgress:
         progress_at=rank.progress_at,
         step_seconds=rank.step_seconds,
         stall_seconds=rank.stall_seconds,
+        snapshot_seconds=rank.snapshot_seconds,
         groups_at=rank.groups_at,
         loaded_at=rank.loaded_at,
         first_step_at=rank.first_step_at,
         loss=rank.loss if rank.HasField("loss") else None,
         grad_norm=rank.grad_norm if rank.HasField("grad_norm") else None,
     )
+
+
+def snapshot_events(node: str, snapshots: Iterable[pb.Commit]) -> list[ev.SnapshotReady]:
+    return [ev.SnapshotReady(node, snapshot.attempt, snapshot.step) for snapshot in snapshots]
 
 
 def exit_event(link: AgentLink, report: pb.RankExit) -> ev.RankExited:

@@ -24,6 +24,8 @@ class RankLaunch:
         rank_file: path of the rank record, created by the agent.
         resume: the commit to restore, None = start from scratch.
         lineage: attempt -> commit it resumed from, up to and including this attempt.
+        tier: where `resume` is: "durable" (the checkpoint store) or "memory" (this rank's own snapshot).
+        snapshot_folders: where to keep snapshots, best first; () = take none.
     """
 
     job: str
@@ -42,3 +44,5 @@ class RankLaunch:
     rank_file: Path
     resume: Commit | None
     lineage: dict[int, Commit | None]
+    tier: str = "durable"
+    snapshot_folders: tuple[Path, ...] = ()

@@ -32,6 +32,13 @@ class Saver(Protocol):
         """Save the state after `step`; seconds this rank was blocked. A failed save raises an alert only."""
 
 
+class Snapshotter(Protocol):
+    """Keeps the state of this rank in memory; called by all ranks after every step."""
+
+    def take(self, step: int, step_s: float) -> float:
+        """Copy the state after `step` if it is time; seconds this rank was blocked."""
+
+
 @dataclass(slots=True)
 class _Clock:
     """Monotonic times within one step."""
@@ -60,6 +67,7 @@ class Loop:
         faults: FaultInjector,
         saver: Saver,
         peak_flops: float,
+        snapshots: Snapshotter | None = None,
     ) -> None:
         """`peak_flops` is the matmul peak of this rank's device in FLOP/s, 0.0 = unknown."""
         self._launch = launch
@@ -70,9 +78,11 @@ class Loop:
         self._metrics = metrics
         self._faults = faults
         self._saver = saver
+        self._snapshots = snapshots
         self._peak_flops = peak_flops
         self._control = Control.NONE
         self._stall = 0.0
+        self._snapshot_stall = 0.0
         self._collectives = 0
         self._first_step_at = 0.0
         data = plan.megatron.data
@@ -102,6 +112,11 @@ class Loop:
 
     def run(self) -> int:
         """Train from `state.step` on; returns the exit code."""
+        code = self._run_steps()
+        self._state.finish_gathering()
+        return code
+
+    def _run_steps(self) -> int:
         # Garbage collection in the middle of a step would make all other ranks wait.
         gc.collect()
         gc.freeze()
@@ -131,9 +146,11 @@ class Loop:
         self._enter(Phase.OPTIMIZER, f"update {step}")
         lr = self._learning_rate(step)
         result = self._stepper.update(lr, self._votes())
+        self._state.prefetch_parameters()
         clock.end = time.monotonic()
         self._state.step = step
         self._publish(result, lr, clock)
+        self._snapshot(clock)
         return result
 
     def _learning_rate(self, step: int) -> float:
@@ -145,6 +162,7 @@ class Loop:
             floor=optimizer.min_lr,
             warmup_steps=optimizer.schedule.warmup_steps,
             total_steps=self._plan.spec.steps,
+            decay_fraction=optimizer.schedule.decay_fraction,
         )
 
     def _votes(self) -> list[float]:
@@ -202,6 +220,18 @@ class Loop:
             "rank": launch.rank,
             "node": launch.node,
         }
+
+    def _snapshot(self, clock: _Clock) -> None:
+        blocked = self._snapshots.take(self._state.step, clock.end - clock.start) if self._snapshots else 0.0
+        if blocked:
+            self._stall += blocked
+            self._snapshot_stall += blocked
+            self._report(
+                stall_seconds=self._stall,
+                snapshot_seconds=self._snapshot_stall,
+                snapshot_step=self._state.step,
+                snapshot_attempt=self._launch.attempt,
+            )
 
     def _save(self) -> None:
         self._enter(Phase.CHECKPOINT, f"save {self._state.step}")

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from pathlib import Path
 
 from torch import distributed
 
-from megascale.data.samples import SampleStream
 from megascale.engine.context import RankLaunch
 from megascale.engine.device import Device, open_device
 from megascale.engine.faults import FaultInjector
@@ -16,11 +14,16 @@ from megascale.engine.feed import Feed
 from megascale.engine.groups import Groups, build_groups, connect
 from megascale.engine.loop import Loop
 from megascale.engine.metrics import MetricsLog
+from megascale.engine.node_data import NodeData
+from megascale.engine.overlap import decide
 from megascale.engine.peak import PeakFile, measure_flops, rated_flops
 from megascale.engine.plan import Plan, make_plan
 from megascale.engine.rng import seed_all
 from megascale.engine.saving import Checkpointer
+from megascale.engine.snapshots import Snapshots
 from megascale.engine.state import EngineState, build_engine
+from megascale.errors import CheckpointCorruptError
+from megascale.model.kernels import choose_backend
 from megascale.observe.rankfile import Phase, RankFile
 
 
@@ -34,13 +37,13 @@ def run_rank(launch: RankLaunch, rank_file: RankFile) -> int:
 
     Raises:
         InputError: the manifest, the data or the layout does not fit.
-        CheckpointCorruptError: the checkpoint to resume from is damaged.
+        CheckpointCorruptError: the checkpoint or snapshot to resume from is damaged.
     """
     plan = make_plan(launch)
     rank_file.update(phase=Phase.STARTUP, pid=os.getpid())
     # Opened before peers are waited for: bad data fails every rank at once, with its own message.
     data = plan.megatron.data
-    samples = SampleStream.open(Path(data.path), data.sequence_length, plan.megatron.seed)
+    node_data = NodeData(launch, plan)
     with open_device(launch.local_rank) as device:
         groups = _join(launch, plan, device)
         rank_file.update(groups_at=time.monotonic())
@@ -48,20 +51,21 @@ def run_rank(launch: RankLaunch, rank_file: RankFile) -> int:
         state = _build(launch, plan, groups, device)
         faults = FaultInjector(plan.spec.faults, launch)
         checkpointer = Checkpointer(launch, plan, state, rank_file, faults)
-        if launch.resume is not None:
-            checkpointer.resume(launch.resume)
+        snapshots = Snapshots.open(launch, state) if launch.snapshot_folders else None
+        _resume(launch, checkpointer, snapshots)
         rank_file.update(
             loaded_at=time.monotonic(), step=state.step, tokens=state.step * plan.tokens_per_step
         )
         peak_flops = _peak_flops(launch, device)
         rank_file.update(peak_flops=peak_flops)
         feed = Feed(
-            samples,
+            node_data.connect(),
             global_batch=data.global_batch,
             micro_batch=data.micro_batch,
             data_rank=groups.place.data,
             data_size=groups.layout.data,
             device=device.place,
+            within_documents=plan.megatron.model.within_documents,
         )
         with MetricsLog(launch.run_dir / "metrics.jsonl") as metrics:
             loop = Loop(
@@ -73,11 +77,28 @@ def run_rank(launch: RankLaunch, rank_file: RankFile) -> int:
                 metrics=metrics,
                 faults=faults,
                 saver=checkpointer,
+                snapshots=snapshots,
                 peak_flops=peak_flops,
             )
             code = loop.run()
         distributed.destroy_process_group()
         return code
+
+
+def _resume(launch: RankLaunch, checkpointer: Checkpointer, snapshots: Snapshots | None) -> None:
+    if launch.resume is None:
+        return
+    if launch.tier == "durable":
+        checkpointer.resume(launch.resume)
+    elif snapshots is not None:
+        snapshots.resume(launch.resume)
+    else:
+        raise CheckpointCorruptError(
+            f"snapshot in memory of step {launch.resume.step}: there is no place for snapshots here",
+            step=launch.resume.step,
+            attempt=launch.resume.attempt,
+            tier=launch.tier,
+        )
 
 
 def _join(launch: RankLaunch, plan: Plan, device: Device) -> Groups:
@@ -94,15 +115,27 @@ def _join(launch: RankLaunch, plan: Plan, device: Device) -> Groups:
 
 def _build(launch: RankLaunch, plan: Plan, groups: Groups, device: Device) -> EngineState:
     megatron = plan.megatron
+    dtype = device.dtype(megatron.precision)
+    attention = choose_backend(megatron.model.attention, device.place, dtype)
+    overlap = decide(megatron.overlap, plan.layout)
+    if launch.rank == 0:
+        print(
+            f"attention: {attention.backend.name} ({attention.reason})",
+            *overlap.features,
+            sep="\n",
+            flush=True,
+        )
     return build_engine(
         plan.shape,
         megatron.optimizer,
         groups,
         sequence_length=megatron.data.sequence_length,
         device=device.place,
-        dtype=device.dtype(megatron.precision),
+        dtype=dtype,
         seed=megatron.seed if launch.resume is None else None,
         recompute=megatron.recompute,
+        backend=attention.backend,
+        overlap=overlap,
     )
 
 

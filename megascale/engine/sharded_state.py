@@ -2,8 +2,8 @@
 
 megatron-core's distributed optimizer gives each data-parallel rank a flat range of every parameter buffer;
 the part of a parameter that falls into it is a flat range of that parameter's local shape, which is a box of
-the whole model's tensor. Saved are the fp32 masters and both moments; the model's own parameters follow
-from the masters (`EngineState.publish_masters`).
+the whole model's tensor. Saved are the fp32 masters and the optimizer's moments; the model's own parameters
+follow from the masters (`EngineState.publish_masters`).
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from torch import Tensor
 from megascale.checkpoint import Piece, flat_range_boxes
 from megascale.engine.state import EngineState
 from megascale.model.parameters import ParameterBox
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def pieces(state: EngineState) -> list[Piece]:
@@ -42,7 +40,7 @@ def _pieces(state: EngineState, *, owned_only: bool) -> Iterator[Piece]:
         owned = not box.copy and (box.sharded or is_first_of_tensor)
         if owned or not owned_only:
             yield from _pieces_of(box, "master", master, start, end)
-            for moment in MOMENTS:
+            for moment in state.inner.moments:
                 yield from _pieces_of(box, moment, state.inner.state[master][moment], start, end)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from megatron.core.distributed import (
@@ -17,12 +18,18 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
 from megascale.engine.groups import Groups
+from megascale.engine.overlap import Overlap, decide
 from megascale.job.megatron import Optimizer
+from megascale.job.megatron import Overlap as Asked
+from megascale.model.attention import Backend
 from megascale.model.gpt import Gpt, Recompute, transformer_config
 from megascale.model.parameters import ParameterBox, initialise, parameter_boxes
 from megascale.model.shape import ModelShape
 from megascale.optim.adamw import AdamW
 from megascale.optim.lamb import Lamb, Range
+from megascale.optim.lion import Lion
+
+_OPTIMIZERS: Final[dict[str, type[AdamW]]] = {"lamb": Lamb, "adamw": AdamW, "lion": Lion}
 
 
 @dataclass(slots=True)
@@ -35,7 +42,7 @@ class EngineState:
         chunks: model chunks under distributed data parallel, in the order of the virtual stages.
         boxes: the rank's parameters as boxes of the whole model's, in megatron-core's order.
         optimizer: megatron-core's distributed optimizer; owns the fp32 masters of this rank's ranges.
-        inner: the optimizer inside it, which owns `exp_avg`, `exp_avg_sq` and the number of updates.
+        inner: the optimizer inside it, which owns the moments and the number of updates.
         step: last completed step of the job.
     """
 
@@ -72,9 +79,27 @@ class EngineState:
         for chunk in self.chunks:
             chunk.start_param_sync(force_sync=True)
 
+    def prefetch_parameters(self) -> None:
+        """Begin to gather the parameters that the next forward pass needs first."""
+        group = self.chunks[0].bucket_groups[-1]
+        if group.ddp_config.overlap_param_gather and not group.param_gather_dispatched:
+            group.start_param_sync()
+
+    def finish_gathering(self) -> None:
+        """Wait for what `prefetch_parameters` began."""
+        for chunk in self.chunks:
+            for group in chunk.bucket_groups:
+                if group.param_gather_handle is not None:
+                    group.param_gather_handle.wait()
+                    group.param_gather_handle = None
+
 
 def _build_chunks(
-    shape: ModelShape, config: TransformerConfig, sequence_length: int, groups: Groups
+    shape: ModelShape,
+    config: TransformerConfig,
+    sequence_length: int,
+    groups: Groups,
+    backend: Backend | None,
 ) -> list[Gpt]:
     layout, place = groups.layout, groups.place
     last_stage = layout.pipeline - 1
@@ -87,17 +112,33 @@ def _build_chunks(
             first=place.pipeline == 0 and chunk == 0,
             last=place.pipeline == last_stage and chunk == layout.interleave - 1,
             chunk=chunk if layout.interleave > 1 else None,
+            backend=backend,
         )
         for chunk in range(layout.interleave)
     ]
 
 
+def _gather_once(chunk: DistributedDataParallel) -> Callable[..., None]:
+    """Begins to gather a chunk's parameters, but for those already under way."""
+
+    def gather(*_parameters: object) -> None:
+        for group in chunk.bucket_groups:
+            if not group.param_gather_dispatched:
+                group.start_param_sync()
+
+    return gather
+
+
 def _wrap_chunks(
-    chunks: Sequence[Gpt], config: TransformerConfig, groups: Groups
+    chunks: Sequence[Gpt], config: TransformerConfig, groups: Groups, overlap: Overlap
 ) -> list[DistributedDataParallel]:
     ddp_config = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
-        overlap_grad_reduce=groups.layout.data > 1,
+        overlap_grad_reduce=overlap.gradient_reduce,
+        overlap_param_gather=overlap.parameter_gather,
+        # The schedule of several chunks begins each chunk's gather ahead of its turn.
+        align_param_gather=overlap.parameter_gather and len(chunks) > 1,
+        bucket_size=overlap.bucket_size,
         use_distributed_optimizer=True,
     )
     wrapped = [
@@ -107,12 +148,14 @@ def _wrap_chunks(
         )
         for index, chunk in enumerate(chunks)
     ]
-    if groups.layout.data > 1:
+    if overlap.gradient_reduce:
         no_sync = [chunk.no_sync for chunk in wrapped]
         start = [chunk.start_grad_sync for chunk in wrapped]
         config.no_sync_func = no_sync if len(wrapped) > 1 else no_sync[0]
         if len(wrapped) > 1:
             config.grad_sync_func = start
+    if overlap.parameter_gather and len(wrapped) > 1:
+        config.param_sync_func = [_gather_once(chunk) for chunk in wrapped]
     config.finalize_model_grads_func = finalize_model_grads
     return wrapped
 
@@ -123,8 +166,9 @@ def _inner_optimizer(parameters: Sequence[nn.Parameter], settings: Optimizer) ->
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": settings.weight_decay},
         {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
     ]
-    kind = Lamb if settings.name == "lamb" else AdamW
-    return kind(groups, lr=0.0, betas=(settings.beta1, settings.beta2), eps=settings.eps)
+    return _OPTIMIZERS[settings.name](
+        groups, lr=0.0, betas=(settings.beta1, settings.beta2), eps=settings.eps
+    )
 
 
 def _distribute(
@@ -159,21 +203,31 @@ def build_engine(
     dtype: torch.dtype,
     seed: int | None,
     recompute: Recompute = "none",
+    backend: Backend | None = None,
+    overlap: Overlap | None = None,
 ) -> EngineState:
     """Build this rank's part of the model and its optimizer; collective over all ranks.
 
     Args:
         seed: initial values are drawn from it; None = left undefined, to be overwritten by a checkpoint.
         recompute: activations that the backward pass computes again.
+        backend: who computes attention, None = the reference.
+        overlap: communication beside compute, None = all that is supported.
     """
+    overlap = overlap or decide(Asked(), groups.layout)
     config = transformer_config(
-        shape, groups.layout, dtype=dtype, on_cpu=device.type == "cpu", recompute=recompute
+        shape,
+        groups.layout,
+        dtype=dtype,
+        on_cpu=device.type == "cpu",
+        recompute=recompute,
+        overlap_pipeline=overlap.pipeline,
     )
-    models = _build_chunks(shape, config, sequence_length, groups)
+    models = _build_chunks(shape, config, sequence_length, groups, backend)
     boxes = [box for model in models for box in parameter_boxes(model, shape)]
     if seed is not None:
         initialise(boxes, shape, seed)
-    chunks = _wrap_chunks(models, config, groups)
+    chunks = _wrap_chunks(models, config, groups, overlap)
     inner = _inner_optimizer([box.parameter for box in boxes], settings)
     optimizer = _distribute(inner, chunks, config, groups)
     inner.allocate_state()

@@ -13,6 +13,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
 from torch import Tensor, distributed
 
+from megascale.engine.feed import MicroBatch
 from megascale.engine.state import EngineState
 
 
@@ -65,12 +66,8 @@ class Stepper:
             P2PCommunicator(state.groups.collection.pp, state.config) if layout.pipeline > 1 else None
         )
 
-    def forward_backward(self, batches: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """Leave the mean gradient of the global batch in the gradient buffers; collective.
-
-        Args:
-            batches: (tokens, labels) of each micro-batch, (micro_batch, sequence_length).
-        """
+    def forward_backward(self, batches: Sequence[MicroBatch]) -> None:
+        """Leave the mean gradient of the global batch in the gradient buffers; collective."""
         for chunk in self._state.chunks:
             chunk.zero_grad_buffer()
         self._losses.clear()
@@ -88,12 +85,12 @@ class Stepper:
             pg_collection=self._state.groups.collection,
         )
 
-    def _forward(self, batches: Iterator[tuple[Tensor, Tensor]], model: Any) -> tuple[Tensor, Any]:  # noqa: ANN401
+    def _forward(self, batches: Iterator[MicroBatch], model: Any) -> tuple[Tensor, Any]:  # noqa: ANN401
         micro_batch = self._forwards // len(self._state.chunks)
         self._forwards += 1
-        tokens, labels = next(batches)
+        batch = next(batches)
         self._on_forward(micro_batch)
-        output = model(tokens, None, None, labels=labels)
+        output = model(batch.tokens, None, batch.borders, labels=batch.labels)
         output.register_hook(lambda _grad: self._on_backward(micro_batch))
         return output, self._loss
 

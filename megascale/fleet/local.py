@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -21,6 +22,7 @@ from typing import Final
 
 import psutil
 
+from megascale.checkpoint.snapshot_folders import remove_folders
 from megascale.fleet.base import FleetRefusedError, Health, SlotEvent
 from megascale.observe.rundir import RunDir, write_atomically
 
@@ -51,6 +53,7 @@ class LocalFleet:
         self._run.agents.mkdir(parents=True, exist_ok=True)
         for path in sorted(self._run.agents.glob("*.json")):
             self._adopt(path)
+        remove_folders(self._run.root, keep=self._slots)
 
     def _adopt(self, path: Path) -> None:
         try:
@@ -110,10 +113,16 @@ class LocalFleet:
             os.killpg(slot.pid, signal.SIGKILL)
         slot.gone.set()
         if not slot.released:
+            clean = functools.partial(remove_folders, self._run.root, only=slot.node)
+            asyncio.get_running_loop().run_in_executor(None, clean)
             how = f" ({_exit_words(code)})" if code is not None else ""
             self._on_event(SlotEvent(slot.node, f"the agent of {slot.node} ended{how}", time.time()))
 
     async def release(self, node: str) -> None:
+        await self._end(node)
+        remove_folders(self._run.root, only=node)
+
+    async def _end(self, node: str) -> None:
         slot = self._slots.get(node)
         if slot is None or slot.gone.is_set():
             return
@@ -128,7 +137,7 @@ class LocalFleet:
             await slot.gone.wait()
 
     async def restart(self, node: str) -> None:
-        await self.release(node)
+        await self._end(node)
         self._spawn(node)
 
     async def quarantine(self, node: str, incident: str) -> None:
@@ -151,6 +160,7 @@ class LocalFleet:
         await asyncio.gather(*(self.release(node) for node in list(self._slots)))
         for path in self._run.agents.glob("*.json"):
             path.unlink(missing_ok=True)
+        remove_folders(self._run.root)
 
 
 def _exit_words(code: int) -> str:

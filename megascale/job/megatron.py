@@ -70,6 +70,11 @@ class Model(Section):
         Words("letters S (layer with the window) and L (layer that sees all keys), such as S, SL or SSSL"),
     ] = "S"
     """Which layers have the window, repeated over the layers: S has it, L sees all keys; SL alternates."""
+    within_documents: bool = False
+    """Attention stays within documents; false: over the borders of those packed into a sample."""
+    attention: Literal["auto", "flash", "varlen", "reference"] = "auto"
+    """Who computes attention: flash = the flash-attn package, varlen = torch's FlashAttention-2, reference =
+    torch with an explicit mask; auto = the first of them that runs here."""
     tied_embeddings: bool = True
     """Use the input embedding as the output layer too."""
     vocab_size: Annotated[int, Field(ge=2, le=MAX_INT)] = BYTE_VOCAB_SIZE
@@ -126,8 +131,11 @@ class Parallelism(Section):
 class Schedule(Section):
     """How the learning rate moves over the steps of the job."""
 
-    name: Literal["cosine", "constant"] = "cosine"
-    """cosine: from lr down to minLr at the last step; constant: lr throughout."""
+    name: Literal["cosine", "constant", "wsd"] = "cosine"
+    """cosine: from lr down to minLr at the last step; constant: lr throughout; wsd: lr, then straight down to
+    minLr over the last decayFraction of the steps."""
+    decay_fraction: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """Part of the steps that wsd decays over."""
     warmup_steps: Natural = 0
     """The rate rises linearly from 0 to lr over these steps."""
 
@@ -135,12 +143,13 @@ class Schedule(Section):
 class Optimizer(Section):
     """The optimizer and its learning rate."""
 
-    name: Literal["lamb", "adamw"] = "lamb"
-    """lamb: Adam with a trust ratio per parameter, for large batches (MegaScale 3.1); adamw: AdamW."""
+    name: Literal["lamb", "adamw", "lion"] = "lamb"
+    """lamb: Adam with a trust ratio per parameter, for large batches (MegaScale 3.1); adamw: AdamW; lion: the
+    sign of a momentum, with half of Adam's state; it wants a smaller lr and a larger weightDecay."""
     lr: Annotated[float, Field(gt=0, le=100)] = 0.002
     """Highest learning rate, reached after the warm-up."""
     min_lr: Annotated[float, Field(ge=0, le=100)] = 0.0
-    """Learning rate at the last step of a cosine schedule."""
+    """Learning rate at the last step of a cosine or wsd schedule."""
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.01
     """Decoupled weight decay; norms and biases are left out."""
     beta1: Decay = 0.9
@@ -167,6 +176,23 @@ class Optimizer(Section):
         return self
 
 
+class Overlap(Section):
+    """Communication beside compute (MegaScale 3.2); what is not supported stays off, and the log says why."""
+
+    gradient_reduce: bool = True
+    """Reduce gradients of later layers while earlier ones compute theirs."""
+    parameter_gather: bool = True
+    """Gather updated parameters during the next forward pass, the first of them while its data loads."""
+    pipeline: bool = True
+    """Send and receive between stages while computing; needs interleave."""
+    tensor: bool = True
+    """Gather and reduce-scatter inside the products of tensor-parallel layers; needs Transformer Engine."""
+    bucket_size: Annotated[Count | None, Words(default="40 million, or 1 million x data-parallel size")] = (
+        None
+    )
+    """Parameters per message of the data-parallel ranks."""
+
+
 class Megatron(Section):
     """Train a GPT with the Megatron-core engine."""
 
@@ -178,6 +204,8 @@ class Megatron(Section):
     """The optimizer and its learning rate."""
     data: Data
     """Training data and batch sizes."""
+    overlap: Overlap = Overlap()
+    """Communication beside compute."""
     seed: Natural = 1234
     """Seed of the weights and of the order of the samples."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"

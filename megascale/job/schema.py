@@ -21,6 +21,7 @@ from megascale.job.base import (
     refuse,
 )
 from megascale.job.megatron import Megatron
+from megascale.job.network import Network
 from megascale.job.rules import node_counts, spec_problems
 
 API_VERSION = "megascale.io/v1alpha1"
@@ -257,6 +258,8 @@ class JobSpec(Section):
     """The job is complete after this optimizer step."""
     runtime: Runtime
     """What the ranks run."""
+    network: Network = Network()
+    """How long a link may be silent before anything gives up."""
     checkpoint: Checkpoint = Checkpoint()
     """When and where the training state is saved."""
     health: Health = Health()

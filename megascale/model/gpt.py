@@ -47,7 +47,13 @@ def _expert_options(shape: ModelShape) -> dict[str, Any]:
 
 
 def transformer_config(
-    shape: ModelShape, layout: Layout, *, dtype: torch.dtype, on_cpu: bool, recompute: Recompute = "none"
+    shape: ModelShape,
+    layout: Layout,
+    *,
+    dtype: torch.dtype,
+    on_cpu: bool,
+    recompute: Recompute = "none",
+    overlap_pipeline: bool = True,
 ) -> TransformerConfig:
     """megatron-core's configuration of `shape`; it leaves parameters to `parameters.initialise`."""
     return TransformerConfig(
@@ -71,8 +77,9 @@ def transformer_config(
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=dtype is torch.bfloat16,
-        # The interleaved schedule sends and receives while it computes; 1F1B does both in one batch.
-        overlap_p2p_comm=layout.interleave > 1,
+        # The interleaved schedule can send and receive while it computes; 1F1B does both in one batch. Batched,
+        # the messages of two chunks between the same two ranks would be mixed up by gloo.
+        overlap_p2p_comm=layout.interleave > 1 and overlap_pipeline,
         batch_p2p_comm=layout.interleave == 1,
         batch_p2p_sync=False,
         # gloo still reads a sent tensor after the schedule would have freed it.

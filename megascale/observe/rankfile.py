@@ -30,7 +30,7 @@ _SEQUENCE_AT: Final = 64
 _RECORD_AT: Final = 72
 _LAST_WORDS_AT: Final = 4096
 _COLLECTIVE_BYTES: Final = 48
-_RECORD: Final = struct.Struct(f"<6q2d5q9d{_COLLECTIVE_BYTES}s")
+_RECORD: Final = struct.Struct(f"<6q2d5q9d{_COLLECTIVE_BYTES}s2qd")
 _READ_TRIES: Final = 64
 
 
@@ -73,6 +73,8 @@ class RankRecord:
         updated_at: last write; progress_at: completion of `step`.
         groups_at, loaded_at, first_step_at: milestones of this launch.
         step_seconds: duration of `step`; stall_seconds: time blocked by saves, summed over this launch.
+        snapshot_step, snapshot_attempt: newest snapshot in memory, -1 = none in this launch.
+        snapshot_seconds: the part of stall_seconds that snapshots took.
         flops: floating-point operations per second of this rank during `step`.
         peak_flops: measured or rated peak of this rank's device, 0.0 = unknown.
         collective: name of the collective entered last.
@@ -101,9 +103,13 @@ class RankRecord:
     flops: float = 0.0
     peak_flops: float = 0.0
     collective: str = ""
+    snapshot_step: int = -1
+    snapshot_attempt: int = -1
+    snapshot_seconds: float = 0.0
 
 
 _FIELDS: Final = tuple(field.name for field in fields(RankRecord))
+_COLLECTIVE: Final = _FIELDS.index("collective")
 
 
 class RankFile:
@@ -147,7 +153,7 @@ class RankFile:
         """Replace the whole record."""
         self._record = record
         values = [getattr(record, name) for name in _FIELDS]
-        values[-1] = record.collective.encode()[:_COLLECTIVE_BYTES]
+        values[_COLLECTIVE] = record.collective.encode()[:_COLLECTIVE_BYTES]
         sequence = int.from_bytes(self._memory[_SEQUENCE_AT:_RECORD_AT], "little") | 1
         self._memory[_SEQUENCE_AT:_RECORD_AT] = sequence.to_bytes(8, "little")
         _RECORD.pack_into(self._memory, _RECORD_AT, *values)
@@ -196,5 +202,5 @@ class RankFile:
 
 
 def _unpacked(values: tuple[Any, ...]) -> RankRecord:
-    collective = values[-1].rstrip(b"\0").decode(errors="replace")
-    return RankRecord(**dict(zip(_FIELDS, (*values[:-1], collective), strict=True)))
+    named = dict(zip(_FIELDS, values, strict=True))
+    return RankRecord(**named | {"collective": named["collective"].rstrip(b"\0").decode(errors="replace")})

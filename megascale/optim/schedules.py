@@ -9,16 +9,18 @@ from typing import Literal
 def learning_rate(
     step: int,
     *,
-    name: Literal["cosine", "constant"],
+    name: Literal["cosine", "constant", "wsd"],
     peak: float,
     floor: float,
     warmup_steps: int,
     total_steps: int,
+    decay_fraction: float = 0.2,
 ) -> float:
     """The learning rate of `step` (1-based).
 
     Linear warm-up reaches `peak` at step `warmup_steps`. After it "constant" stays there and "cosine"
-    falls along half a cosine to `floor` at `total_steps`.
+    falls along half a cosine to `floor` at `total_steps`. "wsd" (warm-up, stable, decay: Hu et al. 2024)
+    stays there too, and falls in a straight line over the last `decay_fraction` of the steps.
 
     Raises:
         ValueError: unknown name.
@@ -30,4 +32,8 @@ def learning_rate(
     if name == "cosine":
         progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
         return floor + (peak - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
-    raise ValueError(f"unknown schedule {name!r}, expected 'cosine' or 'constant'")
+    if name == "wsd":
+        decay_steps = min(decay_fraction * total_steps, total_steps - warmup_steps)
+        left = min(1.0, max(0, total_steps - step) / decay_steps) if decay_steps > 0 else 1.0
+        return floor + (peak - floor) * left
+    raise ValueError(f"unknown schedule {name!r}, expected 'cosine', 'constant' or 'wsd'")

@@ -39,7 +39,7 @@ class AgentMessage(_message.Message):
     def __init__(self, fence: _Optional[_Union[Fence, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., report: _Optional[_Union[Report, _Mapping]] = ..., exit: _Optional[_Union[RankExit, _Mapping]] = ..., log: _Optional[_Union[LogMatch, _Mapping]] = ..., result: _Optional[_Union[CommandResult, _Mapping]] = ..., evidence: _Optional[_Union[Evidence, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("pid", "ranks", "labels")
+    __slots__ = ("pid", "ranks", "labels", "snapshots")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -50,13 +50,15 @@ class Hello(_message.Message):
     PID_FIELD_NUMBER: _ClassVar[int]
     RANKS_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOTS_FIELD_NUMBER: _ClassVar[int]
     pid: int
     ranks: _containers.RepeatedScalarFieldContainer[int]
     labels: _containers.ScalarMap[str, str]
-    def __init__(self, pid: _Optional[int] = ..., ranks: _Optional[_Iterable[int]] = ..., labels: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    snapshots: _containers.RepeatedCompositeFieldContainer[Commit]
+    def __init__(self, pid: _Optional[int] = ..., ranks: _Optional[_Iterable[int]] = ..., labels: _Optional[_Mapping[str, str]] = ..., snapshots: _Optional[_Iterable[_Union[Commit, _Mapping]]] = ...) -> None: ...
 
 class RankStatus(_message.Message):
-    __slots__ = ("rank", "pid", "step", "phase", "micro_batch", "tokens", "loss", "grad_norm", "step_seconds", "stall_seconds", "progress_at", "groups_at", "loaded_at", "first_step_at", "saved_step", "saved_attempt", "flops", "peak_flops")
+    __slots__ = ("rank", "pid", "step", "phase", "micro_batch", "tokens", "loss", "grad_norm", "step_seconds", "stall_seconds", "progress_at", "groups_at", "loaded_at", "first_step_at", "saved_step", "saved_attempt", "flops", "peak_flops", "snapshot_step", "snapshot_attempt", "snapshot_seconds")
     RANK_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
@@ -75,6 +77,9 @@ class RankStatus(_message.Message):
     SAVED_ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     FLOPS_FIELD_NUMBER: _ClassVar[int]
     PEAK_FLOPS_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_STEP_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     rank: int
     pid: int
     step: int
@@ -93,7 +98,10 @@ class RankStatus(_message.Message):
     saved_attempt: int
     flops: float
     peak_flops: float
-    def __init__(self, rank: _Optional[int] = ..., pid: _Optional[int] = ..., step: _Optional[int] = ..., phase: _Optional[str] = ..., micro_batch: _Optional[int] = ..., tokens: _Optional[int] = ..., loss: _Optional[float] = ..., grad_norm: _Optional[float] = ..., step_seconds: _Optional[float] = ..., stall_seconds: _Optional[float] = ..., progress_at: _Optional[float] = ..., groups_at: _Optional[float] = ..., loaded_at: _Optional[float] = ..., first_step_at: _Optional[float] = ..., saved_step: _Optional[int] = ..., saved_attempt: _Optional[int] = ..., flops: _Optional[float] = ..., peak_flops: _Optional[float] = ...) -> None: ...
+    snapshot_step: int
+    snapshot_attempt: int
+    snapshot_seconds: float
+    def __init__(self, rank: _Optional[int] = ..., pid: _Optional[int] = ..., step: _Optional[int] = ..., phase: _Optional[str] = ..., micro_batch: _Optional[int] = ..., tokens: _Optional[int] = ..., loss: _Optional[float] = ..., grad_norm: _Optional[float] = ..., step_seconds: _Optional[float] = ..., stall_seconds: _Optional[float] = ..., progress_at: _Optional[float] = ..., groups_at: _Optional[float] = ..., loaded_at: _Optional[float] = ..., first_step_at: _Optional[float] = ..., saved_step: _Optional[int] = ..., saved_attempt: _Optional[int] = ..., flops: _Optional[float] = ..., peak_flops: _Optional[float] = ..., snapshot_step: _Optional[int] = ..., snapshot_attempt: _Optional[int] = ..., snapshot_seconds: _Optional[float] = ...) -> None: ...
 
 class Report(_message.Message):
     __slots__ = ("ranks",)
@@ -142,18 +150,20 @@ class LogMatch(_message.Message):
     def __init__(self, rank: _Optional[int] = ..., attempt: _Optional[int] = ..., rule: _Optional[str] = ..., category: _Optional[str] = ..., action: _Optional[str] = ..., line: _Optional[str] = ..., at: _Optional[float] = ...) -> None: ...
 
 class CommandResult(_message.Message):
-    __slots__ = ("command_id", "ok", "reason", "unreaped", "store_port")
+    __slots__ = ("command_id", "ok", "reason", "unreaped", "store_port", "snapshots")
     COMMAND_ID_FIELD_NUMBER: _ClassVar[int]
     OK_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     UNREAPED_FIELD_NUMBER: _ClassVar[int]
     STORE_PORT_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOTS_FIELD_NUMBER: _ClassVar[int]
     command_id: str
     ok: bool
     reason: str
     unreaped: _containers.RepeatedScalarFieldContainer[int]
     store_port: int
-    def __init__(self, command_id: _Optional[str] = ..., ok: _Optional[bool] = ..., reason: _Optional[str] = ..., unreaped: _Optional[_Iterable[int]] = ..., store_port: _Optional[int] = ...) -> None: ...
+    snapshots: _containers.RepeatedCompositeFieldContainer[Commit]
+    def __init__(self, command_id: _Optional[str] = ..., ok: _Optional[bool] = ..., reason: _Optional[str] = ..., unreaped: _Optional[_Iterable[int]] = ..., store_port: _Optional[int] = ..., snapshots: _Optional[_Iterable[_Union[Commit, _Mapping]]] = ...) -> None: ...
 
 class RankEvidence(_message.Message):
     __slots__ = ("rank", "process_state", "step", "phase", "micro_batch", "stack")
@@ -216,7 +226,7 @@ class HostStore(_message.Message):
     def __init__(self, attempt: _Optional[int] = ...) -> None: ...
 
 class Launch(_message.Message):
-    __slots__ = ("attempt", "node_rank", "nodes", "store_host", "store_port", "resume", "lineage")
+    __slots__ = ("attempt", "node_rank", "nodes", "store_host", "store_port", "resume", "lineage", "tier")
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     NODE_RANK_FIELD_NUMBER: _ClassVar[int]
     NODES_FIELD_NUMBER: _ClassVar[int]
@@ -224,6 +234,7 @@ class Launch(_message.Message):
     STORE_PORT_FIELD_NUMBER: _ClassVar[int]
     RESUME_FIELD_NUMBER: _ClassVar[int]
     LINEAGE_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
     attempt: int
     node_rank: int
     nodes: int
@@ -231,7 +242,8 @@ class Launch(_message.Message):
     store_port: int
     resume: Commit
     lineage: _containers.RepeatedCompositeFieldContainer[LineageEntry]
-    def __init__(self, attempt: _Optional[int] = ..., node_rank: _Optional[int] = ..., nodes: _Optional[int] = ..., store_host: _Optional[str] = ..., store_port: _Optional[int] = ..., resume: _Optional[_Union[Commit, _Mapping]] = ..., lineage: _Optional[_Iterable[_Union[LineageEntry, _Mapping]]] = ...) -> None: ...
+    tier: str
+    def __init__(self, attempt: _Optional[int] = ..., node_rank: _Optional[int] = ..., nodes: _Optional[int] = ..., store_host: _Optional[str] = ..., store_port: _Optional[int] = ..., resume: _Optional[_Union[Commit, _Mapping]] = ..., lineage: _Optional[_Iterable[_Union[LineageEntry, _Mapping]]] = ..., tier: _Optional[str] = ...) -> None: ...
 
 class Commit(_message.Message):
     __slots__ = ("step", "attempt")

@@ -22,6 +22,7 @@ from megascale.sim.world import EPOCH_S, World, WorldSpec
 ENDLESS_STEPS = 1_000_000_000
 _SEARCH_BACK_S = 3600.0
 _LAUNCH_TIMEOUT_S = 3600.0
+_NEW_DRIVER_S = 60.0
 _BLAMELESS_AFTER_S = DAY_S
 
 
@@ -156,7 +157,9 @@ class Campaign:
         for machine in self.world.cluster.machines.values():
             machine.defect = ""
         if self.world.driver.core.record.stage is Stage.FINISHED:
-            self.world.network.publish(ManualCommand("reopen", "a person repaired the cause", by="on-call"))
+            self.world.driver.die()
+            reopen = ManualCommand("reopen", "a person repaired the cause", by="on-call")
+            self.world.agenda.after(_NEW_DRIVER_S, lambda: self.world.network.publish(reopen))
 
 
 def _attribute(ledger: Ledger, incident: Incident, at: float) -> None:

@@ -50,11 +50,11 @@ class Cluster:
         storage: Storage,
         echo: bool,
         launch_timeout_s: float,
-        checks_repairs: bool,
+        checks_returns: bool,
     ) -> None:
         self.machines = {machine.name: machine for machine in machines}
         self.work, self.ranks_per_node, self.echo = work, ranks_per_node, echo
-        self.launch_timeout_s, self.checks_repairs = launch_timeout_s, checks_repairs
+        self.launch_timeout_s, self.checks_returns = launch_timeout_s, checks_returns
         self.agenda, self.delays, self.network, self.storage = agenda, delays, network, storage
         self.fleet = Fleet(agenda, delays, self._boot_granted, list(machines))
         self.runs: dict[int, Run] = {}
@@ -109,7 +109,7 @@ class Cluster:
         machine.stop_agent()
         broken = bool(machine.defect) or not machine.power or machine.stuck
         stage = "repair" if broken else "clean"
-        self.fleet.give_back(machine, self.delays.sample(stage), checked=broken and self.checks_repairs)
+        self.fleet.give_back(machine, self.delays.sample(stage), checked=self.checks_returns)
 
     def fleet_notices(self, machine: Machine, incarnation: str, reason: str, *, planned: bool) -> None:
         """The fleet tells that a node is no more, and takes it back."""
@@ -119,18 +119,23 @@ class Cluster:
 
     # What agents do on command
 
-    def launch(self, machine: Machine, term: int, run: Run) -> str:
-        """Start the ranks of an attempt; "" or why not. Idempotent per attempt."""
-        token = (term, run.attempt)
+    def accept(self, machine: Machine, token: tuple[int, int]) -> str:
+        """Whether an agent takes orders of this (term, attempt): "" or why not."""
         if token < machine.seen:
             return f"{machine.name} has seen term {machine.seen[0]}, attempt {machine.seen[1]}"
         machine.seen = token
+        return ""
+
+    def fork(self, machine: Machine, token: tuple[int, int], run: Run) -> str:
+        """Start the ranks of an attempt that was accepted; "" or why not. Idempotent per attempt."""
+        if token < machine.seen or run.attempt <= machine.killed or not machine.incarnation:
+            return f"{machine.name} was told otherwise meanwhile"
         if machine.launched == run.attempt:
             return ""
         if machine.ranks or machine.run is not None:
             machine.drop_ranks()
         machine.launched, machine.exits, machine.run = run.attempt, [], run
-        first = run.nodes.index(machine.name) * self.ranks_per_node
+        first = run.place[machine.name] * self.ranks_per_node
         machine.ranks = dict.fromkeys(range(first, first + self.ranks_per_node), RUNNING)
         machine.behind = False
         if machine.defect == "unlaunchable":
@@ -143,7 +148,7 @@ class Cluster:
         """Kill ranks of `attempt` or older; whether all were reaped."""
         if (term, attempt) < machine.seen:
             return True
-        machine.seen = (term, attempt)
+        machine.seen, machine.killed = (term, attempt), max(machine.killed, attempt)
         if machine.run is not None and machine.run.attempt <= attempt:
             if machine.stuck:
                 return False

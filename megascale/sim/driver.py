@@ -23,18 +23,32 @@ from megascale.sim.performer import perform
 
 @dataclass(slots=True)
 class RecordStore:
-    """The job record as it is stored, and the manifest: all that outlives a driver."""
+    """The job record as it is stored, and the manifest: all that outlives a driver.
+
+    Attributes:
+        lazy: drivers never die of themselves, so a record is encoded only when the next one reads it.
+    """
 
     policy: Policy
-    snapshot: Json = None
+    lazy: bool = False
     term: int = 0
+    _snapshot: Json = None
+    _source: Core | None = None
 
-    def write(self, term: int, snapshot: Json) -> bool:
+    def write(self, term: int, core: Core) -> bool:
         """Compare-and-swap on the term; False = a newer driver owns the record."""
         if term < self.term:
             return False
-        self.term, self.snapshot = term, snapshot
+        self._source = core
+        if not self.lazy:
+            self._snapshot = core.snapshot()
         return True
+
+    def read(self) -> Core:
+        """A core as of the last write."""
+        if self.lazy and self._source is not None:
+            self._snapshot = self._source.snapshot()
+        return Core(self.policy) if self._snapshot is None else Core.restore(self.policy, self._snapshot)
 
 
 @dataclass(slots=True)
@@ -69,13 +83,12 @@ class SimDriver:
         self.cluster, self.store, self._observer, self._on_death = cluster, store, observer, on_death
         self.term = store.term + 1
         store.term = self.term
-        self.core = (
-            Core(store.policy) if store.snapshot is None else Core.restore(store.policy, store.snapshot)
-        )
+        self.core = store.read()
         self.alive, self.skew_s, self.cut = True, skew_s, cut or Cut()
         self.performed = 0
         self._tick: Timer | None = None
         self._scanned: set[tuple[int, int]] = set()
+        self._scanned_until = 0
         self._missed: list[ev.Event] | None = None
 
     def start(self) -> None:
@@ -114,7 +127,7 @@ class SimDriver:
         before, at = self._written_part(), self.clock
         effects = self.core.step(event, at)
         if effects or self._written_part() != before:
-            if self._is_cut(effects, unwritten=True) or not self.store.write(self.term, self.core.snapshot()):
+            if self._is_cut(effects, unwritten=True) or not self.store.write(self.term, self.core):
                 self.die()
                 return
             self.store.policy = self.core.policy
@@ -162,8 +175,10 @@ class SimDriver:
         cluster = self.cluster
         run = cluster.runs.get(self.core.record.attempt)
         held = run.memory_commit() if run is not None else None
+        storage = cluster.storage
         if held is not None:
-            cluster.storage.landed.setdefault(held, cluster.agenda.now)
-        for commit, at in sorted(cluster.storage.landed.items()):
+            storage.keep_silently(held)
+        unseen, self._scanned_until = storage.history[self._scanned_until :], len(storage.history)
+        for commit in sorted(unseen):
             if (commit.step, commit.attempt) not in self._scanned:
-                self.feed(ev.CommitDone(commit.step, commit.attempt, at))
+                self.feed(ev.CommitDone(commit.step, commit.attempt, storage.landed[commit]))

@@ -104,13 +104,7 @@ class FailureProcess:
         self._note(fault.name, machine, again=again)
         self._summary.note_best(run.position()[0])
         cluster, rank = self._world.cluster, self._rng.choice(list(machine.ranks))
-        if fault.xid is not None:
-            event = HardwareEvent(
-                machine.name, "xid", fault.xid, fault.text or f"Xid {fault.xid}", at=self._world.agenda.now
-            )
-            self._world.agenda.after(
-                self._world.delays.sample("hardwareEvent"), lambda: cluster.network.tell(machine, event)
-            )
+        self._inspect(fault, machine)
         if fault.symptom in ("crash", "userError"):
             error = (fault.error_type, fault.text) if fault.error_type else ("", "")
             if fault.error_type:
@@ -130,6 +124,19 @@ class FailureProcess:
             if fault.symptom == "hang":
                 machine.ranks[rank] = UNINTERRUPTIBLE if self._rng.random() < 0.2 else RUNNING
             run.block(f"{fault.name} on {machine.name}")
+
+    def _inspect(self, fault: FaultClass, machine: Machine) -> None:
+        """What the next rounds of the node's inspection find."""
+        world = self._world
+        sign = "xid" if fault.xid is not None else fault.sign
+        if not sign:
+            return
+        stage = "networkEvent" if sign == "nic" else "hardwareEvent"
+        event = HardwareEvent(machine.name, sign, fault.xid, fault.line, at=world.agenda.now)
+        rounds = 2 if sign == "nic" else 1
+        for number in range(1, rounds + 1):
+            delay = number * world.delays.sample(stage)
+            world.agenda.after(delay, lambda: world.cluster.network.tell(machine, event))
 
     @property
     def _summary(self) -> Summary:

@@ -26,9 +26,9 @@ class Machine:
         exits: ends of ranks of the newest attempt, sent again on every reconnect.
         seen: the highest (term, attempt) a driver showed this agent.
         skew_s: its clock is ahead of true time by this.
-        launched: newest attempt this agent started ranks of, 0 = none.
+        launched, killed: newest attempt this agent started or killed ranks of, 0 = none.
         defect: name of a fault that comes back until the node is repaired, "" = sound.
-        checked: it passed the node checks after its last repair, so an exclusion no longer counts.
+        checked: it passed the node checks since it was given back, so an exclusion no longer counts.
         struck_at: when a fault last struck it, for judging evictions.
         behind: its ranks did not enter the collective all others wait in.
     """
@@ -49,6 +49,7 @@ class Machine:
     delivered_at: float = 0.0
     behind: bool = False
     launched: int = 0
+    killed: int = 0
     checked: bool = False
     struck_at: float = -1e12
 
@@ -58,7 +59,7 @@ class Machine:
         self.incarnation = f"{self.name}/{self.lives}"
         self.exits = []
         self.seen = (0, 0)
-        self.launched = 0
+        self.launched = self.killed = 0
         self.stuck = self.behind = False
         self.drop_ranks()
 

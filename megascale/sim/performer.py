@@ -45,31 +45,63 @@ def _launch(driver: SimDriver, effect: fx.Launch) -> None:
             storage=cluster.storage,
             watcher=cluster,
         )
-    run = cluster.runs[effect.attempt]
-    gathering = Gathering(set(effect.nodes))
+    _Launching(driver, effect, cluster.runs[effect.attempt]).order()
 
-    def settle() -> None:
-        if gathering.failed:
-            reason = next(iter(gathering.failed.values()))
-            driver.feed(ev.EffectFailed(effect.effect_id, reason, tuple(gathering.failed)))
-        elif not gathering.waiting:
-            driver.done(effect)
 
-    def start(machine: Machine) -> None:
-        refusal = cluster.launch(machine, driver.term, run)
-        gathering.waiting.discard(machine.name)
+class _Launching:
+    """A Launch under way: every agent accepts or refuses it on receipt, and forks its ranks later."""
+
+    def __init__(self, driver: SimDriver, effect: fx.Launch, run: Run) -> None:
+        self._driver, self._effect, self._run = driver, effect, run
+        self._waiting = set(effect.nodes)
+        self._answered = False
+
+    def order(self) -> None:
+        cluster, effect = self._driver.cluster, self._effect
+        before = cluster.runs.get(effect.attempt - 1)
+        changed = before is not None and set(before.nodes) != set(effect.nodes)
+        self._extra_s = cluster.delays.sample("promote") if changed else 0.0
+        self._shared_s = cluster.delays.sample("fork") + self._extra_s
+        cluster.agenda.after(cluster.launch_timeout_s, self._give_up)
+        accepted: list[Machine] = []
+        _to_each(self._driver, effect.nodes, "", lambda machine: self._receive(machine, accepted))
+
+    def _receive(self, machine: Machine, together: list[Machine]) -> None:
+        cluster, run = self._driver.cluster, self._run
+        refusal = cluster.accept(machine, (self._driver.term, run.attempt))
         if refusal:
-            gathering.failed[machine.name] = refusal
-        if refusal or not gathering.waiting:
-            settle()
+            self._fail(machine.name, refusal)
+        elif _in_step(self._driver, len(run.nodes)):
+            together.append(machine)
+            if len(together) == 1:
+                cluster.agenda.after(self._shared_s, lambda: self._fork_all(together))
+        else:
+            delay = self._extra_s + cluster.delays.sample("fork")
+            cluster.agenda.after(delay, lambda: self._fork(machine))
 
-    def give_up() -> None:
-        if gathering.waiting and not gathering.failed:
-            gathering.failed = dict.fromkeys(sorted(gathering.waiting), "no answer to Launch")
-            settle()
+    def _fork_all(self, machines: list[Machine]) -> None:
+        for machine in machines:
+            self._fork(machine)
 
-    _to_each(driver, effect.nodes, "fork", start)
-    cluster.agenda.after(cluster.launch_timeout_s, give_up)
+    def _fork(self, machine: Machine) -> None:
+        refusal = self._driver.cluster.fork(machine, (self._driver.term, self._run.attempt), self._run)
+        self._waiting.discard(machine.name)
+        if refusal:
+            self._fail(machine.name, refusal)
+        elif not self._waiting and not self._answered:
+            self._answered = True
+            self._driver.done(self._effect)
+
+    def _fail(self, node: str, reason: str) -> None:
+        if not self._answered:
+            self._answered = True
+            self._driver.feed(ev.EffectFailed(self._effect.effect_id, reason, (node,)))
+
+    def _give_up(self) -> None:
+        if self._waiting and not self._answered:
+            self._answered = True
+            late = tuple(sorted(self._waiting))
+            self._driver.feed(ev.EffectFailed(self._effect.effect_id, "no answer to Launch", late))
 
 
 def _kill(driver: SimDriver, effect: fx.Kill) -> None:
@@ -102,7 +134,7 @@ def _to_each(
     """The same command to many agents; in step when the network has no chaos to offer."""
     cluster = driver.cluster
     machines = [cluster.machines[name] for name in nodes]
-    if cluster.network.loss.drop or len(machines) <= 8:
+    if not _in_step(driver, len(nodes)):
         for machine in machines:
             delay = cluster.delays.sample(stage)
             send = functools.partial(cluster.network.command, machine, action)
@@ -115,6 +147,11 @@ def _to_each(
                 action(machine)
 
     cluster.agenda.after(cluster.delays.sample(stage), all_at_once)
+
+
+def _in_step(driver: SimDriver, nodes: int) -> bool:
+    """Whether many agents may be treated as one: nothing is lost on the way to any of them."""
+    return not driver.cluster.network.loss.drop and nodes > _FEW
 
 
 def _collect(driver: SimDriver, effect: fx.CollectEvidence) -> None:

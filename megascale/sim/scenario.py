@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import re
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -16,6 +17,7 @@ from megascale.job.issues import issues_of
 from megascale.sim.delays import Distribution
 
 BUILT_IN: Final = Path(__file__).parent / "scenarios"
+COMMON: Final = BUILT_IN / "_stages.yaml"
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Basis = Literal["cited", "measured", "derived", "assumed"]
@@ -58,14 +60,17 @@ class Duration(Section):
 class FaultClass(Section):
     """One line of a failure mix.
 
-    `persistent`: share of these faults that strike again on the same node until it is replaced.
+    `persistent`: share of these faults that strike again on the same node until it is replaced;
+    `sign`, `xid`, `line`: what the node's inspection finds; `errorType`, `text`: a rank's last words.
     """
 
     name: str
     weight: Positive
     symptom: Literal["crash", "hang", "unclearHang", "nodeDown", "flap", "userError", "nan", "drain"]
     persistent: Share = 0.0
+    sign: str = ""
     xid: int | None = None
+    line: str = ""
     error_type: str = ""
     text: str = ""
 
@@ -142,9 +147,18 @@ class Scenario(Section):
         return -(-self.gpus // self.gpus_per_node)
 
 
+class CommonStages(Section):
+    """Durations that every scenario starts from."""
+
+    stages: dict[str, Duration]
+
+
+S = TypeVar("S", bound=Section)
+
+
 def names() -> list[str]:
     """Built-in scenarios."""
-    return sorted(path.stem for path in BUILT_IN.glob("*.yaml"))
+    return sorted(path.stem for path in BUILT_IN.glob("[!_]*.yaml"))
 
 
 def load(name: str) -> Scenario:
@@ -156,16 +170,15 @@ def load(name: str) -> Scenario:
     """
     built_in = BUILT_IN / f"{name}.yaml"
     if "/" not in name and built_in.exists():
-        return _read(built_in)
+        return _load(built_in)
     path = Path(name)
     if path.suffix in (".yaml", ".yml") or path.exists():
-        return _read(path)
+        return _load(path)
     hint = did_you_mean(name, names()) or f"built in are {', '.join(names())}; or name a YAML file"
     raise InputError(f"no scenario {name!r} ({hint})")
 
 
-@functools.cache
-def _read(path: Path) -> Scenario:
+def _read(path: Path, kind: type[S]) -> S:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -173,12 +186,20 @@ def _read(path: Path) -> Scenario:
     document = parse(text, str(path))
     issues = list(document.issues.values())
     try:
-        scenario = Scenario.model_validate(document.data, by_alias=True, by_name=False)
+        scenario = kind.model_validate(document.data, by_alias=True, by_name=False)
     except ValidationError as error:
-        raise ManifestError(issues + issues_of(error, document, Place(Scenario))) from error
+        raise ManifestError(issues + issues_of(error, document, Place(kind))) from error
     if issues:
         raise ManifestError(issues)
     return scenario
+
+
+@functools.cache
+def _load(path: Path) -> Scenario:
+    """The file over the common stage durations."""
+    scenario = _read(path, Scenario)
+    stages = {**_read(COMMON, CommonStages).stages, **scenario.stages}
+    return scenario.model_copy(update={"stages": stages})
 
 
 def under_policy(scenario: Scenario, policy: str) -> tuple[Scenario, dict[str, float]]:
@@ -198,4 +219,5 @@ def under_policy(scenario: Scenario, policy: str) -> tuple[Scenario, dict[str, f
         "checkpoints": change.checkpoints or scenario.checkpoints,
         "stages": {**scenario.stages, **change.stages},
     }
-    return scenario.model_copy(update=fields), dict(change.thresholds)
+    thresholds = {re.sub("([A-Z])", r"_\1", name).lower(): value for name, value in change.thresholds.items()}
+    return scenario.model_copy(update=fields), thresholds

@@ -14,13 +14,14 @@ class Storage:
     """What can be read, whoever wrote it. A commit is an exclusive create: the first one counts.
 
     Attributes:
-        landed: commit -> when it became readable.
+        landed: commit -> when it became readable; history: the same in order.
         damaged: commits whose bytes do not match their checksums.
         told: called once for every commit that lands.
     """
 
     agenda: Agenda
     landed: dict[Commit, float] = field(default_factory=dict)
+    history: list[Commit] = field(default_factory=list)
     damaged: set[Commit] = field(default_factory=set)
     told: Callable[[Commit], None] = lambda _: None
     outage_until: float = 0.0
@@ -31,7 +32,14 @@ class Storage:
         self.agenda.at(when, lambda: self.land(commit))
 
     def land(self, commit: Commit) -> None:
+        """It is readable from now on, and whoever listens is told."""
+        if self.keep_silently(commit):
+            self.told(commit)
+
+    def keep_silently(self, commit: Commit) -> bool:
+        """The same without telling; False if it was there already."""
         if commit in self.landed:
-            return
+            return False
         self.landed[commit] = self.agenda.now
-        self.told(commit)
+        self.history.append(commit)
+        return True

@@ -59,7 +59,7 @@ class Summary:
         report = JobReport(
             run.attempt if run else 0,
             run.progress() if run else RankProgress(0),
-            quiet_until=now if held else now + FAR_S,
+            quiet_until=run.blocked_at if run is not None and held else now + FAR_S,
             absent=tuple(sorted(self._absent)),
         )
         self._cluster.network.publish(report)

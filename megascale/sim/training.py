@@ -61,7 +61,8 @@ class Run:
 
     Attributes:
         reached: milestone -> when the slowest rank passed it.
-        blocked: reasons why no step can be completed.
+        place: node -> its place in rank order.
+        blocked: reasons why no step can be completed, since `blocked_at`.
         step: last completed step as of `anchor_at`; `position` gives it for any time.
     """
 
@@ -78,11 +79,13 @@ class Run:
         watcher: Watcher,
     ) -> None:
         self.attempt, self.nodes, self.resume = attempt, nodes, resume
+        self.place = {name: place for place, name in enumerate(nodes)}
         self.work, self._agenda, self._delays = work, agenda, delays
         self._storage, self._watcher = storage, watcher
         self.forked: set[str] = set()
         self.reached: dict[str, float] = {}
         self.blocked: set[str] = set()
+        self.blocked_at = agenda.now
         self.step = resume.step if resume else 0
         self.anchor_at = agenda.now
         self.stall_s = 0.0
@@ -118,6 +121,7 @@ class Run:
             return
         self._freeze()
         self.blocked.add(why)
+        self.blocked_at = self._agenda.now
         self._watcher.run_changed(self)
 
     def unblock(self, why: str) -> None:

@@ -111,7 +111,7 @@ def spec_of(seed: int) -> WorldSpec:
         loss=loss,
         echo=rng.random() < 0.7,
         driver_skew_s=rng.choice((0.0, 0.0, 2.0)),
-        checks_repairs=rng.random() < 0.5,
+        checks_returns=rng.random() < 0.5,
     )
 
 

@@ -32,7 +32,7 @@ class WorldSpec:
         beat_s: period of beats; loss: chaos of the network; echo: see Cluster.
         driver_skew_s: clocks of successive drivers differ by up to this.
         launch_timeout_s: agents that do not answer a Launch by then fail it.
-        checks_repairs: repaired nodes pass the node checks before they are granted again.
+        checks_returns: nodes that were given back pass the node checks before they are granted again.
         summarised: one JobReport stands for all beats, so that quiet times cost nothing.
     """
 
@@ -47,7 +47,7 @@ class WorldSpec:
     driver_skew_s: float = 0.0
     summarised: bool = False
     launch_timeout_s: float = 20.0
-    checks_repairs: bool = True
+    checks_returns: bool = True
 
 
 class World:
@@ -70,7 +70,7 @@ class World:
             storage=self.storage,
             echo=spec.echo,
             launch_timeout_s=spec.launch_timeout_s,
-            checks_repairs=spec.checks_repairs,
+            checks_returns=spec.checks_returns,
         )
         if spec.summarised:
             self.cluster.reporter = Summary(self.cluster)
@@ -78,7 +78,7 @@ class World:
             rng = random.Random(f"{seed}/beats")
             self.cluster.reporter = Beats(self.agenda, self.network, rng, spec.beat_s)
         self.delays = delays
-        self.store = RecordStore(spec.policy)
+        self.store = RecordStore(spec.policy, lazy=spec.summarised)
         self.drivers: list[SimDriver] = []
 
     @property

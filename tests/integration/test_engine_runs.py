@@ -24,6 +24,7 @@ from megascale.observe.rankfile import Control, RankFile, RankRecord
 pytestmark = pytest.mark.multiprocess
 
 STEPS = 5
+CHOICES = ("precision", "recompute", "overlap")
 TOLERANCE = {
     # Data and pipeline parallelism only change the order in which losses and gradients are summed;
     # tensor parallelism also splits the sums inside each layer.
@@ -129,8 +130,10 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prefix = tmp_path_factory.mktemp("data") / "text"
     text = np.frombuffer(Path(__file__).read_bytes(), dtype=np.uint8).astype(np.uint16)
     with IndexedWriter(bin_path(prefix), idx_path(prefix), np.dtype("<u2")) as writer:
-        writer.append(text)
-        writer.end_document()
+        # Each line is a document.
+        for line in np.split(text, np.flatnonzero(text == ord("\n")) + 1):
+            writer.append(line)
+            writer.end_document()
     return prefix
 
 
@@ -166,9 +169,7 @@ def spec(tokens: Path) -> Any:
             "steps": steps,
             "checkpoint": {"everySteps": 2} | sections.get("checkpoint", {}),
             "faults": sections.get("faults", []),
-            "runtime": {
-                "megatron": megatron | {k: sections[k] for k in ("precision", "recompute") if k in sections}
-            },
+            "runtime": {"megatron": megatron | {k: sections[k] for k in CHOICES if k in sections}},
         }
         manifest = {"metadata": {"name": "test"}, "spec": body}
         head = {"apiVersion": "megascale.io/v1alpha1", "kind": "TrainingJob"}
@@ -187,7 +188,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "model": {"block": "serial", "norm": "rmsnorm", "activation": "swiglu", "tiedEmbeddings": False},
         "optimizer": {"name": "adamw"},
     },
-    "parallel-recompute": {"model": {"qkNorm": True, "windowPattern": "SL"}, "recompute": "full"},
+    "parallel-recompute": {
+        "model": {"qkNorm": True, "windowPattern": "SL", "withinDocuments": True},
+        "recompute": "full",
+    },
     "serial-experts": {
         "model": {"block": "serial", "experts": 4, "expertsPerToken": 2, "qkNorm": True},
     },
@@ -232,6 +236,23 @@ def test_every_layout_trains_like_one_process(
     for ours, theirs in zip(job.records().values(), single_process[variant], strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=TOLERANCE[kind])
         assert ours["gradNorm"] == pytest.approx(theirs["gradNorm"], rel=10 * TOLERANCE[kind])
+
+
+@pytest.mark.parametrize(
+    ("world", "parallelism"), [(2, {}), (4, {"pipeline": 2, "interleave": 2}), (4, {"tensor": 2})]
+)
+def test_overlap_changes_no_bit(world: int, parallelism: dict[str, Any], new_job: Any, spec: Any) -> None:
+    """Every switch off against all on, with buckets so small that a chunk has several."""
+    off, on = new_job("off"), new_job("on")
+    everything = dict.fromkeys(("gradientReduce", "parameterGather", "pipeline", "tensor"), False)
+    off.complete(spec(world, parallelism=parallelism, overlap=everything), world)
+    on.complete(spec(world, parallelism=parallelism, overlap={"bucketSize": 3000}), world)
+    assert on.losses() == off.losses()
+    for line in ("overlap gradientReduce: on (supported)", "overlap parameterGather: on (supported)"):
+        assert line in on.logs()
+    assert "overlap parameterGather: off (switched off)" in off.logs()
+    interleaved = "interleave" in parallelism
+    assert ("overlap pipeline: on" in on.logs()) == interleaved
 
 
 @pytest.mark.parametrize("layout", ["dp2", "tp2", "pp2-interleaved", "tp2-pp2"])
@@ -314,6 +335,15 @@ def test_bf16_trains_close_to_fp32_and_resumes_bit_for_bit(new_job: Any, spec: A
     resumed.attempt(spec(2, precision="bf16", faults=[fault]), 2)
     resumed.complete(spec(2, precision="bf16"), 2, resume=Commit(step=2, attempt=1))
     assert resumed.losses() == rounded.losses()
+
+
+def test_attention_stays_within_documents(new_job: Any, spec: Any) -> None:
+    """Lines are documents here: tokens see less, so losses differ from the first step on."""
+    across, within = new_job("across"), new_job("within")
+    across.complete(spec(1, steps=1), 1)
+    within.complete(spec(1, steps=1, model={"withinDocuments": True}), 1)
+    assert across.losses() != within.losses()
+    assert "attention: reference (flash needs a CUDA device" in within.logs()
 
 
 def test_ranks_count_the_places_where_they_meet(new_job: Any, spec: Any) -> None:

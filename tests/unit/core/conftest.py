@@ -48,7 +48,9 @@ class Script:
         self.core = Core.restore(self.core.policy, self.core.snapshot())
         return self.driver_starts()
 
-    def join(self, *nodes: str, labels: dict[str, str] | None = None, attempt: int = 0, checked: bool = False) -> Script:
+    def join(
+        self, *nodes: str, labels: dict[str, str] | None = None, attempt: int = 0, checked: bool = False
+    ) -> Script:
         for node in nodes:
             incarnation = self.incarnations.setdefault(node, f"{node}/1")
             self.tell(ev.NodeJoined(node, incarnation, attempt, (), labels or {}, checked))
@@ -69,7 +71,9 @@ class Script:
             self.tell(ev.NodeReport(node, self.incarnations[node], *self._records(node, step, fields)))
         return self
 
-    def _records(self, node: str, step: int | None, fields: dict[str, Any]) -> tuple[int, tuple[ev.RankProgress, ...]]:
+    def _records(
+        self, node: str, step: int | None, fields: dict[str, Any]
+    ) -> tuple[int, tuple[ev.RankProgress, ...]]:
         record = self.record
         if node not in record.assignment:
             return 0, ()
@@ -91,7 +95,11 @@ class Script:
         return self.beat(*self._beating())
 
     def _beating(self) -> Iterator[str]:
-        yield from (n for n, node in list(self.live_nodes.items()) if node.status is not NodeStatus.GONE and n not in self.silent)
+        yield from (
+            n
+            for n, node in list(self.live_nodes.items())
+            if node.status is not NodeStatus.GONE and n not in self.silent
+        )
 
     def train(self, steps: int, **fields: Any) -> Script:
         """All nodes complete so many more steps, one beat each."""
@@ -122,15 +130,32 @@ class Script:
         self.tell(ev.CommitDone(step, self.record.attempt if attempt is None else attempt, self.now))
         return self
 
-    def exit(self, rank: int, code: int | None = None, *, sig: int | None = None, error: str = "", message: str = "", **more: Any) -> Script:
+    def exit(
+        self,
+        rank: int,
+        code: int | None = None,
+        *,
+        sig: int | None = None,
+        error: str = "",
+        message: str = "",
+        **more: Any,
+    ) -> Script:
         record = self.record
         node = record.assignment[rank // self.core.policy.ranks_per_node]
         self.tell(
             ev.RankExited(
-                node, self.incarnations[node], record.attempt, rank, code, sig, self.now,
-                error_type=error, error_message=message, **more,
+                node,
+                self.incarnations[node],
+                record.attempt,
+                rank,
+                code,
+                sig,
+                self.now,
+                error_type=error,
+                error_message=message,
+                **more,
             )
-        )  # fmt: skip
+        )
         return self
 
     def all_exit(self, code: int) -> Script:

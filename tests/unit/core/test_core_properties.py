@@ -18,8 +18,15 @@ from megascale.core.state import Stage
 NODES = [f"n-{i}" for i in range(6)]
 nodes = st.sampled_from(NODES)
 POLICY = Policy(
-    nodes=3, spare_nodes=1, min_nodes=2, node_counts=(3, 2), steps=50, shrink_after_s=30.0, grow_after_s=40.0, startup_s=60.0
-)  # fmt: skip
+    nodes=3,
+    spare_nodes=1,
+    min_nodes=2,
+    node_counts=(3, 2),
+    steps=50,
+    shrink_after_s=30.0,
+    grow_after_s=40.0,
+    startup_s=60.0,
+)
 
 actions = st.one_of(
     st.tuples(st.just("join"), nodes, st.booleans()),
@@ -101,7 +108,9 @@ class World:
         record = self.core.record
         step = self.core.live.step + steps
         for rank, node in enumerate(record.assignment[: None if everyone else 1]):
-            progress = ev.RankProgress(rank, step, "forward", self.now, 1.0, 0.0, self.now, self.now, self.now, 2.0)
+            progress = ev.RankProgress(
+                rank, step, "forward", self.now, 1.0, 0.0, self.now, self.now, self.now, 2.0
+            )
             self.tell(ev.NodeReport(node, self.name(node), record.attempt, (progress,)))
 
     def on_exit(self, rank, code):
@@ -113,9 +122,17 @@ class World:
             error = "RuntimeError" if code == 1 else ""
             self.tell(
                 ev.RankExited(
-                    node, self.name(node), record.attempt, rank, exit_code, signal, self.now, error_type=error, error_message=message
+                    node,
+                    self.name(node),
+                    record.attempt,
+                    rank,
+                    exit_code,
+                    signal,
+                    self.now,
+                    error_type=error,
+                    error_message=message,
                 )
-            )  # fmt: skip
+            )
 
     def on_all_exit(self, code, _):
         for rank in range(len(self.core.record.assignment)):
@@ -194,8 +211,8 @@ def test_job_left_alone_comes_to_an_end(script):
 def test_changed_decision_is_found_by_replay(running):
     core = Core(Policy(nodes=1, min_nodes=1))
     lines = [header_line(Header("job", core.policy, None))]
-    for event in (ev.DriverStarted(1), ev.NodeJoined("n-0", "x")):
-        lines.append(entry_line(Entry(5.0, event, tuple(core.step(event, 5.0)))))
+    story = (ev.DriverStarted(1), ev.NodeJoined("n-0", "x"))
+    lines += [entry_line(Entry(5.0, event, tuple(core.step(event, 5.0)))) for event in story]
     assert list(replay(lines)) == []
     changed = [lines[0], lines[1], lines[2].replace("n-0", "n-1", 1)]
     (mismatch,) = replay(changed)
@@ -215,7 +232,9 @@ def test_every_kind_of_line_comes_back_equal():
     assert parse_line(entry_line(entry)) == entry
 
 
-@pytest.mark.parametrize("line", ["", "{", '{"at": 1}', '{"at":1,"event":{"kind":"Nonsense"}}', '{"header":{"job":1}}'])
+@pytest.mark.parametrize(
+    "line", ["", "{", '{"at": 1}', '{"at":1,"event":{"kind":"Nonsense"}}', '{"header":{"job":1}}']
+)
 def test_torn_or_foreign_lines_are_refused(line):
     with pytest.raises((ValueError, KeyError)):
         parse_line(line)

@@ -15,7 +15,12 @@ def stalled(job):
 def tell_evidence(job, states=(), **special):
     effect_id = job.heard(fx.CollectEvidence)[-1].effect_id
     for rank, node in enumerate(job.record.assignment):
-        fields = {"process_state": "S", "step": job.core.live.step, "phase": "forward", **special.get(f"r{rank}", {})}
+        fields = {
+            "process_state": "S",
+            "step": job.core.live.step,
+            "phase": "forward",
+            **special.get(f"r{rank}", {}),
+        }
         job.tell(ev.Evidence(effect_id, node, (ev.RankEvidence(rank=rank, **fields),)))
     return job
 
@@ -45,7 +50,9 @@ def test_rank_outside_the_collective_is_positive_evidence(running):
 
 def test_stages_of_a_pipeline_count_their_own_collectives(running):
     job = stalled(running(4, pipeline=2))
-    tell_evidence(job, r0={"collectives": 70}, r1={"collectives": 70}, r2={"collectives": 30}, r3={"collectives": 30})
+    tell_evidence(
+        job, r0={"collectives": 70}, r1={"collectives": 70}, r2={"collectives": 30}, r3={"collectives": 30}
+    )
     assert job.stage is Stage.DIAGNOSING
 
 
@@ -79,7 +86,9 @@ def test_the_one_node_that_does_not_answer_is_suspected(running):
     job = stalled(running(3))
     effect_id = job.heard(fx.CollectEvidence)[-1].effect_id
     for rank in (0, 2):
-        job.tell(ev.Evidence(effect_id, f"n-{rank}", (ev.RankEvidence(rank, "S", job.core.live.step, "forward"),)))
+        job.tell(
+            ev.Evidence(effect_id, f"n-{rank}", (ev.RankEvidence(rank, "S", job.core.live.step, "forward"),))
+        )
     job.wait(31.0)
     assert job.incident.node == "n-1"
 

@@ -29,6 +29,14 @@ def test_without_a_spare_training_goes_on_until_one_comes(running):
     assert job.stage is Stage.SAVING
 
 
+def test_notice_during_a_launch_is_heeded_after_it(running):
+    job = running(2, spare_nodes=1)
+    job.exit(0, sig=9).done(fx.Kill).hardware("n-1", "drain")
+    assert job.stage is Stage.LAUNCHING
+    job.launches()
+    assert job.stage is Stage.SAVING
+
+
 def test_node_that_goes_before_a_spare_came_costs_nothing_either(running):
     job = running(2)
     job.hardware("n-1", "drain").goes("n-1")

@@ -24,10 +24,24 @@ def ended(code=None, signal=None, error="", message="", tail=()):
         (ended(code=1, error="RuntimeError", message=GLOO), "crash", True),
         (ended(code=1, error="DistBackendError", message="NCCL error: remote process exited"), "crash", True),
         (ended(signal=9, tail=(GLOO,)), "crash", False),
-        (ended(code=1, error="AcceleratorError", message="CUDA error: uncorrectable ECC error encountered"), "hardware", False),
-        (ended(code=1, error="CheckpointCorruptError", message="rank-3.bin: checksum; connection reset by peer"), "checkpoint_corrupt", False),
+        (
+            ended(
+                code=1, error="AcceleratorError", message="CUDA error: uncorrectable ECC error encountered"
+            ),
+            "hardware",
+            False,
+        ),
+        (
+            ended(
+                code=1,
+                error="CheckpointCorruptError",
+                message="rank-3.bin: checksum; connection reset by peer",
+            ),
+            "checkpoint_corrupt",
+            False,
+        ),
     ],
-)  # fmt: skip
+)
 def test_cause_of_an_end(event, cause, echo):
     assert (event.cause, event.consequence) == (cause, echo)
 

@@ -22,7 +22,9 @@ def test_silent_node_is_suspected_probed_and_replaced(running):
     assert job.record.assignment == ("n-0", "n-2")
 
 
-@pytest.mark.parametrize(("healthy", "stage"), [(False, Stage.STOPPING), (True, Stage.RUNNING), (None, Stage.RUNNING)])
+@pytest.mark.parametrize(
+    ("healthy", "stage"), [(False, Stage.STOPPING), (True, Stage.RUNNING), (None, Stage.RUNNING)]
+)
 def test_only_a_failed_probe_shortens_the_wait(running, healthy, stage):
     job = running(2, silence_s=15.0)
     job.silent.add("n-1")
@@ -74,7 +76,6 @@ def test_excluded_node_that_still_beats_is_let_go_once(running):
     job = running(2, spare_nodes=1)
     job.silent.add("n-1")
     job.wait(16.0).done(fx.Kill).launches()
-    job.heard(fx.Release)
     for _ in range(3):
         job.beat("n-1")
         job.now += 2.0
@@ -128,7 +129,11 @@ def test_spare_found_dead_on_promotion_is_replaced_too(running):
 
 def test_quiet_promise_holds_off_silence_and_ends(running):
     job = running(2, silence_s=15.0)
-    job.tell(ev.JobReport(1, ev.RankProgress(rank=0, step=2, progress_at=job.now, step_seconds=1.0), job.now + 100.0))
+    job.tell(
+        ev.JobReport(
+            1, ev.RankProgress(rank=0, step=2, progress_at=job.now, step_seconds=1.0), job.now + 100.0
+        )
+    )
     job.wait(99.0, beating=False)
     assert job.stage is Stage.RUNNING
     job.wait(20.0, beating=False)
@@ -168,6 +173,42 @@ def test_node_that_dies_before_its_hello_is_asked_for_again(start):
     assert job.heard(fx.Acquire)
     job.wait(6.0)
     assert [a.count for a in job.heard(fx.Acquire)] == [1]
+
+
+def test_driver_that_is_cut_off_does_not_believe_that_all_are_lost(running):
+    job = running(8, silence_s=15.0).train(5)
+    job.silent = set(job.live_nodes)
+    job.wait(60.0)
+    assert job.stage is Stage.RUNNING
+    assert sum("cut off" in page.reason for page in job.heard(fx.Page)) == 1
+    job.silent.clear()
+    job.beats().train(30)
+    assert job.stage is Stage.RUNNING
+    assert not job.record.restarts
+
+
+def test_silence_of_all_is_believed_in_the_end(running):
+    job = running(8, silence_s=15.0).train(5)
+    job.silent = set(job.live_nodes)
+    job.wait(80.0)
+    assert job.stage is Stage.ASSEMBLING
+    assert not job.record.excluded
+
+
+def test_few_silent_nodes_are_believed_at_once(running):
+    job = running(8, silence_s=15.0, spare_nodes=3)
+    job.silent = {"n-1", "n-2", "n-3"}
+    job.wait(16.0)
+    assert job.stage in (Stage.STOPPING, Stage.LAUNCHING)
+    assert job.record.incidents or job.record.incident
+
+
+def test_nodes_gone_long_ago_are_forgotten(running):
+    job = running(2, spare_nodes=1)
+    job.goes("n-2").train(10)
+    job.live_nodes["n-2"].heard_until -= 5000.0
+    job.exit(0, sig=9).done(fx.Kill)
+    assert "n-2" not in job.live_nodes
 
 
 def test_silence_in_shadow_mode_only_watches(running):

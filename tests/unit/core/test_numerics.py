@@ -75,6 +75,7 @@ def test_the_same_nan_again_fails_the_job_in_the_end(running):
         job.train(2, loss=math.nan).recovers().train(20, loss=3.0)
     job.train(2, loss=math.nan)
     assert job.incident.action == "fail_job"
+    assert any("replay the steps on" in line for line in job.incident.evidence)
 
 
 def test_moderate_spike_is_told_but_not_acted_on(running):

@@ -1,4 +1,4 @@
-"""The job record stays within 64 KiB (contracts 7) at 1,536 nodes with cloud host names, whatever happened."""
+"""The job record stays within 64 KiB (contracts 7) at 1,536 nodes with long names, whatever happened."""
 
 from __future__ import annotations
 
@@ -22,7 +22,14 @@ def size_of(job) -> int:
 
 
 def test_record_of_1536_nodes_stays_small_through_a_hard_life(start):
-    job = start(1536, spare_nodes=160, max_nodes_per_hour=1000, max_restarts=10**6, no_progress_limit=10**6, quarantine=True)
+    job = start(
+        1536,
+        spare_nodes=160,
+        max_nodes_per_hour=1000,
+        max_restarts=10**6,
+        no_progress_limit=10**6,
+        quarantine=True,
+    )
     nodes = [name(i) for i in range(1696)]
     for node in nodes:
         job.incarnations[node] = "8c6f5a4e"
@@ -51,7 +58,14 @@ def test_record_of_1536_nodes_stays_small_through_a_hard_life(start):
 
 @pytest.mark.parametrize(
     "names",
-    [[], ["a"], [f"n-{i}" for i in range(500)], [name(i) for i in range(500)], ["with space"] * 100, [f"{i}" for i in range(10, 99)]],
+    [
+        [],
+        ["a"],
+        [f"n-{i}" for i in range(500)],
+        [name(i) for i in range(500)],
+        ["with space"] * 100,
+        [f"{i}" for i in range(10, 99)],
+    ],
 )
 def test_names_come_back_equal(names):
     assert unpack(json.loads(json.dumps(pack(names)))) == names

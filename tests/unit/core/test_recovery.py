@@ -28,7 +28,17 @@ def test_incident_has_every_stage_in_order(running):
     job.train(10).commit(5).exit(1, sig=11).recovers().train(8)
     incident = job.record.incidents[-1]
     assert incident.outcome == "recovered"
-    stages = ["fault", "detected", "decided", "stopped", "launched", "groups", "loaded", "firstStep", "backToSpeed"]
+    stages = [
+        "fault",
+        "detected",
+        "decided",
+        "stopped",
+        "launched",
+        "groups",
+        "loaded",
+        "firstStep",
+        "backToSpeed",
+    ]
     times = [incident.stages[name].at for name in stages]
     assert times == sorted(times)
 
@@ -79,7 +89,9 @@ def test_same_step_failing_again_fails_the_job(running):
     job.train(5).commit(5)
     for _ in range(3):
         job.train(job.record.best_step - job.core.live.step)
-        job.exit(1, 1, error="ValueError", message="bad batch").done(fx.Kill).done(fx.Launch).beat("n-0", "n-1", step=6)
+        job.exit(1, 1, error="ValueError", message="bad batch").done(fx.Kill).done(fx.Launch).beat(
+            "n-0", "n-1", step=6
+        )
     job.exit(1, 1, error="ValueError", message="bad batch")
     assert job.incident.action == "fail_job"
     assert "step 7" in job.incident.decision
@@ -110,7 +122,10 @@ def test_lost_nodes_do_not_look_like_a_failing_step(running):
         assert job.stage is Stage.RUNNING, index
 
 
-@pytest.mark.parametrize(("policy", "words"), [({"max_restarts": 1}, "recovery.maxRestarts"), ({"budgets": {"crash": 1}}, "recovery.budgets.crash")])
+@pytest.mark.parametrize(
+    ("policy", "words"),
+    [({"max_restarts": 1}, "recovery.maxRestarts"), ({"budgets": {"crash": 1}}, "recovery.budgets.crash")],
+)
 def test_budget_is_a_bound(running, policy, words):
     job = running(2, **policy)
     crash(job).train(5).exit(1, sig=11)
@@ -198,12 +213,20 @@ def test_container_that_cannot_be_restarted_loses_its_node(running):
     ("rule", "exit_with", "action"),
     [
         (RecoveryRule("replace_node", cause="crash"), {"sig": 11}, "replace_node"),
-        (RecoveryRule("fail_job", error_type="KeyError"), {"code": 1, "error": "KeyError", "message": "x"}, "fail_job"),
-        (RecoveryRule("fail_job", message="disk qu.ta"), {"code": 1, "error": "OSError", "message": "disk quota"}, "fail_job"),
+        (
+            RecoveryRule("fail_job", error_type="KeyError"),
+            {"code": 1, "error": "KeyError", "message": "x"},
+            "fail_job",
+        ),
+        (
+            RecoveryRule("fail_job", message="disk qu.ta"),
+            {"code": 1, "error": "OSError", "message": "disk quota"},
+            "fail_job",
+        ),
         (RecoveryRule("fail_job", cause="hang"), {"sig": 11}, "restart_in_place"),
         (RecoveryRule("fail_job", cause="crash", error_type="KeyError"), {"sig": 11}, "restart_in_place"),
     ],
-)  # fmt: skip
+)
 def test_rules_of_the_manifest_come_before_the_ladder(running, rule, exit_with, action):
     job = running(2, spare_nodes=1, rules=(rule,))
     code = exit_with.pop("code", None)

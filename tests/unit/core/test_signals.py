@@ -20,7 +20,9 @@ def test_sure_event_replaces_the_node_at_once(running):
 def test_many_signs_of_one_fault_are_one_incident(running):
     job = running(2, spare_nodes=1)
     job.log("n-1", "pcie-aer", "gpu", "alert").hardware("n-1", "xid", 79, "GPU has fallen off the bus.")
-    job.hardware("n-1", "nic", text="mlx5_0: Link down").hardware("n-1", "xid", 79, "GPU has fallen off the bus.")
+    job.hardware("n-1", "nic", text="mlx5_0: Link down").hardware(
+        "n-1", "xid", 79, "GPU has fallen off the bus."
+    )
     job.exit(1, sig=9)
     assert job.record.next_incident == 2
     job.recovers()
@@ -63,7 +65,9 @@ def test_event_on_another_node_explains_only_an_echo(running):
     job.hardware("n-1", "xid", 74).train(3).exit(0, sig=11)
     assert job.incident.cause == "crash"
     job.recovers().train(3)
-    job.hardware("n-1", "xid", 94).train(2).exit(0, 1, error="RuntimeError", message="Connection reset by peer")
+    job.hardware("n-1", "xid", 94).train(2).exit(
+        0, 1, error="RuntimeError", message="Connection reset by peer"
+    )
     assert (job.incident.cause, job.incident.node) == ("hardware", "n-1")
 
 
@@ -113,6 +117,20 @@ def test_switch_that_alerts_on_many_nodes_costs_none_of_them(running):
     assert not job.record.excluded
 
 
+def test_past_the_bound_a_sure_sign_pages_and_disturbs_nothing(running):
+    job = running(2, spare_nodes=1, max_nodes_per_hour=0)
+    job.hardware("n-1", "xid", 79)
+    assert job.stage is Stage.RUNNING
+    assert any("maxNodesPerHour" in page.reason for page in job.heard(fx.Page))
+
+
+def test_storage_trouble_speaks_against_no_node(running):
+    job = running(2, spare_nodes=1, no_progress_limit=99)
+    for _ in range(5):
+        job.exit(1, 1, error="OSError", message="[Errno 116] Stale file handle: '/mnt/data'").recovers()
+    assert not job.record.excluded
+
+
 def test_bad_spare_is_let_go_without_disturbing_training(running):
     job = running(2, spare_nodes=1)
     job.heard(fx.Acquire)
@@ -124,7 +142,9 @@ def test_bad_spare_is_let_go_without_disturbing_training(running):
 
 def test_log_line_names_the_cause_of_a_crash(running):
     job = running(2)
-    job.log("n-1", "oom-killer", "oom", "fail_job", "Out of memory: Killed process 4711 (python)").exit(1, sig=9)
+    job.log("n-1", "oom-killer", "oom", "fail_job", "Out of memory: Killed process 4711 (python)").exit(
+        1, sig=9
+    )
     assert job.incident.cause == "user_code"
     assert "Out of memory" in job.incident.reason
 

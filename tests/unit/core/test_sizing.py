@@ -63,7 +63,9 @@ def test_cadence_agrees_with_the_published_optima():
     failures_s = mtbf_s(0, 0.0, nodes=1536, node_failures_per_day=6.5e-3)
     assert failures_s / 3600 == pytest.approx(2.4, abs=0.05)
     found = choose(save_s=5.0, step_s=1.0, mtbf_s=failures_s)
-    assert found.interval_s == pytest.approx(500.0)  # saving 5 s may cost 1%; the optimum alone would be 294 s
+    assert found.interval_s == pytest.approx(
+        500.0
+    )  # saving 5 s may cost 1%; the optimum alone would be 294 s
     assert math.sqrt(2 * 30.0 * failures_s) / 60 == pytest.approx(12, abs=0.2)
 
 

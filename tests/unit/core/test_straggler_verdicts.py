@@ -61,6 +61,12 @@ def test_without_a_spare_a_slow_node_is_better_than_none(running):
     assert job.stage is Stage.RUNNING
 
 
+def test_breaker_keeps_a_slow_node_and_pages(running):
+    job = verdict(suspected(running, max_nodes_per_hour=0), False)
+    assert job.stage is Stage.RUNNING
+    assert any("maxNodesPerHour" in page.reason for page in job.heard(fx.Page))
+
+
 def test_healthy_job_raises_no_suspicion(running):
     job = running(16)
     steps_of(job, 200)

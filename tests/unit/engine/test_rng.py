@@ -8,8 +8,8 @@ import torch
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 
 from megascale.engine.bridge import cpu_bridge
-from megascale.model.layout import Place
 from megascale.engine.rng import restore_rng, rng_state, seed_all
+from megascale.model.layout import Place
 
 PLACE = Place(tensor=0, data=0, pipeline=0)
 

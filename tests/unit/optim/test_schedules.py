@@ -26,11 +26,21 @@ def test_constant_stays_at_its_peak() -> None:
     assert [rate(step, "constant") for step in (5, 10, 11, 110)] == [0.5, 1.0, 1.0, 1.0]
 
 
+def test_wsd_falls_at_the_end_only() -> None:
+    assert [rate(step, "wsd") for step in (5, 10, 11, 88)] == [0.5, 1.0, 1.0, 1.0]
+    assert rate(99, "wsd") == pytest.approx(0.55)
+    assert rate(110, "wsd") == pytest.approx(0.1)
+    assert rate(500, "wsd") == pytest.approx(0.1)
+    # A decay over all steps begins where the warm-up ends.
+    assert rate(11, "wsd", decay_fraction=1.0) == pytest.approx(0.1 + 0.9 * 99 / 100)
+    assert rate(110, "wsd", decay_fraction=0.0) == 1.0
+
+
 def test_without_warm_up_the_first_step_is_near_the_peak() -> None:
     assert rate(1, "cosine", warmup_steps=0) == pytest.approx(1.0, abs=1e-3)
 
 
-@given(step=st.integers(11, 200), name=st.sampled_from(["cosine", "constant"]))
+@given(step=st.integers(11, 200), name=st.sampled_from(["cosine", "constant", "wsd"]))
 def test_after_warm_up_it_never_rises_and_stays_between_floor_and_peak(step: int, name: str) -> None:
     assert 0.1 - 1e-12 <= rate(step + 1, name) <= rate(step, name) <= 1.0
 

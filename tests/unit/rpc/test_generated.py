@@ -21,4 +21,5 @@ def test_generated_code_matches_the_proto(tmp_path: Path) -> None:
     arguments = ["-I.", "--python_out=.", "--pyi_out=.", "--grpc_python_out=.", "megascale/rpc/megascale.proto"]
     subprocess.run([sys.executable, "-m", "grpc_tools.protoc", *arguments], cwd=tmp_path, check=True)
     for name in GENERATED:
-        assert (folder / name).read_text() == (ROOT / "megascale" / "rpc" / name).read_text(), "run `make proto`"
+        committed = ROOT / "megascale" / "rpc" / name
+        assert (folder / name).read_text() == committed.read_text(), "run `make proto`"

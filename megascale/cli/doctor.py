@@ -1,0 +1,40 @@
+"""`megascale doctor`: what this node says about itself, and what to change."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+EPILOG: Final = "Examples: megascale doctor | megascale doctor --json | megascale doctor --folder /data/runs"
+_STYLES: Final = {"ok": "green", "change": "bold red", "unknown": "yellow"}
+
+
+def doctor(
+    folder: Annotated[Path, typer.Option("--folder", help="Where runs and checkpoints go.")] = Path(),
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Check limits, memory, clock, versions and network cards of this node; nothing is changed.
+
+    Exit code 1 when something must change. "unknown" is what the node cannot tell.
+    """
+    from megascale.diagnose.doctor import Machine, examine, verdict
+
+    findings = examine(Machine(folder=folder))
+    if as_json:
+        document = {"verdict": verdict(findings), "findings": [dataclasses.asdict(f) for f in findings]}
+        typer.echo(json.dumps(document, indent=2))
+    else:
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table("check", "status", "value", "what to change", box=None)
+        for finding in findings:
+            style = _STYLES[finding.status]
+            table.add_row(finding.check, f"[{style}]{finding.status}", finding.value, finding.advice)
+        Console().print(table)
+    if verdict(findings) == "change":
+        raise typer.Exit(1)

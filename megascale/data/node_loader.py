@@ -1,0 +1,266 @@
+"""One process per node reads the data; the ranks of the node copy from memory it shares (MegaScale 3.4).
+
+The loader is forked by the node's local rank 0, before that has threads, and dies with it. It fills a ring of
+two slots, one per step: while step s is trained on, step s + 1 is read. A rank asks for a step over a socket
+and gets an answer when the slot is ready; asking for s also says that it is done with s - 1. Slots live in a
+file on tmpfs that every rank maps, read only.
+
+    slot   micro-batches x data ranks of this node x micro-batch rows of
+           tokens (sequence_length + 1) and document numbers (sequence_length), int32
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import selectors
+import socket
+import struct
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megascale.data.forking import die_with_parent
+from megascale.data.reading import Samples
+from megascale.errors import DataError
+
+SLOTS: Final = 2
+_STEP: Final = struct.Struct("<q")
+_JOIN_TIMEOUT_S: Final = 60.0
+_DAMAGED: Final = -1
+
+
+@dataclass(frozen=True, slots=True)
+class NodeBatch:
+    """Which samples of a global batch the ranks of one node need.
+
+    Attributes:
+        data_ranks: data-parallel ranks on this node, ascending; ranks that share one share its samples.
+        data_size: data-parallel size of the job.
+    """
+
+    sequence_length: int
+    global_batch: int
+    micro_batch: int
+    data_ranks: tuple[int, ...]
+    data_size: int
+
+    @property
+    def micro_batches(self) -> int:
+        return self.global_batch // (self.micro_batch * self.data_size)
+
+    @property
+    def rows(self) -> int:
+        """Samples of a step that the node needs."""
+        return self.micro_batches * len(self.data_ranks) * self.micro_batch
+
+    @property
+    def slot_bytes(self) -> int:
+        return 4 * self.rows * (2 * self.sequence_length + 1)
+
+    def pieces(self) -> Iterator[tuple[int, int]]:
+        """(row in the slot, first sample within the global batch) of each `micro_batch` samples."""
+        row = 0
+        for index in range(self.micro_batches):
+            for rank in self.data_ranks:
+                yield row, (index * self.data_size + rank) * self.micro_batch
+                row += self.micro_batch
+
+
+class _Slots:
+    """The shared memory as arrays."""
+
+    def __init__(self, path: Path, batch: NodeBatch, *, writable: bool) -> None:
+        access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
+        with path.open("r+b" if writable else "rb") as stream:
+            self._memory = mmap.mmap(stream.fileno(), SLOTS * batch.slot_bytes, access=access)
+        self._batch = batch
+
+    def tokens(self, step: int) -> NDArray[np.int32]:
+        """(rows, sequence_length + 1) of the slot of `step`."""
+        shape = (self._batch.rows, self._batch.sequence_length + 1)
+        return self._view(step, 0, shape)
+
+    def documents(self, step: int) -> NDArray[np.int32]:
+        """(rows, sequence_length) of the slot of `step`."""
+        batch = self._batch
+        skip = 4 * batch.rows * (batch.sequence_length + 1)
+        return self._view(step, skip, (batch.rows, batch.sequence_length))
+
+    def _view(self, step: int, skip: int, shape: tuple[int, int]) -> NDArray[np.int32]:
+        at = (step % SLOTS) * self._batch.slot_bytes + skip
+        count = shape[0] * shape[1]
+        return np.frombuffer(self._memory, np.int32, count=count, offset=at).reshape(shape)
+
+
+def start_loader(samples: Samples, batch: NodeBatch, place: Path, ranks: int, *, first_step: int) -> int:
+    """Fork the loader of this node; returns its pid. Call it while this process has one thread.
+
+    Args:
+        place: prefix of its socket and memory files, the same for all ranks of the node and attempt.
+        ranks: processes that will connect.
+        first_step: step that is read ahead, 1-based.
+
+    Raises:
+        DataError: the memory cannot be had.
+    """
+    memory, address = _memory_path(place), _socket_path(place)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        for left in (memory, address):
+            left.unlink(missing_ok=True)
+        with memory.open("xb") as stream:
+            os.posix_fallocate(stream.fileno(), 0, SLOTS * batch.slot_bytes)
+        listener.bind(str(address))
+    except OSError as error:
+        raise DataError(
+            f"{memory}: cannot hold two steps of this node's samples ({SLOTS * batch.slot_bytes} bytes):"
+            f" {error.strerror}; enlarge the file system or set data.loader to direct"
+        ) from error
+    listener.listen(ranks)
+    loader = _Loader(samples, batch, _Slots(memory, batch, writable=True), first_step)
+    pid = os.fork()
+    if pid == 0:
+        _serve(loader, listener, ranks, (memory, address))
+    listener.close()
+    return pid
+
+
+def _serve(loader: _Loader, listener: socket.socket, ranks: int, files: tuple[Path, ...]) -> NoReturn:
+    """The loader process; its files are gone as soon as every rank has them open."""
+    die_with_parent()
+    try:
+        connections = loader.accept(listener, ranks)
+        for path in files:
+            path.unlink(missing_ok=True)
+        loader.serve(connections)
+    except BaseException:
+        traceback.print_exc()
+        raise
+    finally:
+        os._exit(0)
+
+
+class _Loader:
+    """Reads steps in order, never more than `SLOTS` ahead of the slowest rank."""
+
+    def __init__(self, samples: Samples, batch: NodeBatch, slots: _Slots, first_step: int) -> None:
+        self._samples, self._batch, self._slots = samples, batch, slots
+        self._read = first_step - 1
+        self._wanted: dict[socket.socket, int] = {}
+
+    def accept(self, listener: socket.socket, ranks: int) -> list[socket.socket]:
+        """Read the first step, then wait until all ranks are connected."""
+        self._fill(self._read + 1)
+        listener.settimeout(_JOIN_TIMEOUT_S)
+        return [listener.accept()[0] for _ in range(ranks)]
+
+    def serve(self, connections: list[socket.socket]) -> None:
+        """Answer until any rank is gone."""
+        self._wanted = dict.fromkeys(connections, 0)
+        with selectors.DefaultSelector() as selector:
+            for connection in connections:
+                selector.register(connection, selectors.EVENT_READ)
+            while True:
+                for key, _ in selector.select():
+                    assert isinstance(key.fileobj, socket.socket)
+                    raw = key.fileobj.recv(_STEP.size, socket.MSG_WAITALL)
+                    if len(raw) != _STEP.size:
+                        return
+                    self._ask(key.fileobj, _STEP.unpack(raw)[0])
+
+    def _ask(self, connection: socket.socket, step: int) -> None:
+        self._wanted[connection] = step
+        if step < self._read - SLOTS + 1:
+            connection.send(_STEP.pack(_DAMAGED))
+            return
+        if step <= self._read:
+            connection.send(_STEP.pack(step))
+        # Every rank that asks for a step is done with the one before: its slot is free.
+        while self._read + 1 < min(self._wanted.values()) + SLOTS:
+            self._fill(self._read + 1)
+            for other, wanted in self._wanted.items():
+                if wanted == self._read:
+                    other.send(_STEP.pack(wanted))
+
+    def _fill(self, step: int) -> None:
+        first = (step - 1) * self._batch.global_batch
+        tokens, documents = self._slots.tokens(step), self._slots.documents(step)
+        size = self._batch.micro_batch
+        for row, start in self._batch.pieces():
+            tokens[row : row + size] = self._samples.batch(first + start, size)
+            documents[row : row + size] = self._samples.documents(first + start, size)
+        self._read = step
+
+
+class NodeSamples:
+    """A rank's end of its node's loader; the interface of `SampleStream` for this rank's samples."""
+
+    def __init__(self, batch: NodeBatch, place: Path) -> None:
+        """Connect.
+
+        Raises:
+            DataError: there is no loader.
+        """
+        self._batch = batch
+        self._rows = {start: row for row, start in batch.pieces()}
+        self._step = 0
+        try:
+            self._slots = _Slots(_memory_path(place), batch, writable=False)
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self._socket.connect(str(_socket_path(place)))
+        except OSError as error:
+            raise DataError(f"{place}: the node's data loader is not there: {error.strerror}") from error
+
+    def batch(self, first_index: int, count: int) -> NDArray[np.int64]:
+        """Samples of one micro-batch of this node, int64 (micro_batch, sequence_length + 1).
+
+        Raises:
+            ValueError: not samples of this node. DataError: the loader died.
+        """
+        step, row = self._find(first_index, count)
+        return self._slots.tokens(step)[row : row + count].astype(np.int64)
+
+    def documents(self, first_index: int, count: int) -> NDArray[np.int32]:
+        """Document numbers of the inputs, int32 (micro_batch, sequence_length)."""
+        step, row = self._find(first_index, count)
+        return self._slots.documents(step)[row : row + count].copy()
+
+    def close(self) -> None:
+        """Leave; the loader ends with the first rank that does."""
+        self._socket.close()
+
+    def _find(self, first_index: int, count: int) -> tuple[int, int]:
+        """(step, row in its slot) of a stretch; waits until it is read."""
+        step, start = divmod(first_index, self._batch.global_batch)
+        row = self._rows.get(start)
+        if row is None or count != self._batch.micro_batch:
+            raise ValueError(
+                f"samples {first_index} to {first_index + count} are no micro-batch of this node"
+            )
+        if step + 1 != self._step:
+            self._wait_for(step + 1)
+        return step + 1, row
+
+    def _wait_for(self, step: int) -> None:
+        try:
+            self._socket.sendall(_STEP.pack(step))
+            raw = self._socket.recv(_STEP.size, socket.MSG_WAITALL)
+        except OSError:
+            raw = b""
+        if len(raw) != _STEP.size or _STEP.unpack(raw)[0] != step:
+            raise DataError(f"the node's data loader died before step {step}; its rank's log says why")
+        self._step = step
+
+
+def _memory_path(place: Path) -> Path:
+    return place.with_name(f"{place.name}.data")
+
+
+def _socket_path(place: Path) -> Path:
+    return place.with_name(f"{place.name}.sock")

@@ -1,0 +1,72 @@
+"""Learning a byte-level BPE tokenizer from the files a dataset is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from megascale.data.documents import Span, read_documents
+from megascale.data.prepare import OnProgress
+from megascale.data.sources import find_files
+from megascale.data.tokenizer import END_TEXT, tokenizers_library
+from megascale.errors import DataError
+
+
+def train_bpe(
+    sources: Sequence[str],
+    output: Path,
+    vocab_size: int,
+    *,
+    globs: Sequence[str] = ("*",),
+    text_key: str = "text",
+    on_progress: OnProgress = lambda _done, _total: None,
+) -> int:
+    """Write a `tokenizer.json` of at most `vocab_size` ids, end-of-document included; returns their number.
+
+    Every text can be encoded and comes back unchanged: the 256 bytes are always in the vocabulary.
+
+    Raises:
+        DataError: no text to learn from, the file cannot be written, or `tokenizers` is not installed.
+    """
+    library = tokenizers_library()
+    files = find_files(sources, globs, leave_out=lambda path: path.absolute() == output.absolute())
+    model = library.Tokenizer(library.models.BPE())
+    model.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = library.decoders.ByteLevel()
+    trainer = library.trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_TEXT],
+        initial_alphabet=library.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    model.train_from_iterator(_texts(files, text_key, on_progress), trainer=trainer)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        partial = output.with_name(f".{output.name}.partial")
+        partial.write_text(model.to_str(pretty=True))
+        partial.replace(output)
+    except OSError as error:
+        raise DataError(f"{output}: {error.strerror}; the tokenizer was not written") from error
+    size: Any = model.get_vocab_size(with_added_tokens=True)
+    return int(size)
+
+
+def _texts(files: Sequence[Path], text_key: str, on_progress: OnProgress) -> Iterator[str]:
+    """Documents that are text; what is not UTF-8 in them is replaced."""
+    sizes = [path.stat().st_size for path in files]
+    done, total, count = 0, sum(sizes), 0
+
+    def on_read(read: int) -> None:
+        nonlocal done
+        done += read
+        on_progress(done, total)
+
+    for path, size in zip(files, sizes, strict=True):
+        for document in read_documents(Span(path, 0, size), text_key, on_read):
+            text = b"".join(document.pieces).decode(errors="replace")
+            if text:
+                count += 1
+                yield text
+    if count == 0:
+        raise DataError(f"{len(files)} files hold no text to learn from")

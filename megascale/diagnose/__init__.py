@@ -1,0 +1,1 @@
+"""Tests of nodes: what a node can tell about itself."""

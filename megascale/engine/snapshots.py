@@ -1,0 +1,179 @@
+"""Snapshots in memory of a running rank, and resuming from one (design 5, tier 1).
+
+Every rank copies all it holds, replicated parts too, so that its successor needs nobody else's snapshot.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from typing import Final
+
+import psutil
+import torch
+from torch import Tensor, distributed
+
+from megascale.checkpoint import Piece
+from megascale.checkpoint.snapshot import BUFFERS, SnapshotFile, SnapshotLayout
+from megascale.checkpoint.snapshot_folders import snapshot_file
+from megascale.core.lineage import Commit, is_on_lineage
+from megascale.engine.cadence import SnapshotCadence
+from megascale.engine.context import RankLaunch
+from megascale.engine.rng import RngText, restore_rng
+from megascale.engine.sharded_state import pieces
+from megascale.engine.state import EngineState
+from megascale.errors import CheckpointCorruptError
+from megascale.observe.alerts import alert
+
+_ALIGN: Final = 64
+_MEMORY_SHARE: Final = 0.5
+"""The most a node's snapshots may take of the memory that is free before they are made."""
+
+
+class Snapshots:
+    """Takes snapshots of the state and restores it; `take` is called by all ranks after the same steps."""
+
+    def __init__(
+        self,
+        launch: RankLaunch,
+        state: EngineState,
+        file: SnapshotFile,
+        held: list[Piece],
+    ) -> None:
+        self._launch, self._state, self._file = launch, state, file
+        self._live = [piece.tensor for piece in held]
+        self._copies = [_views(file, index, self._live) for index in range(BUFFERS)]
+        self._rng = RngText()
+        self._cadence = SnapshotCadence()
+        self._newest = -1
+        self._forget_other_branches()
+
+    @classmethod
+    def open(cls, launch: RankLaunch, state: EngineState) -> Snapshots | None:
+        """This rank's snapshots, those of the attempt before included; None = there is no place for them."""
+        held = pieces(state)
+        layout = SnapshotLayout(
+            launch.job, launch.rank, launch.world_size, _digest(held), _offsets([p.tensor for p in held])[-1]
+        )
+        problems = []
+        for folder in launch.snapshot_folders:
+            path = snapshot_file(folder, launch.local_rank)
+            try:
+                _check_memory(layout.file_bytes * launch.local_world_size)
+                file = SnapshotFile.adopt_or_create(path, layout)
+            except OSError as error:
+                problems.append(f"{folder}: {error.strerror or error}")
+                continue
+            if problems:
+                alert("snapshotsOnDisk", f"snapshots go to {folder}; {'; '.join(problems)}")
+            return cls(launch, state, file, held)
+        alert(
+            "noSnapshots", f"no place for {layout.file_bytes >> 20} MiB of snapshots: {'; '.join(problems)}"
+        )
+        return None
+
+    def _forget_other_branches(self) -> None:
+        """An attempt's number comes again after `--fresh`; what is off the lineage is never restored."""
+        launch = self._launch
+        for snapshot in self._file.snapshots():
+            earlier = snapshot.attempt < launch.attempt
+            if not earlier or not is_on_lineage(snapshot.commit, launch.lineage, launch.attempt):
+                self._file.begin(snapshot.index)
+
+    def resume(self, commit: Commit) -> None:
+        """Continue exactly where the snapshot was taken; collective.
+
+        Raises:
+            CheckpointCorruptError: this rank has no such snapshot, or its checksums do not match.
+        """
+        found = next((s for s in self._file.snapshots() if s.commit == commit), None)
+        problem = "there is no whole copy of this layout" if found is None else self._file.damage(found)
+        if found is None or problem:
+            raise CheckpointCorruptError(
+                f"snapshot in memory of step {commit.step}, {self._file.path}: {problem}",
+                step=commit.step,
+                attempt=commit.attempt,
+                tier="memory",
+            )
+        torch._foreach_copy_(self._live, self._copies[found.index])
+        saved = self._file.state(found)
+        self._state.inner.updates, self._state.step = int(saved["updates"]), int(saved["step"])
+        self._state.publish_masters()
+        restore_rng(saved["rng"])
+        self._newest = found.index
+
+    def take(self, step: int, step_s: float) -> float:
+        """Copy the state after `step` where the cadence asks for it; seconds this rank was blocked.
+
+        `step_s` is the time the step took.
+        """
+        if not self._cadence.is_due(step, step_s):
+            return 0.0
+        start = time.monotonic()
+        # The buffer that the ranks may have in common, resumed from or written last, stays whole meanwhile.
+        index = (self._newest + 1) % BUFFERS
+        self._file.begin(index)
+        torch._foreach_copy_(self._copies[index], self._live)
+        self._file.finish(
+            index,
+            term=self._launch.term,
+            attempt=self._launch.attempt,
+            step=step,
+            state=self._state_text(step),
+        )
+        self._newest = index
+        if self._cadence.took(step, time.monotonic() - start):
+            self._settle()
+        return time.monotonic() - start
+
+    def _state_text(self, step: int) -> bytes:
+        head = json.dumps({"step": step, "updates": self._state.inner.updates})
+        return head[:-1].encode() + b', "rng": ' + self._rng.text() + b"}"
+
+    def _settle(self) -> None:
+        """All ranks take the cadence that the slowest of them needs."""
+        share = torch.tensor([self._cadence.share], device=self._state.device)
+        distributed.all_reduce(share, op=distributed.ReduceOp.MAX, group=self._state.groups.world)
+        if self._cadence.settle(share.item()) and self._launch.rank == 0:
+            every = self._cadence.every_steps
+            print(
+                f"snapshots every {'step' if every == 1 else f'{every} steps'}: one takes {share.item():.2%}"
+                f" of a step, {self._file.layout.data_bytes / 2**20:.1f} MiB per rank,"
+                f" in {self._file.path.parent}",
+                flush=True,
+            )
+
+
+def _views(file: SnapshotFile, index: int, live: list[Tensor]) -> list[Tensor]:
+    """The buffer as one tensor per live tensor, in the same order."""
+    data, offsets = file.data(index), _offsets(live)
+    return [
+        torch.frombuffer(data, dtype=tensor.dtype, count=tensor.numel(), offset=at)
+        for tensor, at in zip(live, offsets[:-1], strict=True)
+    ]
+
+
+def _offsets(live: list[Tensor]) -> list[int]:
+    """Where each tensor begins in a buffer, and where the last one ends."""
+    offsets = [0]
+    for tensor in live:
+        size = tensor.numel() * tensor.element_size()
+        offsets.append(offsets[-1] + -(-size // _ALIGN) * _ALIGN)
+    return offsets
+
+
+def _digest(held: list[Piece]) -> str:
+    table = [(p.name, p.global_shape, p.offset, p.shape, p.dtype_name) for p in held]
+    return hashlib.sha256(json.dumps(table).encode()).hexdigest()
+
+
+def _check_memory(needed: int) -> None:
+    """A tmpfs may promise more than the machine has, and taking that would end somebody else's process.
+
+    Raises:
+        OSError: too little is free.
+    """
+    available = psutil.virtual_memory().available
+    if needed > _MEMORY_SHARE * available:
+        raise OSError(f"{needed >> 20} MiB are needed, {available >> 20} MiB of memory are free")

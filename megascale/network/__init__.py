@@ -1,0 +1,1 @@
+"""The network as a job sees it: settings of the ranks, and what a placement does to the switches."""
