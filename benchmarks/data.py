@@ -161,9 +161,10 @@ def measure(way: str, ranks: int, steps: int, folder: Path) -> dict[str, float]:
     }
 
 
-BODY: Final = f"""{{ranks}} ranks on one node, {MICRO_BATCHES} micro-batches of {MICRO_BATCH} x {SEQUENCE} tokens
-per rank and step, {{steps}} steps; {WAITED_STEPS} more with {1000 * COMPUTE_S:.0f} ms of sleep after each, for
-the wait. All ways read the same tokens (checksums equal).
+SHAPE: Final = f"{MICRO_BATCHES} micro-batches of {MICRO_BATCH} x {SEQUENCE} tokens per rank and step"
+PAUSE: Final = f"{WAITED_STEPS} more with {1000 * COMPUTE_S:.0f} ms of sleep after each, for the wait"
+BODY: Final = f"""{{ranks}} ranks on one node, {SHAPE}, {{steps}} steps; {PAUSE}. All ways read
+the same tokens (checksums equal).
 
 | way | processes | tokens/s of the node | a rank waits per step, ms | memory of all, MiB |
 |---|---|---|---|---|

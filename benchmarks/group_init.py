@@ -24,8 +24,11 @@ import itertools
 import resource
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Final
 from unittest import mock
 
@@ -34,6 +37,7 @@ from report import write_result
 from torch import distributed
 from torch.distributed import TCPStore
 
+THREADS: Final = 64
 TENSOR: Final = 8
 PIPELINE: Final = 8
 BARRIERS_IN_FULL: Final = 3
@@ -108,55 +112,59 @@ class Server:
         return float(times.user + times.system)
 
 
-def barrier(clients: dict[int, TCPStore], members: tuple[int, ...], key: str) -> int:
-    """torch's store barrier by all members, each over its own connection; returns the requests sent."""
+def at_once(pool: ThreadPoolExecutor, calls: Sequence[Callable[[], object]]) -> None:
+    """Make the calls from all threads, so that many requests are on their way to the server."""
+    slices = [calls[first::THREADS] for first in range(THREADS)]
+    for done in [pool.submit(lambda part=part: [call() for call in part]) for part in slices]:
+        done.result()
+
+
+def barrier(pool: ThreadPoolExecutor, clients: Sequence[TCPStore], key: str) -> int:
+    """torch's store barrier of the world, each rank over its own connection; returns the requests sent."""
     last = f"{key}:last_worker"
-    for rank in members:
-        clients[rank].add(key, 1)
-    done = 0
-    for rank in members:
-        done = clients[rank].add(key, 0)
-    assert done == len(members)
-    clients[members[-1]].set(last, "1")
-    for rank in members:
-        clients[rank].wait([last], TIMEOUT)
-    return 3 * len(members) + 1
+    for amount in (1, 0):
+        at_once(pool, [partial(client.add, key, amount) for client in clients])
+    clients[-1].set(last, "1")
+    at_once(pool, [partial(client.wait, [last], TIMEOUT) for client in clients])
+    return 3 * len(clients) + 1
 
 
-def exchange_id(clients: dict[int, TCPStore], members: tuple[int, ...], key: str) -> int:
-    """An NCCL id from the first member to the others; returns the requests sent."""
-    first, *others = members
-    clients[first].set(key, ID)
-    for rank in others:
-        clients[rank].get(key)  # the client sends a wait and a get
-    return 1 + 2 * len(others)
+def exchange_ids(pool: ThreadPoolExecutor, clients: Sequence[TCPStore], groups: Groups, prefix: str) -> int:
+    """An NCCL id from the first member of each group to the others; returns the requests sent."""
+    sets = [partial(clients[group[0]].set, f"{prefix}/{i}", ID) for i, group in enumerate(groups)]
+    gets = [partial(clients[r].get, f"{prefix}/{i}") for i, group in enumerate(groups) for r in group[1:]]
+    at_once(pool, sets)
+    at_once(pool, gets)
+    return len(sets) + 2 * len(gets)  # the client sends a wait before each get
 
 
 def measure(ranks: int, ours: Groups, default: Groups, *, libuv: bool) -> dict[str, float]:
     """Requests, and CPU seconds of the server, of each part."""
     server = Server.start(libuv=libuv)
+    clients: list[TCPStore] = []
+
+    def connect() -> None:
+        clients.append(
+            TCPStore("127.0.0.1", server.port, None, is_master=False, timeout=TIMEOUT, wait_for_workers=False)
+        )
+
     try:
-        clock = [server.cpu_s()]
-        clients = {
-            rank: TCPStore(
-                "127.0.0.1", server.port, None, is_master=False, timeout=TIMEOUT, wait_for_workers=False
-            )
-            for rank in range(ranks)
-        }
-        clock.append(server.cpu_s())
-        ours_requests = sum(exchange_id(clients, group, f"ours/{i}") for i, group in enumerate(ours))
-        clock.append(server.cpu_s())
-        default_requests = sum(exchange_id(clients, group, f"default/{i}") for i, group in enumerate(default))
-        clock.append(server.cpu_s())
-        world = tuple(range(ranks))
-        barriers = sum(barrier(clients, world, f"barrier/{i}") for i in range(BARRIERS_IN_FULL))
-        clock.append(server.cpu_s())
+        with ThreadPoolExecutor(THREADS) as pool:
+            clock = [server.cpu_s()]
+            at_once(pool, [connect] * ranks)
+            clock.append(server.cpu_s())
+            ours_requests = exchange_ids(pool, clients, ours, "ours")
+            clock.append(server.cpu_s())
+            default_requests = exchange_ids(pool, clients, default, "default")
+            clock.append(server.cpu_s())
+            barriers = sum(barrier(pool, clients, f"barrier/{i}") for i in range(BARRIERS_IN_FULL))
+            clock.append(server.cpu_s())
     finally:
         server.process.kill()
         server.process.wait()
-    connect, ours_cpu, default_cpu, barrier_cpu = (b - a for a, b in itertools.pairwise(clock))
+    connect_cpu, ours_cpu, default_cpu, barrier_cpu = (b - a for a, b in itertools.pairwise(clock))
     return {
-        "connect_cpu": connect,
+        "connect_cpu": connect_cpu,
         "ours_requests": ours_requests / ranks,
         "ours_cpu": ours_cpu,
         "default_requests": default_requests / ranks,

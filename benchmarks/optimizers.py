@@ -2,10 +2,10 @@
 
     nice -n 19 python benchmarks/optimizers.py [--parameters 8000000]
 
-Prints nanoseconds and bytes of traffic per parameter. Bytes are the least a fused step moves (fp32 state): Adam
-28 (w, g, m, v read; w, m, v written), Lion 20, LAMB 44 with its norms taken along, 48 as ours is built. Runs
-on a GPU where there is one. On a CPU a copy also reads the lines it overwrites, which is not counted, so a kernel
-that works in place can come out above 100%.
+Prints nanoseconds and bytes of traffic per parameter. Bytes are the least a fused step moves (fp32 state):
+Adam 28 (w, g, m, v read; w, m, v written), Lion 20, LAMB 44 with its norms taken along, 48 as ours is
+built. Runs on a GPU where there is one. On a CPU a copy also reads the lines it overwrites, which is not
+counted, so a kernel that works in place can come out above 100%.
 """
 
 from __future__ import annotations

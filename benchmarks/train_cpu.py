@@ -2,8 +2,8 @@
 
     nice -n 19 python benchmarks/train_cpu.py [--repeats 5]
 
-The `tiny` shape of the quickstart, fp32, whole steps (data left out). It shows what the engine's own Python costs
-and what the window saves where attention is not a fused kernel; it says nothing of GPUs.
+The `tiny` shape of the quickstart, fp32, whole steps (data left out). It shows what the engine's own Python
+costs and what the window saves where attention is not a fused kernel; it says nothing of GPUs.
 """
 
 from __future__ import annotations

@@ -30,7 +30,9 @@ def command_environment(launch: RankLaunch, given: Mapping[str, str]) -> dict[st
         defaults["GLOO_SOCKET_IFNAME"] = next(
             name for _, name in socket.if_nameindex() if name.startswith("lo")
         )
-    profile = network_environment(Network.model_validate(launch.spec["spec"]["network"]), launch.run_dir)
+    profile = network_environment(
+        Network.model_validate(launch.spec["spec"].get("network", {})), launch.run_dir
+    )
     environment = {**defaults, **os.environ, **profile, **given, **torchrun_environment(launch)}
     environment |= {
         "ROLE_NAME": "default",

@@ -104,7 +104,7 @@ def _fork_adopted(main: Callable[[], NoReturn], agent_pid: int) -> int:
 def _rank_main(request: dict[str, Any]) -> NoReturn:
     launch = launch_from_json(request["launch"])
     _redirect(request["log"])
-    network = Network.model_validate(launch.spec["spec"]["network"])
+    network = Network.model_validate(launch.spec["spec"].get("network", {}))
     os.environ.update(network_environment(network, launch.run_dir))
     os.environ.update(torchrun_environment(launch))
     if launch.rank == 0:

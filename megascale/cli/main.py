@@ -6,10 +6,9 @@ import sys
 from importlib import metadata
 from typing import Annotated
 
-import click
 import typer
 
-from megascale.cli import analyze, checkpoint, data, doctor, job, network, run, status
+from megascale.cli import analyze, checkpoint, data, doctor, job, model, network, run, simulate, status
 from megascale.errors import MegascaleError
 
 app = typer.Typer(
@@ -24,7 +23,9 @@ app.command("run", epilog=run.EPILOG)(run.run)
 app.command("status", epilog=status.STATUS_EPILOG)(status.status)
 app.command("evict", epilog=status.EVICT_EPILOG)(status.evict)
 app.command("doctor", epilog=doctor.EPILOG)(doctor.doctor)
+app.command("simulate", epilog=simulate.EPILOG)(simulate.simulate)
 app.add_typer(job.app, name="job")
+app.add_typer(model.app, name="model")
 app.add_typer(data.app, name="data")
 app.add_typer(network.app, name="network")
 app.add_typer(checkpoint.app, name="checkpoint")
@@ -46,16 +47,10 @@ def _root(
 def main() -> None:
     """Run the command line; errors go to stderr, the exit code says of what kind (contracts 9)."""
     try:
-        code = app(standalone_mode=False)
+        app()
     except MegascaleError as error:
         sys.stderr.write(f"megascale: {error}\n")
-        sys.exit(error.exit_code)
-    except click.exceptions.Abort:
-        sys.exit(130)
-    except click.ClickException as error:
-        error.show()
         sys.exit(error.exit_code)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
-    sys.exit(code if isinstance(code, int) else 0)

@@ -55,7 +55,9 @@ def take_back_blame(turn: Turn, node: str, cause: str, at: float) -> None:
     weight = WEIGHTS.get(cause, 0.0)
     if node in turn.record.blame and weight:
         turn.record.blame[node] = Blame(max(0.0, blame_of(turn, node) - weight), turn.now)
-        turn.record.history[node] = [t for t in turn.record.history.get(node, []) if t != at]
+        times = [t for t in turn.record.history.pop(node, []) if t != at]
+        if times:
+            turn.record.history[node] = times
 
 
 def lemon_reason(turn: Turn, node: str) -> str:

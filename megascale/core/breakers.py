@@ -11,7 +11,7 @@ from megascale.core.turn import Turn
 HOUR_S: Final = 3600.0
 _MAY_REPEAT: Final = frozenset({"crash", "user_code", "hang", "launch_failed", "numerics"})
 _ANYWHERE: Final = 3
-_RECENT_S: Final = 7 * 86400.0
+_WEEK_S: Final = 7 * 86400.0
 
 
 def spent_budget(turn: Turn) -> str:
@@ -75,11 +75,10 @@ def note_progress(turn: Turn) -> None:
 def exclusion_bound(turn: Turn) -> str:
     """Which bound forbids excluding one more node, "" if none does."""
     record, policy = turn.record, turn.policy
-    record.exclusion_times = [t for t in record.exclusion_times if t > turn.now - HOUR_S]
-    if len(record.exclusion_times) >= policy.max_nodes_per_hour:
+    record.exclusion_times = [t for t in record.exclusion_times if t > turn.now - _WEEK_S]
+    if sum(1 for t in record.exclusion_times if t > turn.now - HOUR_S) >= policy.max_nodes_per_hour:
         return f"remediation.maxNodesPerHour = {policy.max_nodes_per_hour} is reached"
     most = max(policy.max_nodes_per_hour, math.ceil(policy.max_excluded_share * policy.nodes))
-    recent = sum(1 for exclusion in record.excluded.values() if exclusion.at > turn.now - _RECENT_S)
-    if recent >= most:
-        return f"{recent} nodes were excluded within a week, more than a job of this size should need"
+    if len(record.exclusion_times) >= most:
+        return f"{most} nodes were excluded within a week, more than a job of this size should need"
     return ""

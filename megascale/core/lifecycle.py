@@ -271,7 +271,7 @@ def reopen(turn: Turn) -> None:
     Whoever reopens it has dealt with the cause; a checkpoint that is damaged all the same is found again.
     """
     record = turn.record
-    record.distrusted = []
+    record.distrusted, record.tainted = [], {}
     record.finish_state = record.finish_reason = ""
     record.restarts, record.outstanding, record.refusals = {}, 0, 0
     record.failures_in_row = record.failures_at_step = 0

@@ -16,7 +16,7 @@ from torch import Tensor, distributed
 
 from megascale.checkpoint import Piece
 from megascale.checkpoint.snapshot import BUFFERS, SnapshotFile, SnapshotLayout
-from megascale.checkpoint.snapshot_folders import snapshot_file
+from megascale.checkpoint.snapshot_folders import SHARED_MEMORY, snapshot_file
 from megascale.core.lineage import Commit, is_on_lineage
 from megascale.engine.cadence import SnapshotCadence
 from megascale.engine.context import RankLaunch
@@ -65,8 +65,9 @@ class Snapshots:
             except OSError as error:
                 problems.append(f"{folder}: {error.strerror or error}")
                 continue
-            if problems:
-                alert("snapshotsOnDisk", f"snapshots go to {folder}; {'; '.join(problems)}")
+            if not folder.is_relative_to(SHARED_MEMORY):
+                why = "; ".join(problems) or f"{SHARED_MEMORY} is no tmpfs that is ours to use"
+                alert("snapshotsOnDisk", f"snapshots go to {folder}: {why}")
             return cls(launch, state, file, held)
         alert(
             "noSnapshots", f"no place for {layout.file_bytes >> 20} MiB of snapshots: {'; '.join(problems)}"
@@ -91,7 +92,7 @@ class Snapshots:
         problem = "there is no whole copy of this layout" if found is None else self._file.damage(found)
         if found is None or problem:
             raise CheckpointCorruptError(
-                f"snapshot in memory of step {commit.step}, {self._file.path}: {problem}",
+                f"snapshot in memory of step {commit.step}: {problem}",
                 step=commit.step,
                 attempt=commit.attempt,
                 tier="memory",
@@ -139,8 +140,7 @@ class Snapshots:
             every = self._cadence.every_steps
             print(
                 f"snapshots every {'step' if every == 1 else f'{every} steps'}: one takes {share.item():.2%}"
-                f" of a step, {self._file.layout.data_bytes / 2**20:.1f} MiB per rank,"
-                f" in {self._file.path.parent}",
+                f" of a step, {self._file.layout.data_bytes / 2**20:.1f} MiB per rank",
                 flush=True,
             )
 

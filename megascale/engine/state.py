@@ -212,9 +212,10 @@ def build_engine(
         seed: initial values are drawn from it; None = left undefined, to be overwritten by a checkpoint.
         recompute: activations that the backward pass computes again.
         backend: who computes attention, None = the reference.
-        overlap: communication beside compute, None = all that is supported.
+        overlap: communication beside compute. None = all that leaves parameters the same on all ranks after
+            each step; with overlapped gathers they are whole only from the next forward pass on.
     """
-    overlap = overlap or decide(Asked(), groups.layout)
+    overlap = overlap or decide(Asked(parameter_gather=False), groups.layout)
     config = transformer_config(
         shape,
         groups.layout,

@@ -88,7 +88,7 @@ class Stepper:
     def _forward(self, batches: Iterator[MicroBatch], model: Any) -> tuple[Tensor, Any]:  # noqa: ANN401
         micro_batch = self._forwards // len(self._state.chunks)
         self._forwards += 1
-        batch = next(batches)
+        batch = MicroBatch(*next(batches))
         self._on_forward(micro_batch)
         output = model(batch.tokens, None, batch.borders, labels=batch.labels)
         output.register_hook(lambda _grad: self._on_backward(micro_batch))

@@ -77,8 +77,8 @@ def transformer_config(
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=dtype is torch.bfloat16,
-        # The interleaved schedule can send and receive while it computes; 1F1B does both in one batch. Batched,
-        # the messages of two chunks between the same two ranks would be mixed up by gloo.
+        # The interleaved schedule can send and receive while it computes; 1F1B does both in one batch. In a
+        # batch, gloo would mix up the messages of two chunks between the same two ranks.
         overlap_p2p_comm=layout.interleave > 1 and overlap_pipeline,
         batch_p2p_comm=layout.interleave == 1,
         batch_p2p_sync=False,

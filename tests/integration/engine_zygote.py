@@ -1,6 +1,7 @@
 """Forks engine ranks for tests: imports the engine once, then runs one attempt per line of stdin.
 
-A line is {"runDir", "spec", "attempt", "world", "resume", "lineage", "port"}; the answer on stdout is
+A line is {"runDir", "spec", "attempt", "world", "resume", "lineage", "port"}, and "tier" and "snapshots"
+(a folder) where ranks keep snapshots in memory; the answer on stdout is
 {"statuses": [...]}, one wait status per rank: an exit code, or minus the signal. Rank r's output goes to
 <runDir>/rank-<r>.log, its rank file is <runDir>/ranks/<r>, made by the caller.
 """
@@ -43,6 +44,8 @@ def _launch(request: dict[str, Any], rank: int) -> RankLaunch:
         rank_file=run_dir / "ranks" / str(rank),
         resume=_commit(request["resume"]),
         lineage={int(attempt): _commit(pair) for attempt, pair in request["lineage"].items()},
+        tier=request.get("tier", "durable"),
+        snapshot_folders=tuple(Path(request[key]) / str(rank) for key in ("snapshots",) if key in request),
     )
 
 

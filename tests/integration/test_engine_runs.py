@@ -77,6 +77,7 @@ class Job:
         *,
         resume: Commit | None = None,
         control: Control = Control.NONE,
+        **memory: str,
     ) -> list[int]:
         """Run the next attempt to its end; wait statuses by rank."""
         number = len(self.lineage) + 1
@@ -95,6 +96,7 @@ class Job:
                 "resume": pair[number],
                 "lineage": pair,
                 "port": store.port,
+                **memory,
             }
         )
 
@@ -273,6 +275,42 @@ def test_a_killed_and_resumed_run_repeats_every_loss_bit_for_bit(
         spec(world, parallelism=parallelism, faults=[fault]), world, resume=Commit(step=2, attempt=1)
     )
     assert broken.losses() == whole.losses()
+
+
+@pytest.mark.parametrize(
+    ("layout", "choices"),
+    [
+        ("dp2", VARIANTS["serial-experts"]),
+        ("tp2-sequence", {"precision": "bf16"}),
+        ("pp2-interleaved", {}),
+        ("tp2-pp2", {"optimizer": {"name": "adamw"}}),
+    ],
+)
+def test_a_run_resumed_from_memory_repeats_every_loss_bit_for_bit(
+    layout: str, choices: dict[str, Any], new_job: Any, spec: Any
+) -> None:
+    """No commit is needed: every rank goes on from what it holds itself, after the step before the kill."""
+    world, parallelism, _ = LAYOUTS[layout]
+    choices = choices | {"parallelism": parallelism, "checkpoint": {"everySteps": 100}}
+    whole, broken = new_job("whole"), new_job("broken")
+    whole.complete(spec(world, **choices), world)
+    snapshots = str(broken.folder / "snapshots")
+    killed = spec(world, faults=[{"kind": "killRank", "rank": 0, "step": 4}], **choices)
+    assert broken.attempt(killed, world, snapshots=snapshots)[0] == -9
+    resume = Commit(step=3, attempt=1)
+    assert broken.attempt(killed, world, resume=resume, tier="memory", snapshots=snapshots) == [0] * world
+    steps = [json.loads(line)["step"] for line in (broken.folder / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, STEPS + 1))
+    assert broken.losses() == whole.losses()
+
+
+def test_a_rank_without_the_snapshot_says_which_tier_failed(new_job: Any, spec: Any) -> None:
+    job = new_job()
+    snapshots = str(job.folder / "snapshots")
+    job.attempt(spec(2), 2, snapshots=snapshots)
+    statuses = job.attempt(spec(2), 2, resume=Commit(step=2, attempt=1), tier="memory", snapshots=snapshots)
+    assert 1 in statuses
+    assert "snapshot in memory of step 2: there is no whole copy of this layout" in job.logs()
 
 
 def test_a_checkpoint_resumes_under_another_layout(new_job: Any, spec: Any) -> None:

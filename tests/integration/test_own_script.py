@@ -1,4 +1,4 @@
-"""Users' own scripts: an unchanged torch DDP example, and one with the optional lines of megascale.monitor."""
+"""Users' own scripts: an unchanged torch DDP example, and one with the lines of megascale.monitor."""
 
 from __future__ import annotations
 

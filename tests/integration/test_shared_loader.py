@@ -1,4 +1,4 @@
-"""A node of two ranks with one loader: the same losses as when every rank reads for itself, over a recovery."""
+"""A node of two ranks with one loader: the losses of ranks that read for themselves, over a recovery."""
 
 from __future__ import annotations
 

@@ -51,3 +51,21 @@ def test_missing_sources(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["prepare", "nowhere", "-o", str(tmp_path / "x")])
     assert isinstance(result.exception, DataError)
     assert "give files, folders, or python-stdlib" in str(result.exception)
+
+
+def test_a_tokenizer_is_trained_and_used(tmp_path: Path) -> None:
+    lines = [json.dumps({"body": f"the cat sat on mat {n}"}) for n in range(50)]
+    (tmp_path / "a.jsonl").write_text("\n".join([*lines, "damaged"]))
+    source, output = str(tmp_path / "a.jsonl"), str(tmp_path / "bpe.json")
+    trained = CliRunner().invoke(
+        app, ["train-tokenizer", source, "--output", output, "--vocab-size", "300", "--text-key", "body"]
+    )
+    assert (
+        trained.stdout == f"{output}: 300 tokens; use it with --tokenizer {output} and model.vocabSize 300\n"
+    )
+    arguments = ["prepare", source, "-o", str(tmp_path / "x"), "--tokenizer", output, "--text-key", "body"]
+    refused = CliRunner().invoke(app, arguments)
+    assert "is not JSON" in str(refused.exception)
+    made = CliRunner().invoke(app, [*arguments, "--skip-bad"])
+    assert made.exit_code == 0, made.output
+    assert "1 documents left out" in made.stdout

@@ -167,6 +167,15 @@ def test_launch_time_is_learnt_from_launches_that_restored(running):
     assert job.incident.cause == "launch_failed"
 
 
+def test_bound_that_proved_too_short_is_forgotten(running):
+    job = running(2, startup_s=3600.0, node_blame_limit=99.0).train(3).commit(3)
+    job.exit(0, sig=9).done(fx.Kill).done(fx.Launch).wait(5.0).train(5)
+    job.exit(0, sig=9).done(fx.Kill).done(fx.Launch).wait(61.0)
+    assert job.incident.cause == "launch_failed"
+    job.done(fx.Kill).done(fx.Launch).wait(300.0).train(1)
+    assert job.stage is Stage.RUNNING
+
+
 def test_shadow_mode_pages_once_and_keeps_watching(running):
     job = stalled(running(2, shadow=True))
     tell_evidence(job, r1={"process_state": "T"})

@@ -75,6 +75,26 @@ def test_hang_that_began_while_no_driver_was_there_is_found(running):
     assert job.stage is Stage.DIAGNOSING
 
 
+def test_job_that_was_rolled_back_makes_progress_below_its_best_step(running):
+    job = running(2)
+    job.train(100).commit(20).exit(1, sig=9).recovers().train(10)
+    assert job.core.live.step < job.record.best_step
+    job.driver_restarts().join("n-0", "n-1", attempt=2)
+    job.core.live.step = 20
+    job.train(60)
+    assert job.stage is Stage.RUNNING
+
+
+def test_reconnecting_nodes_are_waited_for_before_the_job_shrinks(running):
+    job = running(3, min_nodes=2, node_counts=(3, 2), shrink_after_s=60.0)
+    job.exit(0, sig=9).goes("n-2").done(fx.Kill)
+    assert job.stage is Stage.ASSEMBLING
+    job.driver_restarts(after_s=500.0).join("n-0", "n-1", attempt=1)
+    assert job.stage is Stage.ASSEMBLING
+    job.join("n-3")
+    assert len(job.record.assignment) == 3
+
+
 def test_hang_is_found_even_if_no_rank_reports_again(running):
     job = running(2, startup_s=100.0, silence_s=1e6)
     job.driver_restarts().wait(120.0, beating=False)

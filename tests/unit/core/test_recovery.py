@@ -178,13 +178,21 @@ def test_hourly_bound_stops_exclusions_and_pages(running):
     assert job.recovers().stage is Stage.RUNNING
 
 
+def test_evictions_by_hand_do_not_use_up_the_bound(running):
+    job = running(2, spare_nodes=9, max_nodes_per_hour=1)
+    for index in (2, 3, 4):
+        job.command("evict", f"n-{index}")
+    job.hardware("n-1", "xid", 79)
+    assert job.incident.action == "replace_node"
+
+
 def test_share_of_excluded_nodes_is_bounded_over_time(running):
     job = running(4, spare_nodes=9, max_nodes_per_hour=2, node_blame_limit=0.5, max_excluded_share=0.25)
     for _ in range(4):
         job.exit(1, sig=11).recovers().train(30)
-        job.record.exclusion_times = []
+        job.record.exclusion_times = [at - 3600.0 for at in job.record.exclusion_times]
     assert len(job.record.excluded) == 2
-    assert any("excluded already" in page.reason for page in job.heard(fx.Page))
+    assert any("within a week" in page.reason for page in job.heard(fx.Page))
 
 
 def test_container_is_restarted_before_the_node_is_given_up(running):

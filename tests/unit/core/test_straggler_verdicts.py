@@ -54,6 +54,13 @@ def test_probe_that_cannot_tell_is_for_a_person(running):
     assert any("could not tell" in page.reason for page in job.heard(fx.Page))
 
 
+def test_probe_that_nobody_can_make_is_for_a_person_too(running):
+    job = suspected(running)
+    job.refuse(fx.Probe, "no prober")
+    assert job.stage is Stage.RUNNING
+    assert any("could not tell" in page.reason for page in job.heard(fx.Page))
+
+
 def test_without_a_spare_a_slow_node_is_better_than_none(running):
     job = running(16)
     steps_of(job, 80, slow=5)
