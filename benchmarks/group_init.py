@@ -1,6 +1,9 @@
 """What setting up process groups costs the store: ours against megatron-core's default sequence.
 
-    python benchmarks/group_init.py --ranks 512 2048 10240
+    unshare -n sh -c 'ip link set lo up; python benchmarks/group_init.py --ranks 512 2048 10240'
+
+(In a network namespace of its own: torch looks up the name of every connection's other end, and where a name
+server is configured but slow, that costs more than all requests together.)
 
 For each number of ranks (tensor 8, pipeline 8, the rest data parallel) and for TCPStore with and without
 libuv, real connections, one per rank, are opened to a real torch TCPStore server and send what ranks would.
@@ -206,6 +209,7 @@ all from one process on the machine of the server, so the server's CPU seconds c
   per request times the number of requests is extrapolated, not run. Waits are answered at once: lower bound.
 - without that variable `new_group` itself sends nothing; its calls cost each rank time all the same.
 - gloo, counted with a counting store (not in the table): 2n + 1 requests per rank for a group of n, at once.
+- run in a network namespace without a name server: torch looks up the name of every connection's other end.
 - NCCL's communicator creation (split, ranks per root) needs GPUs: untested."""
 
 

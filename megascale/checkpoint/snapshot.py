@@ -6,7 +6,7 @@ for whole. Values are stored in native byte order: the file never leaves its mac
 
         0  magic "MSSNAP01", u32 length and u32 CRC-32 of what follows: the layout as JSON
      4096  slot 0: sequence number, then `_SLOT`; 8192 slot 1
-    12288  buffer 0: tensor bytes padded to whole pages, then 64 KiB for the state as JSON; buffer 1 follows
+    12288  buffer 0: tensor bytes padded to whole pages, then 256 KiB for the state as JSON; buffer 1 follows
 
 Importing this needs neither torch nor numpy: an agent reads the slots of its dead ranks.
 """
@@ -27,7 +27,7 @@ from megascale.core.lineage import Commit
 
 MAGIC: Final = b"MSSNAP01"
 BUFFERS: Final = 2
-STATE_BYTES: Final = 64 << 10
+STATE_BYTES: Final = 256 << 10
 _PAGE: Final = 4096
 _HEAD: Final = struct.Struct("<8sII")
 _SEQUENCE: Final = struct.Struct("<Q")
@@ -90,14 +90,17 @@ class SnapshotFile:
         self._view = memoryview(memory)
 
     @classmethod
-    def adopt_or_create(cls, path: Path, layout: SnapshotLayout) -> Self:
-        """The file at `path` if it is of this layout, else a new one, its pages allocated.
+    def adopt(cls, path: Path, layout: SnapshotLayout) -> Self | None:
+        """The file at `path` with what it holds, None if there is none of this layout."""
+        return cls._map(path, layout) if _layout_of(path) == layout else None
+
+    @classmethod
+    def create(cls, path: Path, layout: SnapshotLayout) -> Self:
+        """A new file in place of what is at `path`, its pages allocated.
 
         Raises:
             OSError: the file system is full or refuses.
         """
-        if _layout_of(path) == layout:
-            return cls._map(path, layout)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
@@ -143,7 +146,7 @@ class SnapshotFile:
         """The buffer's tensor bytes are in place: with `state` they are a snapshot.
 
         Raises:
-            ValueError: `state` is longer than 64 KiB.
+            ValueError: `state` is longer than 256 KiB.
         """
         if len(state) > STATE_BYTES:
             raise ValueError(f"the state of a rank is {len(state)} bytes of JSON, at most {STATE_BYTES} fit")
@@ -226,5 +229,5 @@ def _layout_of(path: Path) -> SnapshotLayout | None:
                 return None
             layout = SnapshotLayout(**json.loads(body))
             return layout if os.fstat(handle.fileno()).st_size == layout.file_bytes else None
-    except (FileNotFoundError, struct.error, ValueError, TypeError):
+    except (FileNotFoundError, NotADirectoryError, struct.error, ValueError, TypeError):
         return None

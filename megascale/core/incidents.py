@@ -40,8 +40,11 @@ class Fault:
 
     @property
     def blames_node(self) -> bool:
-        """Whether it speaks against the node: echoes, networks and storage do not."""
-        return bool(self.node) and not self.consequence and self.category not in ("network", "storage")
+        """Whether it speaks against the node: echoes and network faults do not, their origin may be a peer.
+
+        A failing disk shows on the same node again; a file system that all share fails on a node at random.
+        """
+        return bool(self.node) and not self.consequence and self.category != "network"
 
 
 def open_incident(turn: Turn, fault: Fault) -> Incident:

@@ -83,8 +83,8 @@ class Driver:
         write_atomically(self._run.driver_file, json.dumps(address))
         self._run.summary_file.unlink(missing_ok=True)
         await self._fleet.start(self._on_slot_event)
-        self._scan_commits()
         self.post(ev.DriverStarted(self._term))
+        self._scan_commits()
         record = self.core.record
         if record.stage is Stage.FINISHED and not record.pending:
             self.post(ev.ManualCommand("reopen", "the job was started again"))

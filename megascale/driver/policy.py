@@ -13,6 +13,7 @@ _SPARES_ON_ONE_MACHINE: Final = 1
 def policy_of(job: TrainingJob) -> Policy:
     """The core's view of a manifest."""
     spec = job.spec
+    layout = spec.runtime.megatron.parallelism if spec.runtime.megatron else None
     spares = spec.spare_nodes if isinstance(spec.spare_nodes, int) else _SPARES_ON_ONE_MACHINE
     return Policy(
         nodes=spec.nodes,
@@ -21,6 +22,8 @@ def policy_of(job: TrainingJob) -> Policy:
         min_nodes=spec.min_nodes,
         ranks_per_node=spec.ranks_per_node,
         node_counts=spec.node_counts,
+        pipeline=layout.pipeline if layout else 1,
+        model_nodes=-(-layout.ranks_per_replica // spec.ranks_per_node) if layout else 1,
         steps=spec.steps,
         reports_steps=spec.runtime.command is None,
         memory_snapshots=spec.checkpoint.memory.enabled,

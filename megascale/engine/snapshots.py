@@ -51,28 +51,18 @@ class Snapshots:
 
     @classmethod
     def open(cls, launch: RankLaunch, state: EngineState) -> Snapshots | None:
-        """This rank's snapshots, those of the attempt before included; None = there is no place for them."""
+        """This rank's snapshots, those of the attempt before included; collective.
+
+        None on all ranks when there is no place for those of one of them.
+        """
         held = pieces(state)
         layout = SnapshotLayout(
             launch.job, launch.rank, launch.world_size, _digest(held), _offsets([p.tensor for p in held])[-1]
         )
-        problems = []
-        for folder in launch.snapshot_folders:
-            path = snapshot_file(folder, launch.local_rank)
-            try:
-                _check_memory(layout.file_bytes * launch.local_world_size)
-                file = SnapshotFile.adopt_or_create(path, layout)
-            except OSError as error:
-                problems.append(f"{folder}: {error.strerror or error}")
-                continue
-            if not folder.is_relative_to(SHARED_MEMORY):
-                why = "; ".join(problems) or f"{SHARED_MEMORY} is no tmpfs that is ours to use"
-                alert("snapshotsOnDisk", f"snapshots go to {folder}: {why}")
-            return cls(launch, state, file, held)
-        alert(
-            "noSnapshots", f"no place for {layout.file_bytes >> 20} MiB of snapshots: {'; '.join(problems)}"
-        )
-        return None
+        file = _open_file(launch, layout)
+        placed = torch.tensor([int(file is not None)], device=state.device)
+        distributed.all_reduce(placed, op=distributed.ReduceOp.MIN, group=state.groups.world)
+        return cls(launch, state, file, held) if file is not None and placed.item() else None
 
     def _forget_other_branches(self) -> None:
         """An attempt's number comes again after `--fresh`; what is off the lineage is never restored."""
@@ -143,6 +133,28 @@ class Snapshots:
                 f" of a step, {self._file.layout.data_bytes / 2**20:.1f} MiB per rank",
                 flush=True,
             )
+
+
+def _open_file(launch: RankLaunch, layout: SnapshotLayout) -> SnapshotFile | None:
+    """In the first of the launch's folders that has room; a second choice and none at all are told."""
+    problems = []
+    for folder in launch.snapshot_folders:
+        path = snapshot_file(folder, launch.local_rank)
+        file = SnapshotFile.adopt(path, layout)
+        if file is not None:
+            return file
+        try:
+            _check_memory(layout.file_bytes * launch.local_world_size)
+            file = SnapshotFile.create(path, layout)
+        except OSError as error:
+            problems.append(f"{folder}: {error.strerror or error}")
+            continue
+        if not folder.is_relative_to(SHARED_MEMORY):
+            why = "; ".join(problems) or f"{SHARED_MEMORY} is no tmpfs that is ours to use"
+            alert("snapshotsOnDisk", f"snapshots go to {folder}: {why}")
+        return file
+    alert("noSnapshots", f"no place for {layout.file_bytes >> 20} MiB of snapshots: {'; '.join(problems)}")
+    return None
 
 
 def _views(file: SnapshotFile, index: int, live: list[Tensor]) -> list[Tensor]:

@@ -92,6 +92,12 @@ class Lamb(AdamW):
     _group: distributed.ProcessGroup | None = None
     _device = torch.device("cpu")
 
+    def __init__(
+        self, groups: list[dict[str, Any]], *, lr: float, betas: tuple[float, float], eps: float
+    ) -> None:
+        super().__init__(groups, lr=lr, betas=betas, eps=eps)
+        self._indices: dict[tuple[int, ...], Tensor] = {}
+
     def place(
         self,
         ranges: Mapping[Tensor, Range],
@@ -154,7 +160,7 @@ class Lamb(AdamW):
         )
         counted = [pair for pair in zip(parameters, directions, strict=True) if ranges[pair[0]].counted]
         if counted:
-            index = torch.tensor([ranges[parameter].index for parameter, _ in counted], device=self._device)
+            index = self._on_device(tuple(ranges[parameter].index for parameter, _ in counted))
             for column in (0, 1):
                 values = [pair[column] for pair in counted]
                 norms = torch.stack(torch._foreach_norm(values, 2, dtype=torch.float64))  # noqa: SLF001 - no other name
@@ -163,5 +169,10 @@ class Lamb(AdamW):
             distributed.all_reduce(squares, group=self._group)
         weight, update = squares.sqrt_().unbind(dim=1)
         ratio = torch.where((weight > 0) & (update > 0), weight / update, 1.0).float()
-        own = torch.tensor([ranges[parameter].index for parameter in parameters], device=self._device)
-        return ratio[own] if parameters else ratio[:0]
+        return ratio[self._on_device(tuple(ranges[parameter].index for parameter in parameters))]
+
+    def _on_device(self, indices: tuple[int, ...]) -> Tensor:
+        """Positions as int64 on the device; kept, since to bring them there makes the host wait."""
+        if indices not in self._indices:
+            self._indices[indices] = torch.tensor(indices, dtype=torch.int64, device=self._device)
+        return self._indices[indices]

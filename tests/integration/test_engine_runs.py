@@ -304,10 +304,21 @@ def test_a_run_resumed_from_memory_repeats_every_loss_bit_for_bit(
     assert broken.losses() == whole.losses()
 
 
+def test_without_a_place_for_one_rank_nobody_takes_snapshots(new_job: Any, spec: Any) -> None:
+    """A rank that took part alone in deciding the cadence would wait for the others for ever."""
+    job = new_job()
+    (job.folder / "snapshots").mkdir()
+    (job.folder / "snapshots" / "1").write_text("not a folder")
+    assert job.attempt(spec(2, steps=12), 2, snapshots=str(job.folder / "snapshots")) == [0, 0]
+    assert job.logs().count('megascale.alert {"kind": "noSnapshots"') == 1
+    assert [job.record_of(rank).snapshot_step for rank in (0, 1)] == [-1, -1]
+
+
 def test_a_rank_without_the_snapshot_says_which_tier_failed(new_job: Any, spec: Any) -> None:
     job = new_job()
     snapshots = str(job.folder / "snapshots")
     job.attempt(spec(2), 2, snapshots=snapshots)
+    assert [job.record_of(rank).snapshot_step for rank in (0, 1)] == [STEPS, STEPS]
     statuses = job.attempt(spec(2), 2, resume=Commit(step=2, attempt=1), tier="memory", snapshots=snapshots)
     assert 1 in statuses
     assert "snapshot in memory of step 2: there is no whole copy of this layout" in job.logs()

@@ -124,11 +124,22 @@ def test_past_the_bound_a_sure_sign_pages_and_disturbs_nothing(running):
     assert any("maxNodesPerHour" in page.reason for page in job.heard(fx.Page))
 
 
-def test_storage_trouble_speaks_against_no_node(running):
-    job = running(2, spare_nodes=1, no_progress_limit=99)
-    for _ in range(5):
-        job.exit(1, 1, error="OSError", message="[Errno 116] Stale file handle: '/mnt/data'").recovers()
+BAD_DISK = "[Errno 5] Input/output error"
+
+
+def test_storage_trouble_that_wanders_speaks_against_no_node(running):
+    job = running(4, spare_nodes=1, no_progress_limit=99)
+    for rank in (1, 3, 0, 2):
+        job.exit(rank, 1, error="OSError", message=BAD_DISK).recovers()
     assert not job.record.excluded
+
+
+def test_storage_trouble_that_comes_back_on_one_node_climbs_the_ladder(running):
+    job = running(4, spare_nodes=1, no_progress_limit=99)
+    job.exit(1, 1, error="OSError", message=BAD_DISK)
+    assert job.incident.action == "restart_in_place"
+    job.recovers().exit(1, 1, error="OSError", message=BAD_DISK)
+    assert job.incident.action == "restart_container"
 
 
 def test_bad_spare_is_let_go_without_disturbing_training(running):
