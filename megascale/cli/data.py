@@ -21,7 +21,7 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document.
     epilog="Examples: megascale data prepare python-stdlib --output data/python-stdlib | "
     "megascale data prepare crawl/ --glob '*.jsonl.zst' --tokenizer data/bpe.json --output data/crawl"
 )
-def prepare(  # noqa: PLR0917 - options of a command
+def prepare(
     paths: Annotated[
         list[str],
         typer.Argument(metavar="PATHS...", help="Files, folders, or python-stdlib.", show_default=False),

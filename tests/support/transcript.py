@@ -132,7 +132,7 @@ class World:
 
     def joins(self, node: str, checked: str | None) -> None:
         known = self.core.live.nodes.get(node)
-        if known is not None and known.status is NodeStatus.GONE or node in self.silent:
+        if (known is not None and known.status is NodeStatus.GONE) or node in self.silent:
             self.incarnations[node] += 1
         self.silent.discard(node)
         leaf = {self.core.policy.topology_keys[0]: self.labels[node]} if node in self.labels else {}
@@ -378,7 +378,9 @@ def _incident_changes(before: Incident | None, after: Incident, zero: float) -> 
     if before is None:
         echo = ", maybe an echo" if after.consequence else ""
         yield f"{after.id} opens: {after.cause}{where}{echo}: {after.reason}"
-    elif (before.cause, before.node) != (after.cause, after.node) or not before.reason.startswith(after.reason):
+    elif (before.cause, before.node) != (after.cause, after.node) or not before.reason.startswith(
+        after.reason
+    ):
         yield f"{after.id} becomes: {after.cause}{where}: {after.reason}"
     if not after.outcome:
         for line in after.evidence[len(before.evidence) if before else 0 :]:
@@ -406,4 +408,10 @@ def _effect_text(effect: fx.Effect) -> str:
 def _value_text(value: Any) -> str:
     if isinstance(value, Commit):
         return f"step {value.step} of attempt {value.attempt}"
-    return " ".join(value) if isinstance(value, tuple) else f"{value:g}" if isinstance(value, float) else str(value)
+    return (
+        " ".join(value)
+        if isinstance(value, tuple)
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )

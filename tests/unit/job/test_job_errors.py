@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -511,7 +512,9 @@ def test_unreadable_paths(tmp_path: Path, make: Callable[[Path], object], messag
         ("model", {"windowPattern": "SX"}, "model.windowPattern", "expected letters S"),
     ],
 )
-def test_choices_that_do_not_go_together(section: str, given: dict[str, Any], path: str, message: str) -> None:
+def test_choices_that_do_not_go_together(
+    section: str, given: dict[str, Any], path: str, message: str
+) -> None:
     data = {"path": "x", "sequenceLength": 4, "microBatch": 1, "globalBatch": 2}
     runtime: dict[str, Any] = {"model": {"preset": "tiny"}, "data": data}
     if section == "parallelism":

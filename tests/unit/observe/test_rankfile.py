@@ -19,7 +19,12 @@ def test_a_reader_sees_what_the_writer_published(path: Path) -> None:
     writer.update(step=41, phase=Phase.BACKWARD, loss=2.5, collective="all_reduce")
     record = reader.read()
     assert (record.term, record.attempt, record.rank) == (2, 3, 7)
-    assert (record.step, record.phase, record.loss, record.collective) == (41, Phase.BACKWARD, 2.5, "all_reduce")
+    assert (record.step, record.phase, record.loss, record.collective) == (
+        41,
+        Phase.BACKWARD,
+        2.5,
+        "all_reduce",
+    )
     assert math.isnan(record.grad_norm)
 
 

@@ -18,7 +18,13 @@ def test_generated_code_matches_the_proto(tmp_path: Path) -> None:
     folder = tmp_path / "megascale" / "rpc"
     folder.mkdir(parents=True)
     shutil.copy(ROOT / "megascale" / "rpc" / "megascale.proto", folder)
-    arguments = ["-I.", "--python_out=.", "--pyi_out=.", "--grpc_python_out=.", "megascale/rpc/megascale.proto"]
+    arguments = [
+        "-I.",
+        "--python_out=.",
+        "--pyi_out=.",
+        "--grpc_python_out=.",
+        "megascale/rpc/megascale.proto",
+    ]
     subprocess.run([sys.executable, "-m", "grpc_tools.protoc", *arguments], cwd=tmp_path, check=True)
     for name in GENERATED:
         committed = ROOT / "megascale" / "rpc" / name
