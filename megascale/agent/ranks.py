@@ -285,6 +285,7 @@ class Ranks:
             phase=Phase(record.phase).name.lower(),
             micro_batch=record.micro_batch,
             stack=stack,
+            collectives=record.collectives or -1,
         )
 
 

@@ -8,7 +8,19 @@ from typing import Annotated
 
 import typer
 
-from megascale.cli import analyze, checkpoint, data, doctor, job, model, network, run, simulate, status
+from megascale.cli import (
+    analyze,
+    checkpoint,
+    data,
+    doctor,
+    events,
+    job,
+    model,
+    network,
+    run,
+    simulate,
+    status,
+)
 from megascale.errors import MegascaleError
 
 app = typer.Typer(
@@ -30,6 +42,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(network.app, name="network")
 app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(analyze.app, name="analyze")
+app.add_typer(events.app, name="events")
 
 
 @app.callback(invoke_without_command=True)

@@ -297,7 +297,7 @@ def _incidents(incidents: list[dict[str, Any]]) -> RenderableType:
     for incident in incidents:
         table.add_row(
             incident["id"],
-            incident["reason"],
+            Text(incident["reason"]),
             incident["action"].replace("_", " "),
             _with_unit(incident["detectionSeconds"], ".3f", " s"),
             _with_unit(incident["recoverySeconds"], ".2f", " s"),

@@ -89,7 +89,9 @@ def _not_acquired(turn: Turn, pending: Pending, reason: str) -> None:
     if record.stage is not Stage.ASSEMBLING:
         record.refusals = min(record.refusals, turn.policy.acquire_tries // 2)
     elif record.refusals >= turn.policy.acquire_tries:
-        finish(turn, "failed", f"no nodes after {record.refusals} tries: {reason}")
+        why = f"no nodes after {record.refusals} tries: {reason}"
+        turn.emit(fx.Page, f"job fails: {why}")
+        finish(turn, "failed", why)
         return
     delay = min(_RETRY_LIMIT_S, turn.policy.acquire_retry_s * 2 ** min(max(record.refusals - 1, 0), 6))
     turn.set_deadline("acquireRetry", delay)

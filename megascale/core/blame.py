@@ -21,8 +21,10 @@ WEIGHTS: Final = {
     "launch_failed": 1.5,
     "hardware": 1.0,
     "straggler": 3.0,
+    "user_code": 0.5,
 }
-"""Blame by cause. Code, checkpoints, people and wrong numbers of unknown origin are no node's fault."""
+"""Blame by cause. Checkpoints, people and wrong numbers of unknown origin are no node's fault; code is not
+either, but errors that keep coming from one node only, at different steps, are not the code's."""
 
 
 def blame_of(turn: Turn, node: str) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from megascale.core import effects as fx
 from megascale.core import events as ev
@@ -57,7 +57,9 @@ def tagged(value: ev.Event | fx.Effect) -> dict[str, Json]:
 
 
 def header_line(header: Header) -> str:
-    return json.dumps({"header": encode(header)}, separators=(",", ":"))
+    # `encode` leaves out defaults, and the default of this one changes with every version
+    fields = {"core_version": header.core_version, **cast(dict[str, Json], encode(header))}
+    return json.dumps({"header": fields}, separators=(",", ":"))
 
 
 def entry_line(entry: Entry) -> str:

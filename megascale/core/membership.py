@@ -79,7 +79,8 @@ def on_gone(turn: Turn, event: NodeGone) -> None:
         return
     source = "injected" if event.injected else "observed"
     cause = "planned" if event.planned or event.node in turn.record.draining else "node_lost"
-    lose(turn, Fault(cause, event.reason, node=event.node, at=event.at, source=source, node_gone=True))
+    reason = event.reason if event.node in event.reason else f"{event.node}: {event.reason}"
+    lose(turn, Fault(cause, reason, node=event.node, at=event.at, source=source, node_gone=True))
 
 
 def lose(turn: Turn, fault: Fault) -> None:

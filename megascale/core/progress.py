@@ -179,7 +179,8 @@ def _stall_over(turn: Turn) -> None:
     record.ledger.switch(GoodputPhase.PRODUCTIVE, turn.now)
     if record.incident:
         record.incident.action = "none"
-        record.incident.decision = "steps went on before anything was done"
+        # in shadow mode it tells what would have been done
+        record.incident.decision = record.incident.decision or "steps went on before anything was done"
         close_incident(turn, "recovered by itself")
 
 

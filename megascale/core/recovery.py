@@ -44,7 +44,10 @@ def charge(turn: Turn, fault: Fault, incident: Incident, decision: Decision) -> 
         if fault.blames_node and not fault.node_gone:
             add_blame(turn, fault.node, fault.cause)
     if decision.action == "replace_node" and fault.node and not fault.node_gone and fault.cause != "planned":
-        exclude(turn, fault.node, incident, forced=fault.cause == "manual", retired=lemon)
+        out = exclude(turn, fault.node, incident, forced=fault.cause == "manual", retired=lemon)
+        if not out:
+            incident.action = "restart_in_place"
+            incident.decision += "; but it cannot be replaced now, so it is tried once more"
     elif decision.action == "restart_container":
         turn.record.container_restarts = {fault.node: turn.now} | {
             node: at

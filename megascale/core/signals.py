@@ -80,7 +80,10 @@ def _take(turn: Turn, hit: Hit) -> None:
     live.signals = [signal for signal in live.signals if signal.at >= oldest][1 - _SIGNALS_KEPT :]
     live.signals.append(hit)
     found = next((i for i in correlated(turn, live.signals) if hit in i.hits), None)
-    if found is None or turn.is_excluded(hit.node):
+    if found is None:
+        return
+    if turn.is_excluded(hit.node):
+        _note_more(turn, hit)
         return
     if found.kind != "node":
         _note(turn, found)
@@ -100,6 +103,13 @@ def _take(turn: Turn, hit: Hit) -> None:
 def _note(turn: Turn, found: HardwareIncident) -> None:
     if turn.record.incident:
         turn.record.incident.add_evidence(found.reason)
+
+
+def _note_more(turn: Turn, hit: Hit) -> None:
+    """A node that is out already goes on telling why."""
+    incident = turn.record.incident
+    if incident and incident.node == hit.node:
+        incident.add_evidence(hit.line or hit.rule)
 
 
 def _recurring(turn: Turn, hit: Hit, found: HardwareIncident) -> HardwareIncident:

@@ -212,6 +212,7 @@ class Driver:
                 phase=rank.phase,
                 micro_batch=rank.micro_batch,
                 stack=tuple(rank.stack),
+                collectives=rank.collectives,
             )
             for rank in evidence.ranks
         )

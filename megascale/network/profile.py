@@ -42,9 +42,9 @@ def explain(network: Network) -> list[str]:
         return ["network: profile node: NCCL and torch take what the node's environment says"]
     waits = network.transport_seconds
     verdict = (
-        f"a link that is down for up to {_FLAP_S:g} s is ridden out"
+        f"flaps of up to {_FLAP_S:g} s are ridden out"
         if waits > _FLAP_S
-        else f"a link that flaps for {_FLAP_S:g} s BREAKS the connection: raise network.ibTimeout"
+        else f"flaps of {_FLAP_S:g} s break the connection: raise network.ibTimeout"
     )
     recorder = (
         f"the last {network.flight_recorder} collectives of each rank are written to flight/ on a timeout"

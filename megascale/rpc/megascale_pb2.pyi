@@ -166,20 +166,22 @@ class CommandResult(_message.Message):
     def __init__(self, command_id: _Optional[str] = ..., ok: _Optional[bool] = ..., reason: _Optional[str] = ..., unreaped: _Optional[_Iterable[int]] = ..., store_port: _Optional[int] = ..., snapshots: _Optional[_Iterable[_Union[Commit, _Mapping]]] = ...) -> None: ...
 
 class RankEvidence(_message.Message):
-    __slots__ = ("rank", "process_state", "step", "phase", "micro_batch", "stack")
+    __slots__ = ("rank", "process_state", "step", "phase", "micro_batch", "stack", "collectives")
     RANK_FIELD_NUMBER: _ClassVar[int]
     PROCESS_STATE_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     PHASE_FIELD_NUMBER: _ClassVar[int]
     MICRO_BATCH_FIELD_NUMBER: _ClassVar[int]
     STACK_FIELD_NUMBER: _ClassVar[int]
+    COLLECTIVES_FIELD_NUMBER: _ClassVar[int]
     rank: int
     process_state: str
     step: int
     phase: str
     micro_batch: int
     stack: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, rank: _Optional[int] = ..., process_state: _Optional[str] = ..., step: _Optional[int] = ..., phase: _Optional[str] = ..., micro_batch: _Optional[int] = ..., stack: _Optional[_Iterable[str]] = ...) -> None: ...
+    collectives: int
+    def __init__(self, rank: _Optional[int] = ..., process_state: _Optional[str] = ..., step: _Optional[int] = ..., phase: _Optional[str] = ..., micro_batch: _Optional[int] = ..., stack: _Optional[_Iterable[str]] = ..., collectives: _Optional[int] = ...) -> None: ...
 
 class Evidence(_message.Message):
     __slots__ = ("command_id", "ranks")

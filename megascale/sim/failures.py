@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from megascale.core.events import HardwareEvent
 from megascale.sim.delays import Distribution
@@ -132,11 +133,12 @@ class FailureProcess:
         if not sign:
             return
         stage = "networkEvent" if sign == "nic" else "hardwareEvent"
-        event = HardwareEvent(machine.name, sign, fault.xid, fault.line, at=world.agenda.now)
         rounds = 2 if sign == "nic" else 1
-        for number in range(1, rounds + 1):
-            delay = number * world.delays.sample(stage)
-            world.agenda.after(delay, lambda: world.cluster.network.tell(machine, event))
+        when = world.agenda.now
+        for _ in range(rounds):
+            when += world.delays.sample(stage)
+            event = HardwareEvent(machine.name, sign, fault.xid, fault.line, at=when)
+            world.agenda.at(when, partial(world.cluster.network.tell, machine, event))
 
     @property
     def _summary(self) -> Summary:

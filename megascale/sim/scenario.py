@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from pathlib import Path
-from typing import Annotated, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -100,11 +100,15 @@ class Checkpoints(Section):
 
 
 class PolicyChange(Section):
-    """What another way of running the same job does differently."""
+    """What another way of running the same job does differently.
+
+    `diagnosed`: the node at fault is found within the stage durations given, so no fault comes back.
+    """
 
     title: str
     spares: Annotated[int, Field(ge=0)] | None = None
     checkpoints: Checkpoints | None = None
+    diagnosed: bool = False
     stages: dict[str, Duration] = Field(default_factory=dict)
     thresholds: dict[str, float] = Field(default_factory=dict)
 
@@ -214,10 +218,13 @@ def under_policy(scenario: Scenario, policy: str) -> tuple[Scenario, dict[str, f
     if change is None:
         known = ", ".join(["ours", *sorted(scenario.policies)])
         raise InputError(f"scenario {scenario.name} has no policy {policy!r}; it has {known}")
-    fields = {
+    fields: dict[str, Any] = {
         "spares": scenario.spares if change.spares is None else change.spares,
         "checkpoints": change.checkpoints or scenario.checkpoints,
         "stages": {**scenario.stages, **change.stages},
     }
+    if change.diagnosed:
+        classes = [each.model_copy(update={"persistent": 0.0}) for each in scenario.failures.classes]
+        fields["failures"] = scenario.failures.model_copy(update={"classes": classes})
     thresholds = {re.sub("([A-Z])", r"_\1", name).lower(): value for name, value in change.thresholds.items()}
     return scenario.model_copy(update=fields), thresholds

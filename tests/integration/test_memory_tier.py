@@ -14,7 +14,7 @@ import pytest
 from local_runs import Jobs, Run
 
 from megascale.agent.processes import process_state
-from megascale.checkpoint.snapshot_folders import make_folders, remove_folders, snapshot_file
+from megascale.checkpoint.snapshot_folders import make_folders, snapshot_file
 from megascale.observe.rankfile import RankFile
 from megascale.observe.rundir import RunDir
 
@@ -55,7 +55,6 @@ def test_killed_ranks_repeat_no_step(jobs: Jobs, undisturbed: Run) -> None:
     assert run.losses() == undisturbed.losses()
     assert run.summary["goodputSeconds"].get("lostWork", 0.0) < 0.05
     assert not snapshot_of(run.folder, "node-0").exists()
-    remove_folders(run.folder)
 
 
 def test_lost_node_falls_back_to_storage(jobs: Jobs, undisturbed: Run) -> None:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megascale.checkpoint.snapshot_folders import remove_folders
+
 TEXT = "The quick brown fox jumps over the lazy dog. " * 2000
 MANIFEST = """\
 apiVersion: megascale.io/v1alpha1
@@ -110,6 +112,8 @@ class Jobs:
             _kill(int(json.loads(path.read_text())["pid"]))
         for path in self.folder.glob("runs/*/agents/*.json"):
             _kill_group(int(json.loads(path.read_text())["pid"]))
+        for run in self.folder.glob("runs/*"):
+            remove_folders(run)
 
 
 def _command(arguments: tuple[str, ...]) -> list[str]:

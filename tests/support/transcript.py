@@ -181,9 +181,8 @@ class World:
     def _exit(self, rank: str, node: str, **how: Any) -> None:
         self.ended.add(int(rank))
         attempt = self.core.record.attempt
-        self.tell(
-            ev.RankExited(node, self.incarnation(node), attempt, int(rank), at=self.now, step=self.step, **how)
-        )  # fmt: skip
+        where = (node, self.incarnation(node), attempt, int(rank))
+        self.tell(ev.RankExited(*where, at=self.now, step=self.step, **how))
 
     def committed(self, step: str, attempt: str | None) -> None:
         self.tell(ev.CommitDone(int(step), int(attempt or self.core.record.attempt), self.now))
@@ -353,10 +352,10 @@ def _picture(core: Core) -> dict[str, Any]:
         "stage": str(record.stage),
         "incidents": {i.id: dataclasses.replace(i, evidence=[*i.evidence], stages=dict(i.stages))
                       for i in (*record.incidents, *open_one)},
-        "restarts charged": {cause: str(n) for cause, n in record.restarts.items() if n},
-        "blame": {node: f"{blame.score:.2f}" for node, blame in record.blame.items()},
-        "trusted only before step": {f"attempt {a}": str(s) for a, s in record.tainted.items()},
-        "in shadow": {name: str(n) for name, n in record.shadowed.items()},
+        "restarts charged": {cause: (str(n),) for cause, n in record.restarts.items() if n},
+        "blame": {node: (f"{blame.score:.2f}", blame.at) for node, blame in record.blame.items()},
+        "trusted only before step": {f"attempt {a}": (str(s),) for a, s in record.tainted.items()},
+        "in shadow": {name: (str(n),) for name, n in record.shadowed.items()},
     }  # fmt: skip
 
 
@@ -365,9 +364,10 @@ def _differences(before: dict[str, Any], after: dict[str, Any], zero: float) -> 
         yield from _incident_changes(before["incidents"].get(name), incident, zero)
     for subject in ("restarts charged", "blame", "trusted only before step", "in shadow"):
         for name in sorted(before[subject].keys() | after[subject].keys()):
-            value = after[subject].get(name, "0")
-            if value != before[subject].get(name, "0"):
-                yield f"{subject}: {name} {value}"
+            value = after[subject].get(name, ("0",))
+            forgotten = subject == "trusted only before step" and name not in after[subject]
+            if value != before[subject].get(name, ("0",)) and not forgotten:
+                yield f"{subject}: {name} {value[0]}"
     if after["stage"] != before["stage"]:
         yield f"{before['stage']} -> {after['stage']}"
 
@@ -382,7 +382,7 @@ def _incident_changes(before: Incident | None, after: Incident, zero: float) -> 
         after.reason
     ):
         yield f"{after.id} becomes: {after.cause}{where}: {after.reason}"
-    if not after.outcome:
+    if before is None or not after.outcome:
         for line in after.evidence[len(before.evidence) if before else 0 :]:
             yield f"{after.id} evidence: {line}"
     decided = (before.action, before.decision) if before else ("", "")
@@ -402,7 +402,8 @@ def _effect_text(effect: fx.Effect) -> str:
         value = getattr(effect, field.name)
         if field.name not in ("effect_id", "reason", "lineage") and value not in ("", (), None, 0):
             shown.append(f"{field.name} {_value_text(value)}")
-    return f"{type(effect).__name__} {effect.effect_id} ({', '.join(shown)}): {effect.reason}"
+    what = f" ({', '.join(shown)})" if shown else ""
+    return f"{type(effect).__name__} {effect.effect_id}{what}: {effect.reason}"
 
 
 def _value_text(value: Any) -> str:

@@ -66,7 +66,7 @@ _MEMORY: Final[tuple[Rule, ...]] = (
         "shm-exhausted",
         (
             r"out of shared memory|insufficient shared memory|unable to (?:open|write to|allocate"
-            r"|resize) shared memory|(?:/dev/shm).*(?:No space left|full|too small|exhausted)"
+            r"|resize) shared memory|/dev/shm\S*[ :].*\b(?:No space left|is full|too small|exhausted)"
             r"|No space left on device.*/dev/shm|torch_shm_manager.*(?:error|fail)"
             r"|is killed by signal: Bus error|Error while creating shared memory segment"
         ),

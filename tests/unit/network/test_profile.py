@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from megascale.cli.network import app
+from megascale.core.rules import BUILTIN, RuleSet, classify_text
 from megascale.job.network import Network
 from megascale.network.ecmp import collisions, ring_flows
 from megascale.network.profile import environment, explain
@@ -21,7 +22,8 @@ def test_silence_before_an_error_is_ibs_formula(exponent: int, seconds: float) -
     assert network.transport_seconds == pytest.approx(seconds, abs=0.05)
     (line, *_) = explain(network)
     assert f"4.096 us x 2^{exponent} x 7 = {seconds:.1f} s" in line
-    assert ("BREAKS" in line) == (seconds < 10)
+    assert ("break the connection" in line) == (seconds < 10)
+    assert classify_text(line, RuleSet(BUILTIN)).action == "none"
 
 
 def test_the_profile_becomes_environment(tmp_path: Path) -> None:

@@ -1,0 +1,330 @@
+"""`megascale events`: verify the decisions of a recorded run, and explain its incidents in plain words."""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from megascale.errors import InputError
+
+if TYPE_CHECKING:
+    from megascale.cli.history import Attempt, EventLogFile, History, Told
+    from megascale.core.effects import Effect
+    from megascale.core.eventlog import Mismatch
+    from megascale.core.state import Incident
+
+app = typer.Typer(no_args_is_help=True, help="Verify and explain what was decided in a run.")
+
+LogArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="LOG", help="Name of a job, folder of its run, or an events.jsonl.", show_default=False
+    ),
+]
+RunsOption = Annotated[Path, typer.Option("--runs", help="Folder that holds runs/<job>/.")]
+_ACTIONS: Final = {
+    "restart_in_place": "restart the ranks on the same nodes",
+    "restart_container": "restart the node's container",
+    "replace_node": "replace the node",
+    "roll_back": "go back to an earlier checkpoint",
+    "revert_spec": "go back to the manifest that worked",
+    "shrink": "go on with fewer nodes",
+    "fail_job": "fail the job",
+    "none": "do nothing",
+}
+_STAGES: Final = {
+    "decided": "decided",
+    "stopped": "ranks stopped",
+    "launched": "ranks launched",
+    "groups": "process groups up",
+    "loaded": "state loaded",
+    "firstStep": "first step",
+    "backToSpeed": "back to speed",
+}
+
+
+@app.command(
+    epilog="Examples: megascale events replay quickstart | megascale events replay runs/quickstart --json"
+)
+def replay(
+    log: LogArgument,
+    runs: RunsOption = Path("runs"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Decide everything again from the recorded events. Exit code 1 where another decision comes out."""
+    from megascale.cli.history import EventLogFile
+
+    path = find_log(log, runs)
+    file = EventLogFile(path)
+    counts, mismatch = _verify(file)
+    if as_json:
+        found = _mismatch_document(mismatch) if mismatch else None
+        document = {"log": str(path), "ok": mismatch is None, **counts, "tornLines": file.torn}
+        sys.stdout.write(json.dumps({**document, "mismatch": found}) + "\n")
+    else:
+        _print_verdict(path, counts, mismatch)
+    _tell_torn(file)
+    if mismatch:
+        raise typer.Exit(1)
+
+
+@app.command(
+    epilog="Examples: megascale events show quickstart | megascale events show quickstart --incident i-3"
+)
+def show(
+    log: LogArgument,
+    incident: Annotated[
+        str, typer.Option("--incident", metavar="ID", help="Explain this one in full, as i-3.")
+    ] = "",
+    runs: RunsOption = Path("runs"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+) -> None:
+    """Tell what happened in a run, how it was noticed, what was decided and why, and how long it took."""
+    from megascale.cli.history import EventLogFile, History
+
+    file = EventLogFile(find_log(log, runs))
+    history = History(file)
+    if incident and incident not in history.incidents:
+        known = ", ".join(history.incidents) or "none"
+        raise InputError(f"--incident {incident}: no such incident in {file.path}; there are: {known}")
+    if as_json:
+        sys.stdout.write(json.dumps(_document(history, incident)) + "\n")
+    elif incident:
+        _print_incident(history.incidents[incident])
+    else:
+        _print_history(history)
+    _tell_torn(file)
+
+
+def find_log(log: str, runs: Path) -> Path:
+    """The event log from a job's name, a run's folder or the file itself.
+
+    Raises:
+        InputError: there is none.
+    """
+    for candidate in (Path(log), Path(log) / "events.jsonl", runs / log / "events.jsonl"):
+        if candidate.is_file():
+            return candidate
+    names = ", ".join(sorted(path.parent.name for path in runs.glob("*/events.jsonl"))) or "none"
+    raise InputError(f"{log}: neither an event log nor a run that has one; runs in {runs}/: {names}")
+
+
+def _tell_torn(file: EventLogFile) -> None:
+    for number in file.torn:
+        typer.echo(
+            f"{file.path}:{number}: an incomplete line, left out: the driver died while writing it", err=True
+        )
+
+
+def _verify(file: EventLogFile) -> tuple[dict[str, int], Mismatch | None]:
+    """Counts of what was replayed, and the first line that differs."""
+    from megascale.cli.history import core_of
+    from megascale.core.eventlog import Header, Mismatch
+    from megascale.core.machine import CORE_VERSION, Core
+
+    counts = {"lives": 0, "events": 0, "effects": 0}
+    core: Core | None = None
+    for number, item in file:
+        if isinstance(item, Header):
+            core = core_of(item, file.path)
+            counts["lives"] += 1
+            if item.core_version != CORE_VERSION:
+                typer.echo(
+                    f"{file.path}:{number}: recorded by core version {item.core_version}, replayed by "
+                    f"{CORE_VERSION}: other decisions may be meant",
+                    err=True,
+                )
+        elif core is not None:
+            effects = tuple(core.step(item.event, item.at))
+            if effects != item.effects:
+                return counts, Mismatch(number, item, effects)
+            counts["events"] += 1
+            counts["effects"] += len(effects)
+    return counts, None
+
+
+def _print_verdict(path: Path, counts: dict[str, int], mismatch: Mismatch | None) -> None:
+    done = (
+        f"{_plural(counts['events'], 'event')} of {_plural(counts['lives'], 'driver life', 'driver lives')}, "
+        f"{_plural(counts['effects'], 'effect')}"
+    )
+    if mismatch is None:
+        typer.echo(f"{done}: every decision comes out as recorded")
+        return
+    typer.echo(f"{path}:{mismatch.line}: another decision comes out ({done} before it were the same)")
+    document = _mismatch_document(mismatch)
+    typer.echo(f"  event     {json.dumps(document['event'])}")
+    for name in ("recorded", "replayed"):
+        for effect in document[name] or ["nothing"]:
+            typer.echo(f"  {name:<9} {effect if isinstance(effect, str) else json.dumps(effect)}")
+
+
+def _mismatch_document(mismatch: Mismatch) -> dict[str, Any]:
+    from megascale.core.eventlog import tagged
+
+    return {
+        "line": mismatch.line,
+        "at": mismatch.entry.at,
+        "event": tagged(mismatch.entry.event),
+        "recorded": [tagged(effect) for effect in mismatch.entry.effects],
+        "replayed": [tagged(effect) for effect in mismatch.replayed],
+    }
+
+
+def _document(history: History, only: str) -> dict[str, Any]:
+    from megascale.core.eventlog import tagged
+    from megascale.driver.status import incident_document
+
+    def told(found: Told) -> dict[str, Any]:
+        effects = [{"at": at, **tagged(effect)} for at, effect in found.effects.values()]
+        return {**incident_document(found.whole()), "effects": effects}
+
+    if only:
+        return told(history.incidents[only])
+    end = history.end
+    return {
+        "job": history.job,
+        "lives": history.lives,
+        "began": history.began_at,
+        "incidents": [told(found) for found in history.incidents.values()],
+        "undone": history.undone,
+        "attempts": [_attempt_document(attempt) for attempt in history.attempts.values()],
+        "end": {"at": end[0], "state": end[1].state, "reason": end[1].reason} if end else None,
+    }
+
+
+def _attempt_document(attempt: Attempt) -> dict[str, Any]:
+    launch, resume = attempt.launch, attempt.launch.resume
+    return {
+        "attempt": launch.attempt,
+        "at": attempt.at,
+        "nodes": list(launch.nodes),
+        "resume": {"step": resume.step, "attempt": resume.attempt} if resume else None,
+        "step": attempt.step,
+        "endedAt": attempt.ended_at,
+        "endedBy": attempt.ended_by,
+    }
+
+
+def _print_history(history: History) -> None:
+    incidents = _plural(len(history.incidents), "incident")
+    attempts = _plural(len(history.attempts), "attempt")
+    lives = _plural(history.lives, "driver life", "driver lives")
+    typer.echo(f"{history.job}: {incidents}, {attempts}, {lives}")
+    for told in history.incidents.values():
+        typer.echo(f"\n{_paragraph(told)}")
+    for incident_id in history.undone:
+        typer.echo(f"\n{incident_id} (an earlier one of this name): its driver died before it did anything.")
+    typer.echo("\nAttempts, in seconds since the start:")
+    for attempt in history.attempts.values():
+        typer.echo(f"  {_attempt_line(attempt, history.began_at)}")
+    if history.end:
+        at, finish = history.end
+        typer.echo(f"  {at - history.began_at:>9.1f}  {finish.state}: {finish.reason}")
+
+
+def _attempt_line(attempt: Attempt, began_at: float) -> str:
+    launch, resume = attempt.launch, attempt.launch.resume
+    origin = f"from step {resume.step} of attempt {resume.attempt}" if resume else "from scratch"
+    text = (
+        f"{attempt.at - began_at:>9.1f}  attempt {launch.attempt} on {_plural(len(launch.nodes), 'node')}, "
+        f"{origin}, reached step {attempt.step}"
+    )
+    if attempt.ended_at is None:
+        return f"{text}, not ended"
+    return f"{text}, ended after {_duration(attempt.ended_at - attempt.at)}: {attempt.ended_by}"
+
+
+def _paragraph(told: Told) -> str:
+    """An incident in four sentences."""
+    incident = told.whole()
+    decided = ""
+    if incident.action:
+        decided = f" Decided to {_action(incident)}: {incident.decision}."
+    return (
+        f"{incident.id}, {_time(incident.stages['fault'].at)}: {incident.reason} ({_kind(incident)}). "
+        f"{_detection(incident)}.{decided} Outcome: {_outcome(incident)}."
+    )
+
+
+def _print_incident(told: Told) -> None:
+    incident = told.whole()
+    fault_at = incident.stages["fault"].at
+    step = f"after step {incident.fault_step}" if incident.fault_step else "before the first step"
+    typer.echo(f"{incident.id}: {incident.reason}\n")
+    typer.echo(f"  What      {_kind(incident)}, in attempt {incident.attempt}, {step}")
+    typer.echo(f"  When      {_time(fault_at)}, {incident.stages['fault'].source}")
+    typer.echo(f"  Noticed   {_detection(incident)}")
+    if incident.action:
+        typer.echo(f"  Decided   {_action(incident)}")
+        typer.echo(f"  Because   {incident.decision}")
+    for line in incident.evidence:
+        typer.echo(f"  Evidence  {line}")
+    typer.echo(f"  Outcome   {_outcome(incident)}\n\n  Stages, and how long each took:")
+    for name, took_s, since_s, source in _stages(incident):
+        typer.echo(f"    {name:<18} {_duration(took_s):>9}   {_duration(since_s):>9} since the fault{source}")
+    if told.effects:
+        typer.echo("\n  Done, in time since the fault:")
+    for at, effect in told.effects.values():
+        typer.echo(f"    {_duration(at - fault_at):>9}  {_effect(effect)}")
+
+
+def _stages(incident: Incident) -> list[tuple[str, float, float, str]]:
+    """Name, seconds since the stage before, seconds since the fault, and a note, in order of time."""
+    fault, detected = incident.stages["fault"], incident.stages["detected"]
+    found = [("detected", detected.at - fault.at, detected.at - fault.at, _doubt(fault.source))]
+    last = detected.at
+    for stage, name in _STAGES.items():
+        if stage in incident.stages:
+            time = incident.stages[stage]
+            found.append((name, time.at - last, time.at - fault.at, _doubt(time.source)))
+            last = time.at
+    return found
+
+
+def _doubt(source: str) -> str:
+    return f" ({source})" if source != "observed" else ""
+
+
+def _kind(incident: Incident) -> str:
+    where = f" of rank {incident.rank}" if incident.rank is not None else ""
+    return f"{incident.cause.replace('_', ' ')}{where}" + (f" on {incident.node}" if incident.node else "")
+
+
+def _detection(incident: Incident) -> str:
+    fault, detected = incident.stages["fault"], incident.stages["detected"]
+    doubt = " (the time of the fault is estimated)" if fault.source == "estimated" else ""
+    return f"Noticed {_duration(max(0.0, detected.at - fault.at))} after it happened{doubt}"
+
+
+def _action(incident: Incident) -> str:
+    return _ACTIONS.get(incident.action, incident.action.replace("_", " "))
+
+
+def _outcome(incident: Incident) -> str:
+    if not incident.outcome:
+        return "still open when the log ends"
+    first = incident.stages.get("firstStep")
+    took = f", steps again after {_duration(first.at - incident.stages['fault'].at)}" if first else ""
+    return incident.outcome + took
+
+
+def _effect(effect: Effect) -> str:
+    return f"{type(effect).__name__} {effect.effect_id}: {effect.reason}"
+
+
+def _plural(count: int, one: str, many: str = "") -> str:
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds * 1000:.0f} ms" if abs(seconds) < 1.0 else f"{seconds:.1f} s"
+
+
+def _time(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -1,0 +1,191 @@
+"""A job's history told from its event log alone: the log is replayed, no record is needed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from megascale.core.effects import Effect, Finish, Kill, Launch
+from megascale.core.eventlog import Entry, Header, parse_line
+from megascale.core.events import Event, JobReport, NodeReport
+from megascale.core.machine import CORE_VERSION, Core
+from megascale.core.state import Incident
+from megascale.errors import InputError
+
+
+class EventLogFile:
+    """Reads an event log line by line; `torn` are the lines that a killed driver left incomplete."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.torn: list[int] = []
+
+    def __iter__(self) -> Iterator[tuple[int, Header | Entry]]:
+        """Line numbers with what the lines say.
+
+        Raises:
+            InputError: not an event log, or a line that is not its driver's last is damaged.
+        """
+        self.torn, begun = [], False
+        with self.path.open(encoding="utf-8", errors="replace") as file:
+            for number, raw in enumerate(file, start=1):
+                try:
+                    item = parse_line(raw)
+                except json.JSONDecodeError:
+                    self.torn.append(number)
+                    continue
+                except (ValueError, KeyError, TypeError, AttributeError) as error:
+                    problem = f"not a line that this version (core {CORE_VERSION}) can read: {error}"
+                    raise self._refused(number, problem) from error
+                # what a driver was writing when it died is followed by its successor's header, or nothing
+                if self.torn[-1:] == [number - 1] and not isinstance(item, Header):
+                    raise self._refused(number - 1, "damaged in the middle of a driver's life")
+                if not begun and not isinstance(item, Header):
+                    raise self._refused(number, "an event log begins with a header")
+                begun = True
+                yield number, item
+        if not begun:
+            raise self._refused(1, "not an event log; expected the events.jsonl of a run")
+
+    def _refused(self, number: int, problem: str) -> InputError:
+        return InputError(f"{self.path}:{number}: {problem}")
+
+
+def core_of(header: Header, path: Path) -> Core:
+    """The core as it was when this driver life began.
+
+    Raises:
+        InputError: the snapshot in the header is of another version.
+    """
+    if not header.snapshot:
+        return Core(header.policy)
+    try:
+        return Core.restore(header.policy, header.snapshot)
+    except ValueError as error:
+        raise InputError(f"{path}: a header of core version {header.core_version}: {error}") from error
+
+
+@dataclass(slots=True)
+class Attempt:
+    """A launch of all ranks and how it went; times are Unix seconds, None = not reached."""
+
+    launch: Launch
+    at: float
+    step: int = 0
+    ended_at: float | None = None
+    ended_by: str = ""
+
+
+@dataclass(slots=True)
+class Told:
+    """An incident with the whole text that its record shortens, and what was done while it was open."""
+
+    incident: Incident
+    reason: str = ""
+    decision: str = ""
+    evidence: tuple[str, ...] = ()
+    effects: dict[str, tuple[float, Effect]] = field(default_factory=dict)
+
+    def note(self) -> None:
+        """Keep the texts as long as they are whole."""
+        incident = self.incident
+        if not self.reason.startswith(incident.reason):
+            self.reason = incident.reason
+        if not self.decision.startswith(incident.decision):
+            self.decision = incident.decision
+        if not incident.outcome or not self.evidence:
+            self.evidence = tuple(incident.evidence)
+
+    def whole(self) -> Incident:
+        """The incident with its texts as they were before they were shortened."""
+        self.incident.reason, self.incident.decision = self.reason, self.decision
+        self.incident.evidence = list(self.evidence)
+        return self.incident
+
+
+class History:
+    """Everything a log tells, in order of time.
+
+    Attributes:
+        undone: incidents that a driver decided on and died before its record held them; nothing came of them.
+    """
+
+    def __init__(self, log: EventLogFile) -> None:
+        self.job = ""
+        self.lives = 0
+        self.began_at = 0.0
+        self.incidents: dict[str, Told] = {}
+        self.attempts: dict[int, Attempt] = {}
+        self.undone: list[str] = []
+        self.end: tuple[float, Finish] | None = None
+        core: Core | None = None
+        for _, item in log:
+            if isinstance(item, Header):
+                core = self._begin_life(item, log.path)
+            elif core is not None:
+                self._take(core, item)
+
+    def _begin_life(self, header: Header, path: Path) -> Core:
+        core = core_of(header, path)
+        self.job, self.lives = header.job, self.lives + 1
+        for incident_id in [i for i in self.incidents if _number(i) >= core.record.next_incident]:
+            del self.incidents[incident_id]
+            self.undone.append(incident_id)
+        for attempt in [a for a in self.attempts if a > core.record.attempt]:
+            del self.attempts[attempt]
+        self._meet(core)
+        return core
+
+    def _take(self, core: Core, entry: Entry) -> None:
+        record = core.record
+        self.began_at = self.began_at or entry.at
+        before, count = record.incident, record.next_incident
+        effects = core.step(entry.event, entry.at)
+        if record.incident is not before or record.next_incident != count:
+            self._meet(core)
+        subject = record.incident or before
+        told = self.incidents[subject.id] if subject else None
+        if told is not None:
+            told.note()
+        for effect in effects:
+            if told is not None:
+                told.effects.setdefault(effect.effect_id, (entry.at, effect))
+            self._follow(entry.at, effect)
+        self._follow_steps(entry.event)
+
+    def _meet(self, core: Core) -> None:
+        """Take up the incidents that are new, or that a new core holds as other objects."""
+        record = core.record
+        for incident in (*record.incidents, *([record.incident] if record.incident else ())):
+            told = self.incidents.setdefault(incident.id, Told(incident))
+            told.incident = incident
+            told.note()
+
+    def _follow(self, at: float, effect: Effect) -> None:
+        """Effects that were issued again after a driver's death count from when they were issued first."""
+        if isinstance(effect, Launch):
+            resumed = effect.resume.step if effect.resume else 0
+            self.attempts.setdefault(effect.attempt, Attempt(effect, at, resumed))
+        elif isinstance(effect, Kill):
+            attempt = self.attempts.get(effect.attempt)
+            if attempt is not None and attempt.ended_at is None:
+                attempt.ended_at, attempt.ended_by = at, effect.reason
+        elif isinstance(effect, Finish):
+            self.end = (at, effect)
+
+    def _follow_steps(self, event: Event) -> None:
+        if isinstance(event, NodeReport):
+            step = max((rank.step for rank in event.ranks), default=0)
+        elif isinstance(event, JobReport):
+            step = event.progress.step
+        else:
+            return
+        attempt = self.attempts.get(event.attempt)
+        if attempt is not None:
+            attempt.step = max(attempt.step, step)
+
+
+def _number(incident_id: str) -> int:
+    return int(incident_id.removeprefix("i-"))
