@@ -233,7 +233,7 @@ def _attempt_line(attempt: Attempt, began_at: float) -> str:
     origin = f"from step {resume.step} of attempt {resume.attempt}" if resume else "from scratch"
     text = (
         f"{attempt.at - began_at:>9.1f}  attempt {launch.attempt} on {_plural(len(launch.nodes), 'node')}, "
-        f"{origin}, reached step {attempt.step}"
+        f"{origin}, last seen at step {attempt.step}"
     )
     if attempt.ended_at is None:
         return f"{text}, not ended"
@@ -248,7 +248,7 @@ def _paragraph(told: Told) -> str:
         decided = f" Decided to {_action(incident)}: {incident.decision}."
     return (
         f"{incident.id}, {_time(incident.stages['fault'].at)}: {incident.reason} ({_kind(incident)}). "
-        f"{_detection(incident)}.{decided} Outcome: {_outcome(incident)}."
+        f"Noticed {_detection(incident)}.{decided} Outcome: {_outcome(incident)}."
     )
 
 
@@ -299,7 +299,7 @@ def _kind(incident: Incident) -> str:
 def _detection(incident: Incident) -> str:
     fault, detected = incident.stages["fault"], incident.stages["detected"]
     doubt = " (the time of the fault is estimated)" if fault.source == "estimated" else ""
-    return f"Noticed {_duration(max(0.0, detected.at - fault.at))} after it happened{doubt}"
+    return f"{_duration(max(0.0, detected.at - fault.at))} after it happened{doubt}"
 
 
 def _action(incident: Incident) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from megascale.core.effects import Effect, Finish, Kill, Launch
 from megascale.core.eventlog import Entry, Header, parse_line
-from megascale.core.events import Event, JobReport, NodeReport
+from megascale.core.events import Event, JobReport, NodeReport, RankExited
 from megascale.core.machine import CORE_VERSION, Core
 from megascale.core.state import Incident
 from megascale.errors import InputError
@@ -180,6 +180,8 @@ class History:
             step = max((rank.step for rank in event.ranks), default=0)
         elif isinstance(event, JobReport):
             step = event.progress.step
+        elif isinstance(event, RankExited):
+            step = event.step
         else:
             return
         attempt = self.attempts.get(event.attempt)

@@ -21,6 +21,9 @@ class Beats:
         incarnation = machine.incarnation
         self._agenda.after(self._rng.uniform(0, self.period_s), lambda: self._beat(machine, incarnation))
 
+    def silent(self, machine: Machine) -> None:
+        """Its beats stop by themselves."""
+
     def changed(self, run: Run) -> None:
         """Beats tell soon enough."""
 

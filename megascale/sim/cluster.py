@@ -24,6 +24,8 @@ class Reporter(Protocol):
 
     def joined(self, machine: Machine) -> None: ...
 
+    def silent(self, machine: Machine) -> None: ...
+
     def changed(self, run: Run) -> None: ...
 
 
@@ -97,6 +99,7 @@ class Cluster:
 
     def power_off(self, machine: Machine) -> None:
         machine.power = False
+        self.reporter.silent(machine)
         run = machine.run
         machine.stop_agent()
         if run is not None:

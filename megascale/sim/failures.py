@@ -103,7 +103,6 @@ class FailureProcess:
         if run is None:
             return
         self._note(fault.name, machine, again=again)
-        self._summary.note_best(run.position()[0])
         cluster, rank = self._world.cluster, self._rng.choice(list(machine.ranks))
         self._inspect(fault, machine)
         if fault.symptom in ("crash", "userError"):
@@ -149,7 +148,6 @@ class FailureProcess:
 
     def _node_down(self, machine: Machine, *, planned: bool) -> None:
         incarnation = machine.incarnation
-        self._summary.silent(machine)
         self._world.cluster.power_off(machine)
         notice = 0.0 if planned else self._world.delays.sample("fleetNotice")
         reason = "drained for maintenance" if planned else "the node is gone"

@@ -30,6 +30,7 @@ class Machine:
         defect: name of a fault that comes back until the node is repaired, "" = sound.
         checked: it passed the node checks since it was given back, so an exclusion no longer counts.
         struck_at: when a fault last struck it, for judging evictions.
+        slowdown: its ranks compute this many times longer than others.
         behind: its ranks did not enter the collective all others wait in.
     """
 
@@ -52,6 +53,7 @@ class Machine:
     killed: int = 0
     checked: bool = False
     struck_at: float = -1e12
+    slowdown: float = 1.0
 
     def boot(self) -> None:
         """A fresh agent process: no ranks survive."""

@@ -168,8 +168,13 @@ def _collect(driver: SimDriver, effect: fx.CollectEvidence) -> None:
 def _probe(driver: SimDriver, effect: fx.Probe) -> None:
     machine = driver.cluster.machines.get(effect.node)
     known = machine is not None and machine.linked
-    healthy = (machine.power and bool(machine.incarnation)) if machine is not None and known else None
-    detail = "answers" if healthy else "does not answer"
+    healthy: bool | None = None
+    detail = "does not answer"
+    if machine is not None and known:
+        healthy = machine.power and bool(machine.incarnation)
+        detail = "answers" if healthy else detail
+        if machine.slowdown > 1.0:
+            healthy, detail = False, f"{machine.slowdown - 1.0:.0%} slower than the reference"
     driver.later("probe", ev.ProbeResult(effect.effect_id, effect.node, healthy, detail))
     driver.done(effect, "probe")
 

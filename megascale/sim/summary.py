@@ -47,6 +47,7 @@ class Summary:
             return
         self.say()
         if run.blocked:
+            self._best = max(self._best, run.position()[0])
             self._cluster.agenda.after(_STALLED_PERIOD_S, lambda: self._stalled(run))
         elif run.is_stepping:
             self._report_recovery(run)
@@ -101,7 +102,3 @@ class Summary:
         if run is self._newest() and not run.blocked:
             self.say()
             self._report_recovery(run)
-
-    def note_best(self, step: int) -> None:
-        """The furthest step before a fault; recovery is reported once it is passed."""
-        self._best = max(self._best, step)

@@ -1,0 +1,56 @@
+"""Hypothesis chooses what goes wrong and how long to wait; the invariants are checked after every event."""
+
+from __future__ import annotations
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+
+from megascale.core.eventlog import Entry
+from megascale.core.state import Stage
+from megascale.sim.driver import SimDriver
+from megascale.sim.invariants import Invariants
+from megascale.sim.mishaps import KINDS, Mishap, strike
+from megascale.sim.trial import TIME_LIMIT_S, spec_of
+from megascale.sim.world import EPOCH_S, World
+
+
+class HostileWorld(RuleBasedStateMachine):
+    """A simulated job under whatever hypothesis thinks of."""
+
+    @initialize(seed=st.integers(0, 200))
+    def begin(self, seed: int) -> None:
+        self.invariants = Invariants()
+        self.world = World(spec_of(seed), f"stateful/{seed}", self._observe)
+        self.world.start()
+
+    def _observe(self, driver: SimDriver, entry: Entry) -> None:
+        self.invariants.check(driver, entry)
+
+    @rule(
+        kind=st.sampled_from(sorted(set(KINDS) - {"stop", "suspend", "respec"})),
+        victim=st.integers(0, 9),
+        value=st.floats(0, 0.99),
+    )
+    def something_happens(self, kind: str, victim: int, value: float) -> None:
+        strike(self.world, Mishap(self.world.agenda.now - EPOCH_S, kind, victim, value))
+
+    @rule(seconds=st.sampled_from([0.0, 0.1, 1.0, 7.0, 30.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.world.run(seconds)
+
+    def teardown(self) -> None:
+        if hasattr(self, "world"):
+            self.world.run(TIME_LIMIT_S)
+            assert self.world.driver.core.record.stage is Stage.FINISHED
+            self.invariants.completed_means_all_steps(self.world)
+
+
+TestHostileWorld = HostileWorld.TestCase
+TestHostileWorld.settings = settings(
+    max_examples=60,
+    stateful_step_count=15,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
