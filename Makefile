@@ -31,7 +31,8 @@ test-sim: $(STAMP)
 	$(BIN)/python -m megascale.sim.explore --seeds 20000 --jobs 2
 
 bench: $(STAMP)
-	$(BIN)/python benchmarks/restart.py
+	$(BIN)/python benchmarks/restart.py --shared-store --write
+	$(BIN)/python benchmarks/detect.py
 
 proto: $(STAMP)
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. megascale/rpc/megascale.proto

@@ -12,8 +12,10 @@ torchrun is given its best: TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, one node, a mo
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -31,6 +33,7 @@ ROOT = Path(__file__).parents[1]
 STEPS_PER_KILL = 7
 CHECKPOINT_STEPS = 5
 _HELP = argparse.RawDescriptionHelpFormatter
+_TIMEOUT_PER_KILL_S = 30.0
 TARGET_MEDIAN_S, TARGET_RATIO = 1.0, 0.15
 
 
@@ -83,20 +86,22 @@ def run_torchrun(folder: Path, name: str, kills: int, *, shared_store: bool = Fa
     environment = dict(os.environ, OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
     if not shared_store:
         environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     options = [f"--max-restarts={2 * kills}", "--monitor-interval=0.1"]
     script = [str(Path(__file__).with_name("restart_rival.py")), str(run_dir)]
-    log = (run_dir / "torchrun.log").open("w")
-    done = subprocess.run(
-        [*launcher, *options, *script],
-        env=environment,
-        stdout=log,
-        stderr=log,
-        check=False,
-        timeout=60 * kills,
-    )
+    with (run_dir / "torchrun.log").open("w") as log:
+        launcher = subprocess.Popen(
+            [*command, *options, *script], env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+        try:
+            completed = launcher.wait(timeout=_TIMEOUT_PER_KILL_S * kills) == 0
+        except subprocess.TimeoutExpired:
+            completed = False
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(launcher.pid, signal.SIGKILL)
     outcome = measure(run_dir, kills)
-    outcome.completed = done.returncode == 0
+    outcome.completed = completed
     return outcome
 
 

@@ -34,6 +34,7 @@ class Ledger:
         phases: (time since the start, phase) at every change of the goodput phase.
         steps: distinct steps that the surviving history holds; wall_s: simulated seconds.
         strikes: injected faults; incidents: what the core made of them, by id.
+        failures: ends of the job that nobody wanted; manual: when a person had to act.
         unfounded: exclusions of nodes that no fault had struck within a day.
     """
 
@@ -48,6 +49,7 @@ class Ledger:
     restarts: int = 0
     pages: list[tuple[float, str]] = field(default_factory=list)
     failures: list[tuple[float, str]] = field(default_factory=list)
+    manual: list[float] = field(default_factory=list)
     exclusions: int = 0
     unfounded: list[str] = field(default_factory=list)
     events: int = 0
@@ -87,6 +89,7 @@ class Campaign:
         self.scenario, self.ledger = scenario, Ledger(step_s=scenario.step_seconds)
         self._write = write
         self._seen_phase = ""
+        self._asked: set[str] = set()
         spec = WorldSpec(
             policy_of(scenario, thresholds),
             _work_of(scenario),
@@ -137,10 +140,12 @@ class Campaign:
         for effect in entry.effects:
             if isinstance(effect, fx.Page):
                 ledger.pages.append((since, effect.reason))
+                self._maybe_evict_by_hand(record.incident)
             elif isinstance(effect, fx.Exclude):
                 self._judge_exclusion(effect.node, entry.at)
             elif isinstance(effect, fx.Finish):
                 ledger.failures.append((since, effect.reason))
+                ledger.manual.append(self.world.agenda.now)
                 self._call_a_person()
 
     def _judge_exclusion(self, node: str, at: float) -> None:
@@ -148,6 +153,33 @@ class Campaign:
         self.ledger.exclusions += 1
         if machine.struck_at < at - _BLAMELESS_AFTER_S:
             self.ledger.unfounded.append(node)
+
+    def _maybe_evict_by_hand(self, incident: Incident | None) -> None:
+        """The person who is paged evicts a node that keeps failing, once it is known which one it is.
+
+        Automation may be at a bound, or may know only that some node computes wrong numbers: then a replay
+        in two phases has to be run by hand.
+        """
+        node = incident.node if incident is not None else ""
+        if incident is not None and incident.cause == "numerics":
+            node = self._computes_nonsense()
+        machine = self.world.cluster.machines.get(node)
+        if machine is None or not machine.defect or node in self._asked:
+            return
+        self._asked.add(node)
+        self.ledger.manual.append(self.world.agenda.now)
+        evict = ManualCommand("evict", "it keeps failing and automation is at its bound", node, by="on-call")
+        self.world.agenda.after(self.world.delays.sample("person"), lambda: self._evict(evict))
+
+    def _computes_nonsense(self) -> str:
+        kinds = {each.name for each in self.scenario.failures.classes if each.symptom == "nan"}
+        held = (machine for machine in self.world.cluster.machines.values() if machine.run is not None)
+        return next((machine.name for machine in held if machine.defect in kinds), "")
+
+    def _evict(self, command: ManualCommand) -> None:
+        self._asked.discard(command.node)
+        if self.world.cluster.machines[command.node].defect:
+            self.world.network.publish(command)
 
     def _call_a_person(self) -> None:
         """The job failed: somebody repairs what is broken and starts it again."""

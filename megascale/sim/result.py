@@ -117,10 +117,10 @@ def result_of(ledger: Ledger) -> Result:
 
 
 def _needed_a_person(ledger: Ledger) -> set[int]:
-    """Ids of strikes whose incident was the last before the job failed."""
+    """Ids of the strikes that were the last before a person had to act."""
     found = set()
-    for at, _ in ledger.failures:
-        before = [s for s in ledger.strikes if s.at - ledger.begun <= at and s.kind not in _FALSE]
+    for at in ledger.manual:
+        before = [s for s in ledger.strikes if s.at <= at and s.kind not in _FALSE]
         if before:
             original = next((s for s in reversed(before) if not s.again), before[-1])
             found.add(id(original))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from megascale.core.events import JobReport, NodeReport, RankProgress
 from megascale.sim.machines import Machine
+from megascale.sim.training import SOUND_LOSS
 
 if TYPE_CHECKING:
     from megascale.sim.cluster import Cluster
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 FAR_S: Final = 1e8
 _STALLED_PERIOD_S: Final = 5.0
+_STEPS_OF_WRONG_NUMBERS: Final = 6
 
 
 class Summary:
@@ -51,6 +53,9 @@ class Summary:
             self._cluster.agenda.after(_STALLED_PERIOD_S, lambda: self._stalled(run))
         elif run.is_stepping:
             self._report_recovery(run)
+            if run.loss != SOUND_LOSS:
+                for steps in range(1, _STEPS_OF_WRONG_NUMBERS + 1):
+                    self._cluster.agenda.after(steps * run.pace, self.say)
 
     def say(self) -> None:
         """One JobReport about the newest run."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from megascale.sim.machines import Machine
 
 MILESTONES = ("groups", "load", "firstStep")
+SOUND_LOSS = 2.0
 _SLACK = 1e-9
 
 
@@ -93,7 +94,7 @@ class Run:
         self.slowdown = 1.0
         self.ended = False
         self.announced = False
-        self.loss: float | None = None
+        self.loss = SOUND_LOSS
         self.progressed_at = agenda.now
         self._timer: Timer | None = None
         self._left_over_s: float | None = None
@@ -144,7 +145,8 @@ class Run:
             self._go_on()
 
     def poison(self, loss: float) -> None:
-        """From now on the ranks report this loss."""
+        """The ranks, sound until now, report this loss from the next step on."""
+        self._watcher.run_changed(self)
         self.loss = loss
         self._watcher.run_changed(self)
 
@@ -187,7 +189,7 @@ class Run:
             groups_at=shifted.get("groups", 0.0),
             loaded_at=shifted.get("load", 0.0),
             first_step_at=shifted.get("firstStep", 0.0),
-            loss=self.loss,
+            loss=self.loss if "firstStep" in self.reached else None,
         )
 
     def _memory_stall_s(self, step: int) -> float:

@@ -20,12 +20,12 @@ class HostileWorld(RuleBasedStateMachine):
 
     @initialize(seed=st.integers(0, 200))
     def begin(self, seed: int) -> None:
-        self.invariants = Invariants()
+        self.rules_of_the_game = Invariants()
         self.world = World(spec_of(seed), f"stateful/{seed}", self._observe)
         self.world.start()
 
     def _observe(self, driver: SimDriver, entry: Entry) -> None:
-        self.invariants.check(driver, entry)
+        self.rules_of_the_game.check(driver, entry)
 
     @rule(
         kind=st.sampled_from(sorted(set(KINDS) - {"stop", "suspend", "respec"})),
@@ -43,7 +43,7 @@ class HostileWorld(RuleBasedStateMachine):
         if hasattr(self, "world"):
             self.world.run(TIME_LIMIT_S)
             assert self.world.driver.core.record.stage is Stage.FINISHED
-            self.invariants.completed_means_all_steps(self.world)
+            self.rules_of_the_game.completed_means_all_steps(self.world)
 
 
 TestHostileWorld = HostileWorld.TestCase
