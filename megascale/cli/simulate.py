@@ -67,7 +67,9 @@ def simulate(
     policies = [name.strip() for name in (compare or policy).split(",") if name.strip()]
     variants = _run(chosen, policies, range(seed, seed + seeds), _factors(stretch))
     if output is not None:
-        _write(output, chosen, variants[0], seed)
+        from megascale.sim.compare import main_variant
+
+        _write(output, chosen, main_variant(variants), seed)
     _show(chosen, variants, seed, as_json=as_json)
 
 
@@ -125,11 +127,28 @@ def _show(scenario: Scenario, variants: list[Variant], seed: int, *, as_json: bo
 
 
 def _document(scenario: Scenario, variants: list[Variant], seed: int) -> dict[str, Any]:
-    """The first variant's first campaign at the top level, then every variant with its intervals."""
-    from megascale.sim.compare import FIGURES
+    """The main variant's first campaign at the top level, then every variant with its intervals."""
+    from megascale.sim.compare import FIGURES, main_variant
+    from megascale.sim.validity import compare_figures
 
-    document: dict[str, Any] = {"scenario": scenario.name, "policy": variants[0].policy, "seed": seed}
-    document |= variants[0].results[0].to_json()
+    shown = main_variant(variants)
+    document: dict[str, Any] = {
+        "scenario": scenario.name,
+        "policy": shown.policy,
+        "stretch": shown.stretch,
+        "seed": seed,
+    }
+    document |= shown.results[0].to_json()
+    document["published"] = [
+        {
+            "figure": each.figure.name,
+            "published": each.figure.value,
+            "relation": each.figure.relation,
+            "simulated": each.simulated,
+            "residual": each.residual,
+        }
+        for each in compare_figures(scenario, variants)
+    ]
     if len(variants) > 1 or len(variants[0].results) > 1:
         document["variants"] = [
             {

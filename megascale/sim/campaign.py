@@ -21,6 +21,7 @@ from megascale.sim.world import EPOCH_S, World, WorldSpec
 
 ENDLESS_STEPS = 1_000_000_000
 _SEARCH_BACK_S = 3600.0
+_SAME_FAULT_S = 120.0
 _LAUNCH_TIMEOUT_S = 3600.0
 _NEW_DRIVER_S = 60.0
 _BLAMELESS_AFTER_S = DAY_S
@@ -198,8 +199,14 @@ def _attribute(ledger: Ledger, incident: Incident, at: float) -> None:
     """Note which injected fault is behind an incident: the newest on its node, else the newest of all."""
     open_ones = [s for s in ledger.strikes if not s.incident and at - _SEARCH_BACK_S <= s.at <= at]
     same_node = [strike for strike in open_ones if strike.node == incident.node]
-    if found := (same_node or open_ones):
-        found[-1].incident = incident.id
+    known = [
+        s for s in ledger.strikes if s.incident and s.node == incident.node and at - s.at < _SAME_FAULT_S
+    ]
+    if same_node or (open_ones and not known):
+        found = (same_node or open_ones)[-1]
+        found.incident = found.last = incident.id
+    elif known:
+        known[-1].last = incident.id
 
 
 def _work_of(scenario: Scenario) -> Workload:

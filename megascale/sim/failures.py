@@ -22,13 +22,19 @@ FALSE_SILENCE, FALSE_HANG = "falseSilence", "falseHang"
 
 @dataclass(slots=True)
 class Strike:
-    """A fault that was injected. `again`: the same defect struck before; `incident`: what it led to."""
+    """A fault that was injected.
+
+    Attributes:
+        again: the same defect struck before.
+        incident, last: the first and the last incident it led to; evidence that comes later opens another.
+    """
 
     at: float
     kind: str
     node: str
     again: bool = False
     incident: str = ""
+    last: str = ""
 
 
 class FailureProcess:

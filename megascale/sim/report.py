@@ -9,10 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from megascale.core.goodput import GoodputPhase
-from megascale.sim.compare import FIGURES, Estimate, Variant
-from megascale.sim.failures import DAY_S
-from megascale.sim.result import ClassResult, Result
+from megascale.sim.compare import FIGURES, Estimate, Variant, main_variant
+from megascale.sim.result import ClassResult
 from megascale.sim.scenario import Duration, Scenario
+from megascale.sim.validity import Compared, compare_figures
 
 _TITLES = {
     "effectiveTrainingTime": "effective training time",
@@ -26,11 +26,14 @@ _SHARES = ("effectiveTrainingTime", "automaticShare")
 
 
 def overview(scenario: Scenario, variants: Sequence[Variant]) -> RenderableType:
-    """Everything about the first variant, and all variants side by side if there are several."""
-    first = variants[0]
+    """Everything about the main variant, and all variants side by side if there are several."""
+    first = main_variant(variants)
     parts: list[RenderableType] = [_heading(scenario, first)]
     if len(variants) > 1 or len(first.results) > 1:
         parts.append(_comparison(variants))
+    compared = compare_figures(scenario, variants)
+    if compared:
+        parts.append(_published(scenario, compared))
     parts += [_phases(first), _classes(first), _sources(scenario)]
     if scenario.assumptions:
         parts.append(Text("Assumes: " + "; ".join(scenario.assumptions) + "."))
@@ -67,6 +70,23 @@ def _comparison(variants: Sequence[Variant]) -> Table:
     for variant in variants:
         table.add_row(
             variant.label, *(_show(name, variant.estimate(figure)) for name, figure in FIGURES.items())
+        )
+    return table
+
+
+def _published(scenario: Scenario, compared: Sequence[Compared]) -> Table:
+    calibrated = f"; calibrated: {scenario.calibrated}" if scenario.calibrated else ""
+    table = Table(title=f"published figures{calibrated}", title_justify="left")
+    for column in ("figure", "published", "simulated", "residual", "source"):
+        table.add_column(column)
+    for each in compared:
+        sign = {"atLeast": ">= ", "atMost": "<= ", "about": "about "}.get(each.figure.relation, "")
+        table.add_row(
+            each.figure.name,
+            f"{sign}{each.figure.value:g}",
+            f"{each.simulated:.4g}",
+            f"{each.residual:+.1%}",
+            each.figure.source,
         )
     return table
 
@@ -118,7 +138,3 @@ def _duration(stage: Duration) -> str:
     if stage.high is not None:
         return f"{stage.low or 0:g} to {stage.high:g}"
     return f"{stage.seconds:g}"
-
-
-def wrong_evictions_per_month(result: Result) -> float:
-    return result.wrong_evictions / (result.wall_s / (30 * DAY_S))

@@ -135,6 +135,9 @@ def _class_result(strikes: Sequence[Strike], incidents: dict[str, Incident], nee
         if incident is None:
             continue
         times = {name: stage.at for name, stage in incident.stages.items()} | {"fault": strike.at}
+        last = incidents[strike.last].stages.get("firstStep")
+        if last is not None:
+            times["firstStep"] = last.at
         for name, begin, end in _STAGES:
             if begin in times and end in times:
                 spans[name].append(max(0.0, times[end] - times[begin]))
