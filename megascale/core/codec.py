@@ -42,7 +42,8 @@ def _encode_container(value: object) -> Json:
         return {str(key): encode(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         items = sorted(value) if isinstance(value, set | frozenset) else value
-        return [encode(item) for item in items]
+        # Lists of names run to thousands; most values are not containers of containers.
+        return [item if type(item) in _PLAIN else encode(item) for item in items]
     raise TypeError(f"cannot encode {type(value).__name__}")
 
 

@@ -34,7 +34,7 @@ def on_stall(turn: Turn) -> None:
     record.stage = Stage.DIAGNOSING
     turn.clear_deadline("grow")
     record.ledger.switch(GoodputPhase.DIAGNOSIS, turn.now, cause="hang")
-    live.evidence = {}
+    live.evidence, live.asked = {}, frozenset(record.assignment)
     collect = turn.emit(
         fx.CollectEvidence,
         reason,
@@ -50,12 +50,16 @@ def on_stall(turn: Turn) -> None:
 def on_evidence(turn: Turn, event: Evidence) -> None:
     """Judge when the last node answered; answers to an earlier question are void."""
     live = turn.live
-    if turn.record.stage is not Stage.DIAGNOSING or event.node not in turn.record.assignment:
+    if turn.record.stage is not Stage.DIAGNOSING:
         return
     if live.evidence_id and event.effect_id != live.evidence_id:
         return
+    if not live.asked:
+        live.asked = frozenset(turn.record.assignment)
+    if event.node not in live.asked:
+        return
     live.evidence[event.node] = event.ranks
-    if len(live.evidence) == len(turn.record.assignment):
+    if len(live.evidence) == len(live.asked):
         judge(turn)
 
 

@@ -83,9 +83,8 @@ def replenish(turn: Turn) -> None:
     if held_off or record.stage in (Stage.SUSPENDED, Stage.FINISHED):
         return
     out = record.excluded.keys() | record.draining.keys() | record.lost.keys()
-    alive = sum(
-        1 for name, node in turn.live.nodes.items() if node.status is not NodeStatus.GONE and name not in out
-    )
+    nodes, gone = turn.live.nodes, NodeStatus.GONE
+    alive = len([name for name, node in nodes.items() if node.status is not gone and name not in out])
     wanted = policy.nodes + policy.spare_nodes
     if policy.spares_after_launch and record.attempt == 0:
         wanted = policy.nodes

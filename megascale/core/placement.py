@@ -23,12 +23,14 @@ def choose_nodes(turn: Turn, count: int) -> tuple[str, ...] | None:
     usable = turn.usable()
     if len(usable) < count:
         return None
+    before = turn.record.assignment[:count]
+    if len(before) == count and set(before).issubset(usable):
+        return before
     keys = turn.policy.topology_keys[::-1]
     domains = {
         name: tuple(node.labels.get(key, "") for key in keys) for name, node in turn.live.nodes.items()
     }
-    before = turn.record.assignment[:count]
-    if not any(name in usable for name in before):
+    if set(before).isdisjoint(usable):
         return tuple(arranged(usable, domains, count, max(1, count // turn.policy.pipeline)))
     return tuple(refilled(before, usable, domains, count))
 

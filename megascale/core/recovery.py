@@ -62,7 +62,10 @@ def charge(turn: Turn, fault: Fault, incident: Incident, decision: Decision) -> 
 
 
 def reattribute(turn: Turn, fault: Fault) -> None:
-    """The open incident is explained by `fault`: move its charges and decide again."""
+    """The open incident is explained by `fault`: move its charges and decide again.
+
+    A launch under way is taken back: the decision it follows from no longer holds.
+    """
     record, incident = turn.record, turn.record.incident
     if incident is None:
         return
@@ -77,7 +80,7 @@ def reattribute(turn: Turn, fault: Fault) -> None:
     if record.stage is Stage.STOPPING:
         if not (record.plan and record.plan.asked_for):
             record.plan = plan
-    elif plan.then == "finish" and turn.ranks_active():
+    elif record.stage is Stage.LAUNCHING or (plan.then == "finish" and turn.ranks_active()):
         stop(turn, plan)
     elif plan.then == "finish":
         finish(turn, plan.state, plan.reason)

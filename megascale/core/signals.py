@@ -138,6 +138,21 @@ def _explains_open_incident(turn: Turn, fault: Fault) -> bool:
     return recent and (incident.consequence or incident.node in ("", fault.node))
 
 
+def _sharpens_open_incident(turn: Turn, fault: Fault) -> bool:
+    """Whether the recovery under way is from this very fault, by a milder cure than it needs.
+
+    A rank dies of a broken device seconds before the node's inspection finds the device.
+    """
+    incident = turn.record.incident
+    if incident is None or turn.record.stage not in (Stage.STOPPING, Stage.ASSEMBLING, Stage.LAUNCHING):
+        return False
+    if incident.cause not in (*EXPLAINABLE, "hardware") or incident.action == "replace_node":
+        return False
+    recent = turn.now - incident.stages["fault"].at <= turn.policy.attribution_after_s
+    same = incident.consequence or incident.node in ("", fault.node)
+    return recent and same and fault.node in turn.record.assignment
+
+
 def _convict(turn: Turn, fault: Fault) -> None:
     """A sure sign: the node goes, whether it has failed yet or not."""
     if held_back(turn, "hardware", fault, "replace the node"):
@@ -145,6 +160,9 @@ def _convict(turn: Turn, fault: Fault) -> None:
     if bound := exclusion_bound(turn):
         incident = note_aside(turn, fault, "none", bound)
         turn.emit(fx.Page, f"{fault.reason}; {fault.node} is not replaced: {bound}", incident=incident.id)
+        return
+    if _sharpens_open_incident(turn, fault):
+        reattribute(turn, fault)
         return
     if turn.holds_ranks(fault.node):
         respond(turn, fault)

@@ -316,7 +316,7 @@ class Live:
         pace: (step, productive seconds when it was completed), newest last.
         stall_s: time the slowest rank was blocked by saves in this attempt; snapshot_s: by snapshots alone.
         snapshots: node -> the newest snapshots that all its ranks hold in memory, oldest first.
-        evidence_id: the CollectEvidence that is being answered.
+        evidence_id: the CollectEvidence that is being answered; asked: the nodes it is for.
         signals: recent hardware events and log lines that may explain a fault.
         probes: Probe effects that are to confirm a straggler.
     """
@@ -339,6 +339,7 @@ class Live:
     snapshot_s: float = 0.0
     snapshots: dict[str, tuple[Commit, ...]] = field(default_factory=dict)
     evidence_id: str = ""
+    asked: frozenset[str] = frozenset()
     evidence: dict[str, tuple[RankEvidence, ...]] = field(default_factory=dict)
     signals: list[Hit] = field(default_factory=list)
     numerics: NumericsWatch = field(default_factory=NumericsWatch)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from megascale.core.events import RankEvidence
 
@@ -15,7 +15,17 @@ _STATES: Final = {
     "Z": "is a zombie",
     "": "has no process",
 }
-_Ranks = list[tuple[str, RankEvidence]]
+
+
+class _Group(NamedTuple):
+    stage: int
+    state: str
+    step: int
+    phase: str
+    collectives: int
+
+
+_Groups = dict[_Group, list[tuple[str, RankEvidence]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,34 +51,47 @@ def suspects(
     Args:
         ranks, stages: size of the job and number of its pipeline stages, whose ranks are consecutive.
     """
-    answered = [(node, rank) for node, found in evidence.items() for rank in found]
-    if not answered:
+    groups = _alike(evidence, max(ranks, 1), stages)
+    if not groups:
         return []
     named: dict[int, Suspect] = {}
-    for node, rank in answered:
-        if rank.process_state in _STATES:
-            named[rank.rank] = Suspect(
-                node, rank.rank, f"rank {rank.rank} {_STATES[rank.process_state]}", sure=True
-            )
-    by_stage: dict[int, _Ranks] = defaultdict(list)
-    for node, rank in answered:
-        by_stage[rank.rank * stages // max(ranks, 1) if stages > 1 else 0].append((node, rank))
-    for suspect in (*(s for peers in by_stage.values() for s in _behind(peers)), *_elsewhere(answered)):
+    for group, members in groups.items():
+        if group.state in _STATES:
+            for node, rank in members:
+                why = f"rank {rank.rank} {_STATES[group.state]}"
+                named[rank.rank] = Suspect(node, rank.rank, why, sure=True)
+    by_stage: dict[int, _Groups] = defaultdict(dict)
+    for group, members in groups.items():
+        by_stage[group.stage][group] = members
+    for suspect in (*(s for peers in by_stage.values() for s in _behind(peers)), *_elsewhere(groups)):
         if suspect.rank is not None:
             named.setdefault(suspect.rank, suspect)
     return sorted(named.values(), key=lambda s: (not s.sure, s.rank))
 
 
-def _behind(peers: _Ranks) -> list[Suspect]:
+def _alike(evidence: Mapping[str, Sequence[RankEvidence]], ranks: int, stages: int) -> _Groups:
+    """Ranks by what they were found doing: thousands of ranks make a handful of groups."""
+    groups: dict[tuple[int, str, int, str, int], list[tuple[str, RankEvidence]]] = defaultdict(list)
+    for node, found in evidence.items():
+        for rank in found:
+            stage = rank.rank * stages // ranks if stages > 1 else 0
+            key = stage, rank.process_state, rank.step, rank.phase, rank.collectives
+            groups[key].append((node, rank))
+    return {_Group(*key): members for key, members in groups.items()}
+
+
+def _behind(peers: _Groups) -> list[Suspect]:
     """Ranks of one stage that entered fewer collectives; two peers that differ do not tell who is right."""
-    counted = [(node, rank) for node, rank in peers if rank.collectives >= 0]
-    counts = Counter(rank.collectives for _, rank in counted)
+    counts: Counter[int] = Counter()
+    for group, members in peers.items():
+        if group.collectives >= 0:
+            counts[group.collectives] += len(members)
     if len(counts) < 2:
         return []
     most, least = max(counts), min(counts)
-    behind = [(node, rank) for node, rank in counted if rank.collectives == least]
-    if len(behind) * 2 > len(counted):
+    if counts[least] * 2 > counts.total():
         return []
+    behind = [each for group, members in peers.items() if group.collectives == least for each in members]
     sure = len(counts) == 2 and len({node for node, _ in behind}) == 1
     return [
         Suspect(
@@ -81,17 +104,20 @@ def _behind(peers: _Ranks) -> list[Suspect]:
     ]
 
 
-def _elsewhere(answered: _Ranks) -> list[Suspect]:
+def _elsewhere(groups: _Groups) -> list[Suspect]:
     found = [
         Suspect(
             node, rank.rank, f"rank {rank.rank} sleeps uninterruptibly (driver or file system)", sure=False
         )
-        for node, rank in answered
-        if rank.process_state == "D"
+        for group, members in groups.items()
+        if group.state == "D"
+        for node, rank in members
     ]
-    phases = Counter((rank.step, rank.phase) for _, rank in answered)
+    phases: Counter[tuple[int, str]] = Counter()
+    for group, members in groups.items():
+        phases[group.step, group.phase] += len(members)
     (common, count), *_ = phases.most_common(1)
-    if count * 2 > len(answered):
+    if count * 2 > phases.total():
         found += [
             Suspect(
                 node,
@@ -99,7 +125,8 @@ def _elsewhere(answered: _Ranks) -> list[Suspect]:
                 f"rank {rank.rank} is in {rank.phase} of step {rank.step + 1}, most in {common[1]}",
                 sure=False,
             )
-            for node, rank in answered
-            if (rank.step, rank.phase) != common
+            for group, members in groups.items()
+            if (group.step, group.phase) != common
+            for node, rank in members
         ]
     return found

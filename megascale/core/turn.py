@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar, cast
 
@@ -75,15 +76,11 @@ class Turn:
     def is_excluded(self, node: str) -> bool:
         return node in self.record.excluded
 
-    def may_use(self, name: str, node: Node) -> bool:
-        """Whether the node could get ranks now."""
-        record = self.record
-        kept_out = name in record.excluded or name in record.lost or name in record.draining
-        return node.status is NodeStatus.READY and not kept_out
-
     def usable(self) -> list[str]:
         """Nodes that could get ranks now, in natural order."""
-        names = [name for name, node in self.live.nodes.items() if self.may_use(name, node)]
+        record, ready = self.record, NodeStatus.READY
+        out = record.excluded.keys() | record.lost.keys() | record.draining.keys()
+        names = [name for name, node in self.live.nodes.items() if node.status is ready and name not in out]
         return sorted(names, key=natural_key)
 
     def node(self, name: str, incarnation: str) -> Node | None:
@@ -113,6 +110,7 @@ class Turn:
         return self.policy.shadow or detector in self.policy.shadow_detectors
 
 
+@functools.lru_cache(maxsize=1 << 15)
 def natural_key(name: str) -> tuple[str, int, str]:
     """Order node-2 before node-10."""
     head, _, tail = name.rpartition("-")

@@ -63,32 +63,35 @@ class _Launching:
         self._extra_s = cluster.delays.sample("promote") if changed else 0.0
         self._shared_s = cluster.delays.sample("fork") + self._extra_s
         cluster.agenda.after(cluster.launch_timeout_s, self._give_up)
-        accepted: list[Machine] = []
-        _to_each(self._driver, effect.nodes, "", lambda machine: self._receive(machine, accepted))
+        _to_each(self._driver, effect.nodes, "", self._receive, self._receive_all)
 
-    def _receive(self, machine: Machine, together: list[Machine]) -> None:
-        cluster, run = self._driver.cluster, self._run
-        refusal = cluster.accept(machine, (self._driver.term, run.attempt))
-        if refusal:
-            self._fail(machine.name, refusal)
-        elif _in_step(self._driver, len(run.nodes)):
-            together.append(machine)
-            if len(together) == 1:
-                cluster.agenda.after(self._shared_s, lambda: self._fork_all(together))
-        else:
+    def _receive(self, machine: Machine) -> None:
+        if self._accepts(machine):
+            cluster = self._driver.cluster
             delay = self._extra_s + cluster.delays.sample("fork")
-            cluster.agenda.after(delay, lambda: self._fork(machine))
+            cluster.agenda.after(delay, lambda: self._fork([machine]))
 
-    def _fork_all(self, machines: list[Machine]) -> None:
-        for machine in machines:
-            self._fork(machine)
+    def _receive_all(self, machines: list[Machine]) -> None:
+        accepted = [machine for machine in machines if self._accepts(machine)]
+        self._driver.cluster.agenda.after(self._shared_s, lambda: self._fork(accepted))
 
-    def _fork(self, machine: Machine) -> None:
-        refusal = self._driver.cluster.fork(machine, (self._driver.term, self._run.attempt), self._run)
-        self._waiting.discard(machine.name)
+    def _accepts(self, machine: Machine) -> bool:
+        refusal = self._driver.cluster.accept(machine, (self._driver.term, self._run.attempt))
         if refusal:
             self._fail(machine.name, refusal)
-        elif not self._waiting and not self._answered:
+        return not refusal
+
+    def _fork(self, machines: list[Machine]) -> None:
+        """Each of them starts its ranks."""
+        cluster, token, run = self._driver.cluster, (self._driver.term, self._run.attempt), self._run
+        refused = ""
+        for machine in machines:
+            refusal = cluster.fork(machine, token, run)
+            self._waiting.discard(machine.name)
+            if refusal:
+                refused = refusal
+                self._fail(machine.name, refusal)
+        if not refused and not self._waiting and not self._answered:
             self._answered = True
             self._driver.done(self._effect)
 
@@ -114,24 +117,29 @@ def _kill(driver: SimDriver, effect: fx.Kill) -> None:
             detail: dict[str, Json] = {"unreaped": list(gathering.failed)} if gathering.failed else {}
             driver.feed(ev.EffectDone(effect.effect_id, detail))
 
-    def reap(machine: Machine) -> None:
-        if not cluster.kill(machine, driver.term, effect.attempt):
-            gathering.failed[machine.name] = "stuck"
-        gathering.waiting.discard(machine.name)
+    def reap(machines: list[Machine]) -> None:
+        for machine in machines:
+            if not cluster.kill(machine, driver.term, effect.attempt):
+                gathering.failed[machine.name] = "stuck"
+            gathering.waiting.discard(machine.name)
         if not gathering.waiting:
             wait_s = effect.deadline_s if gathering.failed else cluster.delays.sample("reap")
             cluster.agenda.after(wait_s, answer)
 
     if effect.nodes:
-        _to_each(driver, effect.nodes, "kill", reap)
+        _to_each(driver, effect.nodes, "kill", lambda machine: reap([machine]), reap)
     else:
         cluster.agenda.after(cluster.delays.sample("reap"), answer)
 
 
 def _to_each(
-    driver: SimDriver, nodes: tuple[str, ...], stage: str, action: Callable[[Machine], None]
+    driver: SimDriver,
+    nodes: tuple[str, ...],
+    stage: str,
+    action: Callable[[Machine], None],
+    together: Callable[[list[Machine]], None],
 ) -> None:
-    """The same command to many agents; in step when the network has no chaos to offer."""
+    """The same command to many agents, one by one; `together` when the network has no chaos to offer."""
     cluster = driver.cluster
     machines = [cluster.machines[name] for name in nodes]
     if not _in_step(driver, len(nodes)):
@@ -142,9 +150,8 @@ def _to_each(
         return
 
     def all_at_once() -> None:
-        for machine in machines:
-            if machine.reachable:
-                action(machine)
+        if reached := [machine for machine in machines if machine.reachable]:
+            together(reached)
 
     cluster.agenda.after(cluster.delays.sample(stage), all_at_once)
 
@@ -161,7 +168,11 @@ def _collect(driver: SimDriver, effect: fx.CollectEvidence) -> None:
         found = ev.Evidence(effect.effect_id, machine.name, cluster.evidence(machine))
         cluster.network.tell(machine, found)
 
-    _to_each(driver, effect.nodes, "evidence", answer)
+    def answers(machines: list[Machine]) -> None:
+        for machine in machines:
+            answer(machine)
+
+    _to_each(driver, effect.nodes, "evidence", answer, answers)
     driver.done(effect, "evidence")
 
 

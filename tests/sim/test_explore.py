@@ -64,7 +64,11 @@ def _never_lose(turn: object, fault: object) -> None:
 
 def _launch_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """A core that puts ranks on excluded nodes again."""
-    monkeypatch.setattr("megascale.core.turn.Turn.may_use", lambda _turn, _name, node: node.status == "ready")
+
+    def usable(turn: lifecycle.Turn) -> list[str]:
+        return sorted(name for name, node in turn.live.nodes.items() if node.status == "ready")
+
+    monkeypatch.setattr("megascale.core.turn.Turn.usable", usable)
 
 
 def _forget_the_kill_timer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,6 +30,39 @@ def test_many_signs_of_one_fault_are_one_incident(running):
     assert job.record.next_incident == 2
 
 
+def _dies_of_the_device(running):
+    job = running(2, spare_nodes=1)
+    job.exit(1, code=1, error="RuntimeError", message="CUDA error: unknown error")
+    assert (job.incident.cause, job.incident.action) == ("hardware", "restart_in_place")
+    return job
+
+
+def test_device_found_while_its_crash_is_recovered_from_is_the_same_incident(running):
+    job = _dies_of_the_device(running)
+    job.done(fx.Kill)
+    assert job.stage is Stage.LAUNCHING
+    job.hardware("n-1", "xid", 79, "GPU has fallen off the bus.")
+    assert (job.incident.id, job.incident.action, job.stage) == ("i-1", "replace_node", Stage.STOPPING)
+    job.done(fx.Kill)
+    assert job.record.assignment == ("n-0", "n-2")
+    assert job.record.restarts == {"hardware": 1}
+
+
+def test_device_of_another_node_found_meanwhile_is_another_incident(running):
+    job = _dies_of_the_device(running)
+    job.done(fx.Kill)
+    job.hardware("n-0", "xid", 79, "GPU has fallen off the bus.")
+    assert (job.incident.id, job.incident.node) == ("i-2", "n-0")
+
+
+def test_device_found_at_the_bound_of_exclusions_does_not_stop_the_launch(running):
+    job = running(2, spare_nodes=1, max_nodes_per_hour=0)
+    job.exit(1, code=1, error="RuntimeError", message="CUDA error: unknown error")
+    job.done(fx.Kill)
+    job.hardware("n-1", "xid", 79, "GPU has fallen off the bus.")
+    assert job.stage is Stage.LAUNCHING
+
+
 @pytest.mark.parametrize("code", [43, 45, 63, 92])
 def test_harmless_xids_change_nothing(running, code):
     job = running(2)
