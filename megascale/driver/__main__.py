@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Final
 
 from megascale.driver.driver import Driver
-from megascale.driver.policy import policy_of
+from megascale.driver.listener import LocalListener
+from megascale.driver.log import EventLog
+from megascale.driver.plug import Plugs
+from megascale.driver.policy import spare_nodes
 from megascale.driver.record import LocalRecord
 from megascale.errors import MegascaleError
 from megascale.fleet.local import LocalFleet
@@ -21,9 +24,15 @@ _EXTRA_NODES: Final = 2
 async def _serve(root: str) -> None:
     run = RunDir(Path(root))
     job = load_job(run.job_file)
-    policy = policy_of(job)
-    fleet = LocalFleet(run, limit=policy.nodes + policy.spare_nodes + _EXTRA_NODES)
-    driver = Driver(run, job, LocalRecord(run, job.metadata.name), fleet)
+    limit = job.spec.nodes + spare_nodes(job, shared_machine=True) + _EXTRA_NODES
+    plugs = Plugs(
+        LocalRecord(run, job.metadata.name),
+        LocalFleet(run, limit),
+        LocalListener(run),
+        EventLog(run),
+        shared_machine=True,
+    )
+    driver = await Driver.take_over(run, job, plugs)
     await driver.run()
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
+import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,55 +18,68 @@ from megascale.core.eventlog import Entry, Header
 from megascale.core.lineage import Commit
 from megascale.core.machine import Core
 from megascale.core.state import Stage
+from megascale.driver.inbox import Inbox
 from megascale.driver.links import AgentLink, Links
-from megascale.driver.log import EventLog
 from megascale.driver.perform import Performer
+from megascale.driver.plug import Plugs
 from megascale.driver.policy import policy_of
-from megascale.driver.record import RecordStore
+from megascale.driver.record import Claim
 from megascale.driver.service import Service
 from megascale.driver.status import StatusBoard
 from megascale.driver.summary import summarise
 from megascale.driver.translate import exit_event, log_event, progress_event, snapshot_events
-from megascale.errors import FencedError
-from megascale.fleet.base import Fleet, SlotEvent
+from megascale.errors import FencedError, UnreachableError
+from megascale.fleet.base import SlotEvent
 from megascale.job import TrainingJob
 from megascale.observe.rundir import RunDir, write_atomically
 from megascale.rpc import megascale_pb2 as pb
 from megascale.rpc.connect import CHANNEL_OPTIONS
 from megascale.rpc.megascale_pb2_grpc import add_DriverServicer_to_server
 
-_INBOX: Final = 65536
-_DISK_RETRY_S: Final = 1.0
+_RETRY_S: Final = 0.5
+_RETRY_LIMIT_S: Final = 4.0
 _COMMANDS: Final = frozenset({"evict", "release", "save", "stop", "suspend", "resume"})
 _NEEDS_NODE: Final = frozenset({"evict", "release"})
 
 
 class Driver:
-    """The shell around one `Core`. `done` is set when the job ended and every node was let go."""
+    """The shell around one `Core`. `done` is set when the job ended and every node was let go.
 
-    def __init__(self, run: RunDir, job: TrainingJob, record: RecordStore, fleet: Fleet) -> None:
+    Attributes:
+        changed: set whenever something was decided; whoever shows the status clears it.
+    """
+
+    def __init__(self, run: RunDir, job: TrainingJob, plugs: Plugs, claim: Claim) -> None:
         self.done = asyncio.Event()
+        self.changed = asyncio.Event()
         self._fenced = asyncio.Event()
-        self._run, self._job, self._record, self._fleet = run, job, record, fleet
-        claim = record.claim()
-        self._term = claim.term
-        policy = policy_of(job)
+        self._run, self._job, self._plugs = run, job, plugs
+        self.term = claim.term
+        policy = policy_of(job, shared_machine=plugs.shared_machine)
         self.core = Core.restore(policy, claim.snapshot) if claim.snapshot else Core(policy)
-        self._log = EventLog(run)
-        self._log.begin(Header(job.metadata.name, policy, claim.snapshot))
-        self._links = Links()
-        self.board = StatusBoard(job, self.core, self._links)
-        self._store = CheckpointStore(run.checkpoints(job.spec.checkpoint.uri))
-        self._inbox: asyncio.Queue[ev.Event] = asyncio.Queue(_INBOX)
+        plugs.log.begin(Header(job.metadata.name, policy, claim.snapshot))
+        self.links = Links()
+        self.board = StatusBoard(job, self.core, self.links)
+        self.store = CheckpointStore(run.checkpoints(job.spec.checkpoint.uri))
+        self._inbox = Inbox()
         self._performer = Performer(
-            self._links,
-            fleet,
-            term=self._term,
+            self.links,
+            plugs.fleet,
+            term=self.term,
             post=self.post,
             scan_commits=self._scan_commits,
             page=lambda page: self.board.alert(page.reason),
             finish=self._finish,
         )
+
+    @classmethod
+    async def take_over(cls, run: RunDir, job: TrainingJob, plugs: Plugs) -> Driver:
+        """The next driver life of the job.
+
+        Raises:
+            FencedError: another driver holds the record.
+        """
+        return cls(run, job, plugs, await plugs.record.claim())
 
     async def run(self) -> None:
         """Serve until the job ends.
@@ -75,36 +88,44 @@ class Driver:
             FencedError: a driver of a higher term took over.
         """
         server = grpc.aio.server(options=CHANNEL_OPTIONS)
-        service = Service(self, self._run.ensure_token())
-        add_DriverServicer_to_server(service, server)  # type: ignore[no-untyped-call]
-        port = server.add_insecure_port("127.0.0.1:0")
+        add_DriverServicer_to_server(Service(self, self._plugs.listener), server)  # type: ignore[no-untyped-call]
+        endpoint = await self._plugs.listener.open(server)
         await server.start()
-        address = {"endpoint": f"127.0.0.1:{port}", "pid": os.getpid(), "term": self._term}
-        write_atomically(self._run.driver_file, json.dumps(address))
+        await self._plugs.listener.announce(endpoint, self.term)
         self._run.summary_file.unlink(missing_ok=True)
-        await self._fleet.start(self._on_slot_event)
-        self.post(ev.DriverStarted(self._term))
+        await self._plugs.fleet.start(self._on_slot_event)
+        self.post(ev.DriverStarted(self.term))
         self._scan_commits()
         record = self.core.record
         if record.stage is Stage.FINISHED and not record.pending:
             self.post(ev.ManualCommand("reopen", "the job was started again"))
-        pump = asyncio.create_task(self._pump())
-        ends = [pump, asyncio.create_task(self.done.wait()), asyncio.create_task(self._fenced.wait())]
-        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        for task in ends:
-            task.cancel()
-        await self._performer.close()
-        await server.stop(grace=0.5)
-        self._log.close()
-        self._record.close()
-        if pump.done() and not pump.cancelled() and (problem := pump.exception()) is not None:
+        work = [asyncio.create_task(self._pump())]
+        work += [asyncio.create_task(companion.run(self)) for companion in self._plugs.companions]
+        ends = [asyncio.create_task(self.done.wait()), asyncio.create_task(self._fenced.wait())]
+        await asyncio.wait([*work, *ends], return_when=asyncio.FIRST_COMPLETED)
+        problem = next((task.exception() for task in work if task.done() and task.exception()), None)
+        await self._close(server, [*work, *ends])
+        if problem is not None:
             raise problem
         if self._fenced.is_set():
-            raise FencedError(f"a driver with a higher term than {self._term} took over")
+            raise FencedError(f"a driver with a higher term than {self.term} took over")
+
+    async def _close(self, server: grpc.aio.Server, tasks: list[asyncio.Task[Any]]) -> None:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._performer.close()
+        await server.stop(grace=0.5)
+        await self._plugs.log.close()
+        await self._plugs.record.close()
+
+    def fence(self) -> None:
+        """A higher term was seen: stop at once."""
+        self._fenced.set()
 
     def post(self, event: ev.Event) -> None:
         """Queue an event for the core."""
-        self._inbox.put_nowait(event)
+        self._inbox.post(event)
 
     async def _pump(self) -> None:
         while True:
@@ -112,40 +133,47 @@ class Driver:
 
     async def _next_event(self) -> ev.Event:
         deadline = self.core.next_deadline()
-        if deadline is None:
-            return await self._inbox.get()
-        try:
-            return await asyncio.wait_for(self._inbox.get(), max(0.0, deadline - time.time()))
-        except TimeoutError:
-            return ev.Tick()
+        return await self._inbox.next(None if deadline is None else max(0.0, deadline - time.time()))
 
     async def _apply(self, event: ev.Event) -> None:
         """Decide, write down, then act."""
         record, now = self.core.record, time.time()
         before = (record.stage, record.attempt, len(record.commits), len(record.pending))
         effects = self.core.step(event, now)
-        await self._write(lambda: self._log.append(Entry(now, event, tuple(effects))))
+        entry = Entry(now, event, tuple(effects))
+        waited_s = await self._write(lambda: self._append(entry))
         if effects or before != (record.stage, record.attempt, len(record.commits), len(record.pending)):
-            await self._write(lambda: self._record.write(self.core.snapshot()))
+            waited_s += await self._write(lambda: self._plugs.record.write(self.core.snapshot()))
+            self.changed.set()
         for effect in effects:
             self._performer.start(effect)
         if record.stage is Stage.FINISHED and not record.pending:
             self.done.set()
+        elif waited_s > self.core.policy.silence_s / 3.0:
+            # Beats were not heard in the meantime: as after a restart, that is held against nobody.
+            await self._apply(ev.DriverStarted(self.term))
 
-    async def _write(self, write: Callable[[], None]) -> None:
-        """Nothing is done that is not written down: on a full disk decisions wait, training goes on."""
-        complained = False
+    async def _append(self, entry: Entry) -> None:
+        self._plugs.log.append(entry)
+
+    async def _write(self, write: Callable[[], Awaitable[None]]) -> float:
+        """Nothing is done that is not written down: on a full disk, or without the record's store,
+        decisions wait and training goes on. Returns how long they waited, in seconds."""
+        began, tries = time.monotonic(), 0
         while True:
             try:
-                write()
-                return
-            except OSError as error:
-                if not complained:
+                await write()
+            except (OSError, UnreachableError) as error:
+                if not tries:
                     self.board.alert(
                         f"the driver cannot write its record or log ({error}); decisions wait for it"
                     )
-                complained = True
-                await asyncio.sleep(_DISK_RETRY_S)
+                    self.changed.set()
+                tries += 1
+                delay_s = min(_RETRY_LIMIT_S, _RETRY_S * 2 ** min(tries, 8))
+                await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))
+            else:
+                return time.monotonic() - began if tries else 0.0
 
     def attach(self, link: AgentLink, message: pb.AgentMessage) -> bool:
         """A new stream; whether its agent may stay."""
@@ -156,8 +184,8 @@ class Driver:
         heartbeat_s = float(self._job.spec.health.heartbeat_seconds)
         report_s = min(heartbeat_s, 0.2 + 0.002 * nodes)
         welcome = pb.Welcome(attempt=self.core.record.attempt, report_s=report_s)
-        link.send(pb.DriverMessage(term=self._term, welcome=welcome))
-        self._links.attach(link)
+        link.send(pb.DriverMessage(term=self.term, welcome=welcome))
+        self.links.attach(link)
         hello = message.hello
         labels = dict(hello.labels)
         ranks = tuple(int(rank) for rank in hello.ranks)
@@ -168,7 +196,7 @@ class Driver:
         return True
 
     def detach(self, link: AgentLink) -> None:
-        self._links.detach(link)
+        self.links.detach(link)
 
     def receive(self, link: AgentLink, message: pb.AgentMessage) -> None:
         """One message of an attached agent."""
@@ -190,8 +218,8 @@ class Driver:
 
     def _is_current(self, fence: pb.Fence) -> bool:
         """Whether the sender knows no higher term; if it does, this driver stops at once."""
-        if fence.term > self._term:
-            self._fenced.set()
+        if fence.term > self.term:
+            self.fence()
         return not self._fenced.is_set()
 
     def _on_report(self, link: AgentLink, report: pb.Report) -> None:
@@ -223,11 +251,14 @@ class Driver:
             self.post(ev.CommitDone(commit.step, commit.attempt, time.time()))
 
     def _scan_commits(self) -> None:
-        for commit in self._store.commits():
+        for commit in self.store.commits():
             self._see_commit(commit)
 
     def _on_slot_event(self, event: SlotEvent) -> None:
-        link = self._links.get(event.node)
+        if event.leaving:
+            self.post(ev.HardwareEvent(event.node, "drain", text=event.reason, at=event.at))
+            return
+        link = self.links.get(event.node)
         node = self.core.live.nodes.get(event.node)
         incarnation = link.incarnation if link else node.incarnation if node else ""
         injected_at = self._injected_at(event.node)
@@ -241,7 +272,7 @@ class Driver:
                 injected=injected_at is not None,
             )
         )
-        self._links.lost(event.node)
+        self.links.lost(event.node)
 
     def _injected_at(self, node: str) -> float | None:
         """When the job's own faults killed this node in the current attempt."""
@@ -264,9 +295,13 @@ class Driver:
         return True, "accepted"
 
     async def _finish(self) -> None:
-        await self._fleet.close()
+        await self._plugs.fleet.close()
         summary = summarise(self._job, self.core, self._run.metrics_file, time.time())
-        await self._write(lambda: write_atomically(self._run.summary_file, json.dumps(summary, indent=2)))
+
+        async def write() -> None:
+            write_atomically(self._run.summary_file, json.dumps(summary, indent=2))
+
+        await self._write(write)
 
 
 def _read_marker(path: Path) -> dict[str, Any]:

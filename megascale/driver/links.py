@@ -25,10 +25,10 @@ class OrderFailedError(MegascaleError):
 
 
 class AgentLink:
-    """One agent's stream: orders out, answers back."""
+    """One agent's stream: orders out, answers back. `address` is where its node's ranks are reached."""
 
-    def __init__(self, node: str, incarnation: str, peer: str) -> None:
-        self.node, self.incarnation, self.peer = node, incarnation, peer
+    def __init__(self, node: str, incarnation: str, address: str) -> None:
+        self.node, self.incarnation, self.address = node, incarnation, address
         self.report = pb.Report()
         self.attempt = 0
         self._outbox: asyncio.Queue[pb.DriverMessage | None] = asyncio.Queue(_OUTBOX)

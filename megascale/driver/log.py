@@ -9,7 +9,7 @@ from megascale.observe.rundir import RunDir
 
 
 class EventLog:
-    """Appends whole lines; `fsync` only where effects follow."""
+    """Implements `EventSink` with a file. Appends whole lines; `fsync` only where effects follow."""
 
     def __init__(self, run: RunDir) -> None:
         self._descriptor = os.open(run.events_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -42,5 +42,5 @@ class EventLog:
             os.ftruncate(self._descriptor, os.fstat(self._descriptor).st_size - written)
             raise OSError(28, "the event log could not be written whole")
 
-    def close(self) -> None:
+    async def close(self) -> None:
         os.close(self._descriptor)

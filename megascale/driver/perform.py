@@ -117,7 +117,7 @@ class Performer:
         store = await self._each(
             effect, (host,), lambda _rank: {"host_store": pb.HostStore(attempt=effect.attempt)}
         )
-        address = (await self._links.wait_for(host)).peer
+        address = (await self._links.wait_for(host)).address
         resume = _commit(effect.resume) if effect.resume else None
         lineage = [_lineage_entry(attempt, commit) for attempt, commit in effect.lineage.items()]
 

@@ -5,20 +5,35 @@ from __future__ import annotations
 from typing import Final
 
 from megascale.core.policy import Policy, RecoveryRule
+from megascale.core.spares import spares_for
 from megascale.job import TrainingJob
 
 _SPARES_ON_ONE_MACHINE: Final = 1
 
 
-def policy_of(job: TrainingJob) -> Policy:
-    """The core's view of a manifest."""
+def spare_nodes(job: TrainingJob, *, shared_machine: bool = False) -> int:
+    """Spares the job keeps: as the manifest says, or as many as its failure rate calls for."""
+    wanted = job.spec.spare_nodes
+    if isinstance(wanted, int):
+        return wanted
+    if shared_machine:
+        return _SPARES_ON_ONE_MACHINE
+    return spares_for(job.spec.nodes, Policy().node_failures_per_day)
+
+
+def policy_of(job: TrainingJob, *, shared_machine: bool = False) -> Policy:
+    """The core's view of a manifest.
+
+    Args:
+        shared_machine: the nodes are processes of one machine: spares come after the first launch, and
+            nobody can take a node out of service.
+    """
     spec = job.spec
     layout = spec.runtime.megatron.parallelism if spec.runtime.megatron else None
-    spares = spec.spare_nodes if isinstance(spec.spare_nodes, int) else _SPARES_ON_ONE_MACHINE
     return Policy(
         nodes=spec.nodes,
-        spare_nodes=spares,
-        spares_after_launch=True,
+        spare_nodes=spare_nodes(job, shared_machine=shared_machine),
+        spares_after_launch=shared_machine,
         min_nodes=spec.min_nodes,
         ranks_per_node=spec.ranks_per_node,
         node_counts=spec.node_counts,
@@ -47,5 +62,5 @@ def policy_of(job: TrainingJob) -> Policy:
             for rule in spec.recovery.rules
         ),
         max_nodes_per_hour=spec.remediation.max_nodes_per_hour,
-        quarantine=spec.remediation.mode == "Enforce",
+        quarantine=spec.remediation.mode != "Observe",
     )

@@ -26,14 +26,19 @@ class Claim:
 class RecordStore(Protocol):
     """Where the record lives; a cluster keeps it in a ConfigMap."""
 
-    def claim(self) -> Claim:
+    async def claim(self) -> Claim:
         """Raise the term by compare-and-swap; raises FencedError when another driver holds the record."""
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Give up the hold."""
 
-    def write(self, snapshot: Json) -> None:
-        """Store durably; raises OSError when the store is full or away, FencedError when superseded."""
+    async def write(self, snapshot: Json) -> None:
+        """Store durably.
+
+        Raises:
+            OSError, UnreachableError: the store is full or away; try again.
+            FencedError: a driver of a higher term took over.
+        """
 
 
 class LocalRecord:
@@ -44,7 +49,7 @@ class LocalRecord:
         self._lock = -1
         self._term = 0
 
-    def claim(self) -> Claim:
+    async def claim(self) -> Claim:
         self._lock = os.open(self._run.driver_lock, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -56,11 +61,10 @@ class LocalRecord:
         self._store(snapshot)
         return Claim(self._term, snapshot)
 
-    def write(self, snapshot: Json) -> None:
+    async def write(self, snapshot: Json) -> None:
         self._store(snapshot)
 
-    def close(self) -> None:
-        """Give up the hold."""
+    async def close(self) -> None:
         os.close(self._lock)
 
     def _store(self, snapshot: Json) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Final
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import grpc
 
 from megascale.driver.links import AgentLink
+from megascale.driver.plug import Listener, NotAdmittedError
 from megascale.rpc import megascale_pb2 as pb
 from megascale.rpc.connect import METADATA_KEY
 from megascale.rpc.megascale_pb2_grpc import DriverServicer
@@ -19,29 +19,32 @@ if TYPE_CHECKING:
     from megascale.driver.driver import Driver
 
 _WATCH_S: Final = 0.25
+_HELLO_S: Final = 10.0
 
 
 class Service(DriverServicer):
-    """Checks the caller's token and hands everything to the driver."""
+    """Has the listener check every caller and hands everything to the driver."""
 
-    def __init__(self, driver: Driver, token: str) -> None:
-        self._driver = driver
-        self._expected = f"Bearer {token}"
+    def __init__(self, driver: Driver, listener: Listener) -> None:
+        self._driver, self._listener = driver, listener
 
-    async def _authenticate(self, context: grpc.aio.ServicerContext) -> None:
-        given = dict(context.invocation_metadata() or ()).get(METADATA_KEY, "")
-        if not hmac.compare_digest(str(given), self._expected):
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the token is not this run's")
+    async def _authenticate(self, context: grpc.aio.ServicerContext, node: str = "") -> None:
+        given = str(dict(context.invocation_metadata() or ()).get(METADATA_KEY, ""))
+        try:
+            await self._listener.admit(given.removeprefix("Bearer "), node)
+        except NotAdmittedError as error:
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
 
     async def Attach(  # noqa: N802 - named by the contract
         self, requests: AsyncIterator[pb.AgentMessage], context: grpc.aio.ServicerContext
     ) -> None:
-        await self._authenticate(context)
-        first = await anext(aiter(requests), None)
-        if first is None or first.WhichOneof("body") != "hello":
+        first = await _first_of(requests)
+        if first is None or first.WhichOneof("body") != "hello" or not first.fence.node:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a stream begins with hello")
             return
-        link = AgentLink(first.fence.node, first.fence.incarnation, _host(context.peer()))
+        await self._authenticate(context, first.fence.node)
+        address = first.hello.host or _host(context.peer())
+        link = AgentLink(first.fence.node, first.fence.incarnation, address)
         writer = asyncio.create_task(_forward(link, context))
         try:
             if not self._driver.attach(link, first):
@@ -72,6 +75,14 @@ class Service(DriverServicer):
         await self._authenticate(context)
         ok, message = self._driver.command(request)
         return pb.CommandReply(ok=ok, message=message)
+
+
+async def _first_of(requests: AsyncIterator[pb.AgentMessage]) -> pb.AgentMessage | None:
+    """The message that says who speaks, None when none comes in time."""
+    try:
+        return await asyncio.wait_for(anext(aiter(requests), None), _HELLO_S)
+    except TimeoutError:
+        return None
 
 
 async def _forward(link: AgentLink, context: grpc.aio.ServicerContext) -> None:

@@ -15,12 +15,13 @@ class FleetRefusedError(MegascaleError):
 
 @dataclass(frozen=True, slots=True)
 class SlotEvent:
-    """A slot lost its node; `planned` = drain or preemption."""
+    """A slot lost its node, or with `leaving` will lose it soon; `planned` = drain or preemption."""
 
     node: str
     reason: str
     at: float
     planned: bool = False
+    leaving: bool = False
 
 
 @dataclass(frozen=True, slots=True)

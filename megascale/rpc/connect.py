@@ -1,4 +1,4 @@
-"""Reaching the driver of a run: its address, the run's token, and a stub that carries it."""
+"""Reaching the driver of a job: its address, what it is trusted by, the caller's token."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Final
 import grpc
 
 from megascale.errors import UnreachableError
-from megascale.observe.rundir import RunDir
 from megascale.rpc.megascale_pb2_grpc import DriverStub
 
 METADATA_KEY: Final = "authorization"
@@ -32,17 +31,30 @@ class DriverAddress:
     term: int
 
 
-def read_address(run: RunDir) -> DriverAddress | None:
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """What makes a driver on another machine the right one.
+
+    Attributes:
+        ca_file: PEM certificates; read for every connection, as they are rotated.
+        server_name: in the driver's certificate, whatever address it is reached at.
+    """
+
+    ca_file: Path
+    server_name: str
+
+
+def read_address(path: Path) -> DriverAddress | None:
     """The address the newest driver wrote, or None when there is none or it is half gone."""
     try:
-        data = json.loads(run.driver_file.read_text())
+        data = json.loads(path.read_text())
         return DriverAddress(str(data["endpoint"]), int(data["pid"]), int(data["term"]))
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
 
 
 def read_token(path: Path) -> str:
-    """The run's token.
+    """The caller's token.
 
     Raises:
         UnreachableError: there is none, so nothing was ever started here.
@@ -58,9 +70,21 @@ def bearer(token: str) -> tuple[tuple[str, str], ...]:
     return ((METADATA_KEY, f"Bearer {token}"),)
 
 
-def channel_to(address: DriverAddress) -> grpc.aio.Channel:
-    """A channel to the driver; the caller closes it."""
-    return grpc.aio.insecure_channel(address.endpoint, options=CHANNEL_OPTIONS)
+def channel_to(address: DriverAddress, trust: Trust | None = None) -> grpc.aio.Channel:
+    """A channel to the driver, over TLS with `trust`; the caller closes it.
+
+    Raises:
+        UnreachableError: there are no certificates to trust yet.
+    """
+    if trust is None:
+        return grpc.aio.insecure_channel(address.endpoint, options=CHANNEL_OPTIONS)
+    try:
+        roots = trust.ca_file.read_bytes()
+    except FileNotFoundError as error:
+        raise UnreachableError(f"{trust.ca_file} does not exist: no driver can be trusted yet") from error
+    options = (*CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", trust.server_name))
+    credentials = grpc.ssl_channel_credentials(roots)
+    return grpc.aio.secure_channel(address.endpoint, credentials, options=options)
 
 
 def stub_on(channel: grpc.aio.Channel) -> DriverStub:

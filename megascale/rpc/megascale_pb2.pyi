@@ -21,7 +21,7 @@ class Fence(_message.Message):
     def __init__(self, node: _Optional[str] = ..., incarnation: _Optional[str] = ..., term: _Optional[int] = ..., attempt: _Optional[int] = ..., seq: _Optional[int] = ...) -> None: ...
 
 class AgentMessage(_message.Message):
-    __slots__ = ("fence", "hello", "report", "exit", "log", "result", "evidence")
+    __slots__ = ("fence", "hello", "report", "exit", "log", "result", "evidence", "hardware", "segments")
     FENCE_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
     REPORT_FIELD_NUMBER: _ClassVar[int]
@@ -29,6 +29,8 @@ class AgentMessage(_message.Message):
     LOG_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
     EVIDENCE_FIELD_NUMBER: _ClassVar[int]
+    HARDWARE_FIELD_NUMBER: _ClassVar[int]
+    SEGMENTS_FIELD_NUMBER: _ClassVar[int]
     fence: Fence
     hello: Hello
     report: Report
@@ -36,10 +38,12 @@ class AgentMessage(_message.Message):
     log: LogMatch
     result: CommandResult
     evidence: Evidence
-    def __init__(self, fence: _Optional[_Union[Fence, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., report: _Optional[_Union[Report, _Mapping]] = ..., exit: _Optional[_Union[RankExit, _Mapping]] = ..., log: _Optional[_Union[LogMatch, _Mapping]] = ..., result: _Optional[_Union[CommandResult, _Mapping]] = ..., evidence: _Optional[_Union[Evidence, _Mapping]] = ...) -> None: ...
+    hardware: HardwareEvent
+    segments: SegmentTimes
+    def __init__(self, fence: _Optional[_Union[Fence, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., report: _Optional[_Union[Report, _Mapping]] = ..., exit: _Optional[_Union[RankExit, _Mapping]] = ..., log: _Optional[_Union[LogMatch, _Mapping]] = ..., result: _Optional[_Union[CommandResult, _Mapping]] = ..., evidence: _Optional[_Union[Evidence, _Mapping]] = ..., hardware: _Optional[_Union[HardwareEvent, _Mapping]] = ..., segments: _Optional[_Union[SegmentTimes, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("pid", "ranks", "labels", "snapshots")
+    __slots__ = ("pid", "ranks", "labels", "snapshots", "host", "pod")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -51,11 +55,15 @@ class Hello(_message.Message):
     RANKS_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOTS_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    POD_FIELD_NUMBER: _ClassVar[int]
     pid: int
     ranks: _containers.RepeatedScalarFieldContainer[int]
     labels: _containers.ScalarMap[str, str]
     snapshots: _containers.RepeatedCompositeFieldContainer[Commit]
-    def __init__(self, pid: _Optional[int] = ..., ranks: _Optional[_Iterable[int]] = ..., labels: _Optional[_Mapping[str, str]] = ..., snapshots: _Optional[_Iterable[_Union[Commit, _Mapping]]] = ...) -> None: ...
+    host: str
+    pod: str
+    def __init__(self, pid: _Optional[int] = ..., ranks: _Optional[_Iterable[int]] = ..., labels: _Optional[_Mapping[str, str]] = ..., snapshots: _Optional[_Iterable[_Union[Commit, _Mapping]]] = ..., host: _Optional[str] = ..., pod: _Optional[str] = ...) -> None: ...
 
 class RankStatus(_message.Message):
     __slots__ = ("rank", "pid", "step", "phase", "micro_batch", "tokens", "loss", "grad_norm", "step_seconds", "stall_seconds", "progress_at", "groups_at", "loaded_at", "first_step_at", "saved_step", "saved_attempt", "flops", "peak_flops", "snapshot_step", "snapshot_attempt", "snapshot_seconds")
@@ -148,6 +156,42 @@ class LogMatch(_message.Message):
     line: str
     at: float
     def __init__(self, rank: _Optional[int] = ..., attempt: _Optional[int] = ..., rule: _Optional[str] = ..., category: _Optional[str] = ..., action: _Optional[str] = ..., line: _Optional[str] = ..., at: _Optional[float] = ...) -> None: ...
+
+class HardwareEvent(_message.Message):
+    __slots__ = ("sign", "code", "text", "at", "rule", "category", "action")
+    SIGN_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    AT_FIELD_NUMBER: _ClassVar[int]
+    RULE_FIELD_NUMBER: _ClassVar[int]
+    CATEGORY_FIELD_NUMBER: _ClassVar[int]
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    sign: str
+    code: int
+    text: str
+    at: float
+    rule: str
+    category: str
+    action: str
+    def __init__(self, sign: _Optional[str] = ..., code: _Optional[int] = ..., text: _Optional[str] = ..., at: _Optional[float] = ..., rule: _Optional[str] = ..., category: _Optional[str] = ..., action: _Optional[str] = ...) -> None: ...
+
+class SegmentTimes(_message.Message):
+    __slots__ = ("attempt", "ranks")
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    RANKS_FIELD_NUMBER: _ClassVar[int]
+    attempt: int
+    ranks: _containers.RepeatedCompositeFieldContainer[RankSegments]
+    def __init__(self, attempt: _Optional[int] = ..., ranks: _Optional[_Iterable[_Union[RankSegments, _Mapping]]] = ...) -> None: ...
+
+class RankSegments(_message.Message):
+    __slots__ = ("rank", "first_step", "compute_s")
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    FIRST_STEP_FIELD_NUMBER: _ClassVar[int]
+    COMPUTE_S_FIELD_NUMBER: _ClassVar[int]
+    rank: int
+    first_step: int
+    compute_s: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, rank: _Optional[int] = ..., first_step: _Optional[int] = ..., compute_s: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class CommandResult(_message.Message):
     __slots__ = ("command_id", "ok", "reason", "unreaped", "store_port", "snapshots")
@@ -286,10 +330,12 @@ class CollectEvidence(_message.Message):
     def __init__(self, attempt: _Optional[int] = ...) -> None: ...
 
 class Leave(_message.Message):
-    __slots__ = ("reason",)
+    __slots__ = ("reason", "restart")
     REASON_FIELD_NUMBER: _ClassVar[int]
+    RESTART_FIELD_NUMBER: _ClassVar[int]
     reason: str
-    def __init__(self, reason: _Optional[str] = ...) -> None: ...
+    restart: bool
+    def __init__(self, reason: _Optional[str] = ..., restart: _Optional[bool] = ...) -> None: ...
 
 class WatchRequest(_message.Message):
     __slots__ = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
@@ -24,14 +25,17 @@ def run(tmp_path: Path) -> RunDir:
 
 
 def test_terms_rise_and_the_snapshot_comes_back(run: RunDir) -> None:
-    first = LocalRecord(run, "job")
-    assert first.claim().term == 1
-    first.write({"attempt": 4})
-    with pytest.raises(FencedError):
-        LocalRecord(run, "job").claim()
-    first.close()
-    claim = LocalRecord(run, "job").claim()
-    assert (claim.term, claim.snapshot) == (2, {"attempt": 4})
+    async def scenario() -> None:
+        first = LocalRecord(run, "job")
+        assert (await first.claim()).term == 1
+        await first.write({"attempt": 4})
+        with pytest.raises(FencedError):
+            await LocalRecord(run, "job").claim()
+        await first.close()
+        claim = await LocalRecord(run, "job").claim()
+        assert (claim.term, claim.snapshot) == (2, {"attempt": 4})
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"version": 99}', "{}"])
@@ -48,12 +52,12 @@ def test_a_torn_line_does_not_swallow_the_next(run: RunDir) -> None:
     log.begin(Header("job", policy, None))
     event = ev.DriverStarted(1)
     log.append(Entry(10.0, event, tuple(core.step(event, 10.0))))
-    log.close()
+    asyncio.run(log.close())
     with run.events_file.open("a") as handle:
         handle.write('{"at":11.0,"eve')
     successor = EventLog(run)
     successor.begin(Header("job", policy, core.snapshot()))
-    successor.close()
+    asyncio.run(successor.close())
     lines = run.events_file.read_text().splitlines()
     assert lines[2] == '{"at":11.0,"eve'
     assert list(replay([*lines[:2], lines[3]])) == []

@@ -1,0 +1,65 @@
+"""Binding a driver's server; on a workstation: loopback, and a token that only the run's owner can read."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import json
+import os
+
+import grpc
+
+from megascale.driver.plug import NotAdmittedError
+from megascale.errors import InputError, UnreachableError
+from megascale.observe.rundir import RunDir, write_atomically
+
+
+def bind(
+    server: grpc.aio.Server, host: str, credentials: grpc.ServerCredentials | None, port: int = 0
+) -> str:
+    """Listen on `host`; returns host:port. `port` 0 = any free one.
+
+    Raises:
+        InputError: no credentials, and the address can be reached from elsewhere.
+        UnreachableError: the address cannot be bound.
+    """
+    if credentials is None and not is_loopback(host):
+        raise InputError(
+            f"bind address {host}: without TLS only a loopback address is allowed, e.g. 127.0.0.1"
+        )
+    shown = f"[{host}]" if ":" in host else host
+    try:
+        if credentials is None:
+            bound = server.add_insecure_port(f"{shown}:{port}")
+        else:
+            bound = server.add_secure_port(f"{shown}:{port}", credentials)
+    except RuntimeError as error:
+        raise UnreachableError(f"cannot listen on {shown}:{port}: {error}") from error
+    return f"{shown}:{bound}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether the address literal can be reached from this machine only; names cannot be trusted to be."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class LocalListener:
+    """Implements `Listener` for a run on this machine."""
+
+    def __init__(self, run: RunDir) -> None:
+        self._run = run
+        self._token = run.ensure_token()
+
+    async def open(self, server: grpc.aio.Server) -> str:
+        return bind(server, "127.0.0.1", None)
+
+    async def announce(self, endpoint: str, term: int) -> None:
+        address = {"endpoint": endpoint, "pid": os.getpid(), "term": term}
+        write_atomically(self._run.driver_file, json.dumps(address))
+
+    async def admit(self, token: str, node: str) -> None:  # noqa: ARG002 - one token for agents and people
+        if not hmac.compare_digest(token, self._token):
+            raise NotAdmittedError("the token is not this run's")

@@ -1,0 +1,77 @@
+"""What a driver is plugged into: where it listens and writes, where its nodes come from, who lives beside it.
+
+On a workstation these are files and local processes. A cluster plugs its own in; the driver knows neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+import grpc
+
+from megascale.core.eventlog import Entry, Header
+from megascale.driver.record import RecordStore
+from megascale.errors import MegascaleError
+from megascale.fleet.base import Fleet
+
+if TYPE_CHECKING:
+    from megascale.driver.driver import Driver
+
+
+class NotAdmittedError(MegascaleError):
+    """The caller's token does not entitle it to what it asks for."""
+
+
+class EventSink(Protocol):
+    """Where the event log goes. Raises OSError when it cannot be written and decisions have to wait."""
+
+    def begin(self, header: Header) -> None:
+        """The first line of a driver's life."""
+
+    def append(self, entry: Entry) -> None:
+        """One event with its effects, before they are performed."""
+
+    async def close(self) -> None:
+        """Write what is left, within a bound of time."""
+
+
+class Listener(Protocol):
+    """How agents find this driver, why they trust it, and which of them it trusts."""
+
+    async def open(self, server: grpc.aio.Server) -> str:
+        """Bind the server; returns host:port."""
+
+    async def announce(self, endpoint: str, term: int) -> None:
+        """Tell agents where this driver is."""
+
+    async def admit(self, token: str, node: str) -> None:
+        """Check the caller's token; `node` is the one it wants to speak for, "" = a person.
+
+        Raises:
+            NotAdmittedError: with the reason.
+        """
+
+
+class Companion(Protocol):
+    """Something that lives beside the driver: publishes its status, brings it orders from elsewhere."""
+
+    async def run(self, driver: Driver) -> None:
+        """Serve until cancelled. An error ends the driver; FencedError when a successor was seen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plugs:
+    """Everything a driver needs of its environment.
+
+    Attributes:
+        shared_machine: all nodes share one machine, so spares wait until the first launch is done.
+    """
+
+    record: RecordStore
+    fleet: Fleet
+    listener: Listener
+    log: EventSink
+    companions: Sequence[Companion] = field(default=())
+    shared_machine: bool = False
