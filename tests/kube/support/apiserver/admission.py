@@ -1,0 +1,186 @@
+"""Decoding, defaults and checks per kind, before an object reaches the store."""
+
+from __future__ import annotations
+
+import base64
+from typing import Protocol
+
+from apiserver import errors, pods
+from apiserver.authn import User
+from apiserver.errors import Cause, Json
+from apiserver.rbac import (
+    BINDINGS,
+    CLUSTER_BINDINGS,
+    CLUSTER_ROLES,
+    ROLES,
+    Attributes,
+    Rbac,
+    refusal_of_grant,
+)
+from apiserver.resources import Registry, Resource
+from apiserver.store import Store
+from apiserver.typed import Decoding
+
+
+class CustomType(Protocol):
+    """Schema of one custom resource version."""
+
+    def decode(self, body: Json) -> tuple[Json, list[str]]:
+        """A pruned copy, and the paths of unknown fields."""
+
+    def default(self, obj: Json) -> Json:
+        """The object with defaults filled in."""
+
+    def check(self, obj: Json, old: Json | None, /) -> list[Cause]:
+        """Schema and CEL violations; `old` enables transition rules."""
+
+
+class Admission:
+    """Everything between a request's body and the store."""
+
+    def __init__(self, store: Store, registry: Registry, rbac: Rbac) -> None:
+        self._store = store
+        self._registry = registry
+        self._rbac = rbac
+        self.custom_types: dict[str, CustomType] = {}
+
+    def decode(self, resource: Resource, body: Json) -> tuple[Json, list[str]]:
+        """A pruned copy, and unknown fields. Raises: 400 for wrong types, 422 for missing fields."""
+        if resource.is_custom:
+            return self.custom_types[resource.key].decode(body)
+        decoding = Decoding()
+        obj: Json = decoding.prune(body, resource.node, "")
+        if decoding.mistyped:
+            what = f'{resource.kind} in version "{resource.version}" cannot be handled as a {resource.kind}'
+            raise errors.bad_request(f"{what}: json: {decoding.mistyped[0]}")
+        if decoding.missing:
+            name = obj.get("metadata", {}).get("name", "")
+            raise errors.invalid(resource.kind, resource.group, name, decoding.missing)
+        return obj, decoding.unknown
+
+    def defaulted(self, resource: Resource, obj: Json) -> Json:
+        """`obj` with schema defaults (custom resources only; pods are defaulted at creation)."""
+        return self.custom_types[resource.key].default(obj) if resource.is_custom else obj
+
+    def create(self, resource: Resource, obj: Json, user: User) -> None:
+        """Default and check a new object in place."""
+        if resource.is_custom:
+            self._check(resource, obj, None)
+        elif resource.plural == "pods":
+            self._create_pod(resource, obj)
+        elif resource.plural == "nodes":
+            _default_node(obj)
+        elif resource.plural == "secrets":
+            _fold_string_data(obj)
+        elif resource.plural == "namespaces":
+            obj["status"] = {"phase": "Active"}
+            obj["metadata"].setdefault("labels", {})["kubernetes.io/metadata.name"] = obj["metadata"]["name"]
+        self._check_grants(resource, obj, user)
+
+    def update(self, resource: Resource, old: Json, new: Json, subresource: str, user: User) -> None:
+        """Check a changed object."""
+        causes = _check_update(resource, old, new)
+        if resource.plural == "pods" and not subresource:
+            causes += pods.check_pod_update(old, new)
+        if causes:
+            raise errors.invalid(resource.kind, resource.group, new["metadata"]["name"], causes)
+        if resource.plural == "secrets":
+            _fold_string_data(new)
+        if resource.is_custom:
+            self._check(resource, new, old)
+        elif old != new:
+            self._check_grants(resource, new, user)
+
+    def _check(self, resource: Resource, obj: Json, old: Json | None) -> None:
+        causes = self.custom_types[resource.key].check(obj, old)
+        if causes:
+            raise errors.invalid(resource.kind, resource.group, obj["metadata"]["name"], causes)
+
+    def _create_pod(self, resource: Resource, obj: Json) -> None:
+        spec, name = obj.get("spec") or {}, obj["metadata"]["name"]
+        if not spec.get("containers"):
+            cause = Cause("spec.containers", "Required value", "FieldValueRequired")
+            raise errors.invalid(resource.kind, "", name, [cause])
+        causes = _check_containers(spec)
+        if causes:
+            raise errors.invalid(resource.kind, "", name, causes)
+        pods.default_pod(obj, obj["metadata"]["uid"][:5], self._store)
+
+    def _check_grants(self, resource: Resource, obj: Json, user: User) -> None:
+        """Raises: 403 when the writer grants rights it does not hold (and has no `escalate` or `bind`)."""
+        key, namespace = resource.key, obj["metadata"].get("namespace", "")
+        if key in {ROLES, CLUSTER_ROLES}:
+            rules, verb = list(obj.get("rules") or ()), "escalate"
+        elif key in {BINDINGS, CLUSTER_BINDINGS}:
+            rules, verb = self._rbac.role_rules(obj["roleRef"], namespace), "bind"
+        else:
+            return
+        missing = self._rbac.missing(user, rules, namespace)
+        if missing and not self._may_anyway(user, verb, resource, obj, namespace):
+            why = refusal_of_grant(user, user.groups, missing)
+            raise errors.forbidden(resource.plural, resource.group, obj["metadata"]["name"], why)
+
+    def _may_anyway(self, user: User, verb: str, resource: Resource, obj: Json, namespace: str) -> bool:
+        name, plural = obj["metadata"]["name"], resource.plural
+        if verb == "bind":
+            name = obj["roleRef"]["name"]
+            plural = "clusterroles" if obj["roleRef"]["kind"] == "ClusterRole" else "roles"
+        return self._rbac.allows(user, Attributes(verb, resource.group, plural, "", namespace, name))
+
+
+def _check_update(resource: Resource, old: Json, new: Json) -> list[Cause]:
+    """Finalizers of a leaving object, immutable maps, and the role of a binding stay as they are."""
+    causes = []
+    leaving = old["metadata"].get("deletionTimestamp")
+    if leaving and set(new["metadata"].get("finalizers", ())) - set(old["metadata"].get("finalizers", ())):
+        message = "Forbidden: no new finalizers can be added if the object is being deleted"
+        causes.append(Cause("metadata.finalizers", message, "FieldValueForbidden"))
+    fixed = resource.plural in {"configmaps", "secrets"} and old.get("immutable")
+    if fixed and any(old.get(name) != new.get(name) for name in ("data", "binaryData", "immutable")):
+        message = "Forbidden: field is immutable when `immutable` is set"
+        causes.append(Cause("data", message, "FieldValueForbidden"))
+    if resource.plural.endswith("rolebindings") and old["roleRef"] != new["roleRef"]:
+        causes.append(Cause("roleRef", "Invalid value: cannot change roleRef"))
+    return causes
+
+
+def _check_containers(spec: Json) -> list[Cause]:
+    """Names, images, and mounts of volumes that exist."""
+    causes, seen = [], set()
+    volumes = {one["name"] for one in spec.get("volumes", ())}
+    for group in ("initContainers", "containers"):
+        for n, one in enumerate(spec.get(group, ())):
+            where = f"spec.{group}[{n}]"
+            if not one.get("image"):
+                causes.append(Cause(f"{where}.image", "Required value", "FieldValueRequired"))
+            if one["name"] in seen:
+                causes.append(
+                    Cause(f"{where}.name", f'Duplicate value: "{one["name"]}"', "FieldValueDuplicate")
+                )
+            seen.add(one["name"])
+            for m, mount in enumerate(one.get("volumeMounts", ())):
+                if mount["name"] not in volumes:
+                    causes.append(
+                        Cause(
+                            f"{where}.volumeMounts[{m}].name",
+                            f'Not found: "{mount["name"]}"',
+                            "FieldValueNotFound",
+                        )
+                    )
+    return causes
+
+
+def _default_node(obj: Json) -> None:
+    """A node is tainted until its first Ready condition, as the TaintNodesByCondition plug-in does."""
+    taints = obj.setdefault("spec", {}).setdefault("taints", [])
+    if not any(one["key"] == "node.kubernetes.io/not-ready" for one in taints):
+        taints.append({"key": "node.kubernetes.io/not-ready", "effect": "NoSchedule"})
+    status = obj.setdefault("status", {})
+    if "capacity" in status:
+        status.setdefault("allocatable", status["capacity"])
+
+
+def _fold_string_data(obj: Json) -> None:
+    for name, value in obj.pop("stringData", {}).items():
+        obj.setdefault("data", {})[name] = base64.b64encode(value.encode()).decode()
+    obj.setdefault("type", "Opaque")

@@ -1,0 +1,76 @@
+"""How objects are written into answers: as JSON, as the other Event version, or as a Table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+
+from apiserver.errors import ApiError, Json
+from apiserver.eventsapi import from_core
+from apiserver.requests import Ask, wants_table
+from apiserver.resources import Resource
+from apiserver.store import Stored
+from apiserver.tables import Printer
+
+
+@dataclass
+class Answer:
+    """A finished answer; `version` is what a write produced."""
+
+    body: bytes
+    code: int = 200
+    version: str = ""
+    warnings: list[str] = field(default_factory=list)
+
+    def response(self) -> web.Response:
+        response = web.Response(body=self.body, status=self.code, content_type="application/json")
+        for warning in self.warnings:
+            response.headers.add("Warning", f"299 - {json.dumps(warning)}")
+        return response
+
+
+def dumped(document: Any) -> bytes:
+    return json.dumps(document, separators=(",", ":")).encode()
+
+
+def refused(error: ApiError) -> web.Response:
+    headers = {"Retry-After": str(error.retry_after_s)} if error.retry_after_s else {}
+    body = dumped(error.body())
+    return web.Response(body=body, status=error.code, content_type="application/json", headers=headers)
+
+
+def encoder(resource: Resource) -> Callable[[Stored], bytes]:
+    """Writes one object of a resource."""
+    if resource.group == "events.k8s.io":
+        return lambda stored: dumped(from_core(stored.obj))
+    return lambda stored: stored.json
+
+
+def renderer(request: web.Request, resource: Resource, ask: Ask) -> Callable[[Stored], bytes]:
+    """Writes one object as the client asked; in a watch only the first Table carries column definitions."""
+    if not wants_table(request):
+        return encoder(resource)
+    printer, first = Printer(resource, ask.query.get("includeObject", "")), [True]
+
+    def render(stored: Stored) -> bytes:
+        version = {"resourceVersion": stored.obj["metadata"]["resourceVersion"]}
+        table = printer.table([stored.obj], version, headers=first[0])
+        first[0] = False
+        return dumped(table)
+
+    return render
+
+
+def listing(resource: Resource, metadata: Json, items: list[Stored]) -> bytes:
+    head = {"kind": resource.kind + "List", "apiVersion": resource.api_version, "metadata": metadata}
+    encode = encoder(resource)
+    return dumped(head)[:-1] + b',"items":[' + b",".join(encode(one) for one in items) + b"]}"
+
+
+def table(request_query: dict[str, str], resource: Resource, metadata: Json, items: list[Stored]) -> bytes:
+    printer = Printer(resource, request_query.get("includeObject", ""))
+    return dumped(printer.table([one.obj for one in items], metadata))

@@ -1,0 +1,187 @@
+"""Server-side apply and the bookkeeping of metadata.managedFields.
+
+The rules are those of sigs.k8s.io/structured-merge-diff: an apply owns exactly what it states, takes over
+what others own only by force, and removes what it owned before, states no longer, and nobody else owns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from apiserver.errors import ApiError, Json
+from apiserver.fieldsets import Flat, Path, flatten, from_fields, item_element, shown, to_fields
+from apiserver.typed import ANY, Node, copy
+
+
+@dataclass(frozen=True)
+class Manager:
+    """Who writes: the key of one entry of managedFields."""
+
+    name: str
+    operation: str
+    api_version: str
+    subresource: str = ""
+
+
+Owned = dict[Manager, frozenset[Path]]
+_Times = dict[Manager, str]
+
+
+def now_text() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def read_managed(obj: Json) -> tuple[Owned, _Times]:
+    owned: Owned = {}
+    times: _Times = {}
+    for entry in obj.get("metadata", {}).get("managedFields", ()):
+        key = Manager(
+            entry.get("manager", ""),
+            entry["operation"],
+            entry.get("apiVersion", ""),
+            entry.get("subresource", ""),
+        )
+        owned[key] = from_fields(entry.get("fieldsV1", {}))
+        times[key] = entry.get("time", "")
+    return owned, times
+
+
+def write_managed(obj: Json, owned: Owned, before: Owned, times: _Times) -> None:
+    """Put ownership into metadata.managedFields; an unchanged entry keeps its time."""
+    entries = []
+    for key, paths in owned.items():
+        if not paths:
+            continue
+        time = times[key] if before.get(key) == paths and times.get(key) else now_text()
+        entry: Json = {
+            "manager": key.name,
+            "operation": key.operation,
+            "apiVersion": key.api_version,
+            "time": time,
+        }
+        entry |= {"fieldsType": "FieldsV1", "fieldsV1": to_fields(paths)}
+        entries.append(entry | ({"subresource": key.subresource} if key.subresource else {}))
+    obj["metadata"].pop("managedFields", None)
+    if entries:
+        obj["metadata"]["managedFields"] = entries
+
+
+def track_update(old: Json, old_flat: Flat, new: Json, node: Node, manager: Manager) -> None:
+    """After a create or update by anything but apply: the writer owns what it changed."""
+    owned, times = read_managed(old)
+    before = dict(owned)
+    new_flat = flatten(new, node)
+    added_or_changed = {path for path, value in new_flat.items() if old_flat.get(path, _ABSENT) != value}
+    removed = old_flat.keys() - new_flat.keys()
+    if added_or_changed or removed:
+        for key in owned:
+            owned[key] = owned[key] - removed - (added_or_changed if key != manager else frozenset())
+        owned[manager] = owned.get(manager, frozenset()) | added_or_changed
+    write_managed(new, owned, before, times)
+
+
+_ABSENT: Any = object()
+
+
+def apply(live: Json, live_flat: Flat, config: Json, node: Node, manager: Manager, *, force: bool) -> Json:
+    """The object after `manager` applied `config` to `live`.
+
+    Raises: 409 with every field another manager owns with another value, unless `force`.
+    """
+    owned, times = read_managed(live)
+    before = dict(owned)
+    stated = frozenset(flatten(config, node))
+    last = owned.get(manager, frozenset())
+    merged: Json = merge(live, config, node)
+    owned[manager] = stated
+    dropped = last - frozenset().union(*owned.values()) if last else frozenset()
+    if dropped:
+        prefixes = {path[:n] for paths in owned.values() for path in paths for n in range(1, len(path) + 1)}
+        merged = _without(merged, node, (), frozenset(dropped), prefixes, _parents(dropped))
+    new_flat = flatten(merged, node)
+    changed = {path for path, value in new_flat.items() if live_flat.get(path, _ABSENT) != value}
+    _take_over(owned, manager, changed, force=force)
+    gone = live_flat.keys() - new_flat.keys()
+    if gone:
+        owned = {key: paths - gone for key, paths in owned.items()}
+    write_managed(merged, owned, before, times)
+    return merged
+
+
+def _take_over(owned: Owned, manager: Manager, changed: set[Path], *, force: bool) -> None:
+    contested = [
+        (key, path) for key, paths in owned.items() if key != manager for path in sorted(paths & changed)
+    ]
+    if contested and not force:
+        raise _conflict(contested)
+    for key, _ in contested:
+        owned[key] = owned[key] - changed
+
+
+def _conflict(contested: list[tuple[Manager, Path]]) -> ApiError:
+    lines, causes = [], []
+    for key, path in contested:
+        who = f'"{key.name}"' + (f' with subresource "{key.subresource}"' if key.subresource else "")
+        who += f" using {key.api_version}"
+        lines.append(f"conflict with {who}: {shown(path)}")
+        causes.append(
+            {"reason": "FieldManagerConflict", "message": f"conflict with {who}", "field": shown(path)}
+        )
+    count = f"{len(lines)} conflict" + ("s" if len(lines) > 1 else "")
+    return ApiError(409, "Conflict", f"Apply failed with {count}: " + "\n".join(lines), {"causes": causes})
+
+
+def merge(live: Any, config: Any, node: Node) -> Any:
+    """`config` laid over `live`: maps by key, keyed lists by item, everything else replaced."""
+    if isinstance(config, dict) and isinstance(live, dict) and not node.atomic:
+        merged = dict(live)
+        for name, value in config.items():
+            merged[name] = merge(live[name], value, node.child(name)) if name in live else copy(value)
+        return merged
+    if (
+        isinstance(config, list)
+        and isinstance(live, list)
+        and node.form == "list"
+        and node.list_type != "atomic"
+    ):
+        return _merge_list(live, config, node)
+    return copy(config)
+
+
+def _merge_list(live: list[Any], config: list[Any], node: Node) -> list[Any]:
+    items = node.items or ANY
+    merged = {item_element(item, node): item for item in live}
+    for item in config:
+        element = item_element(item, node)
+        merged[element] = merge(merged[element], item, items) if element in merged else copy(item)
+    return list(merged.values())
+
+
+def _parents(paths: frozenset[Path]) -> set[Path]:
+    return {path[:n] for path in paths for n in range(len(path))}
+
+
+def _without(
+    value: Any, node: Node, path: Path, dropped: frozenset[Path], owned: set[Path], on_the_way: set[Path]
+) -> Any:
+    """`value` without the dropped leaves, and without the containers that became empty and nobody owns."""
+    if isinstance(value, dict):
+        pairs = [(name, ("f:" + name), inner, node.child(name)) for name, inner in value.items()]
+    else:
+        items = node.items or ANY
+        pairs = [(n, item_element(inner, node), inner, items) for n, inner in enumerate(value)]
+    kept = []
+    for name, element, inner, child in pairs:
+        where = (*path, element)
+        if where in dropped and where not in owned:
+            continue
+        if where in on_the_way and isinstance(inner, dict | list):
+            rest = _without(inner, child, where, dropped, owned, on_the_way)
+            if not rest and where not in owned:
+                continue
+            kept.append((name, rest))
+        else:
+            kept.append((name, inner))
+    return dict(kept) if isinstance(value, dict) else [inner for _, inner in kept]

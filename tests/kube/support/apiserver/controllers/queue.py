@@ -1,0 +1,31 @@
+"""A set of keys that waits to be worked on: the same key twice is one piece of work."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Generic, TypeVar
+
+Work = TypeVar("Work")
+
+
+class Dirty(Generic[Work]):
+    """Keys marked since the last take."""
+
+    def __init__(self) -> None:
+        self._keys: dict[Work, None] = {}
+        self._some = asyncio.Event()
+
+    def mark(self, key: Work) -> None:
+        self._keys[key] = None
+        self._some.set()
+
+    async def take(self, timeout_s: float | None = None) -> list[Work]:
+        """All marked keys; waits for the first, at most `timeout_s`."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._some.wait()
+        except TimeoutError:
+            pass
+        keys, self._keys = list(self._keys), {}
+        self._some.clear()
+        return keys

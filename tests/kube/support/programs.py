@@ -1,0 +1,110 @@
+"""The parts of the suite as processes: started, awaited by their first line, always stopped."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+_HERE = Path(__file__).parent
+_REPOSITORY = _HERE.parents[2]
+
+
+def python_path() -> str:
+    """PYTHONPATH under which support programs and the operator are found."""
+    return os.pathsep.join([str(_HERE), str(_REPOSITORY), str(_REPOSITORY / "operator")])
+
+
+@dataclass
+class Program:
+    """`python -m MODULE ARGUMENTS`; its stderr goes to a file."""
+
+    module: str
+    arguments: list[str]
+    log: Path
+    process: subprocess.Popen[str] | None = None
+
+    def start(self, *, first_line_s: float = 0.0) -> str:
+        """Start it; with `first_line_s` wait that long for the first line on stdout and return it."""
+        environment = os.environ | {"PYTHONPATH": python_path()}
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", self.module, *self.arguments],
+                stdout=subprocess.PIPE if first_line_s else log,
+                stderr=log,
+                text=True,
+                env=environment,
+                cwd=_REPOSITORY,
+            )
+        return self._first_line(first_line_s) if first_line_s else ""
+
+    def _first_line(self, timeout_s: float) -> str:
+        process = self.process
+        if process is None or process.stdout is None:
+            raise RuntimeError(f"{self.module} has no output to wait for")
+        ready, _, _ = select.select([process.stdout], [], [], timeout_s)
+        line = process.stdout.readline().strip() if ready else ""
+        if not line:
+            self.stop()
+            raise RuntimeError(
+                f"{self.module} said nothing within {timeout_s:g} s:\n{self.log.read_text()[-4000:]}"
+            )
+        return line
+
+    def signal(self, number: signal.Signals) -> None:
+        if self.process:
+            self.process.send_signal(number)
+
+    def stop(self, grace_s: float = 10.0) -> int | None:
+        """SIGTERM, then SIGKILL; the exit code."""
+        if self.process is None:
+            return None
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.terminate()
+            try:
+                self.process.wait(grace_s)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+        code = self.process.wait()
+        if self.process.stdout:
+            self.process.stdout.close()
+        return code
+
+    def __enter__(self) -> Program:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def api_server(folder: Path, *arguments: str) -> Program:
+    """The API server double; its kubeconfig is `folder/kubeconfig` when this returns."""
+    folder.mkdir(parents=True, exist_ok=True)
+    program = Program("apiserver", ["--dir", str(folder), *arguments], folder / "apiserver.log")
+    program.start(first_line_s=30.0)
+    return program
+
+
+def kubelet(folder: Path, kubeconfig: Path, *arguments: str) -> tuple[Program, str]:
+    """Process nodes, registered when this returns, and the URL of their control port."""
+    folder.mkdir(parents=True, exist_ok=True)
+    program = Program(
+        "kubelet", ["--kubeconfig", str(kubeconfig), "--dir", str(folder), *arguments], folder / "kubelet.log"
+    )
+    return program, program.start(first_line_s=30.0)
+
+
+def proxy(folder: Path, kubeconfig: Path, *clients: str) -> tuple[Program, str]:
+    """A fault-injecting proxy with a listener for each client, and the URL of its control port."""
+    folder.mkdir(parents=True, exist_ok=True)
+    arguments = ["--kubeconfig", str(kubeconfig), "--dir", str(folder), "--clients", *clients]
+    program = Program("proxy", arguments, folder / "proxy.log")
+    return program, program.start(first_line_s=30.0)
