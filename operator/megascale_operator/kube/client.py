@@ -1,0 +1,314 @@
+"""`KubeApi` over the raw responses of `kubernetes.aio`: no typed models, every request bounded."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import SimpleNamespace, TracebackType
+from typing import Any, Final, Self
+from urllib.parse import urlencode
+
+import aiohttp
+from kubernetes.aio.client import Configuration
+from kubernetes.aio.client.rest import RESTClientObject, RESTResponse
+
+from megascale_operator.kube.api import Page, PatchKind, Propagation, WatchEvent
+from megascale_operator.kube.config import load_configuration
+from megascale_operator.kube.errors import (
+    ApiError,
+    ApiUnreachableError,
+    NotFoundError,
+    OverloadedError,
+    error_of,
+)
+from megascale_operator.kube.resources import Obj, Resource, name_of
+
+REQUEST_TIMEOUT_S: Final = 10.0
+SILENCE_S: Final = 70.0
+"""A watch that brings nothing, not even a bookmark, for this long is broken; bookmarks come each minute."""
+_WATCH_S: Final = (240, 480)
+_TRIES: Final = 4
+_FIRST_DELAY_S: Final = 0.2
+_MAX_DELAY_S: Final = 5.0
+_PATCH_TYPES: Final = {"merge": "application/merge-patch+json", "json": "application/json-patch+json"}
+_APPLY_TYPE: Final = "application/apply-patch+yaml"
+_UNREACHABLE: Final = (aiohttp.ClientError, TimeoutError, OSError)
+
+
+class RestApi:
+    """One API server. Use as an async context manager, or call `close`.
+
+    Args:
+        guard: called before every write, and again when its connection is there, directly before it is
+            sent; returns the seconds that the write may take, or raises to hold it back.
+        timeout_s: bound of one request; reads are repeated a few times within their own bounds.
+    """
+
+    def __init__(
+        self,
+        configuration: Configuration,
+        *,
+        guard: Callable[[], float] | None = None,
+        timeout_s: float = REQUEST_TIMEOUT_S,
+        tries: int = _TRIES,
+    ) -> None:
+        self._configuration = configuration
+        self._reads = RESTClientObject(configuration)
+        self._guard = guard
+        self._timeout_s = timeout_s
+        self._tries = tries
+        self._writes = self._reads if guard is None else _guarded_client(configuration, guard)
+
+    @classmethod
+    async def connect(cls, kubeconfig: Path | None, *, timeout_s: float = REQUEST_TIMEOUT_S) -> RestApi:
+        """A client for the cluster of `kubeconfig`, or with None for the one this pod runs in."""
+        return cls(await load_configuration(kubeconfig), timeout_s=timeout_s)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._reads.close()
+        if self._writes is not self._reads:
+            await self._writes.close()
+
+    async def get(self, resource: Resource, name: str, namespace: str = "") -> Obj:
+        return await self._call("GET", resource.path(namespace, name))
+
+    async def get_path(self, path: str) -> Obj:
+        """A path that is no object, such as `/openid/v1/jwks` or `/version`."""
+        return await self._call("GET", path)
+
+    async def list_page(
+        self,
+        resource: Resource,
+        namespace: str = "",
+        *,
+        selector: str = "",
+        limit: int = 500,
+        after: str = "",
+    ) -> Page:
+        query = {"limit": str(limit), "labelSelector": selector, "continue": after}
+        found = await self._call("GET", resource.path(namespace), query)
+        meta = found["metadata"]
+        return Page(
+            found.get("items") or [], str(meta.get("resourceVersion", "")), meta.get("continue") or ""
+        )
+
+    @asynccontextmanager
+    async def watch(
+        self, resource: Resource, namespace: str = "", *, selector: str = "", field: str = "", since: str
+    ) -> AsyncIterator[AsyncIterator[WatchEvent]]:
+        query = {
+            "watch": "true",
+            "allowWatchBookmarks": "true",
+            "labelSelector": selector,
+            "fieldSelector": field,
+            "resourceVersion": since,
+            "timeoutSeconds": str(random.randint(*_WATCH_S)),
+        }
+        what = f"watch {resource.plural}"
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=REQUEST_TIMEOUT_S, sock_read=SILENCE_S)
+        try:
+            async with asyncio.timeout(REQUEST_TIMEOUT_S):
+                response = await self._send(
+                    self._reads, "GET", resource.path(namespace), query, None, "", timeout
+                )
+                if response.status != 200:
+                    raise _refusal(what, response, await _read(response))
+        except _UNREACHABLE as error:
+            raise ApiUnreachableError(f"{what}: the API server does not answer: {error}") from error
+        try:
+            yield _events(what, response.response)
+        finally:
+            response.response.close()
+
+    async def create(self, resource: Resource, body: Obj, namespace: str = "") -> Obj:
+        return await self._call("POST", resource.path(namespace), body=body)
+
+    async def apply(
+        self, resource: Resource, body: Obj, namespace: str = "", *, manager: str, subresource: str = ""
+    ) -> Obj:
+        query = {"fieldManager": manager, "force": "true"}
+        body = {"apiVersion": resource.api_version, "kind": resource.kind, **body}
+        path = resource.path(namespace, name_of(body), subresource)
+        return await self._call("PATCH", path, query, body, _APPLY_TYPE)
+
+    async def patch(
+        self,
+        resource: Resource,
+        name: str,
+        patch: Any,  # noqa: ANN401
+        namespace: str = "",
+        *,
+        kind: PatchKind = "merge",
+        subresource: str = "",
+    ) -> Obj:
+        path = resource.path(namespace, name, subresource)
+        return await self._call("PATCH", path, body=patch, content_type=_PATCH_TYPES[kind])
+
+    async def replace(self, resource: Resource, body: Obj, namespace: str = "") -> Obj:
+        return await self._call("PUT", resource.path(namespace, name_of(body)), body=body)
+
+    async def delete(
+        self,
+        resource: Resource,
+        name: str,
+        namespace: str = "",
+        *,
+        uid: str = "",
+        grace_s: int | None = None,
+        propagation: Propagation = "Background",
+    ) -> None:
+        options: Obj = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": propagation}
+        if uid:
+            options["preconditions"] = {"uid": uid}
+        if grace_s is not None:
+            options["gracePeriodSeconds"] = grace_s
+        try:
+            await self._call("DELETE", resource.path(namespace, name), body=options)
+        except NotFoundError:
+            return
+
+    async def delete_collection(self, resource: Resource, namespace: str, *, selector: str) -> None:
+        options = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
+        await self._call("DELETE", resource.path(namespace), {"labelSelector": selector}, options)
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        query: dict[str, str] | None = None,
+        body: Any = None,  # noqa: ANN401
+        content_type: str = "application/json",
+    ) -> Obj:
+        """One request, repeated a few times where that is safe: reads, and writes that were turned away."""
+        for attempt in range(1, self._tries + 1):
+            try:
+                return await self._once(method, path, query or {}, body, content_type)
+            except OverloadedError as error:
+                turned_away = error.status == 429 or error.retry_after_s is not None
+                if attempt == self._tries or not (turned_away or method == "GET"):
+                    raise
+                delay_s = error.retry_after_s
+            except ApiUnreachableError:
+                if attempt == self._tries or method != "GET":
+                    raise
+                delay_s = None
+            backoff_s = random.uniform(0.5, 1.0) * _FIRST_DELAY_S * 2**attempt
+            await asyncio.sleep(min(_MAX_DELAY_S, max(delay_s or 0.0, backoff_s)))
+        raise AssertionError("the last try either returned or raised")
+
+    async def _once(self, method: str, path: str, query: dict[str, str], body: Any, content_type: str) -> Obj:  # noqa: ANN401
+        reading = method == "GET"
+        client = self._reads if reading else self._writes
+        limit_s = self._timeout_s
+        if self._guard is not None and not reading:
+            limit_s = min(limit_s, self._guard())
+        what = f"{method} {path}"
+        try:
+            async with asyncio.timeout(limit_s):
+                response = await self._send(
+                    client, method, path, query, body, content_type, aiohttp.ClientTimeout(total=limit_s)
+                )
+                content = await _read(response)
+        except _UNREACHABLE as error:
+            words = str(error) or f"no answer within {limit_s:g} s"
+            raise ApiUnreachableError(f"{what}: the API server does not answer: {words}") from error
+        if not 200 <= response.status < 300:
+            raise _refusal(what, response, content)
+        return _object_of(what, content)
+
+    async def _send(
+        self,
+        client: RESTClientObject,
+        method: str,
+        path: str,
+        query: dict[str, str],
+        body: Any,  # noqa: ANN401
+        content_type: str,
+        timeout: aiohttp.ClientTimeout,
+    ) -> RESTResponse:
+        headers = {"Accept": "application/json", "User-Agent": "megascale"}
+        if content_type:
+            headers["Content-Type"] = content_type
+        token = await self._configuration.get_api_key_with_prefix("BearerToken")
+        if token:
+            headers["Authorization"] = token
+        given = urlencode({name: value for name, value in query.items() if value})
+        url = f"{self._configuration.host}{path}{f'?{given}' if given else ''}"
+        response: RESTResponse = await client.request(  # type: ignore[no-untyped-call]
+            method, url, headers=headers, body=body, _request_timeout=timeout
+        )
+        return response
+
+
+def _guarded_client(configuration: Configuration, guard: Callable[[], float]) -> RESTClientObject:
+    """A client that asks `guard` once more when the connection is there.
+
+    A process that was stopped while it waited for a connection (a handshake, the pool) would otherwise send
+    a write that was allowed long ago.
+    """
+
+    async def check(_session: aiohttp.ClientSession, _context: SimpleNamespace, _params: object) -> None:
+        guard()
+
+    trace = aiohttp.TraceConfig()
+    trace.on_connection_reuseconn.append(check)
+    trace.on_connection_create_end.append(check)
+    guarded = copy.copy(configuration)
+    guarded.trace_configs = [trace]
+    return RESTClientObject(guarded)
+
+
+async def _read(response: RESTResponse) -> bytes:
+    content: bytes = await response.read()  # type: ignore[no-untyped-call]
+    return content
+
+
+async def _events(what: str, response: aiohttp.ClientResponse) -> AsyncIterator[WatchEvent]:
+    try:
+        async for line in response.content:
+            if not line.strip():
+                continue
+            event = json.loads(line)
+            if event["type"] == "ERROR":
+                status = event["object"]
+                raise error_of(what, int(status.get("code", 500)), status)
+            yield WatchEvent(event["type"], event["object"])
+    except _UNREACHABLE as error:
+        raise ApiUnreachableError(f"{what}: the stream broke: {error or type(error).__name__}") from error
+    except ValueError as error:
+        raise ApiUnreachableError(f"{what}: the stream was cut: {error}") from error
+
+
+def _refusal(what: str, response: RESTResponse, content: bytes) -> ApiError:
+    try:
+        answer = json.loads(content)
+    except ValueError:
+        answer = None
+    retry = response.headers.get("Retry-After", "")
+    return error_of(
+        what,
+        response.status,
+        answer if isinstance(answer, dict) else None,
+        float(retry) if retry.isdigit() else None,
+    )
+
+
+def _object_of(what: str, content: bytes) -> Obj:
+    try:
+        found: Obj = json.loads(content)
+    except ValueError as error:
+        raise ApiUnreachableError(f"{what}: the answer is not JSON: {error}") from error
+    return found

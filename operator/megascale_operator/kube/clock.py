@@ -1,0 +1,40 @@
+"""The two times of a control loop; tests bring their own. Waiting goes through the event loop's timers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+
+_FORMAT: Final = "%Y-%m-%dT%H:%M:%SZ"
+_MICRO_FORMAT: Final = "%Y-%m-%dT%H:%M:%S.%fZ"
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """`monotonic` for durations and deadlines, `utc` (Unix seconds) for what is written down."""
+
+    monotonic: Callable[[], float] = time.monotonic
+    utc: Callable[[], float] = time.time
+
+
+def stamp(unix_s: float) -> str:
+    """metav1.Time: whole seconds."""
+    return datetime.fromtimestamp(unix_s, UTC).strftime(_FORMAT)
+
+
+def micro_stamp(unix_s: float) -> str:
+    """metav1.MicroTime, for Leases."""
+    return datetime.fromtimestamp(unix_s, UTC).strftime(_MICRO_FORMAT)
+
+
+def unix_s(text: str | None) -> float:
+    """Unix seconds of a metav1.Time or MicroTime; 0 for None, "" and what cannot be read."""
+    if not text:
+        return 0.0
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        return 0.0

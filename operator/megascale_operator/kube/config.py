@@ -1,0 +1,67 @@
+"""Where the API server is and how to prove who asks: a kubeconfig, or the ServiceAccount of this pod."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Final
+
+from kubernetes.aio import config as kubernetes_config
+from kubernetes.aio.client import Configuration
+from kubernetes.aio.config.kube_config import KubeConfigLoader
+
+from megascale.errors import InputError
+
+REFRESH_S: Final = 30.0
+"""Rotated tokens are read again after this time; kubelet replaces them long before they expire."""
+_CONNECTIONS: Final = 64
+
+
+async def load_configuration(kubeconfig: Path | None) -> Configuration:
+    """Settings for the API server of `kubeconfig`, or with None of the cluster this pod runs in.
+
+    Raises:
+        InputError: neither can be read.
+    """
+    configuration = Configuration(connection_pool_maxsize=_CONNECTIONS)
+    try:
+        if kubeconfig is None:
+            kubernetes_config.load_incluster_config(configuration)  # type: ignore[no-untyped-call]
+            return configuration
+        loader = await kubernetes_config.load_kube_config(  # type: ignore[no-untyped-call]
+            str(kubeconfig), client_configuration=configuration, persist_config=False
+        )
+    except (kubernetes_config.ConfigException, OSError, KeyError, TypeError) as error:
+        source = kubeconfig or "this pod's ServiceAccount"
+        hint = (
+            "give --kubeconfig FILE outside of a cluster" if kubeconfig is None else "expected a kubeconfig"
+        )
+        raise InputError(f"{source}: {error} ({hint})") from error
+    configuration.refresh_api_key_hook = _every(REFRESH_S, loader)  # type: ignore[assignment]
+    return configuration
+
+
+def own_namespace(default: str) -> str:
+    """Namespace of this pod, or `default` outside of one."""
+    path = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+    return path.read_text().strip() if path.exists() else default
+
+
+def in_cluster() -> bool:
+    """Whether this process runs in a pod."""
+    return "KUBERNETES_SERVICE_HOST" in os.environ
+
+
+def _every(period_s: float, loader: KubeConfigLoader) -> Callable[[Configuration], Awaitable[None]]:
+    """A hook that loads token files and credential plug-ins again."""
+    due = time.monotonic() + period_s
+
+    async def refresh(configuration: Configuration) -> None:
+        nonlocal due
+        if time.monotonic() >= due:
+            due = time.monotonic() + period_s
+            await loader.load_and_set(configuration)  # type: ignore[no-untyped-call]
+
+    return refresh

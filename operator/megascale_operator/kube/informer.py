@@ -1,0 +1,201 @@
+"""A local copy of all objects of one kind: paged LIST, then WATCH; slim records instead of objects."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, Final, Generic, Protocol, TypeVar
+
+from megascale.errors import MegascaleError
+from megascale_operator.kube.api import KubeApi
+from megascale_operator.kube.clock import Clock
+from megascale_operator.kube.errors import GoneError
+from megascale_operator.kube.resources import Obj, Resource, name_of, namespace_of
+
+log = logging.getLogger(__name__)
+
+ObjectKey = tuple[str, str]
+"""Namespace ("" if it has none) and name."""
+PAGE: Final = 500
+_FIRST_DELAY_S: Final = 0.5
+_MAX_DELAY_S: Final = 30.0
+
+
+class Record(Protocol):
+    """What every slim record has; `version` is the resourceVersion it was made from."""
+
+    @property
+    def version(self) -> str: ...
+
+
+R = TypeVar("R", bound=Record)
+Change = Callable[[R | None, R | None], None]
+"""Called with (before, after): None before = new, None after = gone."""
+
+
+class Informer(Generic[R]):
+    """Runs until cancelled; whatever the API server does, it comes back.
+
+    Args:
+        slim: the record of an object, or None for one that is of no interest.
+        owner: the key under which `of` finds a record, None for none.
+
+    Attributes:
+        synced: set after the first complete list, and it stays so.
+        heard_at: monotonic time at which the server last said anything.
+    """
+
+    def __init__(
+        self,
+        api: KubeApi,
+        resource: Resource,
+        slim: Callable[[Obj], R | None],
+        clock: Clock,
+        *,
+        namespace: str = "",
+        selector: str = "",
+        owner: Callable[[R], Hashable | None] = lambda _: None,
+    ) -> None:
+        self._api, self.resource, self._slim, self._clock = api, resource, slim, clock
+        self._namespace, self._selector, self._owner = namespace, selector, owner
+        self._records: dict[ObjectKey, R] = {}
+        self._owned: defaultdict[Hashable, dict[ObjectKey, R]] = defaultdict(dict)
+        self._handlers: list[Change[R]] = []
+        self.synced = asyncio.Event()
+        self.heard_at = clock.monotonic()
+
+    @property
+    def records(self) -> Mapping[ObjectKey, R]:
+        """All records, live."""
+        return MappingProxyType(self._records)
+
+    def get(self, name: str, namespace: str = "") -> R | None:
+        return self._records.get((namespace, name))
+
+    def of(self, owner: Hashable) -> list[R]:
+        """Records of one owner."""
+        return list(self._owned[owner].values()) if owner in self._owned else []
+
+    def on_change(self, handler: Change[R]) -> None:
+        self._handlers.append(handler)
+
+    def absorb(self, obj: Obj) -> None:
+        """Take in the answer to a write at once, so that the next look already sees it."""
+        self._put(obj)
+
+    async def run(self) -> None:
+        failures = 0
+        while True:
+            try:
+                version = await self._list()
+                failures = 0
+                await self._follow(version)
+            except GoneError:
+                log.info("%s: changes are no longer available, listing again", self.resource.plural)
+            except MegascaleError as error:
+                failures += 1
+                log.warning("%s: %s", self.resource.plural, error)
+            delay_s = min(_MAX_DELAY_S, _FIRST_DELAY_S * 2.0 ** min(failures, 10))
+            await asyncio.sleep(random.uniform(0.5, 1.0) * delay_s)
+
+    async def _list(self) -> str:
+        """Replace everything; the resourceVersion to watch from."""
+        seen: set[ObjectKey] = set()
+        after = ""
+        while True:
+            page = await self._api.list_page(
+                self.resource, self._namespace, selector=self._selector, limit=PAGE, after=after
+            )
+            self._heard()
+            for obj in page.items:
+                seen.add((namespace_of(obj), name_of(obj)))
+                self._put(obj)
+            after = page.next
+            if not after:
+                break
+        self._drop(key for key in list(self._records) if key not in seen)
+        self.synced.set()
+        return page.resource_version
+
+    async def _follow(self, version: str) -> None:
+        """Watch, and watch again from where it ended, until the server forgets that place."""
+        failures = 0
+        while True:
+            try:
+                async with self._api.watch(
+                    self.resource, self._namespace, selector=self._selector, since=version
+                ) as events:
+                    async for event in events:
+                        self._heard()
+                        failures = 0
+                        version = event.object["metadata"]["resourceVersion"]
+                        if event.type == "DELETED":
+                            self._drop([(namespace_of(event.object), name_of(event.object))])
+                        elif event.type != "BOOKMARK":
+                            self._put(event.object)
+            except GoneError:
+                raise
+            except MegascaleError as error:
+                failures += 1
+                log.warning("%s: %s", self.resource.plural, error)
+                delay_s = min(_MAX_DELAY_S, _FIRST_DELAY_S * 2.0 ** min(failures, 10))
+                await asyncio.sleep(random.uniform(0.5, 1.0) * delay_s)
+
+    def _heard(self) -> None:
+        self.heard_at = self._clock.monotonic()
+
+    def _put(self, obj: Obj) -> None:
+        key = (namespace_of(obj), name_of(obj))
+        before = self._records.get(key)
+        version = str(obj["metadata"].get("resourceVersion", ""))
+        if before is not None and _is_older(version, before.version):
+            return
+        after = self._slim(obj)
+        if after is None:
+            self._drop([key])
+            return
+        self._records[key] = after
+        if before is not None:
+            self._disown(key, before)
+        owner = self._owner(after)
+        if owner is not None:
+            self._owned[owner][key] = after
+        if before != after:
+            self._tell(before, after)
+
+    def _drop(self, keys: Iterable[ObjectKey]) -> None:
+        for key in keys:
+            before = self._records.pop(key, None)
+            if before is not None:
+                self._disown(key, before)
+                self._tell(before, None)
+
+    def _disown(self, key: ObjectKey, record: R) -> None:
+        owner = self._owner(record)
+        if owner is not None and owner in self._owned:
+            self._owned[owner].pop(key, None)
+            if not self._owned[owner]:
+                del self._owned[owner]
+
+    def _tell(self, before: R | None, after: R | None) -> None:
+        for handler in self._handlers:
+            handler(before, after)
+
+
+def _is_older(version: str, than: str) -> bool:
+    """Whether an answer is from before what is known; versions of one kind are numbers that grow."""
+    return version.isdigit() and than.isdigit() and int(version) < int(than)
+
+
+def labels_of(obj: Obj) -> dict[str, str]:
+    labels: dict[str, str] = obj["metadata"].get("labels") or {}
+    return labels
+
+
+def annotations_of(obj: Obj) -> dict[str, Any]:
+    annotations: dict[str, Any] = obj["metadata"].get("annotations") or {}
+    return annotations
