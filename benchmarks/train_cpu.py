@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    shape = ModelShape.of(Model.model_validate({"preset": "tiny", "block": "serial", "window": None}))
+    shape = ModelShape.of(Model.model_validate({"preset": "tiny", "block": "serial", "windowPattern": "L"}))
     case = Case("tiny", shape, tensor=1, sequence=SEQUENCE, window=64, micro_batch=MICRO_BATCH)
     lamb = Stage("+ LAMB", "parallel", windowed=True, optimizer="lamb")
     peak = measure_flops(0.5)

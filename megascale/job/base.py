@@ -46,11 +46,32 @@ class Section(BaseModel):
 Count = Annotated[int, Field(ge=1, le=MAX_INT)]
 Natural = Annotated[int, Field(ge=0, le=MAX_INT)]
 Seconds = Annotated[int, Field(ge=1, le=86_400)]
-Text = Annotated[str, Field(min_length=1)]
+MAX_TEXT: Final = 4096
+Text = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
+MAX_JOB_NAME: Final = 49
+"""63, what a label's value or a host name may have, less -<slot>-<incarnation> of six digits each."""
+JobName = Annotated[
+    str,
+    Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=MAX_JOB_NAME),
+    Words(f"1 to {MAX_JOB_NAME} lower-case letters, digits and hyphens, first and last a letter or digit"),
+]
 Label = Annotated[
     str,
     Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63),
     Words("1 to 63 lower-case letters, digits and hyphens, first and last a letter or digit"),
+]
+LabelKey = Annotated[
+    str,
+    Field(
+        pattern=r"^([a-z0-9]([-.a-z0-9]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$",
+        max_length=317,
+    ),
+    Words("the key of a label, such as topology.kubernetes.io/zone"),
+]
+LabelValue = Annotated[
+    str,
+    Field(pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$", max_length=63),
+    Words("the value of a label: up to 63 letters, digits, hyphens, dots and underscores"),
 ]
 NodeName = Annotated[
     str,
@@ -84,6 +105,15 @@ def refuse(problems: Sequence[Problem]) -> None:
             ),
         }
         raise PydanticCustomError(PROBLEMS, "{text}", context)
+
+
+def repeated(field: str, key: str, values: Sequence[str]) -> list[Problem]:
+    """A problem for every entry of the list `field` that was there before; `key` tells entries apart."""
+    return [
+        Problem((field, index), f"{key} {value} is given twice", "remove one of them")
+        for index, value in enumerate(values)
+        if value in values[:index]
+    ]
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str | None:

@@ -25,9 +25,9 @@ class Data(Section):
 
     path: Annotated[Text | None, Words("text", default="required without a blend")] = None
     """Prefix of the token files <path>.bin and <path>.idx, relative to the working directory."""
-    blend: list[BlendPart] = Field(default_factory=list)
+    blend: Annotated[list[BlendPart], Field(max_length=64)] = Field(default_factory=list)
     """In place of path: several datasets, drawn from by weight. Weights hold within 1/4096, at any step."""
-    prepare_from: list[Text] = Field(default_factory=list)
+    prepare_from: Annotated[list[Text], Field(max_length=256)] = Field(default_factory=list)
     """Made into <path> before the first launch when it is missing: files and folders of text or JSONL (also
     .gz, .zst), or python-stdlib (the Python sources on this machine)."""
     tokenizer: Text = BYTE_TOKENIZER

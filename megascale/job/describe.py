@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic.fields import FieldInfo
 
 from megascale.job.base import Section, Words
@@ -193,21 +193,22 @@ def _expected(annotation: Any, metadata: Sequence[Any]) -> str:  # noqa: ANN401
     if origin in {Union, types.UnionType}:
         return " or ".join("null" if member is type(None) else _expected(member, ()) for member in arguments)
     if origin is not None:
-        return _expected_of(origin, arguments)
+        return _expected_of(origin, arguments, _length(metadata, "entries"))
     if annotation in _PHRASES:
-        return f"{_PHRASES[annotation]}{_bounds(metadata)}"
+        return f"{_PHRASES[annotation]}{_bounds(metadata)}{_length(metadata, 'characters')}"
     required = [str(info.alias) for info in annotation.model_fields.values() if info.is_required()]
     optional = f"any of {', '.join(Place(annotation).names)}"
     return f"a section with {', '.join(required) or optional}"
 
 
-def _expected_of(origin: object, arguments: tuple[Any, ...]) -> str:
+def _expected_of(origin: object, arguments: tuple[Any, ...], length: str) -> str:
     """`_expected` of a literal, list or mapping."""
     if origin is Literal:
         return str(arguments[0]) if len(arguments) == 1 else f"one of {', '.join(map(str, arguments))}"
     if origin is list:
-        return "a list"
-    return "a mapping" if arguments[1] is Any else f"a mapping from text to {expected(Place(arguments[1]))}"
+        return f"a list{length}"
+    mapping = f"a mapping{length}"
+    return mapping if arguments[1] is Any else f"{mapping} from text to {expected(Place(arguments[1]))}"
 
 
 def _flatten(metadata: Sequence[Any]) -> list[Any]:
@@ -223,6 +224,15 @@ def _bounds(metadata: Sequence[Any]) -> str:
         return f" from {low.ge} to {high.le}"
     parts = [f"{_SIGNS[type(bound)]} {_limit(bound)}" for bound in (low, high) if bound is not None]
     return f" {' and '.join(parts)}" if parts else ""
+
+
+def _length(metadata: Sequence[Any], unit: str) -> str:
+    """` of 1 to 63 characters`"""
+    low = next((m.min_length for m in metadata if isinstance(m, MinLen)), 0)
+    high = next((m.max_length for m in metadata if isinstance(m, MaxLen)), None)
+    if high is None:
+        return ""
+    return f" of {low} to {high} {unit}" if low else f" of at most {high} {unit}"
 
 
 def _limit(bound: Ge | Gt | Le | Lt) -> object:

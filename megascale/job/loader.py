@@ -87,6 +87,7 @@ def to_mapping(job: TrainingJob) -> dict[str, Any]:
     data = job.model_dump(by_alias=True)
     runtime = data["spec"]["runtime"]
     data["spec"]["runtime"] = {name: value for name, value in runtime.items() if value is not None}
+    data["spec"]["template"] = job.spec.template.model_dump(by_alias=True, exclude_none=True)
     return data
 
 

@@ -12,6 +12,7 @@ from megascale.job.data import Data
 from megascale.job.presets import PRESETS
 from megascale.job.rules import BYTE_VOCAB_SIZE
 
+Ways = Annotated[int, Field(ge=1, le=100_000)]
 PositiveNumber = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 FromPreset = Words(default="the preset's; required without a preset")
@@ -91,6 +92,9 @@ class Model(Section):
         if preset not in PRESETS:
             message = f'got "{preset}", expected one of {", ".join(PRESETS)}'
             refuse([Problem(("preset",), message, did_you_mean(str(preset), PRESETS))])
+        # null is "left out", as for Kubernetes, where it never reaches the stored object
+        unset = {str(info.alias) for info in cls.model_fields.values() if info.default is None}
+        given = {name: value for name, value in given.items() if value is not None or name not in unset}
         missing = {name: value for name, value in PRESETS[preset].items() if name not in given}
         return {to_camel(name): value for name, value in missing.items()} | given
 
@@ -98,15 +102,15 @@ class Model(Section):
 class Parallelism(Section):
     """How the model is cut over ranks; what remains of the ranks is data parallel."""
 
-    tensor: Count = 1
+    tensor: Ways = 1
     """Ranks that share each layer; keep it within a node."""
-    pipeline: Count = 1
+    pipeline: Ways = 1
     """Stages the layers are split into."""
-    context: Count = 1
+    context: Ways = 1
     """Ranks that share each sequence; 1 so far: for long sequences use tensor with sequence: true."""
     expert: Annotated[int, Field(ge=1, le=1), Words("1: these models have no experts")] = 1
     """Ranks that share the experts of a mixture-of-experts model."""
-    interleave: Count = 1
+    interleave: Ways = 1
     """Chunks of layers per pipeline stage: a smaller bubble for more messages (MegaScale 3.2)."""
     sequence: bool = False
     """Sequence parallelism: split norms and dropout over the tensor ranks too."""

@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from megascale.job.base import (
     Count,
-    Label,
+    JobName,
     Natural,
     NodeName,
     Problem,
@@ -23,9 +23,15 @@ from megascale.job.base import (
 from megascale.job.megatron import Megatron
 from megascale.job.network import Network
 from megascale.job.rules import node_counts, spec_problems
+from megascale.job.scheduling import Scheduling
+from megascale.job.template import Template
 
 API_VERSION = "megascale.io/v1alpha1"
 KIND = "TrainingJob"
+MANAGER = "megascale.io/operator"
+"""`spec.managedBy` of jobs that our operator looks after."""
+MAX_ARGUMENT = 32_768
+Argument = Annotated[str, Field(min_length=1, max_length=MAX_ARGUMENT)]
 CAUSES = (
     "crash",
     "user_code",
@@ -46,16 +52,22 @@ class Metadata(Section):
 
     model_config = ConfigDict(extra="allow")
 
-    name: Label
+    name: JobName
     """Name of the job: of runs/<name>/ on a workstation, of the object on a cluster."""
 
 
 class Command(Section):
     """Run any torchrun-style script; RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT are set."""
 
-    args: Annotated[list[Text], Field(min_length=1), Words("a list of texts with at least one entry")]
+    args: Annotated[
+        list[Argument],
+        Field(min_length=1, max_length=1024),
+        Words("a list of texts with at least one entry"),
+    ]
     """Program and arguments of each rank, as for exec; no shell is involved."""
-    env: dict[str, str] = Field(default_factory=dict)
+    env: Annotated[dict[str, Annotated[str, Field(max_length=MAX_ARGUMENT)]], Field(max_length=256)] = Field(
+        default_factory=dict
+    )
     """Environment variables added for the ranks."""
 
 
@@ -116,6 +128,8 @@ class Health(Section):
     """A restarted driver waits this long for agents before it calls any of them silent."""
     orphan_seconds: Seconds = 60
     """Ranks without a driver, and without anyone to restart it, save and exit after this time."""
+    check_slots: bool = True
+    """Kubernetes only: a new slot's node passes the light check before it gets ranks."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -128,7 +142,7 @@ class Health(Section):
 class RuleMatch(Section):
     """Which incidents a rule is for; every field that is given must match."""
 
-    cause: Annotated[str | None, Words(f"one of {', '.join(CAUSES)}")] = None
+    cause: Annotated[Annotated[str, Field(max_length=64)] | None, Words(f"one of {', '.join(CAUSES)}")] = None
     """Cause of the incident."""
     rule: Text | None = None
     """Name of the rule that recognised the hardware event or log line behind it."""
@@ -138,7 +152,9 @@ class RuleMatch(Section):
     """NVIDIA XID of the hardware event behind it."""
     error_type: Text | None = None
     """Type of the exception in the rank's last words, such as TypeError."""
-    message: Annotated[Text | None, Words("a regular expression")] = None
+    message: Annotated[
+        Annotated[str, Field(min_length=1, max_length=1024)] | None, Words("a regular expression")
+    ] = None
     """Regular expression found in the reason of the incident."""
 
 
@@ -156,12 +172,12 @@ class Recovery(Section):
 
     max_restarts: Natural = 100
     """Restarts over the whole job before it fails."""
-    budgets: Annotated[dict[str, Natural], Words("a mapping from cause to a whole number >= 0")] = Field(
-        default_factory=dict
-    )
+    budgets: Annotated[
+        dict[str, Natural], Field(max_length=16), Words("a mapping from cause to a whole number >= 0")
+    ] = Field(default_factory=dict)
     """Restarts by cause before the job fails; causes: crash, user_code, hang, node_lost, hardware, straggler,
     numerics, checkpoint_corrupt, launch_failed."""
-    rules: list[Rule] = Field(default_factory=list)
+    rules: Annotated[list[Rule], Field(max_length=64)] = Field(default_factory=list)
     """Exceptions to the recovery ladder; the first match wins."""
 
     @model_validator(mode="after")
@@ -185,7 +201,7 @@ class Recovery(Section):
 
 
 def _match_problems(path: tuple[str | int, ...], match: RuleMatch) -> list[Problem]:
-    if not match.model_fields_set:
+    if all(value is None for _, value in match):
         return [Problem(path, "is empty, so the rule would be for every incident", "give at least one field")]
     try:
         re.compile(match.message or "")
@@ -253,7 +269,8 @@ class JobSpec(Section):
     )
     """Train on down to this many nodes when no spare is left."""
     suspend: bool = False
-    """Hold the job: save, release its ranks, and wait until this is false again."""
+    """Hold the job: save, release its ranks, and wait until this is false again. On a cluster nodes, minNodes
+    and spareNodes can be changed while this is true."""
     steps: Annotated[int, Field(ge=1, le=10**9)]
     """The job is complete after this optimizer step."""
     runtime: Runtime
@@ -268,10 +285,28 @@ class JobSpec(Section):
     """How far automation goes before the job fails."""
     remediation: Remediation = Remediation()
     """What may be done to nodes outside of this job."""
-    faults: list[Fault] = Field(default_factory=list)
+    faults: Annotated[list[Fault], Field(max_length=256)] = Field(default_factory=list)
     """Faults injected for demonstrations and tests."""
-    template: dict[str, Any] = Field(default_factory=dict)
-    """Kubernetes only: overrides merged into the pods' template."""
+    managed_by: Annotated[
+        str,
+        Field(
+            pattern=r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$",
+            max_length=63,
+        ),
+        Words("a name such as megascale.io/operator"),
+    ] = MANAGER
+    """Kubernetes only: who looks after the job; the operator leaves jobs with another name here alone."""
+    active_deadline_seconds: Count | None = None
+    """Kubernetes only: the job fails when it is not complete this long after it began, time suspended
+    included; null = no limit."""
+    deletion_save_seconds: Annotated[int, Field(ge=0, le=86_400)] = 120
+    """Kubernetes only: how long a deleted job may take to save before its pods go; 0 = nothing is saved."""
+    ttl_seconds_after_finished: Natural | None = None
+    """Kubernetes only: the job is deleted this long after it ended; null = it stays."""
+    scheduling: Scheduling = Scheduling()
+    """Kubernetes only: how the slots are placed."""
+    template: Template = Template()
+    """Kubernetes only: changes to the pods, in the shape of a pod template."""
 
     @property
     def world_size(self) -> int:

@@ -43,10 +43,15 @@ def test_every_field_is_described(path: str) -> None:
         ),
         ("spec.remediation.mode", "string", '"Observe"', "one of Observe, Annotate, Enforce"),
         ("spec.faults[0].rank", "integer", "null", "a whole number from 0 to 2147483647 or null"),
-        ("spec.faults", "[]object", "[]", "a list"),
+        ("spec.faults", "[]object", "[]", "a list of at most 256 entries"),
         ("spec.checkpoint.memory.enabled", "boolean", "true", "true or false"),
-        ("spec.runtime.command.env", "map of string", "{}", "a mapping from text to text"),
-        ("trainingjob.spec.template", "object", "{}", "a mapping"),
+        (
+            "spec.runtime.command.env",
+            "map of string",
+            "{}",
+            "a mapping of at most 256 entries from text to text of at most 32768 characters",
+        ),
+        ("trainingjob.spec.template", "object", "{}", "a section with any of metadata, spec"),
     ],
 )
 def test_fields(text: str, type_name: str, default: str | None, expected: str) -> None:

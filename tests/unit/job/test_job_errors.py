@@ -85,7 +85,7 @@ ONE_WRONG_FIELD = [
     ("spareNodes: 1", "spareNodes: -1", 8, "spec.spareNodes", ["got -1", ">= 0, or auto"], None),
     ("name: job", "name: My_Job", 4, "metadata.name", ['got "My_Job"', "lower-case"], None),
     ("name: job", "name: 12", 4, "metadata.name", ["got 12"], 'write "12" in quotes'),
-    ("name: job", f"name: {'x' * 64}", 4, "metadata.name", ["1 to 63"], None),
+    ("name: job", f"name: {'x' * 64}", 4, "metadata.name", ["1 to 49"], None),
     (
         "lr: 0.002",
         'lr: "3e-4"',
@@ -483,8 +483,8 @@ def test_aliases_that_multiply_are_bounded() -> None:
 
 
 def test_aliases_work() -> None:
-    text = edit("nodes: 2", "template: {a: &x [1], b: *x}\n  nodes: 2")
-    assert parse_job(text).spec.template == {"a": [1], "b": [1]}
+    text = edit("nodes: 2", "template: {spec: {affinity: {a: &x [1], b: *x}}}\n  nodes: 2")
+    assert parse_job(text).spec.template.spec.affinity == {"a": [1], "b": [1]}
 
 
 @pytest.mark.parametrize(
