@@ -12,6 +12,7 @@ from megascale.cli import (
     analyze,
     checkpoint,
     data,
+    diagnose,
     doctor,
     events,
     job,
@@ -34,6 +35,7 @@ app = typer.Typer(
 app.command("run", epilog=run.EPILOG)(run.run)
 app.command("status", epilog=status.STATUS_EPILOG)(status.status)
 app.command("evict", epilog=status.EVICT_EPILOG)(status.evict)
+app.command("diagnose", epilog=diagnose.EPILOG)(diagnose.diagnose)
 app.command("doctor", epilog=doctor.EPILOG)(doctor.doctor)
 app.command("simulate", epilog=simulate.EPILOG)(simulate.simulate)
 app.add_typer(job.app, name="job")

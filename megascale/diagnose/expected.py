@@ -1,0 +1,73 @@
+"""What to hold a node's figures against: a table of hardware, or a baseline recorded on the node."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final
+
+from megascale.diagnose.checks import Check, Floor
+from megascale.errors import InputError
+
+_TABLE: Final = Path(__file__).with_name("expected.yaml")
+_RATED_AS: Final = {
+    "gemm": "gemm",
+    "memory": "memory",
+    "host-to-device": "link",
+    "device-to-host": "link",
+    "all-to-all": "fabric",
+}
+_BASELINE_SHARE: Final = 0.5
+"""Share of a recorded figure that counts as healthy: a CPU shared with others varies that much."""
+
+
+def table_floors(hardware: str) -> dict[str, Floor]:
+    """Least figures by check for an accelerator, by CUDA's name for it; empty if it is not in the table."""
+    from megascale.job.document import parse
+
+    table: dict[str, Any] = parse(_TABLE.read_text(encoding="utf-8"), str(_TABLE)).data
+    rated: dict[str, Any] = next(
+        (entry for entry in table["hardware"] if f" {entry['match']}" in f" {hardware}"), {}
+    )
+    return {
+        check: Floor(table["floors"][check] * rated[name], "table")
+        for check, name in _RATED_AS.items()
+        if name in rated
+    }
+
+
+def baseline_floors(path: Path, hardware: str) -> dict[str, Floor]:
+    """Least figures by check from a baseline that `write_baseline` made on this hardware.
+
+    Raises:
+        InputError: the file cannot be read, or is of other hardware.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        recorded, figures = document["hardware"], document["figures"]
+        floors = {str(k): Floor(_BASELINE_SHARE * float(v), "baseline") for k, v in figures.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"--baseline {path}: not a baseline ({error}); make one with --record-baseline"
+        ) from error
+    if recorded != hardware:
+        raise InputError(
+            f"--baseline {path}: recorded on {recorded!r}, this node is {hardware!r}; record it here"
+        )
+    return floors
+
+
+def write_baseline(path: Path, hardware: str, checks: Iterable[Check]) -> None:
+    """Record this node's figures as what to expect of it from now on.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    figures = {check.name: check.value for check in checks if check.value is not None}
+    try:
+        path.write_text(
+            json.dumps({"hardware": hardware, "figures": figures}, indent=2) + "\n", encoding="utf-8"
+        )
+    except OSError as error:
+        raise InputError(f"--record-baseline {path}: {error.strerror}") from error
