@@ -114,11 +114,11 @@ class _Translation:
 
     def _union(self, source: Schema, path: str) -> Schema:
         """`X | None` and int-or-string; nothing else can be told apart by an API server."""
-        members = [self._resolved(member) for member in source["anyOf"] if member.get("type") != "null"]
+        members = [member for member in source["anyOf"] if member.get("type") != "null"]
         outer = {key: value for key, value in source.items() if key != "anyOf"}
         if len(members) == 1:
             return self.node(members[0] | outer, path)
-        types = sorted(str(member.get("type")) for member in members)
+        types = sorted(str(self._resolved(member).get("type")) for member in members)
         if types != ["integer", "string"]:
             raise InexpressibleError(path, f"a CRD has no union of {' and '.join(types)}")
         found = {"x-kubernetes-int-or-string": True, "anyOf": [{"type": "integer"}, {"type": "string"}]}
@@ -176,7 +176,7 @@ class _Translation:
         """One object with the fields of all variants; rules say which belong to which."""
         tag: str = source["discriminator"]["propertyName"]
         variants = {
-            value: self.node(self._resolved({"$ref": reference}), path)
+            value: self.node({"$ref": reference}, path)
             for value, reference in source["discriminator"]["mapping"].items()
         }
         properties: Schema = {}

@@ -1,0 +1,12 @@
+"""What a Kubernetes API server does with a custom resource's schema: prune, default, validate, CEL rules.
+
+compiled = CompiledSchema(version["schema"]["openAPIV3Schema"])
+obj, unknown = compiled.prune(obj)
+obj = compiled.default(obj)
+violations = compiled.validate(obj, old)
+"""
+
+from .compiled import CompiledSchema
+from .violation import Violation
+
+__all__ = ["CompiledSchema", "Violation"]
