@@ -132,6 +132,16 @@ def test_what_a_container_sees(nodes: Nodes) -> None:
     assert address != pod["status"]["hostIP"]
 
 
+def test_a_read_only_root_leaves_the_volumes_writable(nodes: Nodes) -> None:
+    mounts = [{"name": "work", "mountPath": "/run/megascale/work"}, {"name": "tmp", "mountPath": "/tmp"}]
+    volumes = [{"name": "work", "emptyDir": {}}, {"name": "tmp", "emptyDir": {}}]
+    code = "touch x /tmp/x /dev/shm/x && pwd; touch /run/x || touch /mnt/x || touch /etc/x || echo refused"
+    strict = {"securityContext": {"readOnlyRootFilesystem": True}, "workingDir": "/run/megascale/work"}
+    pod = nodes.over(nodes.run(shell(code, volumeMounts=mounts, **strict), volumes=volumes))
+    lines = [one for one in nodes.log(pod).splitlines() if not one.startswith("touch:")]
+    assert lines == ["/run/megascale/work", "refused"]
+
+
 def test_init_containers_come_first_and_share_volumes(nodes: Nodes) -> None:
     mounts = [{"name": "work", "mountPath": "/run/megascale/work"}]
     first = shell("sleep 0.2; echo made >/run/megascale/work/x", "first", volumeMounts=mounts)

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from apiserver import errors, pods
 from apiserver.authn import User
+from apiserver.customtypes import schemas
 from apiserver.errors import Cause, Json
 from apiserver.rbac import (
     BINDINGS,
@@ -17,7 +18,7 @@ from apiserver.rbac import (
     Rbac,
     refusal_of_grant,
 )
-from apiserver.resources import Registry, Resource
+from apiserver.resources import CRDS, Registry, Resource
 from apiserver.store import Store
 from apiserver.typed import Decoding
 
@@ -66,6 +67,8 @@ class Admission:
         """Default and check a new object in place."""
         if resource.is_custom:
             self._check(resource, obj, None)
+        elif resource.key == CRDS:
+            _check_definition(obj)
         elif resource.plural == "pods":
             self._create_pod(resource, obj)
         elif resource.plural == "nodes":
@@ -86,6 +89,8 @@ class Admission:
             raise errors.invalid(resource.kind, resource.group, new["metadata"]["name"], causes)
         if resource.plural == "secrets":
             _fold_string_data(new)
+        if resource.key == CRDS and old["spec"] != new["spec"]:
+            _check_definition(new)
         if resource.is_custom:
             self._check(resource, new, old)
         elif old != new:
@@ -126,6 +131,16 @@ class Admission:
             name = obj["roleRef"]["name"]
             plural = "clusterroles" if obj["roleRef"]["kind"] == "ClusterRole" else "roles"
         return self._rbac.allows(user, Attributes(verb, resource.group, plural, "", namespace, name))
+
+
+def _check_definition(crd: Json) -> None:
+    """Raises: 422 for a schema that cannot be compiled."""
+    try:
+        schemas(crd["spec"])
+    except ValueError as error:
+        cause = Cause("spec.versions", f"Invalid value: {error}")
+        name = crd["metadata"]["name"]
+        raise errors.invalid("CustomResourceDefinition", "apiextensions.k8s.io", name, [cause]) from error
 
 
 def _check_update(resource: Resource, old: Json, new: Json) -> list[Cause]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from apiserver.authn import User
 from apiserver.errors import Json
 from apiserver.resources import Registry
-from apiserver.writes import Options, Target, Writer
+from apiserver.target import Options, Target
+from apiserver.writes import Writer
 
 SYSTEM = User("system:apiserver", ("system:masters",))
 NAMESPACES = ("default", "kube-system", "kube-public", "kube-node-lease")

@@ -10,8 +10,9 @@ from apiserver.errors import Json
 from apiserver.pods import set_condition
 from apiserver.resources import CRDS, Registry, Resource
 from apiserver.store import Event, Store
+from apiserver.target import Options, Target
 from apiserver.typed import copy
-from apiserver.writes import Options, Target, Writer
+from apiserver.writes import Writer
 
 CLEANUP = "customresourcecleanup.apiextensions.k8s.io"
 
@@ -60,7 +61,7 @@ class CustomResources:
             columns=list(version.get("additionalPrinterColumns", ())),
             schema=schema,
         )
-        self._admission.custom_types[resource.key] = SchemaType(resource)
+        self._admission.custom_types[resource.key] = SchemaType(schema)
         self._registry.add(resource)
 
     def _terminate(self, crd: Json) -> None:

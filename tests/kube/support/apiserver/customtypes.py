@@ -2,40 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Any
+from schema import CompiledSchema
 
 from apiserver.errors import Cause, Json
-from apiserver.resources import Resource
-from apiserver.typed import Decoding, copy
+from apiserver.typed import Decoding, metadata_node
 
 
 class SchemaType:
-    """Prunes by the compiled schema; fills defaults; structural checks."""
+    """A compiled schema, and ObjectMeta for `metadata`. Raises: ValueError for what is no schema."""
 
-    def __init__(self, resource: Resource) -> None:
-        self._node = resource.node
-        self._schema = resource.schema
+    def __init__(self, schema: Json) -> None:
+        self._schema = CompiledSchema(schema)
 
     def decode(self, body: Json) -> tuple[Json, list[str]]:
+        obj, unknown = self._schema.prune(body)
         decoding = Decoding()
-        obj: Json = decoding.prune(body, self._node, "")
-        return obj, decoding.unknown
+        obj["metadata"] = decoding.prune(obj.get("metadata") or {}, metadata_node(), "metadata")
+        return obj, unknown + decoding.unknown
 
     def default(self, obj: Json) -> Json:
-        found: Json = _defaulted(copy(obj), self._schema)
-        return found
+        return self._schema.default(obj)
 
-    def check(self, _obj: Json, _old: Json | None) -> list[Cause]:
-        return []
+    def check(self, obj: Json, old: Json | None, /) -> list[Cause]:
+        """Schema and CEL violations."""
+        return [Cause(one.field, one.message, one.reason) for one in self._schema.validate(obj, old)]
 
 
-def _defaulted(value: Any, schema: Json) -> Any:
-    if isinstance(value, dict):
-        for name, inner in schema.get("properties", {}).items():
-            if name not in value and "default" in inner:
-                value[name] = copy(inner["default"])
-            if name in value:
-                value[name] = _defaulted(value[name], inner)
-    elif isinstance(value, list) and "items" in schema:
-        return [_defaulted(one, schema["items"]) for one in value]
-    return value
+def schemas(crd_spec: Json) -> dict[str, SchemaType]:
+    """Version -> its type, for every served version. Raises: ValueError naming the version."""
+    found = {}
+    for version in crd_spec["versions"]:
+        if version.get("served"):
+            try:
+                found[version["name"]] = SchemaType(version["schema"]["openAPIV3Schema"])
+            except ValueError as error:
+                raise ValueError(f"{version['name']}: {error}") from error
+    return found

@@ -16,7 +16,8 @@ from apiserver.reads import Reader
 from apiserver.requests import Ask
 from apiserver.resources import Registry, Resource
 from apiserver.store import Stored
-from apiserver.writes import Options, Target, Writer
+from apiserver.target import Options, Target
+from apiserver.writes import Writer
 
 _ACTIONS = frozenset(("binding", "eviction", "token"))
 _REVIEWS = frozenset(("authorization.k8s.io", "authentication.k8s.io"))

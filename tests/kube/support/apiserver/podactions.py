@@ -10,8 +10,9 @@ from apiserver.authn import Tokens
 from apiserver.errors import Json
 from apiserver.selectors import selector_matcher
 from apiserver.store import Store
+from apiserver.target import Options, Target
 from apiserver.typed import copy
-from apiserver.writes import Options, Target, Writer
+from apiserver.writes import Writer
 
 _SHORTEST_TOKEN_S = 600
 _PDBS = "poddisruptionbudgets.policy"

@@ -24,7 +24,8 @@ from apiserver.reads import Filter, Reader
 from apiserver.requests import Ask, parse, read_body, wants_table
 from apiserver.resources import Registry, Resource
 from apiserver.store import Store
-from apiserver.writes import Target, Writer
+from apiserver.target import Target
+from apiserver.writes import Writer
 
 _WATCH_CHUNK = 1 << 20
 _LARGEST_BODY = 3 << 20

@@ -138,9 +138,8 @@ class Store:
         return after
 
     def compact(self) -> None:
-        """Forget every change: watches that resume from an older version get 410."""
+        """Watches that resume from an older version get 410; open ones go on, as with a real watch cache."""
         for log in self._logs.values():
-            log.trim(0)
             log.compacted = self.version
 
     def _record(self, resource: str, event: Event) -> None:

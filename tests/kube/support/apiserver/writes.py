@@ -1,28 +1,22 @@
-"""Create, update, patch, apply and delete: everything that changes an object on behalf of a request."""
+"""Create, update, patch and apply on behalf of a request."""
 
 from __future__ import annotations
 
-import re
-import secrets
 import uuid
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from apiserver import errors, pods
+from apiserver import errors
 from apiserver.admission import Admission
 from apiserver.apply import Manager, apply, now_text, track_update
-from apiserver.authn import User
+from apiserver.deletes import delete
+from apiserver.endpoints import content_of, reset, separated, spec_of
 from apiserver.errors import Cause, Json
 from apiserver.patches import json_merge, json_patch
-from apiserver.resources import Resource, storage_key
 from apiserver.store import Store, Stored
 from apiserver.strategic import strategic_merge
+from apiserver.target import Options, Target, named
 from apiserver.typed import copy
 
-_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
-_RBAC_NAME = re.compile(r"[^/%]+")
-_SUFFIX = "bcdfghjklmnpqrstvwxz2456789"
 # Set by the server alone: a client's value is replaced by the stored one.
 _SERVER_SET = (
     "uid",
@@ -36,41 +30,6 @@ JSON_PATCH, MERGE_PATCH = "application/json-patch+json", "application/merge-patc
 STRATEGIC_PATCH, APPLY_PATCH = "application/strategic-merge-patch+json", "application/apply-patch+yaml"
 
 
-@dataclass(frozen=True)
-class Options:
-    """Query parameters of a write, and who sends it."""
-
-    user: User
-    manager: str = "unknown"
-    field_validation: str = "Warn"
-    force: bool = False
-    dry_run: bool = False
-    warnings: list[str] = field(default_factory=list, hash=False, compare=False)
-
-
-@dataclass(frozen=True)
-class Target:
-    """What a write is about."""
-
-    resource: Resource
-    namespace: str
-    name: str
-    subresource: str = ""
-
-    @property
-    def key(self) -> str:
-        return storage_key(self.resource)
-
-    def not_found(self) -> errors.ApiError:
-        return errors.not_found(self.resource.plural, self.resource.group, self.name)
-
-    def conflict(self, why: str = "") -> errors.ApiError:
-        return errors.conflict(self.resource.plural, self.resource.group, self.name, why)
-
-    def invalid(self, causes: list[Cause]) -> errors.ApiError:
-        return errors.invalid(self.resource.kind, self.resource.group, self.name, causes)
-
-
 class Writer:
     """Performs writes on the store. All methods are synchronous: one write is one step."""
 
@@ -81,43 +40,13 @@ class Writer:
     def create(self, target: Target, body: Json, options: Options) -> Stored:
         obj = self._decoded(target, body, options)
         meta = obj["metadata"]
-        target = self._named(target, meta)
+        target = named(self._store, target, meta)
         if meta.get("resourceVersion"):
             raise errors.bad_request("resourceVersion should not be set on objects to be created")
         for name in _SERVER_SET:
             meta.pop(name, None)
         manager = Manager(options.manager, "Update", target.resource.api_version)
         return self._insert(target, obj, {}, manager, options)
-
-    def _named(self, target: Target, meta: Json) -> Target:
-        if not meta.get("name") and meta.get("generateName"):
-            meta["name"] = meta["generateName"] + "".join(secrets.choice(_SUFFIX) for _ in range(5))
-        name = meta.get("name") or target.name
-        if not name:
-            raise target.invalid(
-                [
-                    Cause(
-                        "metadata.name",
-                        "Required value: name or generateName is required",
-                        "FieldValueRequired",
-                    )
-                ]
-            )
-        pattern = _RBAC_NAME if target.resource.group == "rbac.authorization.k8s.io" else _NAME
-        target = Target(target.resource, target.namespace, name, target.subresource)
-        if not pattern.fullmatch(name) or len(name) > 253:
-            message = f'Invalid value: "{name}": a lowercase RFC 1123 subdomain is needed'
-            raise target.invalid([Cause("metadata.name", message)])
-        if target.resource.namespaced:
-            if meta.setdefault("namespace", target.namespace) != target.namespace:
-                raise errors.bad_request(
-                    "the namespace of the provided object does not match the namespace sent on the request"
-                )
-            if self._store.get("namespaces", "", target.namespace) is None:
-                raise errors.not_found("namespaces", "", target.namespace)
-        elif meta.pop("namespace", None):
-            raise errors.bad_request("namespace should not be set on a cluster-scoped object")
-        return target
 
     def _insert(self, target: Target, obj: Json, managed: Json, manager: Manager, options: Options) -> Stored:
         resource, meta = target.resource, obj["metadata"]
@@ -195,12 +124,12 @@ class Writer:
                 raise target.conflict(
                     "uid mismatch: the provided object specified uid, and no existing object was found"
                 )
-            _reset(config, resource, "")
+            reset(config, resource, "")
             managed = apply({"metadata": {}}, {}, config, resource.node, manager, force=True)
             obj = self._completed(target, copy(config))
-            self._named(target, obj["metadata"])
+            named(self._store, target, obj["metadata"])
             return self._insert(target, obj, managed, manager, options), True
-        _reset(config, resource, target.subresource)
+        reset(config, resource, target.subresource)
         merged = apply(
             live.obj, live.flat(resource.node), config, resource.node, manager, force=options.force
         )
@@ -242,8 +171,8 @@ class Writer:
     ) -> Stored:
         """Put `new` where `live` is; `manager` is None when ownership is worked out already (apply)."""
         resource, old = target.resource, live.obj
-        self._check_preconditions(target, old, new["metadata"])
-        new = _separated(resource, old, new, target.subresource)
+        target.check_preconditions(old, new["metadata"])
+        new = separated(resource, old, new, target.subresource)
         meta = new["metadata"]
         managed = meta.get("managedFields")
         for name in _SERVER_SET:
@@ -255,7 +184,9 @@ class Writer:
             meta["namespace"] = target.namespace
         new |= {"apiVersion": resource.api_version, "kind": resource.kind}
         self._admission.update(resource, old, new, target.subresource, options.user)
-        if _content(old) == _content(new) and (manager or managed == old["metadata"].get("managedFields")):
+        if content_of(old) == content_of(new) and (
+            manager or managed == old["metadata"].get("managedFields")
+        ):
             return live
         if manager:
             track_update(old, live.flat(resource.node), new, resource.node, manager)
@@ -266,22 +197,12 @@ class Writer:
         if (
             (resource.is_custom or resource.has_generation)
             and not target.subresource
-            and _spec(old) != _spec(new)
+            and spec_of(old) != spec_of(new)
         ):
             meta["generation"] = old["metadata"].get("generation", 0) + 1
         if options.dry_run:
             return Stored(new)
         return self._put_or_finish(target, new)
-
-    def _check_preconditions(self, target: Target, old: Json, given: Json) -> None:
-        version, uid = given.get("resourceVersion"), given.get("uid")
-        if uid and uid != old["metadata"]["uid"]:
-            raise target.conflict(
-                f"Precondition failed: UID in precondition: {uid}, "
-                f"UID in object meta: {old['metadata']['uid']}"
-            )
-        if version and version not in {"0", old["metadata"]["resourceVersion"]}:
-            raise target.conflict()
 
     def _put_or_finish(self, target: Target, new: Json) -> Stored:
         meta = new["metadata"]
@@ -292,79 +213,4 @@ class Writer:
 
     def delete(self, target: Target, body: Json, options: Options) -> tuple[Stored, bool]:
         """Delete, or begin to; the object, and whether it is gone. `body`: DeleteOptions."""
-        live = self._live(target)
-        wanted = body.get("preconditions") or {}
-        self._check_preconditions(target, live.obj, wanted)
-        policy = body.get("propagationPolicy") or ("Orphan" if body.get("orphanDependents") else "Background")
-        if policy == "Foreground":
-            raise errors.not_implemented("foreground deletion")
-        grace = self._grace_s(target, live.obj, body)
-        if options.dry_run:
-            return live, False
-        obj: Json = copy(live.obj)
-        meta = obj["metadata"]
-        if policy == "Orphan" and "orphan" not in meta.get("finalizers", ()):
-            meta["finalizers"] = [*meta.get("finalizers", ()), "orphan"]
-        if not meta.get("finalizers") and not grace:
-            return self._store.remove(target.key, target.namespace, target.name) or live, True
-        before = meta.get("deletionGracePeriodSeconds")
-        if meta.get("deletionTimestamp") and (before is None or before <= grace) and policy != "Orphan":
-            return live, False
-        meta["deletionTimestamp"] = (datetime.now(UTC) + timedelta(seconds=grace)).strftime(
-            "%Y-%m-%dT%H:%M:%SZ"
-        )
-        meta["deletionGracePeriodSeconds"] = grace
-        if "generation" in meta:
-            meta["generation"] += 1
-        return self._store.put(target.key, obj), False
-
-    def _grace_s(self, target: Target, obj: Json, body: Json) -> int:
-        """Pods that run somewhere get their grace period, everything else goes at once."""
-        if target.resource.plural != "pods" or not obj["spec"].get("nodeName") or pods.is_over(obj):
-            return 0
-        given = body.get("gracePeriodSeconds")
-        own = obj["spec"].get("terminationGracePeriodSeconds", 30)
-        return int(own if given is None else max(0, given))
-
-
-def _reset(config: Json, resource: Resource, subresource: str) -> None:
-    """Drop what an apply through this endpoint cannot set."""
-    if subresource == "status":
-        for name in [one for one in config if one not in {"status", "metadata", "apiVersion", "kind"}]:
-            del config[name]
-        config["metadata"] = {
-            key: value
-            for key, value in config["metadata"].items()
-            if key in {"name", "namespace", "uid", "resourceVersion"}
-        }
-    elif "status" in resource.subresources:
-        config.pop("status", None)
-
-
-def _separated(resource: Resource, old: Json, new: Json, subresource: str) -> Json:
-    """`new` with everything reset that this endpoint may not change."""
-    if subresource == "status":
-        meta = old["metadata"] | {"managedFields": new["metadata"].get("managedFields")}
-        if meta["managedFields"] is None:
-            del meta["managedFields"]
-        if not resource.is_custom:
-            meta |= {key: new["metadata"][key] for key in ("labels", "annotations") if key in new["metadata"]}
-        kept = {name: value for name, value in old.items() if name != "status"} | {"metadata": dict(meta)}
-        return kept | ({"status": new["status"]} if "status" in new else {})
-    if "status" in resource.subresources:
-        kept = {name: value for name, value in new.items() if name != "status"} | {
-            "metadata": dict(new["metadata"])
-        }
-        return kept | ({"status": old["status"]} if "status" in old else {})
-    return new | {"metadata": dict(new["metadata"])}
-
-
-def _spec(obj: Json) -> Json:
-    return {
-        name: value for name, value in obj.items() if name not in {"metadata", "status", "apiVersion", "kind"}
-    }
-
-
-def _content(obj: Json) -> Json:
-    meta = {name: value for name, value in obj["metadata"].items() if name != "managedFields"}
-    return obj | {"metadata": meta}
+        return delete(self._store, target, body, options)

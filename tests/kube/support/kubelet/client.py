@@ -98,7 +98,7 @@ class Client:
         while True:
             more = {"continue": token} if token else {}
             page = await self.request("GET", path, limit=str(_LIMIT), **query, **more)
-            version = page["metadata"]["resourceVersion"]
+            version = str(page["metadata"]["resourceVersion"])
             kind, api_version = page["kind"].removesuffix("List"), page["apiVersion"]
             for item in page["items"]:
                 obj = {"kind": kind, "apiVersion": api_version} | item

@@ -94,21 +94,18 @@ def mounts(pod: Json, container: Json, volumes: Volumes) -> list[Json]:
 
 
 async def start(
-    folder: Path,
-    argv: list[str],
-    variables: dict[str, str],
-    mounted: list[Json],
-    message_path: str,
-    log: Path,
+    folder: Path, container: Json, argv: list[str], variables: dict[str, str], mounted: list[Json], log: Path
 ) -> Running:
     """Start a container; `folder` keeps its spec and its termination message. Raises: StartError."""
     folder.mkdir(parents=True, exist_ok=True)
     message = folder / "termination"
     message.write_bytes(b"")
     message.chmod(0o666)
-    ending = {"source": str(message), "target": message_path, "readOnly": False}
+    ending = {"source": str(message), "target": container["terminationMessagePath"], "readOnly": False}
     visible = sorted({str(_REPOSITORY), sys.prefix, sys.base_prefix})
-    spec = {"argv": argv, "env": variables, "cwd": "/", "mounts": [*mounted, ending], "visible": visible}
+    spec = {"argv": argv, "env": variables, "mounts": [*mounted, ending], "visible": visible}
+    spec["cwd"] = container.get("workingDir", "/")
+    spec["readOnlyRoot"] = container.get("securityContext", {}).get("readOnlyRootFilesystem", False)
     path = folder / "spec.json"
     path.touch(mode=0o600)
     path.write_text(json.dumps(spec))

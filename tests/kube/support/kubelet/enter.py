@@ -92,6 +92,11 @@ def _lay_out(spec: dict[str, Any]) -> None:
     _make_dev(devices)
     for one, source in zip(mounts, sources, strict=True):
         _bind(source, one["target"], read_only=one["readOnly"])
+    if spec["readOnlyRoot"]:
+        taken = {one["target"] for one in mounts}
+        for path in ("/", *_SHADOWED):
+            if path not in {"/dev", *taken}:
+                _mount("none", path, "", _REMOUNT | _BIND | _READONLY)
 
 
 def _present_devices() -> list[str]:

@@ -12,6 +12,7 @@ from rest import Cluster, Refused
 
 from kubelet.client import Client
 from kubelet.node import Node, Plan
+from kubelet.tokens import bound_token
 
 Json = dict[str, Any]
 
@@ -104,18 +105,7 @@ class Host:
 
     async def token(self, pod: Json, audience: str, life_s: int) -> str:
         """A token bound to the pod."""
-        meta = pod["metadata"]
-        account = pod["spec"].get("serviceAccountName", "default")
-        bound = {"kind": "Pod", "apiVersion": "v1", "name": meta["name"], "uid": meta["uid"]}
-        spec = {
-            "audiences": [audience] if audience else [],
-            "expirationSeconds": life_s,
-            "boundObjectRef": bound,
-        }
-        body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec}
-        path = f"/api/v1/namespaces/{meta['namespace']}/serviceaccounts/{account}/token"
-        answer = await self.client.insist("POST", path, body)
-        return str(answer["status"]["token"])
+        return await bound_token(self.client, pod, audience, life_s)
 
 
 def _report(task: asyncio.Task[Any]) -> None:

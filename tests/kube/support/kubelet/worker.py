@@ -207,14 +207,8 @@ class PodWorker:
         try:
             variables = await environment(self.pod, container, self._host.source, self._host.api)
             mounted = containers.mounts(self.pod, container, self.volumes)
-            running = await containers.start(
-                folder,
-                command(container, variables),
-                variables,
-                mounted,
-                container["terminationMessagePath"],
-                log,
-            )
+            argv = command(container, variables)
+            running = await containers.start(folder, container, argv, variables, mounted, log)
         except (Missing, StartError, OSError) as error:
             state.end(128, started_at, str(error), identity)
             return 128

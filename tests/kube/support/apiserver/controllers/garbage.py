@@ -7,8 +7,9 @@ from apiserver.controllers.queue import Dirty
 from apiserver.errors import Json
 from apiserver.resources import Registry, storage_key
 from apiserver.store import Event, Store
+from apiserver.target import Options, Target
 from apiserver.typed import copy
-from apiserver.writes import Options, Target, Writer
+from apiserver.writes import Writer
 
 _Place = tuple[str, str, str]
 """(store resource, namespace, name)."""

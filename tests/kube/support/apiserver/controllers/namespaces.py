@@ -7,7 +7,8 @@ from apiserver.controllers.queue import Dirty
 from apiserver.errors import Json
 from apiserver.resources import Registry
 from apiserver.store import Event, Store
-from apiserver.writes import Options, Target, Writer
+from apiserver.target import Options, Target
+from apiserver.writes import Writer
 
 
 class Namespaces:

@@ -12,8 +12,9 @@ from apiserver.controllers.queue import Dirty
 from apiserver.errors import Json
 from apiserver.resources import LEASES, Registry
 from apiserver.store import Event, Store
+from apiserver.target import Options, Target
 from apiserver.typed import copy
-from apiserver.writes import Options, Target, Writer
+from apiserver.writes import Writer
 
 _NOT_READY, _UNREACHABLE = "node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"
 _UNSCHEDULABLE = "node.kubernetes.io/unschedulable"
