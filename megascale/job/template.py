@@ -187,8 +187,8 @@ class LocalName(Section):
 
 
 class PodSpec(Section):
-    """Changes to the pods' spec. nodeSelector, tolerations, affinity, volumes, hostNetwork, runtimeClassName
-    and securityContext are for the slots alone, the rest for the driver's pod too."""
+    """Changes to the pods' spec. nodeSelector, tolerations, affinity, hostNetwork, runtimeClassName and
+    securityContext are for the slots alone, the rest for the driver's pod too."""
 
     containers: Annotated[list[Container] | None, Field(max_length=2)] = None
     """Changes to the containers slot and driver; each name once."""
@@ -199,7 +199,7 @@ class PodSpec(Section):
     affinity: Passed | None = None
     """Affinity of the slots, as in a Kubernetes pod; the operator adds the nodes that the job avoids."""
     volumes: Annotated[list[Volume] | None, Field(max_length=64)] = None
-    """Volumes of the slots, as in a Kubernetes pod; each name once."""
+    """Volumes of the slots, and of the driver if it mounts them, as in a Kubernetes pod; each name once."""
     host_network: bool | None = None
     """Slots use their node's network, as RDMA needs without a device plug-in for it."""
     runtime_class_name: Label | None = None
