@@ -1,28 +1,71 @@
-"""`python -m megascale.agent RUN_DIR NODE`: the agent of one node of a local run."""
+"""`python -m megascale.agent RUN_DIR NODE`: the agent of one node, of a local run or in a pod."""
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import sys
 from pathlib import Path
 
 from megascale.agent.agent import Agent
+from megascale.agent.place import KERNEL_LOG, Place
 from megascale.errors import MegascaleError
-from megascale.observe.rundir import RunDir
+from megascale.rpc.connect import Trust
 
 
-async def _serve(root: str, node: str) -> None:
-    await Agent(RunDir(Path(root)), node).run()
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m megascale.agent",
+        description="Runs the ranks of one node and reports to the job's driver.",
+        epilog="Exit codes: 0 released, 75 start me again, else failed.",
+    )
+    parser.add_argument("run_dir", type=Path, help="folder for everything the node writes")
+    parser.add_argument("node", help="name of the node")
+    pod = parser.add_argument_group("in a pod")
+    pod.add_argument("--job-file", type=Path, help="the manifest (default: RUN_DIR/job.yaml)")
+    pod.add_argument("--driver-file", type=Path, help="the driver's address (default: RUN_DIR/driver.json)")
+    pod.add_argument("--token-file", type=Path, help="what authenticates this agent (default: RUN_DIR/token)")
+    pod.add_argument("--ca-file", type=Path, help="certificates the driver's one must be signed by")
+    pod.add_argument("--server-name", default="", help="name in the driver's certificate")
+    pod.add_argument("--host", default="127.0.0.1", help="address at which other nodes reach this one")
+    pod.add_argument("--pod", default="", help="name of the pod")
+    pod.add_argument("--snapshot-root", type=Path, help="folder in memory for snapshots (default: /dev/shm)")
+    pod.add_argument("--kernel-log", type=Path, help="kernel log of the node (in a pod: /dev/kmsg)")
+    pod.add_argument("--grace", type=float, default=100.0, help="seconds to save in after SIGTERM")
+    return parser
+
+
+def place_of(arguments: argparse.Namespace) -> Place:
+    """The place that the command line describes."""
+    local = Place.local(arguments.run_dir, arguments.node)
+    ca_file: Path | None = arguments.ca_file
+    return Place(
+        run=local.run,
+        node=local.node,
+        job_file=arguments.job_file or local.job_file,
+        driver_file=arguments.driver_file or local.driver_file,
+        token_file=arguments.token_file or local.token_file,
+        host=arguments.host,
+        trust=Trust(ca_file, arguments.server_name) if ca_file else None,
+        pod=arguments.pod,
+        snapshot_root=arguments.snapshot_root or local.snapshot_root,
+        kernel_log=arguments.kernel_log or (KERNEL_LOG if arguments.pod else None),
+        grace_s=arguments.grace,
+    )
+
+
+async def _serve(place: Place) -> int:
+    return await Agent(place).run()
 
 
 def main() -> int:
     """Returns the exit code."""
+    place = place_of(_parser().parse_args())
     try:
-        asyncio.run(_serve(*sys.argv[1:3]))
+        return asyncio.run(_serve(place))
     except MegascaleError as error:
         sys.stderr.write(f"agent: {error}\n")
         return error.exit_code
-    return 0
 
 
 if __name__ == "__main__":

@@ -8,12 +8,17 @@ import fcntl
 import os
 import secrets
 import signal
+import time
 from collections.abc import Coroutine
 from typing import Any, Final
 
+from megascale.agent.keeper import Keeper
+from megascale.agent.kernel_log import KernelLog
 from megascale.agent.link import Link
+from megascale.agent.place import Place
 from megascale.agent.processes import become_subreaper
 from megascale.agent.ranks import Ranks
+from megascale.agent.reaper import Reaper
 from megascale.agent.zygote_client import Zygote, ZygoteError
 from megascale.checkpoint.snapshot_folders import remove_folders
 from megascale.errors import MegascaleError
@@ -23,39 +28,84 @@ from megascale.rpc import megascale_pb2 as pb
 
 _SAMPLE_S: Final = 0.05
 _SAVE_ON_ORPHAN_S: Final = 60.0
+RESTART_ME: Final = 75
+"""Exit code that asks whoever started the agent to start it again."""
 
 
 class Agent:
     """Runs until the driver lets it go, SIGTERM, or nobody has been in charge for `orphanSeconds`."""
 
-    def __init__(self, run: RunDir, node: str) -> None:
-        self._run, self._node = run, node
+    def __init__(self, place: Place) -> None:
+        self._place, self._node = place, place.node
         self._incarnation = secrets.token_hex(4)
         self._zygote = Zygote()
-        self._ranks = Ranks(run, node, self._zygote, self._on_exit)
-        self._link = Link(run, self._greeting, self._obey)
-        self._job = load_job(run.job_file)
+        self._ranks = Ranks(place, self._zygote, self._on_exit)
+        self._link = Link(place, self._greeting, self._obey)
+        self._job = load_job(place.job_file)
         self._report_s = float(self._job.spec.health.heartbeat_seconds)
         self._leaving = asyncio.Event()
+        self._exit_code = 0
         self._order = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._reaper = Reaper()
+        self._kernel_log = KernelLog(place.kernel_log) if place.kernel_log else None
+        self._keeper = Keeper(place.run, self._store_uri(), place.pod) if place.pod else None
         self._seq = 0
 
-    async def run(self) -> None:
-        """Serve; returns when the agent is to end and its ranks are reaped."""
+    def _store_uri(self) -> str:
+        return self._place.run.checkpoints(self._job.spec.checkpoint.uri)
+
+    async def run(self) -> int:
+        """Serve until the agent is to end and its ranks are reaped; returns the exit code."""
         become_subreaper()
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._leaving.set)
-        if self._job.spec.runtime.megatron is not None:
-            await self._zygote.ensure()
-        link = asyncio.create_task(self._link.serve())
-        reports = asyncio.create_task(self._report_changes())
-        orphan = asyncio.create_task(self._watch_for_orphanhood())
+        self._reaper.watch()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._on_terminate)
+        await self._prepare()
+        serving = [self._link.serve(), self._report_changes()]
+        serving += [self._keeper.serve()] if self._keeper else [self._watch_for_orphanhood()]
+        for work in serving:
+            self._start(work)
         await self._leaving.wait()
-        for task in (link, reports, orphan):
+        for task in tuple(self._tasks):
             task.cancel()
-        await asyncio.gather(link, reports, orphan, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._ranks.kill(self._ranks.attempt, deadline_s=5.0)
         await self._zygote.close()
+        if self._keeper:
+            await self._keeper.close()
+        self._reaper.close()
+        return self._exit_code
+
+    async def _prepare(self) -> None:
+        """Everything a launch needs that takes long: the engine in memory, in a pod also the data."""
+        megatron = self._job.spec.runtime.megatron
+        if megatron is None:
+            return
+        if self._place.pod:
+            from megascale.data.ensure import ensure_prepared
+
+            await asyncio.to_thread(ensure_prepared, megatron.data, megatron.model.vocab_size)
+        await self._zygote.ensure()
+
+    def _on_terminate(self) -> None:
+        """The slot goes away: have the driver move on, and the ranks save while there is time."""
+        if not self._place.pod or not self._ranks.alive:
+            self._leaving.set()
+            return
+        self._link.send(
+            self._fenced(
+                hardware=pb.HardwareEvent(sign="drain", text="its pod is being ended", at=time.time())
+            )
+        )
+        self._start(self._save_before_the_end())
+
+    async def _save_before_the_end(self) -> None:
+        """With a driver the whole job saves and swaps the node; without one the ranks do so on their own."""
+        if not self._link.connected:
+            self._ranks.request_save(self._ranks.attempt, leave=True)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._ranks.ended(), self._place.grace_s)
+        self._leaving.set()
 
     def _fenced(self, **body: Any) -> pb.AgentMessage:  # noqa: ANN401 - one of the message bodies
         self._seq += 1
@@ -70,18 +120,27 @@ class Agent:
 
     def _greeting(self) -> list[pb.AgentMessage]:
         snapshots = self._ranks.snapshots(self._job)
-        hello = pb.Hello(pid=os.getpid(), ranks=self._ranks.alive, snapshots=snapshots)
+        hello = pb.Hello(
+            pid=os.getpid(),
+            ranks=self._ranks.alive,
+            snapshots=snapshots,
+            host=self._place.host if self._place.pod else "",
+            pod=self._place.pod,
+        )
         exits = [self._fenced(exit=report) for report in self._ranks.exits]
         return [self._fenced(hello=hello), *exits, self._fenced(report=self._ranks.report())]
 
     def _on_exit(self, report: pb.RankExit) -> None:
         self._link.send(self._fenced(exit=report))
+        if self._keeper and not self._ranks.alive:
+            self._keeper.hurry()
 
     async def _obey(self, message: pb.DriverMessage) -> None:
         body = message.WhichOneof("body")
         if body == "welcome":
             self._report_s = message.welcome.report_s
         elif body == "leave":
+            self._exit_code = RESTART_ME if message.leave.restart else 0
             self._leaving.set()
         elif body == "save":
             self._ranks.request_save(message.save.attempt, leave=message.save.leave)
@@ -135,6 +194,8 @@ class Agent:
             await asyncio.sleep(_SAMPLE_S)
             for finding in self._ranks.findings():
                 self._link.send(self._fenced(log=finding))
+            for event in self._kernel_log.new_events() if self._kernel_log else ():
+                self._link.send(self._fenced(hardware=event))
             report = self._ranks.report()
             age_s = loop.time() - sent_at
             due = age_s >= heartbeat_s or (report != sent and age_s >= self._report_s)
@@ -148,14 +209,14 @@ class Agent:
         orphan_s = float(self._job.spec.health.orphan_seconds)
         while True:
             await asyncio.sleep(min(orphan_s, 5.0) / 5.0)
-            if self._link.connected or is_supervised(self._run):
+            if self._link.connected or is_supervised(self._place.run):
                 self._link.last_contact = loop.time()
             if loop.time() - self._link.last_contact < orphan_s:
                 continue
             self._ranks.request_save(self._ranks.attempt, leave=True)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._ranks.ended(), _SAVE_ON_ORPHAN_S)
-            remove_folders(self._run.root, only=self._node)
+            remove_folders(self._place.run.root, only=self._node)
             self._leaving.set()
 
 

@@ -6,12 +6,11 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from megascale.agent.zygote import torchrun_environment
+from megascale.agent.zygote import interface_environment, torchrun_environment
 from megascale.engine.context import RankLaunch
 from megascale.errors import InputError
 from megascale.job.network import Network
@@ -21,15 +20,11 @@ from megascale.network.profile import environment as network_environment
 def command_environment(launch: RankLaunch, given: Mapping[str, str]) -> dict[str, str]:
     """What the program sees: this process's environment, `given` over it, and what torchrun sets.
 
-    `python` is the interpreter that MegaScale runs under. Ranks of one machine talk over the loopback
-    interface, wherever the host's name may point.
+    `python` is the interpreter that MegaScale runs under. Ranks talk over the interface of their node's
+    address unless the environment names another.
     """
     nodes = launch.world_size // launch.local_world_size
-    defaults = {"OMP_NUM_THREADS": "1"}
-    if launch.store_host.startswith("127."):
-        defaults["GLOO_SOCKET_IFNAME"] = next(
-            name for _, name in socket.if_nameindex() if name.startswith("lo")
-        )
+    defaults = {"OMP_NUM_THREADS": "1", **interface_environment(launch)}
     profile = network_environment(
         Network.model_validate(launch.spec["spec"].get("network", {})), launch.run_dir
     )

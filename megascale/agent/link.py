@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Final
 
 import grpc
 
+from megascale.agent.place import Place
 from megascale.errors import FencedError, UnreachableError
-from megascale.observe.rundir import RunDir
 from megascale.rpc import megascale_pb2 as pb
 from megascale.rpc.connect import bearer, channel_to, read_address, read_token, stub_on
 
@@ -28,15 +29,16 @@ class Link:
 
     def __init__(
         self,
-        run: RunDir,
+        place: Place,
         greet: Callable[[], list[pb.AgentMessage]],
         obey: Callable[[pb.DriverMessage], Awaitable[None]],
     ) -> None:
         self.connected = False
         self.last_contact = asyncio.get_running_loop().time()
-        self._run, self._greet, self._obey = run, greet, obey
+        self._place, self._greet, self._obey = place, greet, obey
         self._outbox: asyncio.Queue[pb.AgentMessage] = asyncio.Queue(_OUTBOX)
         self._highest_term = 0
+        self._refusal = ""
 
     def send(self, message: pb.AgentMessage) -> None:
         """Queue a message for the current stream."""
@@ -58,21 +60,22 @@ class Link:
 
     async def _try_once(self) -> bool:
         """One stream from attach to loss; whether it came up."""
-        address = read_address(self._run)
+        address = read_address(self._place.driver_file)
         if address is None or address.term < self._highest_term:
             return False
         try:
-            token = read_token(self._run.token_file)
+            token = read_token(self._place.token_file)
+            channel = channel_to(address, self._place.trust)
         except UnreachableError:
             return False
         came_up = False
-        async with channel_to(address) as channel:
+        async with channel:
             call = stub_on(channel).Attach(metadata=bearer(token))
             try:
                 for message in self._greet():
                     await call.write(message)
-                came_up = self.connected = True
-                await self._converse(call)
+                self.connected = True
+                came_up = await self._converse(call)
             except (grpc.aio.AioRpcError, asyncio.InvalidStateError, asyncio.CancelledError) as error:
                 if isinstance(error, asyncio.CancelledError):
                     call.cancel()
@@ -82,10 +85,13 @@ class Link:
                 self._drain()
         return came_up
 
-    async def _converse(self, call: grpc.aio.StreamStreamCall) -> None:
+    async def _converse(self, call: grpc.aio.StreamStreamCall) -> bool:
+        """Send and obey until the stream ends; whether the driver said anything."""
+        heard = False
         writer = asyncio.create_task(self._write(call))
         try:
             async for message in call:
+                heard = True
                 self.last_contact = asyncio.get_running_loop().time()
                 if message.term < self._highest_term:
                     raise FencedError(f"driver of term {message.term} after {self._highest_term}")
@@ -93,8 +99,19 @@ class Link:
                 await self._obey(message)
         except FencedError:
             call.cancel()
+        except grpc.aio.AioRpcError as error:
+            self._note(error)
+            return heard
         finally:
             writer.cancel()
+        return heard
+
+    def _note(self, error: grpc.aio.AioRpcError) -> None:
+        """Why the driver does not want this agent, said once."""
+        refused = error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.INVALID_ARGUMENT)
+        if refused and error.details() != self._refusal:
+            self._refusal = str(error.details())
+            sys.stderr.write(f"agent: the driver refused the stream: {self._refusal}\n")
 
     async def _write(self, call: grpc.aio.StreamStreamCall) -> None:
         while True:

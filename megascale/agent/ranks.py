@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from megascale.agent.command import command_environment, kill_strays, spawn
 from megascale.agent.logtail import LogTail
+from megascale.agent.place import Place
 from megascale.agent.processes import Child, Exit, kill_all, process_state
 from megascale.agent.stacks import stack_of
 from megascale.agent.zygote import launch_to_json
@@ -26,7 +27,6 @@ from megascale.engine.context import RankLaunch
 from megascale.job import TrainingJob, load_job
 from megascale.network.profile import FLIGHT_RECORDS, explain
 from megascale.observe.rankfile import Control, Phase, RankFile, RankRecord
-from megascale.observe.rundir import RunDir
 from megascale.rpc import megascale_pb2 as pb
 
 _TAIL_LINES: Final = 8
@@ -45,12 +45,10 @@ class Rank:
 class Ranks:
     """All rank processes of a node. `on_exit` gets every exit this agent did not cause itself."""
 
-    def __init__(
-        self, run: RunDir, node: str, zygote: Zygote, on_exit: Callable[[pb.RankExit], None]
-    ) -> None:
+    def __init__(self, place: Place, zygote: Zygote, on_exit: Callable[[pb.RankExit], None]) -> None:
         self.attempt = 0
         self.exits: list[pb.RankExit] = []
-        self._run, self._node, self._zygote, self._on_exit = run, node, zygote, on_exit
+        self._place, self._run, self._zygote, self._on_exit = place, place.run, zygote, on_exit
         self._ranks: dict[int, Rank] = {}
         self._commands: set[Path] = set()
         self._store: Child | None = None
@@ -66,7 +64,7 @@ class Ranks:
         """Serve the store of `attempt`, started when it is not running yet; returns its port."""
         if self._store is None or self._store_attempt != attempt or self._store.ended.is_set():
             await self._drop_store()
-            pid, port = await self._zygote.fork_store("127.0.0.1")
+            pid, port = await self._zygote.fork_store(self._place.host)
             self._store = Child(pid, lambda _child, _exit: None)
             self._store.watch()
             self._store_attempt, self._store_port = attempt, port
@@ -83,7 +81,7 @@ class Ranks:
             return
         await self.kill(order.attempt - 1, deadline_s=5.0)
         self.attempt, self.exits = order.attempt, []
-        job = await asyncio.to_thread(load_job, self._run.job_file)
+        job = await asyncio.to_thread(load_job, self._place.job_file)
         for folder in (self._run.logs(order.attempt), self._run.root / FLIGHT_RECORDS):
             folder.mkdir(parents=True, exist_ok=True)
         for local_rank in range(job.spec.ranks_per_node):
@@ -101,12 +99,12 @@ class Ranks:
             world_size=order.nodes * per_node,
             local_rank=local_rank,
             local_world_size=per_node,
-            node=self._node,
+            node=self._place.node,
             node_rank=order.node_rank,
             store_host=order.store_host,
             store_port=order.store_port,
             run_dir=self._run.root,
-            rank_file=self._run.rank_file(self._node, local_rank),
+            rank_file=self._run.rank_file(self._place.node, local_rank),
             resume=_commit(order.resume) if order.HasField("resume") else None,
             lineage={
                 entry.attempt: _commit(entry.resumed_from) if entry.HasField("resumed_from") else None
@@ -114,12 +112,13 @@ class Ranks:
             },
             tier=order.tier or "durable",
             snapshot_folders=self._snapshot_folders(job),
+            interface=self._place.interface,
         )
 
     def _snapshot_folders(self, job: TrainingJob) -> tuple[Path, ...]:
         if not job.spec.checkpoint.memory.enabled or job.spec.runtime.megatron is None:
             return ()
-        return make_folders(self._run.root, self._node)
+        return make_folders(self._run.root, self._place.node, self._place.snapshot_root)
 
     def snapshots(self, job: TrainingJob) -> list[pb.Commit]:
         """What every rank of this node left in memory, whichever agent launched it."""

@@ -107,6 +107,8 @@ def _rank_main(request: dict[str, Any]) -> NoReturn:
     network = Network.model_validate(launch.spec["spec"].get("network", {}))
     os.environ.update(network_environment(network, launch.run_dir))
     os.environ.update(torchrun_environment(launch))
+    for name, value in interface_environment(launch).items():
+        os.environ.setdefault(name, value)
     if launch.rank == 0:
         print(*explain(network), sep="\n", flush=True)
     rank_file = RankFile.open(launch.rank_file)
@@ -179,6 +181,11 @@ def torchrun_environment(launch: RankLaunch) -> dict[str, str]:
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         "MEGASCALE_RANK_FILE": str(launch.rank_file),
     }
+
+
+def interface_environment(launch: RankLaunch) -> dict[str, str]:
+    """Keeps gloo on the interface of the node's address, wherever the host's name may point."""
+    return {"GLOO_SOCKET_IFNAME": launch.interface} if launch.interface else {}
 
 
 def launch_to_json(launch: RankLaunch) -> dict[str, Any]:

@@ -48,6 +48,20 @@ class LocalStorage:
             if durable:
                 os.fsync(handle.fileno())
 
+    def append(self, name: str, data: bytes) -> None:
+        """Extend a file that only this process writes, or begin it."""
+        path = self.path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as handle:
+            handle.write(data)
+
+    def size(self, name: str) -> int:
+        """Bytes of a file, 0 when there is none."""
+        try:
+            return self.path(name).stat().st_size
+        except FileNotFoundError:
+            return 0
+
     def publish(self, source: str, target: str) -> None:
         """Give the finished file `source` the name `target`, atomically and durably.
 

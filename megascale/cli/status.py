@@ -113,7 +113,7 @@ async def _stub(root: Path) -> AsyncIterator[tuple[Any, tuple[tuple[str, str], .
     from megascale.rpc.connect import bearer, channel_to, read_address, read_token, stub_on
 
     run = RunDir(root)
-    address = read_address(run)
+    address = read_address(run.driver_file)
     if address is None:
         raise UnreachableError(f"{root}: no driver is running; start it with `megascale run`")
     async with channel_to(address) as channel:

@@ -108,7 +108,7 @@ class Supervisor:
     def _driver_lives(self) -> bool:
         if self._driver is not None:
             return self._driver.poll() is None
-        address = read_address(self._run)
+        address = read_address(self._run.driver_file)
         return address is not None and psutil.pid_exists(address.pid) and self._driver_lock_held()
 
     def _driver_lock_held(self) -> bool:
@@ -156,7 +156,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         end = loop.time() + _CONNECT_S
         while loop.time() < end:
-            address = read_address(self._run)
+            address = read_address(self._run.driver_file)
             if address is not None:
                 return address
             if self._driver is not None and self._driver.poll() is not None:
@@ -173,7 +173,7 @@ class Supervisor:
         self._stopping = asyncio.create_task(self._ask_to_stop())
 
     async def _ask_to_stop(self) -> None:
-        address = read_address(self._run)
+        address = read_address(self._run.driver_file)
         if address is None:
             self._task.cancel()
             return

@@ -26,6 +26,7 @@ class RankLaunch:
         lineage: attempt -> commit it resumed from, up to and including this attempt.
         tier: where `resume` is: "durable" (the checkpoint store) or "memory" (this rank's own snapshot).
         snapshot_folders: where to keep snapshots, best first; () = take none.
+        interface: network interface over which other nodes reach this one, "" = not known.
     """
 
     job: str
@@ -46,3 +47,4 @@ class RankLaunch:
     lineage: dict[int, Commit | None]
     tier: str = "durable"
     snapshot_folders: tuple[Path, ...] = ()
+    interface: str = ""

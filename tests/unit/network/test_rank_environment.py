@@ -17,7 +17,7 @@ from megascale.engine.context import RankLaunch
 from megascale.errors import InputError
 
 
-def launch(tmp_path: Path, host: str = "127.0.0.1", **network: Any) -> RankLaunch:
+def launch(tmp_path: Path, interface: str = "eth7", **network: Any) -> RankLaunch:
     return RankLaunch(
         job="job",
         spec={"spec": {"network": network, "recovery": {"maxRestarts": 7}}},
@@ -29,12 +29,13 @@ def launch(tmp_path: Path, host: str = "127.0.0.1", **network: Any) -> RankLaunc
         local_world_size=2,
         node="node-2",
         node_rank=2,
-        store_host=host,
+        store_host="127.0.0.1",
         store_port=1234,
         run_dir=tmp_path,
         rank_file=tmp_path / "ranks" / "node-2-1.rank",
         resume=None,
         lineage={},
+        interface=interface,
     )
 
 
@@ -59,12 +60,13 @@ def test_torchruns_variables_are_all_there(tmp_path: Path) -> None:
     }
     assert expected.items() <= found.items()
     assert found["PATH"].startswith(str(Path(sys.executable).parent))
-    assert found["GLOO_SOCKET_IFNAME"].startswith("lo")
+    assert found["GLOO_SOCKET_IFNAME"] == "eth7"
 
 
 def test_given_variables_win_over_the_network_profile(tmp_path: Path) -> None:
-    found = command_environment(launch(tmp_path, host="10.0.0.1", ibTimeout=20), {"NCCL_IB_TIMEOUT": "19"})
+    found = command_environment(launch(tmp_path, interface="", ibTimeout=20), {"NCCL_IB_TIMEOUT": "19"})
     assert (found["NCCL_IB_TIMEOUT"], found["NCCL_IB_RETRY_CNT"]) == ("19", "7")
+    assert command_environment(launch(tmp_path), {"GLOO_SOCKET_IFNAME": "ib0"})["GLOO_SOCKET_IFNAME"] == "ib0"
     assert found.get("GLOO_SOCKET_IFNAME") == os.environ.get("GLOO_SOCKET_IFNAME")
 
 
