@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import json
 import random
@@ -46,7 +47,8 @@ class RestApi:
     Args:
         guard: called before every write, and again when its connection is there, directly before it is
             sent; returns the seconds that the write may take, or raises to hold it back.
-        timeout_s: bound of one request; reads are repeated a few times within their own bounds.
+        timeout_s: bound of one request; tries: how often reads, and writes that were turned away, are sent.
+        agent: what the API server's audit log calls this client.
     """
 
     def __init__(
@@ -56,18 +58,22 @@ class RestApi:
         guard: Callable[[], float] | None = None,
         timeout_s: float = REQUEST_TIMEOUT_S,
         tries: int = _TRIES,
+        agent: str = "megascale",
     ) -> None:
         self._configuration = configuration
         self._reads = RESTClientObject(configuration)
         self._guard = guard
         self._timeout_s = timeout_s
         self._tries = tries
+        self._agent = agent
+        self._writing = 0
+        self._quiet = asyncio.Event()
         self._writes = self._reads if guard is None else _guarded_client(configuration, guard)
 
     @classmethod
-    async def connect(cls, kubeconfig: Path | None, *, timeout_s: float = REQUEST_TIMEOUT_S) -> RestApi:
+    async def connect(cls, kubeconfig: Path | None, *, agent: str = "megascale") -> RestApi:
         """A client for the cluster of `kubeconfig`, or with None for the one this pod runs in."""
-        return cls(await load_configuration(kubeconfig), timeout_s=timeout_s)
+        return cls(await load_configuration(kubeconfig), agent=agent)
 
     async def __aenter__(self) -> Self:
         return self
@@ -209,6 +215,14 @@ class RestApi:
             await asyncio.sleep(min(_MAX_DELAY_S, max(delay_s or 0.0, backoff_s)))
         raise AssertionError("the last try either returned or raised")
 
+    async def writes_end(self, timeout_s: float) -> None:
+        """Wait until no write is under way, but not for longer than that."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while self._writing:
+                    self._quiet.clear()
+                    await self._quiet.wait()
+
     async def _once(self, method: str, path: str, query: dict[str, str], body: Any, content_type: str) -> Obj:  # noqa: ANN401
         reading = method == "GET"
         client = self._reads if reading else self._writes
@@ -216,6 +230,7 @@ class RestApi:
         if self._guard is not None and not reading:
             limit_s = min(limit_s, self._guard())
         what = f"{method} {path}"
+        self._writing += not reading
         try:
             async with asyncio.timeout(limit_s):
                 response = await self._send(
@@ -225,6 +240,9 @@ class RestApi:
         except _UNREACHABLE as error:
             words = str(error) or f"no answer within {limit_s:g} s"
             raise ApiUnreachableError(f"{what}: the API server does not answer: {words}") from error
+        finally:
+            self._writing -= not reading
+            self._quiet.set()
         if not 200 <= response.status < 300:
             raise _refusal(what, response, content)
         return _object_of(what, content)
@@ -239,7 +257,7 @@ class RestApi:
         content_type: str,
         timeout: aiohttp.ClientTimeout,
     ) -> RESTResponse:
-        headers = {"Accept": "application/json", "User-Agent": "megascale"}
+        headers = {"Accept": "application/json", "User-Agent": self._agent}
         if content_type:
             headers["Content-Type"] = content_type
         token = await self._configuration.get_api_key_with_prefix("BearerToken")

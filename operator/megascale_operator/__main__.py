@@ -1,0 +1,75 @@
+"""`python -m megascale_operator`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import sys
+from pathlib import Path
+from typing import Final
+
+from megascale.errors import MegascaleError
+from megascale_operator.main import Options, serve
+from megascale_operator.nodecare.breaker import Limits
+from megascale_operator.nodecare.mark import MODES
+from megascale_operator.reconcile.observed import Settings
+
+_EPILOG: Final = """examples:
+  python -m megascale_operator --namespace megascale-system --mode Observe --image IMAGE
+  python -m megascale_operator --kubeconfig FILE --image IMAGE --metrics-port 0 --health-port 0
+exit codes: 0 told to stop, 1 failed, 2 bad usage or configuration, 130 interrupted"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m megascale_operator",
+        description="Look after TrainingJobs and NodeChecks of a cluster. Of several replicas one leads.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--namespace", default="megascale-system", help="the operator's own: Lease, CA, check pods")
+    add("--image", required=True, help="image of drivers, slots and checks, unless a job names another")
+    add(
+        "--mode",
+        choices=MODES,
+        default="Observe",
+        help="the most that is done to bad nodes; jobs may lower it",
+    )
+    add("--kubeconfig", type=Path, help="API server to use; default: the cluster this pod runs in")
+    add("--identity", default="", help="name in the Lease; default: host name and a random part")
+    add("--metrics-port", type=int, default=8080, help="port of /metrics, 0 = any")
+    add("--health-port", type=int, default=8081, help="port of /healthz and /readyz, 0 = any")
+    add("--max-quarantines-per-hour", type=int, default=Limits().per_hour, help="bound of the breaker")
+    add("--max-quarantined-share", type=float, default=Limits().share, help="bound of the breaker, 0 to 1")
+    add("--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
+    return parser
+
+
+def main() -> int:
+    """Returns the exit code."""
+    given = _parser().parse_args()
+    logging.basicConfig(
+        level=given.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+    options = Options(
+        settings=Settings(given.image, given.namespace, given.mode),
+        kubeconfig=given.kubeconfig,
+        identity=given.identity,
+        metrics_port=given.metrics_port,
+        health_port=given.health_port,
+        limits=Limits(given.max_quarantines_per_hour, given.max_quarantined_share),
+    )
+    try:
+        asyncio.run(serve(options))
+    except MegascaleError as error:
+        sys.stderr.write(f"megascale operator: {error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,263 @@
+"""The controller of TrainingJobs: turns changes into keys, and each key into a plan that is carried out."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from megascale.errors import ManifestError
+from megascale.job.loader import from_mapping
+from megascale.job.schema import MANAGER
+from megascale_operator.kube.api import KubeApi
+from megascale_operator.kube.clock import Clock
+from megascale_operator.kube.errors import NotFoundError, RefusedError
+from megascale_operator.kube.events import EventRecorder
+from megascale_operator.kube.informer import Informer, ObjectKey
+from megascale_operator.kube.queue import KeyedQueue
+from megascale_operator.kube.resources import (
+    CONFIG_MAPS,
+    NODES,
+    PODS,
+    ROLE_BINDINGS,
+    ROLES,
+    SERVICE_ACCOUNTS,
+    TRAINING_JOBS,
+    Obj,
+)
+from megascale_operator.nodecare.care import NodeCare
+from megascale_operator.perform import Performer
+from megascale_operator.reconcile import names
+from megascale_operator.reconcile.job import Job, wishes_of
+from megascale_operator.reconcile.lifecycle import delete
+from megascale_operator.reconcile.observed import Observed, Settings
+from megascale_operator.reconcile.plan import Apply, Plan
+from megascale_operator.reconcile.reconcile import reconcile
+from megascale_operator.reconcile.records import (
+    JobRecord,
+    NodeRecord,
+    Nodes,
+    PodRecord,
+    ThingRecord,
+    job_record,
+    node_record,
+    pod_record,
+    same_for_jobs,
+    thing_record,
+)
+from megascale_operator.tls.authority import Authority, RequestRefusedError, utc
+
+log = logging.getLogger(__name__)
+
+_SETTLE_S: Final = 0.1
+"""Changes of pods are looked at together."""
+_ENDED_KEPT: Final = 4096
+
+
+@dataclass(slots=True)
+class _Memory:
+    """What a job's objects do not tell; lost with the process, and then told by `slots.json` instead."""
+
+    ended: dict[str, PodRecord] = field(default_factory=dict)
+    incarnations: dict[int, int] = field(default_factory=dict)
+    slots_written_at: float = 0.0
+    manifest: tuple[tuple[str, int], Job] | None = None
+
+
+class Cluster:
+    """Local copies of everything that is looked at."""
+
+    def __init__(self, api: KubeApi, clock: Clock) -> None:
+        def owned(record: PodRecord | ThingRecord) -> ObjectKey | None:
+            return (record.namespace, record.job) if record.job else None
+
+        mine = names.SELECTOR
+        self.jobs: Informer[JobRecord] = Informer(api, TRAINING_JOBS, job_record, clock)
+        self.pods: Informer[PodRecord] = Informer(api, PODS, pod_record, clock, selector=mine, owner=owned)
+        self.nodes: Informer[NodeRecord] = Informer(api, NODES, node_record, clock)
+        self.things: list[Informer[ThingRecord]] = [
+            Informer(api, resource, thing_record, clock, selector=mine, owner=owned)
+            for resource in (CONFIG_MAPS, SERVICE_ACCOUNTS, ROLES, ROLE_BINDINGS)
+        ]
+
+    @property
+    def informers(self) -> list[Informer[Any]]:
+        return [self.jobs, self.pods, self.nodes, *self.things]
+
+
+class JobController:
+    """Owns the objects of jobs. `authority` is set once this process leads."""
+
+    def __init__(
+        self,
+        api: KubeApi,
+        cluster: Cluster,
+        performer: Performer,
+        recorder: EventRecorder,
+        care: NodeCare,
+        settings: Settings,
+        clock: Clock,
+    ) -> None:
+        self.queue: KeyedQueue[ObjectKey] = KeyedQueue(clock.monotonic)
+        self.authority: Authority | None = None
+        self._api, self._cluster, self._performer = api, cluster, performer
+        self._recorder, self._care, self._settings, self._clock = recorder, care, settings, clock
+        self._memories: defaultdict[ObjectKey, _Memory] = defaultdict(_Memory)
+        self._gone_nodes: set[str] = set()
+        cluster.jobs.on_change(self._on_job)
+        cluster.pods.on_change(self._on_pod)
+        cluster.nodes.on_change(self._on_node)
+        for informer in cluster.things:
+            informer.on_change(self._on_thing)
+        care.on_answer(self.queue.add)
+
+    def _on_job(self, before: JobRecord | None, after: JobRecord | None) -> None:
+        record = after or before
+        if record:
+            self.queue.add((record.namespace, record.name))
+
+    def _on_pod(self, before: PodRecord | None, after: PodRecord | None) -> None:
+        pod = after or before
+        if pod is None or not pod.job:
+            return
+        key = (pod.namespace, pod.job)
+        if pod.role == "slot":
+            memory = self._memories[key]
+            memory.incarnations[pod.slot] = max(pod.incarnation, memory.incarnations.get(pod.slot, 0))
+            if after is None and len(memory.ended) < _ENDED_KEPT:
+                memory.ended[pod.uid] = pod
+        self.queue.add_after(key, _SETTLE_S)
+
+    def _on_node(self, before: NodeRecord | None, after: NodeRecord | None) -> None:
+        if before and after and same_for_jobs(before, after):
+            return
+        node = after or before
+        if node is None:
+            return
+        self._gone_nodes.discard(node.name)
+        for pod in self._cluster.pods.records.values():
+            if pod.node == node.name and pod.job:
+                self.queue.add_after((pod.namespace, pod.job), _SETTLE_S)
+
+    def _on_thing(self, before: ThingRecord | None, after: ThingRecord | None) -> None:
+        thing = after or before
+        if thing is None or not thing.job:
+            return
+        if before and after and (before.digest, before.data) == (after.digest, after.data):
+            return
+        self.queue.add_after((thing.namespace, thing.job), _SETTLE_S)
+
+    async def reconcile(self, key: ObjectKey) -> float | None:
+        """One look at the job of that key; when to look again."""
+        record = self._cluster.jobs.get(key[1], key[0])
+        if record is None:
+            self._memories.pop(key, None)
+            self._care.forget(key)
+            self.queue.forget(key)
+            return None
+        obj = record.obj
+        if (obj["spec"].get("managedBy") or MANAGER) != MANAGER:
+            return None
+        now = self._clock.utc()
+        memory = self._memories[key]
+        pods = tuple(self._cluster.pods.of(key))
+        if obj["metadata"].get("deletionTimestamp"):
+            return await self._carry_out(obj, delete(obj, pods, now))
+        try:
+            job = self._job(obj, memory)
+        except ManifestError as error:
+            await self._recorder.tell(obj, "Warning", "InvalidSpec", str(error))
+            return None
+        wishes = wishes_of(job)
+        self._care.ask(key, job.spec.remediation.mode, wishes.quarantine)
+        observed = await self._observe(job, key, memory, pods, now)
+        plan = reconcile(job, observed, self._settings, now)
+        writes_slots = _writes_slots(plan, job)
+        again_s = await self._carry_out(obj, plan)
+        if writes_slots:
+            memory.slots_written_at = self._clock.utc()
+            for pod in observed.ended:
+                memory.ended.pop(pod.uid, None)
+        return again_s
+
+    def _job(self, obj: Obj, memory: _Memory) -> Job:
+        """The checked manifest, remembered until the spec changes."""
+        meta = obj["metadata"]
+        version = (str(meta["uid"]), int(meta.get("generation", 0)))
+        if memory.manifest and memory.manifest[0] == version:
+            return Job(obj, memory.manifest[1].manifest)
+        job = Job(obj, from_mapping({key: value for key, value in obj.items() if key != "status"}))
+        memory.manifest = (version, job)
+        return job
+
+    async def _observe(
+        self, job: Job, key: ObjectKey, memory: _Memory, pods: tuple[PodRecord, ...], now: float
+    ) -> Observed:
+        await self._look_for_nodes(pods)
+        things = {
+            (informer.resource.kind, thing.name): thing
+            for informer in self._cluster.things
+            for thing in informer.of(key)
+        }
+        gone = frozenset(pod.node for pod in pods) & self._gone_nodes
+        granted, refused = self._care.answers(key)
+        records = {pod.node: node for pod in pods if (node := self._cluster.nodes.get(pod.node)) is not None}
+        return Observed(
+            pods=pods,
+            nodes=Nodes(records, gone),
+            things=things,
+            ended=tuple(memory.ended.values()),
+            incarnations=dict(memory.incarnations),
+            ca_pem=self.authority.certificate_pem if self.authority else "",
+            driver_crt=await self._certificate(job, things, now),
+            granted=granted,
+            refused=refused,
+            slots_written_at=memory.slots_written_at,
+        )
+
+    async def _look_for_nodes(self, pods: tuple[PodRecord, ...]) -> None:
+        """A node that is not in the local copy may be new; one that the server does not know is gone."""
+        missing = {pod.node for pod in pods if pod.node and self._cluster.nodes.get(pod.node) is None}
+        for node in missing - self._gone_nodes:
+            try:
+                await self._api.get(NODES, node)
+            except NotFoundError:
+                self._gone_nodes.add(node)
+
+    async def _certificate(self, job: Job, things: dict[tuple[str, str], ThingRecord], now: float) -> str:
+        """The driver's certificate: the one it has while that is good, else a new one; "" = no request."""
+        driver = things.get(("ConfigMap", names.driver_map(job.name)))
+        slots = things.get(("ConfigMap", names.slots_map(job.name)))
+        csr = driver.text("driver.csr") if driver else ""
+        if not csr or self.authority is None:
+            return ""
+        current = slots.text("driver.crt") if slots else ""
+        if current and self.authority.is_good(current, csr, utc(now)):
+            return current
+        try:
+            return self.authority.sign(csr, names.server_name(job.name, job.namespace), utc(now))
+        except RequestRefusedError as error:
+            await self._recorder.tell(job.obj, "Warning", "CertificateRefused", str(error))
+            return ""
+
+    async def _carry_out(self, obj: Obj, plan: Plan) -> float | None:
+        try:
+            await self._performer.perform(plan)
+        except RefusedError as error:
+            await self._recorder.tell(obj, "Warning", "Refused", str(error))
+            raise
+        finally:
+            for note in plan.notes:
+                await self._recorder.tell(obj, note.type, note.reason, note.message)
+        return plan.requeue_s
+
+
+def _writes_slots(plan: Plan, job: Job) -> bool:
+    name = names.slots_map(job.name)
+    return any(
+        isinstance(action, Apply)
+        and action.resource is CONFIG_MAPS
+        and action.body["metadata"]["name"] == name
+        for action in plan.actions
+    )

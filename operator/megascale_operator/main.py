@@ -1,0 +1,177 @@
+"""The program: watches always, writes only while it leads, ends in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from megascale.errors import MegascaleError
+from megascale_operator.jobs import Cluster, JobController
+from megascale_operator.kube.client import RestApi
+from megascale_operator.kube.clock import Clock
+from megascale_operator.kube.config import load_configuration
+from megascale_operator.kube.election import Election, Timing
+from megascale_operator.kube.events import EventRecorder
+from megascale_operator.metrics import Metrics
+from megascale_operator.nodecare.breaker import Limits
+from megascale_operator.nodecare.care import NodeCare
+from megascale_operator.perform import Performer
+from megascale_operator.probes import Probes
+from megascale_operator.reconcile import names
+from megascale_operator.reconcile.observed import Settings
+from megascale_operator.tls.authority import utc
+from megascale_operator.tls.secret import load_or_create
+from megascale_operator.workers import Workers
+
+log = logging.getLogger(__name__)
+
+_JOB_WORKERS: Final = 8
+_CA_RETRY_S: Final = 5.0
+_STOP_S: Final = 3.0
+_MEASURE_S: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line says."""
+
+    settings: Settings
+    kubeconfig: Path | None = None
+    identity: str = ""
+    metrics_port: int = 8080
+    health_port: int = 8081
+    limits: Limits = field(default_factory=Limits)
+    timing: Timing = field(default_factory=Timing)
+
+
+class Operator:
+    """One replica."""
+
+    def __init__(self, options: Options, api: RestApi, election: Election, clock: Clock) -> None:
+        self._options, self._api, self._clock = options, api, clock
+        self.election = election
+        self.metrics = Metrics()
+        settings = options.settings
+        self.cluster = Cluster(api, clock)
+        recorder = EventRecorder(api, names.OPERATOR, socket.gethostname(), clock, settings.namespace)
+        cluster = self.cluster
+        absorb = {informer.resource: informer.absorb for informer in cluster.informers}
+        performer = Performer(api, self.metrics, absorb)
+        self.care = NodeCare(
+            api, self.cluster.nodes, recorder, self.metrics, clock, mode=settings.mode, limits=options.limits
+        )
+        self.jobs = JobController(api, self.cluster, performer, recorder, self.care, settings, clock)
+        self.workers: list[Workers[Any]] = [
+            Workers("jobs", self.jobs.queue, self.jobs.reconcile, clock, self.metrics, count=_JOB_WORKERS),
+            Workers("nodes", self.care.queue, self.care.reconcile, clock, self.metrics),
+        ]
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Until `stop`; then the Lease is released."""
+        probes = Probes(self, self._options.metrics_port, self._options.health_port)
+        await probes.start()
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(informer.run()) for informer in self.cluster.informers]
+            election = group.create_task(self.election.run())
+            tasks += [group.create_task(self._measure()), election]
+            leading = group.create_task(self._lead())
+            await stop.wait()
+            log.info("told to stop")
+            election.cancel()
+            self.election.fence.close()
+            await self._api.writes_end(_STOP_S)
+            leading.cancel()
+            await asyncio.wait({leading, election}, timeout=_STOP_S)
+            await self.election.release()
+            for task in tasks:
+                task.cancel()
+        await probes.stop()
+
+    async def _lead(self) -> None:
+        """Whenever this replica leads and knows the cluster, its workers run."""
+        while True:
+            await self.election.leading.wait()
+            for informer in self.cluster.informers:
+                await informer.synced.wait()
+            work = asyncio.create_task(self._work())
+            resigned = asyncio.create_task(self.election.resigned.wait())
+            try:
+                await asyncio.wait({work, resigned}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for task in (work, resigned):
+                    task.cancel()
+                await asyncio.wait({work, resigned})
+            if not work.cancelled() and (error := work.exception()):
+                raise error
+
+    async def _work(self) -> None:
+        await self._load_authority()
+        for key in self.cluster.jobs.records:
+            self.jobs.queue.add(key)
+        for name, node in self.cluster.nodes.records.items():
+            if node.quarantine or node.tainted:
+                self.care.queue.add(name[1])
+        async with asyncio.TaskGroup() as group:
+            for workers in self.workers:
+                group.create_task(workers.run())
+
+    async def _load_authority(self) -> None:
+        """Without its CA the operator makes no pods: they could not trust their driver."""
+        while self.jobs.authority is None:
+            try:
+                self.jobs.authority = await load_or_create(
+                    self._api, self._options.settings.namespace, utc(self._clock.utc())
+                )
+            except MegascaleError as error:
+                log.warning("the CA cannot be loaded: %s; again in %g s", error, _CA_RETRY_S)
+                await asyncio.sleep(_CA_RETRY_S)
+
+    async def _measure(self) -> None:
+        while True:
+            now = self._clock.monotonic()
+            self.metrics.leader.set(self.election.leading.is_set())
+            for informer in self.cluster.informers:
+                self.metrics.watch_age.labels(informer.resource.plural).set(now - informer.heard_at)
+            await asyncio.sleep(_MEASURE_S)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the cluster is known."""
+        return all(informer.synced.is_set() for informer in self.cluster.informers)
+
+    @property
+    def stuck(self) -> list[str]:
+        """Work that makes no progress; an API server that is away is no reason."""
+        return [words for workers in self.workers for words in workers.stuck()]
+
+
+async def serve(options: Options) -> None:
+    """Run one replica until SIGTERM or SIGINT.
+
+    Raises:
+        InputError: there is no usable configuration for an API server.
+    """
+    clock = Clock()
+    configuration = await load_configuration(options.kubeconfig)
+    identity = options.identity or f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}"
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    agent = f"{names.OPERATOR}/{identity}"
+    lease_api = RestApi(configuration, timeout_s=options.timing.request_s, tries=1, agent=agent)
+    election = Election(
+        lease_api, options.settings.namespace, names.OPERATOR, identity, clock, options.timing
+    )
+    api = RestApi(configuration, guard=election.fence.guard, agent=agent)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(lease_api.close)
+        stack.push_async_callback(api.close)
+        await Operator(options, api, election, clock).run(stop)

@@ -1,0 +1,92 @@
+"""The quarantine annotation of a node: what we set, why, for whom, since when."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from megascale_operator.reconcile.records import NodeRecord
+
+MODES: Final = ("Observe", "Annotate", "Enforce")
+HISTORY_KEPT: Final = 8
+_REASON: Final = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """One quarantine.
+
+    Attributes:
+        mode: Annotate or Enforce; set: of cordon and taint, what we did ourselves.
+        job: namespace/name; passes: checks passed in a row since.
+        overridden: Unix seconds at which a person was found to have put the node back, 0 = nobody did.
+    """
+
+    mode: str
+    job: str
+    incident: str
+    reason: str
+    since: float
+    set: tuple[str, ...] = ()
+    passes: int = 0
+    overridden: float = 0.0
+
+    def text(self) -> str:
+        document: dict[str, Any] = {
+            "mode": self.mode,
+            "job": self.job,
+            "incident": self.incident,
+            "reason": self.reason[:_REASON],
+            "since": round(self.since, 3),
+            "set": list(self.set),
+        }
+        if self.passes:
+            document["passes"] = self.passes
+        if self.overridden:
+            document["overridden"] = round(self.overridden, 3)
+        return json.dumps(document, separators=(",", ":"))
+
+
+def mark_of(node: NodeRecord) -> Mark | None:
+    """The node's mark, None if there is none; of a damaged one nothing is known but that it is there."""
+    found = node.mark()
+    if found is None:
+        return None
+    return Mark(
+        mode=_text(found, "mode") if found.get("mode") in MODES else "Annotate",
+        job=_text(found, "job"),
+        incident=_text(found, "incident"),
+        reason=_text(found, "reason"),
+        since=_number(found, "since"),
+        set=tuple(one for one in ("cordon", "taint") if one in _list(found, "set")),
+        passes=int(_number(found, "passes")),
+        overridden=_number(found, "overridden"),
+    )
+
+
+def history_of(node: NodeRecord) -> tuple[float, ...]:
+    """Unix seconds of the node's last quarantines, oldest first; kept beyond their release."""
+    try:
+        times = json.loads(node.history) if node.history else []
+    except ValueError:
+        return ()
+    if not isinstance(times, list):
+        return ()
+    return tuple(float(at) for at in times if isinstance(at, int | float))[-HISTORY_KEPT:]
+
+
+def _text(found: Mapping[str, Any], key: str) -> str:
+    value = found.get(key)
+    return value if isinstance(value, str) else ""
+
+
+def _number(found: Mapping[str, Any], key: str) -> float:
+    value = found.get(key)
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else 0.0
+
+
+def _list(found: Mapping[str, Any], key: str) -> list[Any]:
+    value = found.get(key)
+    return value if isinstance(value, list) else []

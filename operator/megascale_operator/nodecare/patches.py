@@ -1,0 +1,92 @@
+"""JSON patches of Nodes. Each tests the resourceVersion: nothing is changed that was not seen."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+from megascale_operator.nodecare.mark import HISTORY_KEPT, Mark, history_of, mark_of
+from megascale_operator.reconcile import names
+from megascale_operator.reconcile.records import NodeRecord
+
+Operations = list[dict[str, Any]]
+EFFECT: Final = "NoSchedule"
+CLASSES: Final = ("hardware", "network", "straggler", "hang", "numerics", "lost", "other")
+"""Values of our taint: why, in one word."""
+
+
+def reason_class(reason: str) -> str:
+    """The word for a reason; what a job says is text, a taint's value must be short and from a known set."""
+    lowered = reason.lower()
+    words = {
+        "hardware": ("xid", "ecc", "gpu", "hardware", "memory", "nvlink", "pcie", "device"),
+        "network": ("nic", "network", "link", "rdma", "nccl"),
+        "straggler": ("slow", "straggl"),
+        "hang": ("hang", "hung", "stuck"),
+        "numerics": ("nan", "numbers", "numerics", "bitwise"),
+        "lost": ("silent", "lost", "unreachable"),
+    }
+    return next((name for name, known in words.items() if any(word in lowered for word in known)), "other")
+
+
+def quarantine(node: NodeRecord, mark: Mark) -> tuple[Operations, Mark]:
+    """Operations that quarantine the node, and the mark with what they set."""
+    done: list[str] = []
+    operations: Operations = []
+    if mark.mode == "Enforce":
+        if not node.unschedulable:
+            done.append("cordon")
+            operations.append({"op": "add", "path": "/spec/unschedulable", "value": True})
+        if not node.tainted:
+            done.append("taint")
+            taint = {"key": names.TAINT, "value": reason_class(mark.reason), "effect": EFFECT}
+            if node.taints:
+                operations.append({"op": "add", "path": "/spec/taints/-", "value": taint})
+            else:
+                operations.append({"op": "add", "path": "/spec/taints", "value": [taint]})
+    earlier = mark_of(node)
+    kept = earlier.set if earlier else ()
+    complete = Mark(
+        mark.mode, mark.job, mark.incident, mark.reason, mark.since,
+        tuple(one for one in ("cordon", "taint") if one in (*kept, *done)),
+    )  # fmt: skip
+    history = json.dumps([*history_of(node), round(mark.since, 3)][-HISTORY_KEPT:])
+    operations += annotate(node, {names.QUARANTINE: complete.text(), names.QUARANTINE_HISTORY: history})
+    return [_test(node), *operations], complete
+
+
+def release(node: NodeRecord, *, keep_mark: Mark | None = None) -> Operations:
+    """Undo what we set, nothing else; with `keep_mark` the annotation stays and says that a person did it."""
+    mark = mark_of(node)
+    operations: Operations = []
+    if mark and "cordon" in mark.set and node.unschedulable and keep_mark is None:
+        operations.append({"op": "remove", "path": "/spec/unschedulable"})
+    if node.tainted:
+        index = node.taints.index(names.TAINT)
+        operations.append({"op": "test", "path": f"/spec/taints/{index}/key", "value": names.TAINT})
+        operations.append({"op": "remove", "path": f"/spec/taints/{index}"})
+    if keep_mark is not None:
+        operations += annotate(node, {names.QUARANTINE: keep_mark.text()})
+    elif node.quarantine:
+        operations.append({"op": "remove", "path": _pointer(names.QUARANTINE)})
+    return [_test(node), *operations]
+
+
+def annotate(node: NodeRecord, annotations: dict[str, str]) -> Operations:
+    """Add or replace annotations."""
+    if not node.annotated:
+        return [{"op": "add", "path": "/metadata/annotations", "value": annotations}]
+    return [{"op": "add", "path": _pointer(key), "value": value} for key, value in annotations.items()]
+
+
+def remark(node: NodeRecord, mark: Mark) -> Operations:
+    """Change only what the annotation says."""
+    return [_test(node), *annotate(node, {names.QUARANTINE: mark.text()})]
+
+
+def _test(node: NodeRecord) -> dict[str, Any]:
+    return {"op": "test", "path": "/metadata/resourceVersion", "value": node.version}
+
+
+def _pointer(key: str) -> str:
+    return f"/metadata/annotations/{key.replace('~', '~0').replace('/', '~1')}"

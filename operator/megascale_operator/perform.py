@@ -1,0 +1,106 @@
+"""Carries out a plan: step by step, the actions of a step side by side, every write behind the fence."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
+
+from megascale.errors import MegascaleError
+from megascale_operator.kube.api import KubeApi, PatchKind
+from megascale_operator.kube.errors import AlreadyExistsError, NotFoundError, NotLeaderError
+from megascale_operator.kube.resources import PODS, Obj, Resource, namespace_of
+from megascale_operator.metrics import Metrics
+from megascale_operator.reconcile import names
+from megascale_operator.reconcile.plan import Action, Apply, Create, Delete, DeletePods, Patch, Plan
+
+log = logging.getLogger(__name__)
+
+IN_FLIGHT: Final = 32
+"""Requests at a time of one plan."""
+
+
+class Performer:
+    """Tells `absorb` of each resource what the server answered, so that the next look sees it."""
+
+    def __init__(
+        self, api: KubeApi, metrics: Metrics, absorb: Mapping[Resource, Callable[[Obj], None]]
+    ) -> None:
+        self._api, self._metrics, self._absorb = api, metrics, absorb
+
+    async def perform(self, plan: Plan) -> None:
+        """Do everything that can be done; the first error is raised at the end.
+
+        Raises:
+            NotLeaderError: at once; nothing more is sent.
+        """
+        errors: list[MegascaleError] = []
+        for step in plan.steps:
+            todo = iter(step)
+            workers = min(IN_FLIGHT, len(step))
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._work(todo)) for _ in range(workers)]
+            errors += [error for task in tasks for error in task.result()]
+            if any(isinstance(error, NotLeaderError) for error in errors):
+                break
+        if errors:
+            raise errors[-1] if isinstance(errors[-1], NotLeaderError) else errors[0]
+
+    async def _work(self, todo: Iterator[Action]) -> list[MegascaleError]:
+        errors: list[MegascaleError] = []
+        for action in todo:
+            try:
+                await self._one(action)
+            except NotLeaderError as error:
+                return [*errors, error]
+            except MegascaleError as error:
+                log.warning("%s: %s", type(action).__name__, error)
+                errors.append(error)
+        return errors
+
+    async def _one(self, action: Action) -> None:
+        match action:
+            case Create(resource, body):
+                try:
+                    self._seen(resource, "create", await self._api.create(resource, body, namespace_of(body)))
+                except AlreadyExistsError:
+                    return
+                if resource is PODS:
+                    self._metrics.pods_created.labels(body["metadata"]["labels"][names.ROLE]).inc()
+            case Apply(resource, body, subresource):
+                answer = await self._api.apply(
+                    resource, body, namespace_of(body), manager=names.OPERATOR, subresource=subresource
+                )
+                self._seen(resource, "apply", answer)
+            case Patch(resource, namespace, name, patch):
+                await self._patch(resource, namespace, name, patch)
+            case Delete(resource, namespace, name, uid, grace_s):
+                await self._api.delete(resource, name, namespace, uid=uid, grace_s=grace_s)
+                self._count(resource, "delete")
+            case DeletePods(namespace, selector):
+                await self._api.delete_collection(PODS, namespace, selector=selector)
+                self._count(PODS, "deletecollection")
+
+    async def _patch(self, resource: Resource, namespace: str, name: str, patch: Any) -> None:  # noqa: ANN401
+        kind: PatchKind = "json" if isinstance(patch, list) else "merge"
+        try:
+            answer = await self._api.patch(resource, name, patch, namespace, kind=kind)
+        except NotFoundError:
+            return
+        self._seen(resource, "patch", answer)
+
+    def _seen(self, resource: Resource, action: str, answer: Obj) -> None:
+        self._count(resource, action)
+        absorb = self._absorb.get(resource)
+        # Removing the last finalizer answers with an object that is gone.
+        if absorb and not _is_going(answer):
+            absorb(answer)
+
+    def _count(self, resource: Resource, action: str) -> None:
+        self._metrics.writes.labels(resource.plural, action).inc()
+
+
+def _is_going(obj: Obj) -> bool:
+    meta = obj.get("metadata") or {}
+    return bool(meta.get("deletionTimestamp")) and not meta.get("finalizers")

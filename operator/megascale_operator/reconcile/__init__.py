@@ -1,0 +1,1 @@
+"""What a job needs, as pure functions: (spec, observed objects, now) -> actions."""

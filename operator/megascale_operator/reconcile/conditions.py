@@ -1,0 +1,173 @@
+"""`status.conditions` and `status.state` of a job, and the Events of their transitions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from megascale_operator.kube.clock import stamp
+from megascale_operator.kube.resources import Obj
+from megascale_operator.reconcile.job import Job
+from megascale_operator.reconcile.plan import Note
+from megascale_operator.reconcile.records import PodRecord
+from megascale_operator.reconcile.slots import SlotsPlan
+
+Status = Literal["True", "False", "Unknown"]
+
+SILENT_S: Final = 90.0
+"""The driver writes at least every 15 s; silent for longer, nobody knows whether the job runs."""
+_MESSAGE: Final = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One metav1.Condition, without its times."""
+
+    type: str
+    status: Status
+    reason: str
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a job ended: completed, failed or stopped."""
+
+    state: str
+    reason: str
+    message: str
+
+
+def conditions_of(
+    job: Job, phase: str, slots: SlotsPlan, driver: PodRecord | None, end: End | None, now: float
+) -> list[Condition]:
+    """All conditions of a job in `phase` (see `lifecycle`)."""
+    return [
+        _slots_ready(job, phase, slots),
+        _driver_ready(phase, driver),
+        _running(job, phase, now),
+        _recovering(job, phase),
+        _suspended(job, phase),
+        _ended("Complete", end, end is not None and end.state == "completed"),
+        _ended("Failed", end, end is not None and end.state != "completed"),
+    ]
+
+
+def _slots_ready(job: Job, phase: str, slots: SlotsPlan) -> Condition:
+    have = f"{slots.ready} of {slots.wanted} slots are ready, the job trains on {job.spec.nodes}"
+    if phase != "active":
+        return Condition("SlotsReady", "False", "NotNeeded", f"the job is {phase}")
+    if slots.ready >= job.spec.nodes:
+        return Condition("SlotsReady", "True", "EnoughSlots", f"at least {job.spec.nodes} slots are ready")
+    if slots.refusals:
+        return Condition("SlotsReady", "False", "Refused", f"{have}; {slots.refusals[0]['reason']}")
+    return Condition("SlotsReady", "False", "WaitingForSlots", have)
+
+
+def _driver_ready(phase: str, driver: PodRecord | None) -> Condition:
+    if driver and driver.ready and driver.alive:
+        return Condition("DriverReady", "True", "DriverRuns", f"pod {driver.name}")
+    if phase not in ("active", "deleting"):
+        return Condition("DriverReady", "False", "NotNeeded", f"the job is {phase}")
+    if driver is None:
+        return Condition("DriverReady", "False", "NoPod", "the driver has no pod yet")
+    return Condition(
+        "DriverReady", "False", "NotReady", f"pod {driver.name} on {driver.node or 'no node yet'}"
+    )
+
+
+def _running(job: Job, phase: str, now: float) -> Condition:
+    if phase != "active":
+        return Condition("Running", "False", "NotActive", f"the job is {phase}")
+    stage = str(job.driver.get("stage") or "")
+    if not stage:
+        return Condition("Running", "False", "Starting", "the driver has not reported yet")
+    if now - job.driver_wrote_at > SILENT_S:
+        return Condition("Running", "Unknown", "DriverSilent", "the driver has not reported for a while")
+    if stage in ("running", "diagnosing", "saving"):
+        return Condition("Running", "True", "Training", "")
+    return Condition("Running", "False", stage.capitalize(), "no training step is being made")
+
+
+def _recovering(job: Job, phase: str) -> Condition:
+    incident = job.driver.get("incident")
+    if phase != "active" or not isinstance(incident, dict) or not incident:
+        return Condition("Recovering", "False", "NoIncident")
+    words = f"{incident.get('id', '')}: {incident.get('reason', '')}; {incident.get('action', '')}"
+    return Condition("Recovering", "True", "IncidentOpen", words.strip(" :;"))
+
+
+def _suspended(job: Job, phase: str) -> Condition:
+    if phase == "suspended":
+        return Condition("Suspended", "True", "Suspended", "no ranks run; set spec.suspend to false to go on")
+    if job.spec.suspend and phase == "active":
+        return Condition("Suspended", "False", "Saving", "the driver saves before the slots go")
+    return Condition("Suspended", "False", "NotSuspended")
+
+
+def _ended(kind: str, end: End | None, holds: bool) -> Condition:
+    if end is None or not holds:
+        return Condition(kind, "False", "NotFinished" if end is None else end.reason)
+    return Condition(kind, "True", end.reason, end.message)
+
+
+def state_of(job: Job, phase: str, conditions: list[Condition]) -> str:
+    """The word that `kubectl get` shows; nothing decides by it."""
+    holding = {one.type for one in conditions if one.status == "True"}
+    by_condition = (
+        ("Complete", "Completed"), ("Failed", "Failed"), ("Suspended", "Suspended"),
+        ("Recovering", "Recovering"), ("Running", "Running"),
+    )  # fmt: skip
+    if phase == "deleting":
+        return "Deleting"
+    if phase == "active" and job.spec.suspend:
+        return "Suspending"
+    for kind, word in by_condition:
+        if kind in holding:
+            return "Stopped" if word == "Failed" and job.final_state == "stopped" else word
+    unknown = any(one.type == "Running" and one.status == "Unknown" for one in conditions)
+    return "Unknown" if unknown else "Starting" if "SlotsReady" in holding else "Pending"
+
+
+def written(job: Job, conditions: list[Condition], now: float) -> list[Obj]:
+    """Conditions as they go into the status; a time changes only with its status."""
+    return [_written(job, one, now) for one in conditions]
+
+
+def _written(job: Job, condition: Condition, now: float) -> Obj:
+    before = job.condition(condition.type)
+    flipped = before.get("status") != condition.status
+    return {
+        "type": condition.type,
+        "status": condition.status,
+        "reason": condition.reason,
+        "message": condition.message[:_MESSAGE],
+        "observedGeneration": job.generation,
+        "lastTransitionTime": stamp(now) if flipped else before["lastTransitionTime"],
+    }
+
+
+_BAD: Final = (("Failed", "True"), ("Recovering", "True"), ("Running", "Unknown"))
+_TOLD: Final = (
+    ("SlotsReady", "True", "SlotsReady"),
+    ("Running", "True", "Running"),
+    ("Running", "Unknown", "DriverSilent"),
+    ("Recovering", "True", "Recovering"),
+    ("Recovering", "False", "Recovered"),
+    ("Suspended", "True", "Suspended"),
+    ("Suspended", "False", "Resumed"),
+    ("Complete", "True", "Completed"),
+    ("Failed", "True", "Failed"),
+)
+
+
+def transitions(job: Job, conditions: list[Condition]) -> list[Note]:
+    """One Event for each condition that changed and means something to people."""
+    notes = []
+    for one in conditions:
+        before = job.condition(one.type).get("status", "False")
+        reason = next((word for kind, to, word in _TOLD if (kind, to) == (one.type, one.status)), "")
+        if before != one.status and reason:
+            bad = (one.type, one.status) in _BAD
+            notes.append(Note("Warning" if bad else "Normal", reason, one.message or reason))
+    return notes

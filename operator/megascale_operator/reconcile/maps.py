@@ -1,0 +1,48 @@
+"""The ConfigMaps of a job (docs/kubernetes.md, "Objects of one job")."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from megascale_operator.kube.resources import TRAINING_JOBS, Obj
+from megascale_operator.reconcile import names
+from megascale_operator.reconcile.job import Job
+
+
+def digest(content: Any) -> str:  # noqa: ANN401 - any JSON value
+    """What an object looked like when it was last applied, in few letters."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def with_digest(body: Obj) -> Obj:
+    """The object with its digest in an annotation."""
+    annotations = {names.HASH: digest(body), **(body["metadata"].get("annotations") or {})}
+    return {**body, "metadata": {**body["metadata"], "annotations": annotations}}
+
+
+def job_map(job: Job, ca_pem: str) -> Obj:
+    """What driver and agents run, and whom agents trust."""
+    manifest = {
+        "apiVersion": TRAINING_JOBS.api_version,
+        "kind": TRAINING_JOBS.kind,
+        "metadata": {"name": job.name},
+        "spec": job.obj["spec"],
+    }
+    data = {"job.yaml": json.dumps(manifest, indent=1, sort_keys=True), "ca.crt": ca_pem}
+    return with_digest({"metadata": job.metadata(names.job_map(job.name), "driver"), "data": data})
+
+
+def driver_maps(job: Job) -> list[Obj]:
+    """Made once, empty; from then on they are the driver's."""
+    return [
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": job.metadata(name, "driver"), "data": {}}
+        for name in (names.driver_map(job.name), names.record_map(job.name))
+    ]
+
+
+def slots_map(job: Job, slots_json: str, driver_crt: str) -> Obj:
+    data = {"slots.json": slots_json, **({"driver.crt": driver_crt} if driver_crt else {})}
+    return {"metadata": job.metadata(names.slots_map(job.name), "driver"), "data": data}

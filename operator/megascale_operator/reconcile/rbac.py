@@ -1,0 +1,44 @@
+"""What the pods of a job may do: the driver a little, the agents nothing."""
+
+from __future__ import annotations
+
+from megascale_operator.kube.resources import ROLE_BINDINGS, ROLES, SERVICE_ACCOUNTS, Obj, Resource
+from megascale_operator.reconcile import names
+from megascale_operator.reconcile.job import Job
+from megascale_operator.reconcile.maps import with_digest
+
+
+def rights(job: Job) -> list[tuple[Resource, Obj]]:
+    """ServiceAccounts, Role and RoleBinding."""
+    driver, slot = names.driver_account(job.name), names.slot_account(job.name)
+    role = {"metadata": job.metadata(driver, "driver"), "rules": _rules(job.name)}
+    binding = {
+        "metadata": job.metadata(driver, "driver"),
+        "roleRef": {"apiGroup": ROLES.group, "kind": ROLES.kind, "name": driver},
+        "subjects": [{"kind": "ServiceAccount", "name": driver, "namespace": job.namespace}],
+    }
+    accounts = [
+        {"metadata": job.metadata(driver, "driver"), "automountServiceAccountToken": True},
+        {"metadata": job.metadata(slot, "slot"), "automountServiceAccountToken": False},
+    ]
+    return [
+        *((SERVICE_ACCOUNTS, with_digest(account)) for account in accounts),
+        (ROLES, with_digest(role)),
+        (ROLE_BINDINGS, with_digest(binding)),
+    ]
+
+
+def _rules(job: str) -> list[Obj]:
+    """Every right names its object; the operator holds all of them itself, so it may grant them."""
+    own = [names.driver_map(job), names.record_map(job)]
+    read = [names.job_map(job), names.slots_map(job)]
+    return [
+        _rule("megascale.io", "trainingjobs", [job], ["get", "watch"]),
+        _rule("megascale.io", "trainingjobs/status", [job], ["get", "patch"]),
+        _rule("", "configmaps", own, ["get", "watch", "update"]),
+        _rule("", "configmaps", read, ["get", "watch"]),
+    ]
+
+
+def _rule(group: str, resource: str, objects: list[str], verbs: list[str]) -> Obj:
+    return {"apiGroups": [group], "resources": [resource], "resourceNames": objects, "verbs": verbs}

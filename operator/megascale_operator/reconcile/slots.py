@@ -1,0 +1,157 @@
+"""Which slot pods to make and which to remove."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from megascale_operator.kube.resources import PODS, Obj
+from megascale_operator.nodecare.mark import mark_of
+from megascale_operator.reconcile.job import Job, Wishes
+from megascale_operator.reconcile.leaving import conviction, leaving_of
+from megascale_operator.reconcile.observed import Observed
+from megascale_operator.reconcile.plan import Action, Delete
+from megascale_operator.reconcile.records import NodeRecord, Nodes, PodRecord
+from megascale_operator.reconcile.slot_pod import NewSlot
+from megascale_operator.reconcile.slots_file import SlotsFile
+
+FORCE_AFTER_VERDICT_S: Final = 120.0
+"""A pod that does not go by itself from a quarantined node is removed after this, in mode Enforce."""
+_RECENT_S: Final = 600.0
+_MOST_FAILED_CHECKS: Final = 16
+_FREE_FAILURES: Final = 2
+_MAX_DELAY_S: Final = 300.0
+_CHECK_MEMORY_S: Final = 3600.0
+
+
+@dataclass(slots=True)
+class SlotsPlan:
+    """What to do about the slots.
+
+    Attributes:
+        wanted: how many there should be; bound, ready: how many are.
+        avoid: nodes that new pods must not go to.
+        refusals: wishes that are not granted, without their time.
+    """
+
+    wanted: int
+    bound: int = 0
+    ready: int = 0
+    avoid: tuple[str, ...] = ()
+    make: list[NewSlot] = field(default_factory=list)
+    remove: list[Action] = field(default_factory=list)
+    refusals: list[Obj] = field(default_factory=list)
+    again_s: float | None = None
+
+
+def plan_slots(job: Job, wishes: Wishes, observed: Observed, file: SlotsFile, now: float) -> SlotsPlan:
+    """From wishes and pods to pods to make and remove; `file` is the new `slots.json`."""
+    pods = observed.role("slot")
+    failed = {*failed_checks(file, now), *(pod.node for pod in pods if conviction(pod))}
+    plan = SlotsPlan(_wanted(job, wishes), avoid=tuple(sorted({*wishes.avoid, *failed})))
+    plan.bound = sum(1 for pod in pods if pod.alive and pod.node)
+    plan.ready = sum(1 for pod in pods if pod.alive and pod.ready)
+    if wishes.slots is not None and wishes.slots > plan.wanted:
+        plan.refusals.append(
+            _refusal(f"{wishes.slots} slots are more than {plan.wanted}, the most for this job")
+        )
+    restarting = {pod for pod, _ in wishes.restart}
+    for pod in pods:
+        action = removal(pod, observed.nodes, wishes, now)
+        if action:
+            plan.remove.append(action)
+    staying = [pod for pod in pods if _occupies(pod, observed.nodes, wishes, restarting)]
+    missing = plan.wanted - len(staying)
+    if missing <= 0:
+        return plan
+    if len(failed) >= _MOST_FAILED_CHECKS:
+        words = f"{len(failed)} nodes failed their check within an hour: no more slots are made for now"
+        plan.refusals.append(_refusal(words))
+        plan.again_s = 60.0
+        return plan
+    wait_s = _delay(file, now)
+    if wait_s > 0:
+        plan.again_s = wait_s
+        return plan
+    taken = {pod.slot for pod in staying}
+    plan.make = list(_fill(missing, taken, file, plan.avoid))
+    return plan
+
+
+def removal(pod: PodRecord, nodes: Nodes, wishes: Wishes, now: float) -> Action | None:
+    """How the pod is removed, None if it is not, or is already on its way."""
+    node = nodes.get(pod.node)
+    if pod.node in nodes.gone or (node and node.out_of_service):
+        return Delete(PODS, pod.namespace, pod.name, pod.uid, 0)
+    if pod.deleting_since:
+        overdue = node is not None and now - _enforced_since(node, now) >= FORCE_AFTER_VERDICT_S
+        return Delete(PODS, pod.namespace, pod.name, pod.uid, 0) if overdue else None
+    if pod.finished:
+        return Delete(PODS, pod.namespace, pod.name, pod.uid)
+    leaving = leaving_of(pod, nodes, wishes)
+    if leaving and leaving.reason.startswith(("released", "restart", "check", "failed")):
+        return Delete(PODS, pod.namespace, pod.name, pod.uid)
+    return None
+
+
+def failed_checks(file: SlotsFile, now: float) -> tuple[str, ...]:
+    """Nodes that a check before joining convicted within the hour."""
+    nodes = {
+        str(entry["node"])
+        for entry in file.gone
+        if str(entry["reason"]).startswith("check") and now - float(entry["at"]) < _CHECK_MEMORY_S
+    }
+    return tuple(sorted(nodes))
+
+
+def _enforced_since(node: NodeRecord, now: float) -> float:
+    """When the node was cordoned and tainted by us; `now` if it was not."""
+    mark = mark_of(node)
+    if mark is None or not node.tainted or "taint" not in mark.set:
+        return now
+    return mark.since or now
+
+
+def _wanted(job: Job, wishes: Wishes) -> int:
+    return job.slots_by_spec if wishes.slots is None else min(wishes.slots, job.most_slots)
+
+
+def _occupies(pod: PodRecord, nodes: Nodes, wishes: Wishes, restarting: set[str]) -> bool:
+    """Whether the pod fills its slot.
+
+    One that is restarted does until it is gone, so that its successor finds room on the same node.
+    """
+    if pod.name in restarting and not pod.finished:
+        return True
+    return pod.alive and leaving_of(pod, nodes, wishes) is None
+
+
+def _delay(file: SlotsFile, now: float) -> float:
+    """Seconds to wait before more pods are made: those of late failed by themselves one after the other."""
+    failures = [
+        float(entry["at"])
+        for entry in file.gone
+        if str(entry["reason"]).startswith(("failed", "check")) and now - float(entry["at"]) < _RECENT_S
+    ]
+    beyond = len(failures) - _FREE_FAILURES
+    if beyond <= 0:
+        return 0.0
+    return max(failures) + min(_MAX_DELAY_S, 2.0 ** min(beyond, 10)) - now
+
+
+def _fill(missing: int, taken: set[int], file: SlotsFile, avoid: tuple[str, ...]) -> list[NewSlot]:
+    last_gone = {int(entry["slot"]): entry for entry in file.gone}
+    made: list[NewSlot] = []
+    slot = 0
+    while len(made) < missing:
+        if slot not in taken:
+            entry = last_gone.get(slot, {})
+            node = str(entry.get("node", "")) if str(entry.get("reason", "")).startswith("restart") else ""
+            incarnation = file.incarnations.get(slot, -1) + 1
+            made.append(NewSlot(slot, incarnation, node if node not in avoid else ""))
+        slot += 1
+    return made
+
+
+def _refusal(reason: str) -> Obj:
+    return {"wish": "slots", "node": "", "incident": "", "reason": reason}

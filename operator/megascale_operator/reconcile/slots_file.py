@@ -1,0 +1,112 @@
+"""`slots.json`: what became of each slot, told to the driver (docs/kubernetes.md)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from megascale_operator.kube.resources import Obj
+from megascale_operator.reconcile.job import Wishes
+from megascale_operator.reconcile.leaving import Leaving, leaving_of, outcome_of
+from megascale_operator.reconcile.records import Nodes, PodRecord
+
+GONE_KEPT: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class SlotsFile:
+    """The document as it stands.
+
+    Attributes:
+        slots: entries of pods that are there; gone: of the last that went, oldest first.
+        incarnations: the highest number each slot ever had.
+    """
+
+    slots: tuple[Obj, ...] = ()
+    gone: tuple[Obj, ...] = ()
+    incarnations: Mapping[int, int] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: str) -> SlotsFile:
+        """What cannot be read is as if it were not there: it is rebuilt from the pods."""
+        try:
+            found: Any = json.loads(text) if text else {}
+            return cls(
+                tuple(found.get("slots", ())),
+                tuple(found.get("gone", ())),
+                {int(slot): int(last) for slot, last in found.get("incarnations", {}).items()},
+            )
+        except (ValueError, AttributeError, TypeError):
+            return cls()
+
+    def text(self) -> str:
+        document = {
+            "slots": list(self.slots),
+            "gone": list(self.gone),
+            "incarnations": {str(slot): last for slot, last in sorted(self.incarnations.items())},
+        }
+        return json.dumps(document, separators=(",", ":"))
+
+
+def next_file(
+    before: SlotsFile,
+    pods: Iterable[PodRecord],
+    ended: Iterable[PodRecord],
+    known: Mapping[int, int],
+    nodes: Nodes,
+    wishes: Wishes,
+    now: float,
+) -> SlotsFile:
+    """The document for the pods that are there now; who is missing is told in `gone`."""
+    pods = sorted(pods, key=lambda pod: (pod.slot, pod.incarnation))
+    present = {pod.uid for pod in pods if not pod.finished}
+    told = {entry["uid"] for entry in before.gone}
+    fresh: dict[str, Obj] = {}
+    for entry in before.slots:
+        if entry["uid"] not in present:
+            fresh[entry["uid"]] = _gone_by_entry(entry, now)
+    for pod in (*ended, *(pod for pod in pods if pod.finished)):
+        if pod.uid not in present:
+            earlier = fresh.get(pod.uid, {}).get("reason", "")
+            fresh[pod.uid] = _gone(pod, outcome_of(pod, nodes, wishes, earlier), now)
+    gone = [*before.gone, *(entry for uid, entry in fresh.items() if uid not in told)]
+    incarnations = dict(before.incarnations)
+    numbers = [*known.items(), *((pod.slot, pod.incarnation) for pod in (*pods, *ended))]
+    for slot, incarnation in numbers:
+        incarnations[slot] = max(incarnation, incarnations.get(slot, 0))
+    entries = tuple(_entry(pod, leaving_of(pod, nodes, wishes), nodes) for pod in pods if not pod.finished)
+    return SlotsFile(entries, tuple(gone[-GONE_KEPT:]), incarnations)
+
+
+def _entry(pod: PodRecord, leaving: Leaving | None, nodes: Nodes) -> Obj:
+    node = nodes.get(pod.node)
+    return {
+        "slot": pod.slot,
+        "incarnation": pod.incarnation,
+        "pod": pod.name,
+        "uid": pod.uid,
+        "node": pod.node,
+        "nodeReady": bool(node and node.ready),
+        "ip": pod.ip,
+        "phase": pod.phase,
+        "ready": pod.ready,
+        "leaving": leaving.reason if leaving else "",
+        "exit": pod.exit,
+        "restarts": pod.restarts,
+    }
+
+
+def _gone(pod: PodRecord, outcome: Leaving, now: float) -> Obj:
+    return {
+        "slot": pod.slot, "incarnation": pod.incarnation, "node": pod.node, "uid": pod.uid,
+        "reason": outcome.reason, "planned": outcome.planned, "at": round(now, 3),
+    }  # fmt: skip
+
+
+def _gone_by_entry(entry: Obj, now: float) -> Obj:
+    """Of a pod that went while nobody watched, only what was said of it is known."""
+    reason = entry.get("leaving") or "deleted"
+    kept = {key: entry[key] for key in ("slot", "incarnation", "node", "uid")}
+    return {**kept, "reason": reason, "planned": Leaving.was_planned(reason), "at": round(now, 3)}

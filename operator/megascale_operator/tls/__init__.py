@@ -1,0 +1,1 @@
+"""The CA that signs the drivers' server certificates."""
