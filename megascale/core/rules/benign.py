@@ -51,7 +51,10 @@ RULES: Final[tuple[Rule, ...]] = (
     ),
     _benign(
         "zero-count",
-        r"(?<![\w.])(?:(?:0|zero) (?:[\w/\-]+ ){0,2}|(?:no|without(?: any)?) (?:(?:new|more|other|known|fatal"
+        r"(?<![\w.])(?:(?<!\w )(?:0|zero) (?:[\w/\-]+ ){0,2}(?=\w+s\b)|(?:with|had|has|found|saw|and|of"
+        r"|reported"
+        r"|are|were) (?:0|zero) (?:[\w/\-]+ ){0,2}(?=\w+s\b)|(?:no|without(?: any)?) (?:(?:new|more|other"
+        r"|known|fatal"
         r"|uncorrected|uncorrectable|critical|ECC|XID|NCCL|CUDA|CRC|link|network|I/O|disk|such) )*)"
         r"(?:errors?|failures?|faults?|warnings?|xids?|issues?|problems?|exceptions?|timeouts?"
         r"|retries)\b",
@@ -71,7 +74,8 @@ RULES: Final[tuple[Rule, ...]] = (
         "step 1200 loss=2.31 error_rate=0.0 skipped=0",
         unless=(
             r"[=: ]\s*\"?[1-9]\d* ?(?:errors|failures|failed)|(?:errors?|failed|failures?|downed"
-            r"|discards|uncorr\w*)\"?\s*[=:]\s*[1-9]|Traceback|^\S*(?:Error|Exception): "
+            r"|discards|uncorr\w*)\"?\s*[=:]\s*[1-9]|Traceback|^\S*(?:Error|Exception): |\btraps: "
+            r"|[:=]\s*nan\b"
         ),
     ),
     _benign(
@@ -118,13 +122,13 @@ RULES: Final[tuple[Rule, ...]] = (
         "handled",
         (
             r"\b(?:ignor(?:ed|ing)|(?<!not )skipp?(?:ed|ing)(?! step\. Attempted)|suppress(?:ed"
-            r"|ing)|tolerated|continuing|non-critical|harmless|expected (?:error|failure"
+            r"|ing)|tolerated|(?<!not )continuing|non-critical|harmless|expected (?:error|failure"
             r"|exception))\b"
         ),
         "ignor|skip|suppress|tolerated|continuing|non-critical|harmless|expected",
         "Exception ignored in: <function _ConnectionBase.__del__ at 0x7f33a1>",
         unless=(
-            r"NaN|no checkpoint|^\S*(?:Error|Exception): |detected invalid context"
+            r"NaN|no checkpoint|^\S*(?:Error|Exception): |detected invalid context|PLEG|BackOff|ErrImage"
             r"|Skipped \d+ previous|skipping reset|expected error rate"
         ),
     ),
@@ -151,7 +155,7 @@ RULES: Final[tuple[Rule, ...]] = (
     _benign(
         "corrected",
         (
-            r"(?<!un)(?<!un-)\bcorrect(?:ed|able)\b(?!.*\buncorrect)|\bEDAC \S+: \d+ CE\b"
+            r"(?<!un)(?<!un-)\bcorrect(?:ed|able)\b(?!.*\buncorrect)|\bEDAC .*\b\d+ CE\b"
             r"|severity=Correct|single[- ]bit(?! ECC error rate)|\bCE count\b|\[Corrected\]"
         ),
         "correct|edac|single|ce count",
@@ -175,7 +179,7 @@ RULES: Final[tuple[Rule, ...]] = (
         "scal|overflow!",
         "OVERFLOW! Rank 3 Skipping step. Attempted loss scale: 65536, reducing to 32768",
         "mixed precision scalers",
-        unless=r"minimum (?:loss )?scale|scale already at minimum",
+        unless=r"minimum (?:loss )?scale|scale already at minimum|[:=]\s*nan\b|nan iterations:\s+[1-9]",
     ),
     _benign(
         "wandb-offline",
@@ -185,9 +189,9 @@ RULES: Final[tuple[Rule, ...]] = (
         "Weights and Biases client",
     ),
     _benign(
-        "bind-in-use",
-        r"Call to bind failed ?: Address already in use",
-        "call to bind failed",
+        "nccl-tried",
+        r"Call to bind failed ?: Address already in use|peer access is already enabled",
+        "call to bind failed|peer access",
         ("gpu-3:901:977 [1] misc/socket.cc:320 NCCL WARN Call to bind failed : Address already in use"),
         _NCCL,
     ),
@@ -224,24 +228,24 @@ RULES: Final[tuple[Rule, ...]] = (
         ),
         "documentation|runbook|explain|means that|information|details|pattern|watch|see http",
         "Runbook: CUDA error: device-side assert triggered means that an index is out of range",
-        unless=r"^\S*(?:Error|Exception): |traceback :|\bSEE SLURMCTLD|NVRM|LustreError",
+        unless=(
+            r"^\S*(?:Error|Exception): |traceback :|\bSEE SLURMCTLD|NVRM|LustreError|CUDA error: .+Search for"
+            r"|fail(?:ed|ure)\b.*\bfor details"
+        ),
     ),
     replace(
         _benign(
             "markup",
-            r"^\s*(?:[-*+] |\d{1,2}\. |#{1,6} |> |\|.*\|\s*$)",
+            r"^\s*(?:[-*+] |\d{1,2}\. |#{1,6} |> |\|.*\|\s*$|[│╭╰])",
             "",
             "- Xid 79: the GPU fell off the bus | `CUDA error: unknown error`",
             unless=r"\bERR!",
         ),
-        words=("- ", "* ", "+ ", ". ", "# ", "> ", "|"),
+        words=("- ", "* ", "+ ", ". ", "# ", "> ", "|", "│", "╭", "╰"),
     ),
     _benign(
         "probe-event",
-        (
-            r"\b(?:Readiness|Liveness|Startup) probe failed\b|\bBack-off (?:pulling|restarting)\b"
-            r"|\bFailedScheduling\b"
-        ),
+        (r"\b(?:Readiness|Liveness|Startup) probe failed\b|\bBack-off pulling\b|\bFailedScheduling\b"),
         "probe failed|back-off|failedscheduling",
         (
             "Warning  Unhealthy  2m  kubelet  Readiness probe failed: Get"

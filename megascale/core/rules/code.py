@@ -54,7 +54,10 @@ _DATA_RULES: Final[tuple[Rule, ...]] = (
         ),
         weight=EXCEPTION,
         source=_DATA,
-        unless=r"ImportError|No module|config|JSONDecodeError.*(?:config|tokenizer)|struct\.Struct",
+        unless=(
+            r"ImportError|No module|config|JSONDecodeError.*(?:config|tokenizer)|struct\.Struct"
+            r"|checkpoint|ckpt|\.pth?\b|model_optim|mp_rank|state_dict"
+        ),
         example="json.decoder.JSONDecodeError: Expecting ',' delimiter: line 1 column 4096 (char 4095)",
     ),
     rule(
@@ -67,21 +70,21 @@ _DATA_RULES: Final[tuple[Rule, ...]] = (
             r"|num_samples should be a positive integer|token id \d+ .*(?:vocab|out of)"
             r"|mmap length is greater than file size|corrupt(?:ed)? (?:record|sample|shard|dataset"
             r"|example|image|parquet)|not a parquet file|Parquet magic bytes not found"
-            r"|cannot reshape array.*memmap|buffer (?:size must be a multiple"
+            r"|truncated file: eof|cannot reshape array.*memmap|buffer (?:size must be a multiple"
             r"|is smaller than requested)|offset must be non-negative and no greater than buffer"
             r" length|Sizes? of (?:dataset|tensors?) .*dataset"
         ),
         ("data", "fail_job"),
         words=(
             "dataset|data file|datafile|index|shard|sample|document|record|corpus|bin file|idx"
-            "|token id|mmap|corrupt|parquet|memmap|buffer|offset"
+            "|token id|mmap|corrupt|parquet|memmap|buffer|offset|truncated file"
         ),
         weight=EXCEPTION + 2,
         min_level="error",
         source=_DATA,
         unless=(
             r"IndexError: (?:list|tuple|index \d+ is out of bounds)|size mismatch for|checkpoint"
-            r"|row remap|skipp|CUDA|weight|link_"
+            r"|row remap|skipp|dropp|discard|filter|too long|CUDA|weight|link_"
         ),
         example=(
             "ValueError: Index file doesn't match expected format. Make sure that --dataset-impl"
@@ -148,13 +151,15 @@ _USER: Final[tuple[Rule, ...]] = (
             r"(?:ImportError|OSError|RuntimeError|ModuleNotFoundError)\b.*(?:undefined symbol"
             r"|cannot open shared object file|version `\w+_[\d.]+' not found|compiled (?:with"
             r"|against|using)|ABI|incompatible architecture)|(?:GLIBC|GLIBCXX"
-            r"|CXXABI)_[\d.]+' not found|numpy\.dtype size changed"
+            r"|CXXABI)_[\d.]+' not found|numpy\.dtype size changed|Error building extension"
+            r"|ninja: build stopped"
+            r"|CUDA_HOME (?:does not exist|environment variable is not set)|Failed to import \w+\.\w+"
             r"|error while loading shared libraries"
         ),
         ("framework", "fail_job"),
         words=(
             "import|shared object|undefined symbol|glibc|cxxabi|dtype size|shared libraries"
-            "|compiled|incompatible|abi"
+            "|compiled|incompatible|abi|building extension|ninja: |cuda_home"
         ),
         weight=EXCEPTION + 2,
         source="dynamic linker and extension modules",
@@ -179,11 +184,12 @@ _USER: Final[tuple[Rule, ...]] = (
             r"\b(?:found|detected|encountered|got|saw) (?:an? )?(?:NaNs?|Inf|non-finite)\b|\b(?:NaNs?|Inf)"
             r"(?: or (?:NaN|Inf))?(?: \w+){0,2} (?:detected|found|encountered|in (?:the )?(?:loss|grad\w*"
             r"|local|forward|backward|weights|activations?|logits|output))\b|\b(?:loss"
-            r"|grad_?norm|gradients?|lm loss|logits)\b\s*(?:is|became|was|=|:|->|has"
+            r"|grad[_ ]?norm|gradients?|lm loss|logits)\b['\"]?\s*(?:is|became|was|=|:|->|has"
             r"|contains?)\s*(?:NaN|nan|inf|Inf)\b|Unexpected result (?:nan|inf)"
             r"|returned nan values|loss (?:exploded|diverged|spike)|non-finite (?:loss|grad\w*"
             r"|values?)|FloatingPointError|minimum (?:loss )?scale|scale already at minimum"
-            r"|validateUpdateFailed|silent data corruption|SDC detected"
+            r"|number of nan iterations:\s+[1-9]|\bloss\s+nan\b|validateUpdateFailed"
+            r"|silent data corruption|SDC detected"
         ),
         ("user_code", "alert"),
         words="nan|inf|exploded|diverged|spike|non-finite|floatingpoint|scale|silent data|sdc",
@@ -192,10 +198,11 @@ _USER: Final[tuple[Rule, ...]] = (
         source="Megatron-core loss checks; ByteRobust table 2 (NaN: 3 infrastructure, 1 user)",
         unless=(
             r"check[_-](?:for[_-])?nan|nan_(?:check|to_num|policy)|detect_anomaly|(?:no|0"
-            r"|zero) nan|nan(?: iterations)?[ :=]+0\b|number of nan iterations|ignore_?nan"
+            r"|zero) nan|nan[ :=]+0\b|ignore_?nan"
             r"|-inf\b.*mask|mask\w* .*-inf|skip_nan|enable\w* .*nan|max_\w+=inf|=inf,"
-            r"|: inf\b.*(?:max|limit|best)|best \w+ (?:=|:|is)? ?inf|inf (?:to|->)|patience"
-            r"|early stopp"
+            r"|skipped iterations:\s+[1-9]\d* \| number of nan iterations:\s+0|: inf\b.*(?:max|limit|best)"
+            r"|best \w+ (?:=|:|is)? ?inf|inf (?:to|->)|patience"
+            r"|early stopp|spike[ _]threshold"
         ),
         example=(
             "RuntimeError: Rank 12, node gpu-3, device 4, iteration 20411: Unexpected result nan"
@@ -220,7 +227,7 @@ _USER: Final[tuple[Rule, ...]] = (
             r"|inconsistent tensor size|Input type .* and weight type|must match the size"
             r"|BackendCompilerFailed|torch\._dynamo\.exc\.|InductorError|LoweringException"
             r"|CompilationError|no_sync|already been marked as ready"
-            r"|leaf Variable that requires grad"
+            r"|leaf Variable that requires grad|OutOfResources: "
         ),
         ("user_code", "fail_job"),
         words=(
@@ -228,6 +235,7 @@ _USER: Final[tuple[Rule, ...]] = (
             "|scalar type|dimension|index out of|cannot be cast|not implemented|dataparallel"
             "|backend type|process group|boolean|weight type|compil|dynamo|inductor|lowering"
             "|unused param|no_sync|marked as ready|leaf variable|checkpointerror"
+            "|outofresources"
         ),
         weight=EXCEPTION,
         min_level="error",
@@ -264,6 +272,24 @@ _USER: Final[tuple[Rule, ...]] = (
         example="KeyError: 'attention_mask'",
     ),
     rule(
+        "data-stalled",
+        r"DataLoader timed out after",
+        ("data", "restart"),
+        words="dataloader timed out",
+        weight=EXCEPTION,
+        source="PyTorch DataLoader",
+        example="RuntimeError: DataLoader timed out after 300.0 seconds",
+    ),
+    rule(
+        "timeout-error",
+        _AT + r"(?:(?:\w*TimeoutError|TimeoutExpired)\b|\w+(?:Error|Exception): .*\btimed out\b)",
+        ("network", "restart"),
+        words="timeout|timed out",
+        weight=EXCEPTION - 10,
+        source=_PY,
+        example="TimeoutError: timed out",
+    ),
+    rule(
         "user-runtime-other",
         _AT + r"(?:RuntimeError|Exception|OSError|IOError|SystemError|ReferenceError)\b(?::|$)",
         ("user_code", "restart"),
@@ -272,15 +298,6 @@ _USER: Final[tuple[Rule, ...]] = (
         min_level="error",
         source=_PY,
         example="RuntimeError: scheduler state is missing the group of the embedding",
-    ),
-    rule(
-        "timeout-error",
-        _AT + r"(?:TimeoutError|asyncio\.TimeoutError|TimeoutExpired|StoreTimeoutError)\b",
-        ("network", "restart"),
-        words="timeout",
-        weight=EXCEPTION - 10,
-        source=_PY,
-        example="TimeoutError: timed out",
     ),
     rule(
         "java-exception",
@@ -294,7 +311,7 @@ _USER: Final[tuple[Rule, ...]] = (
     ),
     rule(
         "library-exception",
-        _AT + r"\w+(?:Error|Exception)\b: .",
+        _AT + r"\w+(?:Error|Exception)\b: .|^(?:\w+\.)+\w+(?:Error|Exception):?\s*$",
         ("user_code", "restart"),
         words="error|exception",
         weight=SYMPTOM + 15,

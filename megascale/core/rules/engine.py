@@ -15,6 +15,13 @@ _MAX_STREAMS: Final = 4096
 _MAX_SHAPES: Final = 8192
 _DIGITS: Final = re.compile(r"\d+")
 _MAX_LINE: Final = 4096  # characters looked at; what identifies a line stands in front
+# Daemons of a host that have no part in a job: their broken connections and failed logins say nothing of it.
+_BYSTANDERS: Final = re.compile(
+    r"sshd(?:-session)?|login|su|sudo|cron|crond|anacron|v?ftpd|xinetd|telnetd|klogind|rlogind|rshd|named"
+    r"|systemd-(?:journald|logind|udevd)|postfix/\w+|sendmail|dovecot|snmpd|httpd|nginx|apache2|squid|cupsd"
+    r"|avahi-daemon|dhclient|dhcpd|NetworkManager|polkitd|logrotate|smbd|nmbd|winbindd|sssd|nscd|gdm|rsyslogd"
+    r"|auditd"
+)
 _TRACEBACK = "Traceback (most recent call last)"
 _FRAME = re.compile(r'^\s*(?:\|\s*)*File ".*", line \d+')
 _CHAIN = re.compile(r"(?:During handling of the above exception|The above exception was the direct cause)")
@@ -96,6 +103,8 @@ class LineClassifier:
         line = parse_line(text)
         in_traceback = self._in_traceback(line)
         if self._is_source(line, in_traceback=in_traceback):
+            return self._verdict(None, line)
+        if _BYSTANDERS.fullmatch(line.program):
             return self._verdict(None, line)
         if in_traceback:
             self._tracebacks.pop(line.stream, None)

@@ -8,7 +8,7 @@ from megascale.core.rules.model import DEVICE, EXCEPTION, HARDWARE, Rule, rule
 
 _CUDA = "CUDA runtime API error list; ByteRobust table 2 (illegal access: user 41, infrastructure 21)"
 _NVML = "NVML API, nvidia-smi and DCGM health watches"
-_DOCS = r"https?://|\bdocs?\b|\bfor example\b|\bmeans\b"
+_DOCS = r"(?<!in )https?://|(?<!://)\bdocs?\b|\bfor example\b|\bmeans\b"  # CUDA's own texts say "in https://docs..."
 
 _MEMORY: Final[tuple[Rule, ...]] = (
     rule(
@@ -17,9 +17,13 @@ _MEMORY: Final[tuple[Rule, ...]] = (
         r"|cudaErrorMemoryAllocation|CUDA_ERROR_OUT_OF_MEMORY"
         r"|Cuda failure.*out of memory|\bout of memory\b.*\b(?:GPU|CUDA|device)\b"
         r"|HIP out of memory|CUBLAS_STATUS_ALLOC_FAILED"
-        r"|Failed to allocate memory on (?:the )?GPU",
+        r"|Failed to allocate memory on (?:the )?GPU"
+        r"|RESOURCE_EXHAUSTED: .*memory|OOM when allocating tensor",
         ("oom", "fail_job"),
-        words="out of memory|outofmemory|out_of_memory|memoryallocation|alloc_failed|failed to allocate",
+        words=(
+            "out of memory|outofmemory|out_of_memory|memoryallocation|alloc_failed|failed to allocate"
+            "|resource_exhausted|oom when"
+        ),
         weight=DEVICE,
         source=_CUDA,
         unless=r"oom[-_ ]killer|cgroup|Killed process",
@@ -98,7 +102,7 @@ _CODE: Final[tuple[Rule, ...]] = (
     rule(
         "cuda-wrong-build",
         (
-            r"no kernel image is available|CUDA driver version is insufficient"
+            r"no kernel image is available|kernel image is invalid|CUDA driver version is insufficient"
             r"|invalid device function|provided PTX was compiled with an unsupported toolchain"
             r"|driver on your system is too old|forward compatibility was attempted"
             r"|version of (?:the )?CUDA.*mismatch|detected CUDA version .* mismatches"
@@ -115,10 +119,10 @@ _CODE: Final[tuple[Rule, ...]] = (
             r"CUDA error: invalid (?:argument|configuration argument|device ordinal"
             r"|resource handle)|CUBLAS_STATUS_INVALID_VALUE|CUDNN_STATUS_BAD_PARAM"
             r"|CUDNN_STATUS_NOT_SUPPORTED|too many resources requested for launch"
-            r"|Torch not compiled with CUDA enabled|peer access is already enabled"
+            r"|Torch not compiled with CUDA enabled"
         ),
         ("user_code", "fail_job"),
-        words="invalid|bad_param|not_supported|resources requested|not compiled|peer access",
+        words="invalid|bad_param|not_supported|resources requested|not compiled",
         weight=EXCEPTION,
         source=_CUDA,
         example="RuntimeError: CUDA error: invalid device ordinal",
@@ -132,12 +136,15 @@ _DEVICE: Final[tuple[Rule, ...]] = (
         r"|No devices were found|cudaErrorDevicesUnavailable|CUDA_ERROR_(?:NO_DEVICE"
         r"|DEVICE_UNAVAILABLE|SYSTEM_NOT_READY|SYSTEM_DRIVER_MISMATCH)"
         r"|system not yet initialized|no CUDA-capable device is detected"
-        r"|No CUDA GPUs are available|\bGPUs?\b.*\b(?:dropped|disappeared|not found|missing)\b"
+        r"|No CUDA GPUs are available|\bGPUs?\b(?: #?[\w:.\-]*\d[\w:.\-]*)? ?(?:has |have |is |are |was "
+        r"|were )?"
+        r"(?:dropped (?:off|from|out)|disappeared|not found|missing)\b|\bregvalue: 0xffffffff"
         r"|expected \d+ GPUs?,? (?:but )?(?:found|got|saw) \d+|GPU requires reset"
         r"|hardware (?:has been )?(?:failed|lost).*GPU"
+        r"|no healthy devices present|cannot allocate unhealthy devices|CUDA driver initialization failed"
         r"|GPU access blocked by the operating system|\bUnknown Error\b.*\bGPU|has fallen off",
         ("gpu", "replace_node"),
-        words="gpu|device|system not yet|cuda",
+        words="gpu|device|system not yet|cuda|regvalue",
         weight=HARDWARE,
         source=_NVML,
         unless=_DOCS,
@@ -149,8 +156,7 @@ _DEVICE: Final[tuple[Rule, ...]] = (
             r"Failed to initialize NVML|NVML: (?:Driver/library version mismatch|Unknown Error"
             r"|GPU is lost)|couldn'?t communicate with the NVIDIA driver"
             r"|nvidia-smi (?:has )?(?:failed|timed out|hangs?|hung|not responding)|NVMLError_\w+"
-            r"|NVRM: (?:RmInitAdapter failed|The NVIDIA probe routine failed"
-            r"|rm_init_adapter failed|RmInitAdapter)|NVRM: .*API mismatch"
+            r"|NVRM: .*(?:RmInitAdapter|rm_init_adapter|probe routine failed)|NVRM: .*API mismatch"
         ),
         ("gpu", "replace_node"),
         words="nvml|nvidia driver|nvidia-smi|nvrm",
@@ -171,7 +177,7 @@ _DEVICE: Final[tuple[Rule, ...]] = (
     rule(
         "gsp-timeout",
         (
-            r"\bGSP\b.*(?:timeout|timed out|crash|RPC .*fail|lockdown|exception|not responding)"
+            r"\b(?-i:GSP)\b.*(?:timeout|timed out|crash|RPC .*fail|lockdown|exception|not responding)"
             r"|Timeout (?:after \d+s of )?waiting for RPC (?:response )?from GSP|_kgspRpcRecvPoll"
             r"|_issueRpcAndWait"
         ),
@@ -181,6 +187,21 @@ _DEVICE: Final[tuple[Rule, ...]] = (
         min_level="debug",
         source="NVIDIA XID 119, 120",
         example="NVRM: _kgspRpcRecvPoll: Timeout waiting for RPC from GSP2! Expected function 76",
+    ),
+    rule(
+        "fabric-manager",
+        (
+            r"(?:fabric ?manager|nv-fabricmanager)\b.*(?:fail(?:ed|ure)|error|fatal|exited"
+            r"|not running|abort)|\bdetected NVSwitch fatal error|NVSwitch fatal error|(?:fabric state"
+            r"|Fabric Manager).*\b(?:Not Started"
+            r"|In Progress|failure)|\bIMEX\b.*(?:fail|unavailable|lost)"
+        ),
+        ("gpu", "replace_node"),
+        words="fabric|imex|nvswitch fatal",
+        weight=HARDWARE,
+        source="NVIDIA Fabric Manager guide",
+        unless=rf"{_DOCS}|NOTHING_TO_DO|non-?fatal",
+        example="nvidia-fabricmanager.service: Failed with result 'exit-code'.",
     ),
     rule(
         "nvlink-error",
@@ -195,20 +216,6 @@ _DEVICE: Final[tuple[Rule, ...]] = (
         source=_NVML,
         unless=rf"{_DOCS}|not supported|inForom|errors?: 0\b|no error",
         example="CUDA error: uncorrectable NVLink error detected during the execution",
-    ),
-    rule(
-        "fabric-manager",
-        (
-            r"(?:fabric ?manager|nv-fabricmanager).*(?:fail(?:ed|ure)|error|fatal|exited"
-            r"|not running|stopped|abort)|(?:fabric state|Fabric Manager).*\b(?:Not Started"
-            r"|In Progress|failure)|\bIMEX\b.*(?:fail|unavailable|lost)"
-        ),
-        ("gpu", "replace_node"),
-        words="fabric|imex",
-        weight=HARDWARE,
-        source="NVIDIA Fabric Manager guide",
-        unless=_DOCS,
-        example="nvidia-fabricmanager.service: Failed with result 'exit-code'.",
     ),
     rule(
         "gpu-thermal",

@@ -9,7 +9,7 @@ from megascale.core.rules.model import DEVICE, EXCEPTION, HARDWARE, Rule, rule
 _KERNEL = "Linux kernel messages"
 _BOARD = "IPMI and kernel machine-check messages"
 _K8S = "Kubernetes node conditions and kubelet events"
-_DOCS = r"https?://|\bdocs?\b|\bmeans\b"
+_DOCS = r"https?://docs|\bsee https?://|\bdocs?\b|\bmeans\b"
 
 _MEMORY: Final[tuple[Rule, ...]] = (
     rule(
@@ -20,9 +20,10 @@ _MEMORY: Final[tuple[Rule, ...]] = (
         r"|\bOOMKill(?:ed|ing)\b|A process of this unit has been killed by the OOM killer"
         r"|Exceeded (?:job|step) memory limit|task \d+: Out Of Memory|oom-kill event"
         r"|OUT_OF_MEMORY\b|low on memory.*kill|Ray.*OOM"
-        r"|killed.*due to the node running low on memory",
+        r"|killed.*due to the node running low on memory|^Killed \S+ due to memory (?:pressure|used)"
+        r"|sending SIG(?:TERM|KILL) to process .*\bbadness\b",
         ("oom", "restart"),
-        words="out of memory|oom|memory limit|low on memory|out_of_memory",
+        words="out of memory|oom|memory limit|low on memory|out_of_memory|due to memory|badness",
         weight=DEVICE,
         min_level="debug",
         source=_KERNEL,
@@ -47,7 +48,7 @@ _MEMORY: Final[tuple[Rule, ...]] = (
         words="allocate|bad_alloc|allocation|memoryerror|mmap|not enough memory",
         weight=EXCEPTION,
         source=_KERNEL,
-        unless=r"CUDA|GPU",
+        unless=r"CUDA|GPU|Too many open files",
         example="OSError: [Errno 12] Cannot allocate memory",
     ),
     rule(
@@ -68,10 +69,11 @@ _MEMORY: Final[tuple[Rule, ...]] = (
             r"out of shared memory|insufficient shared memory|unable to (?:open|write to|allocate"
             r"|resize) shared memory|/dev/shm\S*[ :].*\b(?:No space left|is full|too small|exhausted)"
             r"|No space left on device.*/dev/shm|torch_shm_manager.*(?:error|fail)"
-            r"|is killed by signal: Bus error|Error while creating shared memory segment"
+            r"|is killed by signal: Bus error|unable to write to file </torch"
+            r"|Error while creating shared memory segment"
         ),
         ("host", "restart"),
-        words="shared memory|/dev/shm|shm_manager|bus error",
+        words="shared memory|/dev/shm|shm_manager|bus error|</torch",
         weight=DEVICE,
         source="PyTorch DataLoader; NCCL troubleshooting (shared memory)",
         example=(
@@ -103,7 +105,7 @@ _PROCESSOR: Final[tuple[Rule, ...]] = (
         "machine-check",
         (
             r"mce: \[Hardware Error\]: (?:CPU|Processor|RIP|TSC|.*Bank)"
-            r"|Machine Check(?: Exception)?:|EDAC \S+: \d+ UE\b"
+            r"|Machine Check(?: Exception)?:|EDAC .*\b\d+ UE\b"
             r"|Uncorrected (?:hardware )?(?:memory )?error|Memory failure: 0x\w+"
             r"|\[Hardware Error\]:.*(?:fatal|uncorrect|recoverable|event severity: (?:fatal"
             r"|recoverable))|Uncorrectable (?:ECC|DIMM|memory)|hardware memory corruption"
@@ -176,12 +178,14 @@ _PROCESSOR: Final[tuple[Rule, ...]] = (
         "clock-unsynced",
         (
             r"(?:clock|time)\b.*\b(?:not synchroni[sz]ed|unsynchroni[sz]ed|stepped by [\d.]{3,}"
-            r"|skew too (?:great|large))|can't synchroni[sz]e|clocksource: .*marked unstable"
+            r"|skew too (?:great|large)|wrong by -?[1-9]\d*(?:\.\d+)? seconds)|can't synchroni[sz]e"
+            r"|clocksource: .*\bmark\w* .*unstable"
             r"|Can't synchronise: no selectable sources"
         ),
         ("host", "alert"),
         words="clock|synchroni|time",
         source="chrony, kernel clocksource",
+        unless=r"TIME_ERROR",
         example="chronyd[811]: Can't synchronise: no selectable sources",
     ),
 )
@@ -233,11 +237,12 @@ _PROCESS: Final[tuple[Rule, ...]] = (
             r"Too many open files|\[Errno 24\]|ulimit.*(?:exceeded|too low)"
             r"|Resource temporarily unavailable.*(?:fork|thread)|can't start new thread"
             r"|pthread_create failed|Cannot fork|fork: retry|No child processes.*fork|EAGAIN.*fork"
-            r"|nf_conntrack: table full|libgomp: Thread creation failed|inotify (?:instances"
+            r"|received 0 items of ancdata|nf_conntrack: table full|libgomp: Thread creation failed"
+            r"|inotify (?:instances"
             r"|watches).*reached"
         ),
         ("host", "restart"),
-        words="open files|errno 24|ulimit|temporarily unavailable|thread|fork|conntrack|inotify",
+        words="open files|errno 24|ulimit|temporarily unavailable|thread|fork|conntrack|inotify|ancdata",
         weight=EXCEPTION,
         source=_KERNEL,
         example="OSError: [Errno 24] Too many open files: '/data/shard-0042.bin'",
@@ -251,14 +256,16 @@ _NODE: Final[tuple[Rule, ...]] = (
             r"\bNodeNotReady\b|[Nn]ode \S+ (?:is |status is now: ?|condition changed to "
             r"|has become )?(?:not ready|NotReady|unreachable|down\b)"
             r"|node\.kubernetes\.io/(?:unreachable|not-ready)|Kubelet stopped posting node status"
-            r"|(?-i:NODE_FAIL(?:URE)?\b)|DUE TO NODE FAILURE|[Nn]odes? \S+ not responding"
+            r"|(?-i:NODE_FAIL(?:URE)?\b)|DUE TO NODE FAILURE|\bNode failure on \S+"
+            r"|[Nn]odes? \S+ not responding"
             r"|error: Nodes \S+ not responding|\bPLEG is not healthy|NodeStatusUnknown"
+            r"|^(?:Rebooting|Powering off)\.$|\breboot: (?:Restarting system|Power down)"
             r"|\bnode \S+ (?:died|crashed)\b|(?:host|machine|node|instance)(?: \S+)?"
-            r" (?:is|was|became) (?:unreachable|terminated)|unexpectedly rebooted|node_lost"
+            r" (?:is|was|became) (?:unreachable|terminated)|unexpectedly rebooted|has been rebooted|node_lost"
             r"|HealthCheckFailed"
         ),
         ("host", "replace_node"),
-        words="node|unreachable|not responding|pleg|rebooted|terminated|healthcheckfailed",
+        words="node|unreachable|not responding|pleg|reboot|powering off|terminated|healthcheckfailed",
         weight=HARDWARE,
         min_level="debug",
         source=f"{_K8S}; Slurm states",
@@ -347,7 +354,8 @@ _NODE: Final[tuple[Rule, ...]] = (
         "container-runtime",
         (
             r"(?:failed to create (?:containerd task|shim|container)|OCI runtime (?:create"
-            r"|exec) failed|CrashLoopBackOff|CreateContainerError|RunContainerError"
+            r"|exec) failed|CrashLoopBackOff|Back-off restarting failed container|CreateContainerError"
+            r"|RunContainerError"
             r"|ContainerCannotRun|nvidia-container-cli: (?:\w+ )*error|FailedCreatePodSandBox"
             r"|container runtime is down|RPC error.*container|rpc error: code = .*containerd"
             r"|failed to start container|docker: Error response"
@@ -378,7 +386,7 @@ _NODE: Final[tuple[Rule, ...]] = (
         "image-pull",
         (
             r"\b(?:ErrImagePull|ImagePullBackOff|InvalidImageName|manifest unknown"
-            r"|failed to pull image|toomanyrequests)\b"
+            r"|failed to pull image|(?-i:toomanyrequests))\b"
         ),
         ("host", "alert"),
         words="imagepull|invalidimage|manifest|pull image|toomanyrequests",

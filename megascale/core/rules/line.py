@@ -14,6 +14,11 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 _LEVEL = r"DEBUG|TRACE|INFO|NOTICE|WARNING|WARN|ERROR|ERR|CRITICAL|CRIT|FATAL|ALERT|EMERG"
 _HOST = r"[A-Za-z0-9][A-Za-z0-9_.\-]*"
+# How clusters name machines: what stands alone before a colon is as often a device or a module.
+_NODE_WORD = (
+    r"node|host|worker|master|head-|trainer|compute|server-|slurm|pod-|dgx|hgx|ip-|vm-|trn|nid|cn-?\d"
+    r"|[gc]pu[-_]|rack|[a-z]{1,3}\d+-[a-z]*\d|[\w.\-]+-(?:worker|master|launcher|trainer|node)-"
+)
 _CLOCK = r"\d{2}:\d{2}:\d{2}(?:[.,]\d+)?"
 _ISO = rf"\d{{4}}[-/]\d{{2}}[-/]\d{{2}}[T ]{_CLOCK}(?:\s?(?:Z|UTC|[+-]\d{{2}}:?\d{{2}}))?"
 _LEVEL_PREFIX = (
@@ -26,8 +31,13 @@ _PREFIX = re.compile(
     "|".join(
         (
             r"<\d{1,3}>(?:1 )?",
+            r"^\[\d+,(?P<mpirank>\d+)\](?:<std(?:out|err)>)?: ?",
+            r"^ {0,5}(?P<srunrank>\d{1,5}): (?=\S)",
+            r"^\d{6} \d{6} \d+ ",
+            rf"^\[pod/(?P<podnode>{_HOST})/[\w.\-]+\] ",
+            rf"^(?P<pdsh>(?=[\w.\-]*\d)(?:{_NODE_WORD})[\w.\-]*): (?=\S)",
             r"\d+,\d+,\d+,[-c](?:,[^;]*)?;",
-            rf"\[?{_ISO}\]?(?: (?P<isohost>{_HOST})(?= (?:kernel|[\w.\-/()]+\[\d+\]):))?[:,]? ?",
+            rf"\[?{_ISO}\]?(?: (?P<isohost>{_HOST})(?= (?:kernel|[\w.\-/()@]+\[\d+\]):))?[:,]? ?",
             rf"(?:[A-Z][a-z]{{2}} +\d{{1,2}} {_CLOCK})(?: (?P<host>{_HOST})(?= ))? ?",
             rf"\[(?:[A-Z][a-z]{{2}} )?[A-Z][a-z]{{2}} +\d{{1,2}} {_CLOCK}(?: \d{{4}})?\] ?",
             rf"\[ *\d+\.\d+\] ?|\[?{_CLOCK}\]? ?",
@@ -48,7 +58,7 @@ _PREFIX = re.compile(
             r"level=\"?(?P<kvlevel>[a-z]+)\"? ",
             r"(?:msg|message)=\"?",
             rf"(?P<kernelhost>{_HOST}) (?=kernel: )",
-            r"(?:kernel|[a-z][\w.\-/]*\[\d+\]|slurmctld|slurmd|kubelet|dockerd|containerd): ?",
+            r"(?:kernel|(?P<program>[a-z][\w.\-/()@]*)\[\d+\]|slurm\w+d|kubelet|dockerd|containerd): ?",
             r"(?<=.)[-|] (?=\S)",
             rf"[\w.\-]+(?: \d+)? - (?={_LEVEL})",
             r"(?:srun|slurmstepd|sbatch): (?:error: )?",
@@ -76,6 +86,7 @@ class LogLine:
         level: what the line says of itself, None where it does not.
         node, rank: from the prefixes.
         stream: tells apart interleaved writers ("" = unknown).
+        program: the daemon that wrote it, as syslog says.
     """
 
     text: str
@@ -84,6 +95,7 @@ class LogLine:
     node: str | None = None
     rank: int | None = None
     stream: str = ""
+    program: str = ""
 
 
 def clean(raw: str) -> str:
@@ -116,7 +128,7 @@ def parse_line(text: str) -> LogLine:
         found.update(groups)
         level = _level_of(groups) or level
         position = match.end()
-    rank = found.get("rank") or found.get("rank2") or found.get("rank3")
+    rank = next((found[name] for name in _RANK_GROUPS if name in found), None)
     node = next((found[name] for name in _NODE_GROUPS if name in found), None)
     return LogLine(
         text=text,
@@ -125,6 +137,7 @@ def parse_line(text: str) -> LogLine:
         node=node,
         rank=int(rank) if rank else None,
         stream=f"{node or ''}/{rank or ''}",
+        program=found.get("program", "").partition("(")[0],
     )
 
 
@@ -137,7 +150,10 @@ _NODE_GROUPS: Final = (
     "rayip",
     "compose",
     "kernelhost",
+    "podnode",
+    "pdsh",
 )
+_RANK_GROUPS: Final = ("rank", "rank2", "rank3", "mpirank", "srunrank")
 
 
 def _is_kernel_info(text: str, position: int) -> bool:

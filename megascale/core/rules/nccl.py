@@ -151,7 +151,9 @@ _PEERS: Final[tuple[Rule, ...]] = (
     rule(
         "nccl-peer-closed",
         (
-            r"(?:socket\w*|Net ?:|bootstrap\w*|NCCL WARN).*(?:Connection closed by remote peer"
+            r"(?:\bsocket(?:Progress|Start|Try|Poll|Finalize|Wait|Send|Recv|Accept|Connect)\w*|socket\.cc"
+            r"|\bNet ?:"
+            r"|bootstrap\w*|NCCL WARN).*(?:Connection closed by remote peer"
             r"|Connection reset by peer|Connection refused|Connection timed out|Broken pipe"
             r"|No route to host|failed ?: |retry count exceeded)"
             r"|NCCL WARN.*(?:Connect to \S+ failed|Accept|Timeout waiting|remote process)"
@@ -186,7 +188,7 @@ _PEERS: Final[tuple[Rule, ...]] = (
         (
             r"Watchdog caught collective operation timeout|collective operation timeout"
             r"|Timed out (?:waiting for|in) .*(?:barrier|collective|all_?reduce)|monitoredBarrier"
-            r"|\bcollective .*timed out|NCCL (?:operation|communicator|collective"
+            r"|\bcollective .*timed out|Timeout at NCCL work|NCCL (?:operation|communicator|collective"
             r"|watchdog) .*tim(?:ed|e)[ -]?out|NCCL timeout(?: in\b| error| at\b| after|:)"
             r"|Rank \d+ failed to pass monitoredBarrier|Watchdog timed out|WorkNCCL\(.*(?:ran for"
             r"|timed? out)|ran for \d+ milliseconds before timing out"
@@ -313,7 +315,7 @@ _SYMPTOMS: Final[tuple[Rule, ...]] = (
             r"|To avoid data inconsistency, we are taking the entire process down"
             r"|NCCL communicator was aborted|Process group watchdog thread terminated"
             r"|ncclCommAbort|was aborted on rank|Communicator (?:was|has been) aborted"
-            r"|Timeout at NCCL work|last (?:enqueued|completed) (?:NCCL )?work"
+            r"|last (?:enqueued|completed) (?:NCCL )?work"
             r"|abort(?:ing)? (?:NCCL )?communicator"
         ),
         ("framework", "restart"),
@@ -369,30 +371,34 @@ _SYMPTOMS: Final[tuple[Rule, ...]] = (
         "killed",
         (
             r"exitcode\s*:\s*-9\b|Signal 9 \(SIGKILL\)|received SIGKILL"
-            r"|exit(?:ed)? (?:with )?(?:code|status)[ :=]*137|signal:? 9\b|signal 9|^Killed$"
-            r"|died with <Signals.SIGKILL|: Killed\b"
+            r"|exit(?:ed)? (?:with )?(?:code|status)[ :=]*137|^Killed$"
+            r"|\b(?:exit\w*|terminat\w+|killed|died|ended|received|got)(?: \w+){0,2} signal:? 9\b"
+            r"|died with <Signals.SIGKILL|: (?:\d+ )?Killed\b|terminated with signal SIGKILL"
         ),
         ("oom", "restart"),
         words="-9|sigkill|137|signal 9|signal: 9|killed",
         weight=SYMPTOM + 10,
         source="a SIGKILL nobody sent is the OOM killer",
         min_level="debug",
-        unless=r"DataLoader|Killed process|grace period|forcibly|force",
+        unless=r"DataLoader|Killed process|grace period|forcibly|force|\btasks? [\d,\-]+: Killed",
         example="exitcode  : -9 (pid: 80211)",
     ),
     rule(
         "child-failed",
         (
-            r"ChildFailedError|exitcode\s*:\s*(?:-?\d+) \(pid: \d+\)|failed \(exitcode: "
+            r"ChildFailedError|Process(?:Raised|Exited)Exception|exitcode\s*:\s*(?:-?\d+) \(pid: \d+\)"
+            r"|failed \(exitcode: "
             r"|Root Cause \(first observed failure\)|WorkerGroup.*FAILED"
             r"|RendezvousGracefulExitError|worker group failed"
+            r"|\btasks? [\d,\-]+: (?:Exited with exit code [1-9]|Killed|Aborted|Segmentation fault|Bus error)"
             r"|local_rank: \d+ \(pid: \d+\) of binary|agent .*FAILED|traceback : (?:To enable"
             r"|Signal)"
         ),
         ("framework", "restart"),
         words=(
-            "childfailed|exitcode|root cause|worker group|workergroup|rendezvousgraceful"
-            "|local_rank|failed|traceback :"
+            "childfailed|processraised|processexited|exitcode|root cause|worker group|workergroup"
+            "|rendezvousgraceful"
+            "|local_rank|failed|traceback :|task"
         ),
         scope="consequence",
         weight=SYMPTOM,

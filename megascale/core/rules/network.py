@@ -8,14 +8,14 @@ from megascale.core.rules.model import DEVICE, EXCEPTION, HARDWARE, PEER, Rule, 
 
 _MLX = "Linux mlx5 driver; NVIDIA networking manuals"
 _IB = "InfiniBand counters; Minder; Meta RSC (port counters)"
-_DOCS = r"https?://|\bdocs?\b|\bmeans\b"
+_DOCS = r"https?://docs|\bsee https?://|\bdocs?\b|\bmeans\b"
 
 _NIC: Final[tuple[Rule, ...]] = (
     rule(
         "nic-firmware",
         (
             r"mlx5\w*.*(?:health compromised|reached miss count|health_care|poll_health"
-            r"|Fatal error|device's health|unrecoverable|synd\w* 0x[0-9a-f]*[1-9a-f]|assert_var"
+            r"|Fatal error|device's health|unrecoverable|ext_synd\w* 0x[0-9a-f]*[1-9a-f]|assert_var"
             r"|firmware (?:fatal|internal) error|FW (?:fatal|tracer.*assert)|INTERNAL_ERROR"
             r"|health poll failed)"
         ),
@@ -34,7 +34,7 @@ _NIC: Final[tuple[Rule, ...]] = (
         "nic-command",
         (
             r"mlx5\w*.*(?:cmd\w*.*(?:timeout|timed out|failed)|wait_func.*timeout"
-            r"|Will cause a leak of a command resource|TX timeout|transmit queue.*timed out)"
+            r"|Will cause a leak of a command resource|TX timeout|transmit queue.*timed out|CQ error on CQN)"
             r"|NETDEV WATCHDOG: .*transmit queue \d+ timed out|(?:ib|eth|ens|enp|rdma|bnxt|ice"
             r"|irdma|efa)\w*.*(?:Tx hang|adapter reset|firmware hang|admin queue.*(?:timeout|hang"
             r"|error))"
@@ -44,7 +44,7 @@ _NIC: Final[tuple[Rule, ...]] = (
         weight=HARDWARE,
         min_level="debug",
         source=_MLX,
-        unless=r"failed reg access|access reg|bad param",
+        unless=r"failed reg access|access[ _]reg\(|access reg|bad (?:param|resource|operation|system state)",
         example="NETDEV WATCHDOG: ens2f0 (mlx5_core): transmit queue 14 timed out 5120 ms",
     ),
     rule(
@@ -143,7 +143,7 @@ _NAMES: Final[tuple[Rule, ...]] = (
         ),
         weight=EXCEPTION,
         source="resolver errors (RFC 3493 EAI codes)",
-        unless=r"dependency|conflict",
+        unless=r"dependency|conflict|resolve symbol",
         example="socket.gaierror: [Errno -3] Temporary failure in name resolution",
     ),
     rule(
@@ -169,14 +169,15 @@ _NAMES: Final[tuple[Rule, ...]] = (
             r"|TLS handshake (?:timeout|fail)|rpc error: code = (?:Unavailable|DeadlineExceeded)"
             r"|StatusCode\.(?:UNAVAILABLE|DEADLINE_EXCEEDED)|failed to connect to all addresses"
             r"|socket hang up|Socket Timeout|i/o timeout|Transport endpoint|ServerDisconnected\w*"
-            r"|ClientConnector\w*Error|LocalEntryNotFoundError|upstream connect error"
+            r"|HTTPError: (?:HTTP Error )?(?:429|5\d\d)\b|\bTransportError\b|ClientConnector\w*Error"
+            r"|LocalEntryNotFoundError|upstream connect error"
         ),
         ("network", "restart"),
         words=(
             "connection|broken pipe|brokenpipe|econn|etimedout|errno|timed out|timeout"
             "|max retries|disconnected|incompleteread|chunkedencoding|ssl|tls|rpc error"
             "|statuscode|failed to connect|socket|transport endpoint|clientconnector"
-            "|localentrynotfound|upstream"
+            "|localentrynotfound|upstream|httperror|transporterror"
         ),
         weight=PEER,
         min_level="error",

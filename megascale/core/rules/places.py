@@ -18,6 +18,7 @@ _NODE: Final = tuple(
         rf"\b(?:host|hostname|node|nodename|node_name|nodeName|instance)\"?\s*[=:]\s*\"?(?P<node>{_NAME})",
         r"\b[Nn]ode[ /]\"?(?P<node>[a-z0-9][a-z0-9_.\-]*\d[a-z0-9_.\-]*|[a-z0-9]+(?:[.\-][a-z0-9]+)+)\b",
         rf"\bON (?P<node>{_NAME}) CANCELLED",
+        rf"\bNode failure on (?P<node>{_NAME})",
         rf"\b[Nn]odes? (?P<node>{_NAME}) (?:not responding|is not responding|down|failed|has been)",
         rf"\b(?:error: )?(?P<node>{_NAME}): (?:task|tasks) \d+",
         rf"\bon (?:host|machine) (?P<node>{_NAME})",

@@ -45,16 +45,17 @@ _LOCAL: Final[tuple[Rule, ...]] = (
         r"\bI/O error, dev \w+|Buffer I/O error|blk_update_request: (?:I/O|critical)"
         r"|critical (?:medium|target) error|Medium Error|Unrecovered read error"
         r"|nvme\w*:? .*(?:I/O \d+ .*(?:timeout|QID)|timeout, (?:aborting|reset|disable"
-        r"|completion polled)|controller is down|Device not ready|Abort status|failed"
+        r"|completion polled)|[Dd]isabling device after reset|controller is down|Device not ready"
+        r"|Abort status|failed"
         r"|removing after probe|I/O (?:timeout|error)|critical warning|Identify.*failed)"
         r"|\bata\d+.*(?:failed command|exception Emask|hard resetting|link is slow|COMRESET)"
         r"|SMART .*(?:FAIL|fail)|\bmd\d+: .*(?:Disk failure|failed)|\bmd/raid\S*:.*(?:fail"
         r"|Disk failure)|device-mapper: .*fail|failed to (?:read|write) sector"
-        r"|NVMe .*(?:media error|read-only mode|spare below)",
+        r"|NVMe .*(?:media error|read-only mode|spare below)|\bno available path - failing I/O"
+        r"|(?:BTRFS|superblock).*I/O error|I/O error while (?:reading|writing) superblock",
         ("storage", "replace_node"),
         words=(
-            "i/o error|blk_update|medium|critical target|unrecovered|nvme|ata|smart|md|raid"
-            "|device-mapper|sector"
+            "i/o|blk_update|medium|critical target|unrecovered|nvme|ata|smart|md|raid|device-mapper|sector"
         ),
         weight=HARDWARE,
         min_level="debug",
@@ -70,11 +71,14 @@ _LOCAL: Final[tuple[Rule, ...]] = (
             r"|XFS \(\S+\): .*(?:error|shut(?:ting)? down|Corruption|metadata I/O|log I/O)"
             r"|BTRFS (?:error|critical)|JBD2: .*(?:error|abort|Detected)"
             r"|Remounting filesystem read-only|Read-only file system|\[Errno 30\]|EROFS"
-            r"|Structure needs cleaning|ZFS.*(?:FAULTED|SUSPENDED|DEGRADED)"
+            r"|Pool '\S+' has encountered an uncorrectable I/O failure|Structure needs cleaning"
+            r"|ZFS.*(?:FAULTED|SUSPENDED|DEGRADED)"
             r"|attempt to access beyond end of device|Beyond EOF"
         ),
         ("storage", "replace_node"),
-        words=("ext4|xfs|btrfs|jbd2|read-only|errno 30|erofs|structure needs|zfs|end of device|beyond eof"),
+        words=(
+            "ext4|xfs|btrfs|jbd2|read-only|errno 30|erofs|structure needs|zfs|end of device|beyond eof|pool '"
+        ),
         weight=HARDWARE,
         min_level="debug",
         source=_KERNEL,
@@ -111,16 +115,34 @@ _MOUNTED: Final[tuple[Rule, ...]] = (
         (
             r"\bnfs\w*: .*(?:not responding|timed out|error|fail\w*|lost|expired|reclaim)"
             r"|\bRPC: .*(?:timed out|failed|unreachable)|\bNFS\b.*(?:timed? ?out|unavailable"
-            r"|not responding|hang|hung|server error|unreachable)|rpc\.statd.*(?:fail|not running)"
+            r"|not responding|\bhung\b|server error|unreachable)|rpc\.statd.*(?:fail|not running)"
             r"|nfs4_\w+.*(?:fail|error)"
         ),
         ("storage", "alert"),
         words="nfs|rpc: |rpc.statd",
         weight=DEVICE,
-        min_level="debug",
+        min_level="error",
         source=_PARALLEL,
         unless=r"grpc",
         example="nfs: server filer-2.cluster not responding, still trying",
+    ),
+    rule(
+        "lustre-slow",
+        (
+            r"\bLustre: .*(?:slow reply"
+            r"|Connection to \S+ .*was lost; in progress operations using this service"
+            r" will wait|network error|timed out|not available)"
+        ),
+        ("storage", "alert"),
+        words="lustre: ",
+        weight=DEVICE,
+        min_level="debug",
+        source=_PARALLEL,
+        unless=r"Skipped \d+ previous",
+        example=(
+            "Lustre: 2449:0:(client.c:2141:ptlrpc_expire_one_request()) @@@ Request sent has timed out for"
+            " slow reply"
+        ),
     ),
     rule(
         "lustre",
@@ -191,7 +213,8 @@ _OBJECT_RULES: Final[tuple[Rule, ...]] = (
             r"NoSuchBucket|NoSuchKey|The specified (?:bucket|key|container|blob) does not exist"
             r"|BucketNotFound|BlobNotFound|ContainerNotFound|InvalidBucketName|404 (?:GET|HEAD"
             r"|Not Found).*(?:storage\.googleapis|s3|bucket)|An error occurred \((?:404"
-            r"|NoSuch\w+)\)|(?:bucket|object) .*(?:does not exist|not found)|PermanentRedirect"
+            r"|NoSuch\w+)\)|(?:bucket|blob|(?:s3|gcs) object) .*(?:does not exist|not found)"
+            r"|PermanentRedirect"
             r"|AuthorizationHeaderMalformed|IllegalLocationConstraint"
         ),
         ("storage", "fail_job"),
@@ -243,6 +266,7 @@ _OBJECT_RULES: Final[tuple[Rule, ...]] = (
             r"|aiobotocore|s3fs|gcsfs)\b[^;,]{0,120}?(?:timed out|\btime-?out\b"
             r"|fail\w*|unavailable|reset|error)"
             r"|HttpError.*(?:50\d|429)|GoogleAPICallError|\bRetryError|ServerBusy|OperationTimedOut"
+            r"|FSTimeoutError"
             r"|Could not connect to the endpoint"
         ),
         ("storage", "restart"),
@@ -267,7 +291,7 @@ _OBJECT_RULES: Final[tuple[Rule, ...]] = (
         "hdfs",
         (
             r"\b(?:hdfs|HDFS|Hdfs|DFSClient|DFSOutputStream|DataStreamer|NameNode|DataNode"
-            r"|namenode|libhdfs\w*|hadoop)\b.*(?:fail\w*|error|exception|timed? ?out|safe mode"
+            r"|namenode|libhdfs\w*)\b.*(?:fail\w*|error|exception|timed? ?out|safe mode"
             r"|could not|cannot|missing block|bad datanode|standby|unavailable|refused)"
             r"|BlockMissingException|Could not obtain block|SafeModeException|StandbyException"
             r"|NotReplicatedYetException|could only be (?:written|replicated) to \d+"
@@ -279,6 +303,7 @@ _OBJECT_RULES: Final[tuple[Rule, ...]] = (
             "|obtain block|safemode|standby|notreplicated|replicated to|leaseexpired"
         ),
         weight=DEVICE,
+        min_level="error",
         source="ByteRobust table 1 (HDFS 2%)",
         unless=r"File does not exist|FileNotFound",
         example=(
@@ -299,11 +324,13 @@ _OBJECT_RULES: Final[tuple[Rule, ...]] = (
             r"|load|write)|save failed|load failed)|failed to (?:save|write|load|persist"
             r"|upload) (?:\w+ )?checkpoint|CheckpointSaveError|CheckpointCorruptError"
             r"|inline_container\.cc|checkpoint (?:save|write) (?:failed|timed out)"
+            r"|(?:UnpicklingError|EOFError|BadZipFile)\b.*(?:checkpoint|ckpt|\.pth?\b|model_optim|mp_rank"
+            r"|state_dict)"
         ),
         ("storage", "restart"),
         words=(
             "streamreader|deserializing|safetensor|archive|corrupt|truncated|checksum|incomplete"
-            "|magic|mismatch|eof|checkpoint|wrong|inline_container|unexpected end"
+            "|magic|mismatch|eof|checkpoint|wrong|inline_container|unexpected end|unpickling|badzip"
         ),
         weight=EXCEPTION,
         source="PyTorch serialisation; safetensors",

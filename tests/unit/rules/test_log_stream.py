@@ -29,11 +29,29 @@ RULES = RuleSet(BUILTIN)
         ("kern  :warn  : 2025-01-21T04:41:44,285060+00:00 boom", "boom", None, None, None),
         ("rank 5 on host gpu-9: boom", "boom", None, "gpu-9", 5),
         ("[rank0]:   File x", "  File x", None, None, 0),
+        ("node17: [rank3]: boom", "boom", None, "node17", 3),
+        ("gpu-a07: boom", "boom", None, "gpu-a07", None),
+        ("llm-worker-3: boom", "boom", None, "llm-worker-3", None),
+        ("[pod/llm-worker-3/trainer] boom", "boom", None, "llm-worker-3", None),
+        ("[1,3]<stderr>:boom", "boom", None, None, 3),
+        ("12: boom", "boom", None, None, 12),
+        ("081109 214043 148 WARN dfs.DataNode: boom", "dfs.DataNode: boom", "warning", None, None),
+        ("eth0: link is down", "eth0: link is down", None, None, None),
+        ("nvme0: boom", "nvme0: boom", None, None, None),
+        ("KeyError2: boom", "KeyError2: boom", None, None, None),
     ],
 )
 def test_prefixes(raw: str, body: str, level: str | None, node: str | None, rank: int | None) -> None:
     line = parse_line(clean(raw))
     assert (line.body, line.level, line.node, line.rank) == (body, level, node, rank)
+
+
+@pytest.mark.parametrize(
+    ("daemon", "action"), [("sshd[812]", "none"), ("ftpd(pam_unix)[9]", "none"), ("trainer[812]", "restart")]
+)
+def test_daemons_that_have_no_part_in_the_job_trigger_nothing(daemon: str, action: str) -> None:
+    line = f"Jun 30 20:53:04 n-17 {daemon}: error: Connection reset by peer"
+    assert classify_text(line, RULES).action == action
 
 
 def test_last_line_of_an_interleaved_traceback_decides() -> None:
