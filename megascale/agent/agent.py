@@ -19,6 +19,7 @@ from megascale.agent.place import Place
 from megascale.agent.processes import become_subreaper
 from megascale.agent.ranks import Ranks
 from megascale.agent.reaper import Reaper
+from megascale.agent.selfcheck import wrong_numbers
 from megascale.agent.zygote_client import Zygote, ZygoteError
 from megascale.checkpoint.snapshot_folders import remove_folders
 from megascale.errors import MegascaleError
@@ -175,6 +176,8 @@ class Agent:
         if body == "kill":
             unreaped = await self._ranks.kill(message.kill.attempt, message.kill.deadline_s)
             return {"unreaped": unreaped, "snapshots": self._ranks.snapshots(self._job)}
+        if body == "check_numbers":
+            return {"wrong": await wrong_numbers(message.check_numbers.deadline_s)}
         raise ZygoteError(f"the driver sent an order this agent does not know: {body}")
 
     async def _collect(self, message: pb.DriverMessage) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from megascale.core import effects as fx
-from megascale.core import stragglers
+from megascale.core import numerics, stragglers
 from megascale.core.events import EffectDone, EffectFailed, FleetRefused, ProbeResult
 from megascale.core.incidents import Fault
 from megascale.core.lifecycle import assemble, finish, replenish, stopped
@@ -27,6 +27,8 @@ def on_done(turn: Turn, event: EffectDone) -> None:
     if pending.kind == "Kill" and record.stage is Stage.STOPPING:
         unreaped = event.detail.get("unreaped", [])
         stopped(turn, tuple(str(name) for name in unreaped) if isinstance(unreaped, list) else ())
+    elif pending.kind == "CheckNodes":
+        numerics.on_checked(turn, event.detail.get("convicted"))
     elif pending.kind == "Launch" and record.stage is Stage.LAUNCHING:
         if record.incident:
             record.incident.mark("launched", turn.now)
@@ -44,6 +46,8 @@ def on_failed(turn: Turn, event: EffectFailed) -> None:
         _launch_failed(turn, event)
     elif pending.kind == "SaveNow" and stage is Stage.SAVING:
         turn.set_deadline("save", 0.0)
+    elif pending.kind == "CheckNodes":
+        numerics.on_check_overdue(turn)
     elif pending.kind == "Acquire":
         _not_acquired(turn, pending, event.reason)
     elif pending.kind == "RestartSlot":

@@ -69,6 +69,19 @@ class Probe:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckNodes:
+    """Compute the same known products on nodes whose ranks are stopped, and compare them bit for bit.
+
+    Done when all have answered or `deadline_s` has passed; detail `convicted` maps nodes to what was wrong.
+    """
+
+    effect_id: str
+    reason: str
+    nodes: tuple[str, ...]
+    deadline_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class SaveNow:
     """Have all ranks save after the same coming step, and leave after it when `leave` is set."""
 
@@ -150,6 +163,7 @@ Effect = (
     | Kill
     | CollectEvidence
     | Probe
+    | CheckNodes
     | SaveNow
     | Acquire
     | Release

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Final
 
 from megascale.core import effects as fx
+from megascale.core import nodecheck
 from megascale.core.blame import release_unwanted
 from megascale.core.cadence import measured
 from megascale.core.goodput import GoodputPhase
@@ -30,6 +31,8 @@ def assemble(turn: Turn) -> None:
     record.stage = Stage.ASSEMBLING
     if turn.policy.suspend:
         suspend(turn, "spec.suspend is set")
+        return
+    if nodecheck.is_under_way(turn):
         return
     if nothing_trusted(turn):
         reason = "no checkpoint is trusted any more; starting over from scratch is not decided here"
@@ -206,6 +209,8 @@ def stopped(turn: Turn, unreaped: tuple[str, ...]) -> None:
     release_unwanted(turn)
     if incident and incident.action == "restart_container":
         _restart_container(turn, incident.node, incident.reason)
+    if plan.then == "relaunch" and nodecheck.begin(turn, incident):
+        return
     if plan.then == "relaunch":
         assemble(turn)
     elif plan.then == "suspend":
@@ -243,6 +248,7 @@ def suspend(turn: Turn, reason: str) -> None:
     record.stage, record.plan = Stage.SUSPENDED, None
     record.suspended_by_spec = turn.policy.suspend
     record.ledger.switch(GoodputPhase.SUSPENDED, turn.now)
+    nodecheck.end(turn)
     turn.clear_deadline("shrink", "acquireRetry", "acquired", "applySpec")
     turn.drop_pending(fx.Acquire)
     record.outstanding, record.waiting_since, record.refusals = 0, 0.0, 0

@@ -14,6 +14,8 @@ from megascale.core import (
     leaving,
     membership,
     memory_tier,
+    nodecheck,
+    numerics,
     progress,
     signals,
     stragglers,
@@ -125,6 +127,7 @@ _TIMERS: Final[dict[str, Callable[[Turn], None]]] = {
     "acquireRetry": answers.reassemble,
     "acquired": answers.on_acquired_overdue,
     "reconnect": answers.reassemble,
+    nodecheck.CHECK: numerics.on_check_overdue,
     "applySpec": commands.on_spec_due,
     "grow": growth.on_due,
 }

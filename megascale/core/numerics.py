@@ -11,10 +11,15 @@ import math
 from typing import Final
 
 from megascale.core import effects as fx
+from megascale.core import nodecheck
+from megascale.core.blame import exclude
+from megascale.core.codec import Json
 from megascale.core.events import RankProgress
+from megascale.core.goodput import GoodputPhase
 from megascale.core.incidents import Fault, note_aside
+from megascale.core.lifecycle import assemble
 from megascale.core.lineage import Commit
-from megascale.core.recovery import respond
+from megascale.core.recovery import reattribute, respond
 from megascale.core.replay import plan_replay
 from megascale.core.restore import taint
 from megascale.core.shadow import held_back
@@ -80,6 +85,32 @@ def _act(turn: Turn, watch: NumericsWatch) -> None:
     record.anomaly_step = first_step
     taint(turn, first_step - 1)
     respond(turn, fault)
+
+
+def on_checked(turn: Turn, convicted: Json) -> None:
+    """The nodes have answered: those that compute wrong numbers are taken out, then ranks run again."""
+    incident, found = turn.record.incident, convicted if isinstance(convicted, dict) else {}
+    nodecheck.end(turn)
+    if turn.record.stage is not Stage.ASSEMBLING or incident is None:
+        return
+    turn.record.ledger.switch(GoodputPhase.RECOVERY, turn.now, cause=incident.cause)
+    guilty = [name for name in turn.record.assignment if name in found]
+    if not guilty:
+        incident.add_evidence("the checks found no node that computes wrong numbers")
+        assemble(turn)
+        return
+    for name in guilty[1:]:
+        exclude(turn, name, incident, reason=f"{name} computes wrong numbers: {found[name]}")
+    reason = f"{guilty[0]} computes wrong numbers: {found[guilty[0]]}; {incident.reason}"
+    reattribute(
+        turn,
+        Fault("hardware", reason, node=guilty[0], at=turn.now, action="replace_node", rule="node-checks"),
+    )
+
+
+def on_check_overdue(turn: Turn) -> None:
+    """Some nodes did not answer: unknown convicts nobody."""
+    on_checked(turn, {})
 
 
 def _how_to_find_the_node(turn: Turn) -> tuple[str, ...]:

@@ -74,6 +74,7 @@ class Policy:
         auto_cadence: choose the steps between checkpoints from measured save cost and failure rate.
         node_failures_per_day: failure rate to expect of one node before the job has its own (Llama 3).
         straggler_slowdown: a rank this much slower than its peers, as a share, is suspected.
+        check_numbers: after wrong numbers nodes are checked before ranks run again, for `check_s` at most.
         quarantine: ask the cluster to take convicted nodes out of service.
         shadow: decide and record, do not act on detections (exits are always acted on).
         shadow_detectors: the same for some of `DETECTORS` only.
@@ -131,6 +132,8 @@ class Policy:
     auto_cadence: bool = False
     node_failures_per_day: float = 3.8e-3
     straggler_slowdown: float = 0.05
+    check_numbers: bool = False
+    check_s: float = 120.0
     quarantine: bool = False
     shadow: bool = False
     shadow_detectors: tuple[str, ...] = ()

@@ -8,10 +8,21 @@ from megascale.core.events import DriverStarted
 from megascale.core.leaving import leave
 from megascale.core.lifecycle import assemble
 from megascale.core.membership import expect
+from megascale.core.nodecheck import CHECK
 from megascale.core.state import Plan, Stage
 from megascale.core.turn import Turn
 
-_WAITS_FOR_NODES: Final = ("kill", "startup", "evidence", "flap", "save", "leaving", "shrink", "acquired")
+_WAITS_FOR_NODES: Final = (
+    "kill",
+    "startup",
+    "evidence",
+    "flap",
+    "save",
+    "leaving",
+    "shrink",
+    "acquired",
+    CHECK,
+)
 
 
 def on_driver_started(turn: Turn, event: DriverStarted) -> None:
@@ -59,6 +70,7 @@ def _slack(turn: Turn, timer: str) -> float:
         "kill": policy.kill_s,
         "evidence": policy.evidence_s,
         "save": policy.save_s,
+        CHECK: policy.check_s,
         "shrink": policy.shrink_after_s - policy.reconnect_grace_s,
     }
     return max(0.0, known.get(timer, policy.silence_s))

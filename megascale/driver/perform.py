@@ -76,6 +76,8 @@ class Performer:
                 await self._launch(effect)
             case fx.Kill():
                 return await self._kill(effect)
+            case fx.CheckNodes():
+                return await self._check(effect)
             case fx.SaveNow():
                 self._broadcast(effect, save=pb.Save(attempt=effect.attempt, leave=effect.leave))
             case fx.CollectEvidence():
@@ -161,6 +163,21 @@ class Performer:
         unreaped = [node for node in await asyncio.gather(*waits) if node]
         self._scan_commits()
         return {"unreaped": unreaped}
+
+    async def _check(self, effect: fx.CheckNodes) -> dict[str, Any]:
+        order = self._message(effect, check_numbers=pb.CheckNumbers(deadline_s=effect.deadline_s))
+        answers = await asyncio.gather(
+            *(self._links.order(node, order, effect.deadline_s) for node in effect.nodes),
+            return_exceptions=True,
+        )
+        # A node that does not answer is not known to compute wrong numbers.
+        return {
+            "convicted": {
+                node: answer.wrong
+                for node, answer in zip(effect.nodes, answers, strict=True)
+                if isinstance(answer, pb.CommandResult) and answer.wrong
+            }
+        }
 
     async def _kill_on(self, node: str, order: pb.DriverMessage, timeout_s: float) -> str:
         """The node's name if its ranks may still run, "" if they are reaped or gone with it."""

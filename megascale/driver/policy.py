@@ -62,5 +62,6 @@ def policy_of(job: TrainingJob, *, shared_machine: bool = False) -> Policy:
             for rule in spec.recovery.rules
         ),
         max_nodes_per_hour=spec.remediation.max_nodes_per_hour,
+        check_numbers=not shared_machine,
         quarantine=spec.remediation.mode != "Observe",
     )

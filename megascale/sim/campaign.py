@@ -21,6 +21,8 @@ from megascale.sim.scenario import Scenario, under_policy
 from megascale.sim.training import Workload
 from megascale.sim.world import EPOCH_S, World, WorldSpec
 
+OUR_POLICIES = ("ours", "no-spares")
+"""The others mimic what is published; node checks after wrong numbers are ours."""
 ENDLESS_STEPS = 1_000_000_000
 _SEARCH_BACK_S = 3600.0
 _SAME_FAULT_S = 120.0
@@ -95,7 +97,7 @@ class Campaign:
         self._seen_phase = ""
         self._asked: set[str] = set()
         spec = WorldSpec(
-            policy_of(scenario, thresholds),
+            policy_of(scenario, {"check_numbers": policy in OUR_POLICIES} | thresholds),
             _work_of(scenario),
             machines=scenario.fleet_nodes or scenario.nodes + scenario.spares + max(8, scenario.nodes // 20),
             delays=_delays_of(scenario),

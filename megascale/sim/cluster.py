@@ -34,6 +34,7 @@ class Cluster:
 
     Attributes:
         machines: by name; runs: by attempt; reporter: set by whoever builds the simulation.
+        wrong_numbers: defects that make a node compute nonsense; check_recall: how often a check finds one.
         echo: ranks whose peer died end with a connection error after a delay, as over gloo; without it
             they wait for ever, as inside NCCL.
     """
@@ -60,6 +61,8 @@ class Cluster:
         self.agenda, self.delays, self.network, self.storage = agenda, delays, network, storage
         self.fleet = Fleet(agenda, delays, self._boot_granted, list(machines))
         self.runs: dict[int, Run] = {}
+        self.wrong_numbers: frozenset[str] = frozenset()
+        self.check_recall = 1.0
         self.listeners: list[Callable[[Run], None]] = []
         storage.told = lambda commit: network.publish(CommitDone(commit.step, commit.attempt, agenda.now))
 

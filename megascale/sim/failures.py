@@ -46,6 +46,9 @@ class FailureProcess:
         self._recurs: Distribution = scenario.failures.recurs.distribution()
         self._classes = {each.name: each for each in scenario.failures.classes}
         self.strikes = strikes
+        nonsense = (each.name for each in scenario.failures.classes if each.symptom == "nan")
+        world.cluster.wrong_numbers = frozenset(nonsense)
+        world.cluster.check_recall = scenario.failures.check_recall
         world.cluster.listeners.append(self._on_run)
 
     def start(self) -> None:

@@ -24,7 +24,7 @@ _TIMER_OF: Final = {
     Stage.LAUNCHING: ("startup",),
     Stage.STOPPING: ("kill",),
     Stage.SAVING: ("save", "leaving"),
-    Stage.ASSEMBLING: ("shrink", "acquireRetry", "acquired", "reconnect"),
+    Stage.ASSEMBLING: ("shrink", "acquireRetry", "acquired", "reconnect", "check"),
 }
 
 

@@ -190,6 +190,23 @@ def _probe(driver: SimDriver, effect: fx.Probe) -> None:
     driver.done(effect, "probe")
 
 
+def _check(driver: SimDriver, effect: fx.CheckNodes) -> None:
+    """A check finds most of the nodes that compute nonsense, and no other: it compares bit for bit."""
+    cluster = driver.cluster
+
+    def answer() -> None:
+        asked = [cluster.machines[name] for name in effect.nodes]
+        wrong = [m for m in asked if m.defect in cluster.wrong_numbers and m.reachable]
+        found: dict[str, Json] = {
+            machine.name: "a product differs from its reference"
+            for machine in wrong
+            if cluster.delays.rng.random() < cluster.check_recall
+        }
+        driver.feed(ev.EffectDone(effect.effect_id, {"convicted": found}))
+
+    cluster.agenda.after(cluster.delays.sample("nodeCheck"), answer)
+
+
 def _save(driver: SimDriver, effect: fx.SaveNow) -> None:
     run = driver.cluster.runs.get(effect.attempt)
     if run is not None:
@@ -243,6 +260,7 @@ _PERFORMERS: Final[dict[type, Callable[[Any, Any], None]]] = {
     fx.Kill: _kill,
     fx.CollectEvidence: _collect,
     fx.Probe: _probe,
+    fx.CheckNodes: _check,
     fx.SaveNow: _save,
     fx.Acquire: _acquire,
     fx.Release: _release,

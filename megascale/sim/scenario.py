@@ -76,13 +76,18 @@ class FaultClass(Section):
 
 
 class Failures(Section):
-    """How often nodes fail, and of what."""
+    """How often nodes fail, and of what.
+
+    `check_recall`: share of the nodes computing wrong numbers that a check convicts; 0.7 is what ByteRobust
+    reports of NVIDIA's extended utility diagnostics (arXiv 2509.16293).
+    """
 
     per_node_day: Annotated[float, Field(ge=0)]
     source: str
     mix_source: str
     classes: list[FaultClass]
     recurs: Duration
+    check_recall: Annotated[float, Field(ge=0, le=1)] = 0.7
     false_silence_per_node_hour: Annotated[float, Field(ge=0)] = 0.0
     false_hang_per_hour: Annotated[float, Field(ge=0)] = 0.0
     false_source: str = ""

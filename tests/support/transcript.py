@@ -187,6 +187,9 @@ class World:
     def committed(self, step: str, attempt: str | None) -> None:
         self.tell(ev.CommitDone(int(step), int(attempt or self.core.record.attempt), self.now))
 
+    def convicted(self, node: str, why: str) -> None:
+        self.tell(ev.EffectDone(self.pending("CheckNodes"), {"convicted": {node: why}}))
+
     def done(self, kind: str, unreaped: str | None) -> None:
         if kind == "Launch":
             resume = self.core.record.lineage[self.core.record.attempt]
@@ -250,6 +253,7 @@ _SENTENCES: Final[tuple[tuple[str, Callable[..., None]], ...]] = (
     (r"([A-Z]\w+) fails(?: on ([^:]+))?: (.+)", World.fails),
     (r"([A-Z]\w+) refused: (.+)", World.refused),
     (r"the probe finds (\S+) (sound|unsound|unclear)(?:: (.+))?", World.probed),
+    (r"the checks find that (\S+) computes wrong numbers: (.+)", World.convicted),
     (r"(\S+) tells: rank (\d+) in state (\w), phase (\w+), (\d+) collectives", World.evidence),
     (r"(xid|ecc|nvlink|pcie|nic|disk|memory|thermal|drain)(?: (\d+))? on (\S+): (.+)", World.hardware),
     (r"a person asks to (\w+)(?: (\S+))?: (.+)", World.asks),

@@ -100,3 +100,60 @@ def test_decay_of_the_pace_pages_once(running):
     job.train(400)
     assert job.stage is Stage.RUNNING
     assert len([page for page in job.heard(fx.Page) if "MFU decays" in page.reason]) == 1
+
+
+def stopped_by_nan(running, **policy):
+    job = trained(running, spare_nodes=1, check_numbers=True, distrust_steps=5, **policy)
+    job.commit(90).train(2, loss=math.nan)
+    return job.done(fx.Kill)
+
+
+def test_nodes_are_checked_before_ranks_run_again(running):
+    job = stopped_by_nan(running)
+    assert job.heard(fx.CheckNodes)[-1].nodes == ("n-0", "n-1")
+    assert job.stage is Stage.ASSEMBLING
+    job.done(fx.CheckNodes, convicted={"n-1": "rank 3: a product differs"})
+    assert (job.incident.cause, job.incident.action, job.incident.node) == ("hardware", "replace_node", "n-1")
+    assert job.record.assignment == ("n-0", "n-2")
+    assert job.resumed_from() == Commit(90, 1)
+    assert job.record.restarts == {"hardware": 1, "numerics": 0}
+
+
+def test_check_that_finds_nothing_leaves_the_roll_back(running):
+    job = stopped_by_nan(running).done(fx.CheckNodes)
+    assert (job.incident.cause, job.record.assignment) == ("numerics", ("n-0", "n-1"))
+    assert job.resumed_from() == Commit(90, 1)
+
+
+@pytest.mark.parametrize("how", ["overdue", "failed"])
+def test_check_without_an_answer_convicts_nobody(running, how):
+    job = stopped_by_nan(running)
+    job = job.wait(121.0) if how == "overdue" else job.fails(fx.CheckNodes)
+    assert (job.stage, job.record.excluded) == (Stage.LAUNCHING, {})
+    assert not job.pending(fx.CheckNodes)
+
+
+def test_every_convicted_node_goes(running):
+    job = stopped_by_nan(running)
+    job.done(fx.CheckNodes, convicted={"n-0": "differs", "n-1": "differs"})
+    assert set(job.record.excluded) == {"n-0", "n-1"}
+
+
+def test_a_node_lost_during_the_check_is_waited_for_no_longer_than_the_check(running):
+    job = stopped_by_nan(running).goes("n-0")
+    job.done(fx.CheckNodes)
+    assert job.record.assignment == ("n-2", "n-1")
+
+
+def test_a_new_driver_asks_again(running):
+    job = stopped_by_nan(running).driver_restarts(1.0)
+    assert job.pending(fx.CheckNodes)
+    job.done(fx.CheckNodes, convicted={"n-1": "differs"})
+    assert "n-1" in job.record.excluded
+
+
+def test_suspending_calls_the_check_off(running):
+    job = stopped_by_nan(running).command("suspend")
+    assert job.stage is Stage.SUSPENDED
+    assert not job.pending(fx.CheckNodes)
+    assert "check" not in job.record.deadlines

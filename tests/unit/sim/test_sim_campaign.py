@@ -129,7 +129,7 @@ def test_cost_grows_with_events_not_with_time() -> None:
     quiet = {"per_node_day": 0.0, "false_hang_per_hour": 0.0, "false_silence_per_node_hour": 0.0}
     short = Campaign(_scaled("reference-12288", gpus=1024, days=1, **quiet)).run()
     long = Campaign(_scaled("reference-12288", gpus=1024, days=10, **quiet)).run()
-    commits = 9 * DAY_S / 600.0
+    commits = 9 * DAY_S / load("reference-12288").checkpoints.every_seconds
     assert long.events - short.events == pytest.approx(commits, rel=0.1)
 
 
