@@ -1,11 +1,12 @@
 # make run    trains the quickstart job on this machine and shows a recovery
 # make test   everything CI runs
+# make test-kube KUBECONFIG=FILE   the end-to-end suite against a real API server; without a file, against our double
 PYTHON ?= $(shell for p in python3.12 python3.13 python3.11 python3; do $$p -c 'import sys; sys.exit(not (3,11) <= sys.version_info[:2] <= (3,13))' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install run test lint test-sim bench proto clean
+.PHONY: install run test lint test-kube test-sim bench proto clean
 
 install: $(STAMP)
 
@@ -26,6 +27,10 @@ lint: $(STAMP)
 
 test: lint
 	$(BIN)/pytest
+
+# Only a file given on this command line counts: one in the environment must not send tests to somebody's cluster.
+test-kube: $(STAMP)
+	$(BIN)/pytest tests/kube/e2e $(if $(filter command line,$(origin KUBECONFIG)),--kubeconfig $(KUBECONFIG))
 
 test-sim: $(STAMP)
 	$(BIN)/python -m megascale.sim.explore --seeds 20000 --jobs 2
