@@ -56,6 +56,10 @@ class Program:
             )
         return line
 
+    @property
+    def running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
     def signal(self, number: signal.Signals) -> None:
         if self.process:
             self.process.send_signal(number)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
+import time
 
 import aiohttp
 from aiohttp import web
@@ -77,8 +78,8 @@ class Listener:
             _drop(request)
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
-        path = request.path_qs
-        rule = self._rules.take(self.client, request.method, path)
+        began = time.time()
+        rule = self._rules.take(self.client, request.method, request.path_qs)
         fault = rule.action if rule else ""
         code = 0
         try:
@@ -91,9 +92,7 @@ class Listener:
             code = 502
             response = web.json_response(status(503), status=503)
         finally:
-            token = request.headers.get("Authorization", "").removeprefix("Bearer ")
-            agent = request.headers.get("User-Agent", "")
-            self._trail.write(self.client, request.method, path, token, agent, code, fault)
+            self._trail.write(self.client, request, began, code, fault)
         return response
 
     async def _answer(self, request: web.Request, rule: Rule | None) -> web.StreamResponse:

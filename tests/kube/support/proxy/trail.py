@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from aiohttp import web
+
 Json = dict[str, Any]
 
 
@@ -18,20 +20,20 @@ class Trail:
     def __init__(self, path: Path) -> None:
         self._file = path.open("a", buffering=1)
 
-    def write(
-        self, client: str, method: str, path: str, token: str, agent: str, code: int, fault: str
-    ) -> None:
-        """`code` 0: no answer was given."""
+    def write(self, client: str, request: web.Request, began: float, code: int, fault: str) -> None:
+        """`began`: Unix time at which the request came; `code` 0: no answer was given."""
+        token = request.headers.get("Authorization", "").removeprefix("Bearer ")
         claims = _claims(token)
         bound = claims.get("kubernetes.io", {})
         line = {
             "time": round(time.time(), 4),
+            "began": round(began, 4),
             "client": client,
-            "method": method,
-            "path": path,
+            "method": request.method,
+            "path": request.path_qs,
             "user": claims.get("sub", ""),
             "pod": bound.get("pod", {}).get("name", ""),
-            "agent": agent,
+            "agent": request.headers.get("User-Agent", ""),
             "code": code,
             "fault": fault,
         }

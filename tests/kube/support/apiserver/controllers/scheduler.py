@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
+from dataclasses import dataclass
 
 from apiserver import pods
 from apiserver.apply import now_text
@@ -15,6 +17,23 @@ from apiserver.typed import copy
 
 _Key = tuple[str, str]
 _BATCH = 50
+_FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.1, 5.0
+
+
+@dataclass
+class _Wait:
+    """A pod without a node. `seen`: which state of the cluster it was tried on last; `due`: monotonic time."""
+
+    seen: int = -1
+    due: float = 0.0
+    backoff_s: float = _FIRST_BACKOFF_S
+
+    def is_due(self, changes: int) -> bool:
+        return self.seen != changes and self.due <= time.monotonic()
+
+    def failed(self) -> None:
+        self.due = time.monotonic() + self.backoff_s
+        self.backoff_s = min(_LONGEST_BACKOFF_S, 2 * self.backoff_s)
 
 
 class Scheduler:
@@ -28,8 +47,10 @@ class Scheduler:
         self._places: dict[str, Place] = {}
         self._order: list[str] = []
         self._at = 0
-        self._waiting: dict[_Key, None] = {}
+        self._waiting: dict[_Key, _Wait] = {}
+        self._gated: dict[_Key, bool] = {}
         self._bound: dict[_Key, str] = {}
+        self._changes = 0
         self._dirty: Dirty[str] = Dirty()
         for stored in store.values("nodes"):
             self._node(stored.obj)
@@ -55,7 +76,12 @@ class Scheduler:
         place = self._place(name)
         old, place.node = place.node, node
         if not old or old.get("spec") != node.get("spec") or _differs(old, node):
-            self._dirty.mark("nodes")
+            self._change()
+
+    def _change(self) -> None:
+        """Something that may let a waiting pod fit."""
+        self._changes += 1
+        self._dirty.mark("nodes")
 
     def _place(self, name: str) -> Place:
         if name not in self._places:
@@ -70,57 +96,75 @@ class Scheduler:
             self._waiting.pop(key, None)
             self._bound[key] = node
             self._place(node).add(pod)
-        elif not pod["metadata"].get("deletionTimestamp") and key not in self._waiting:
-            self._waiting[key] = None
-            self._dirty.mark("pods")
-        elif key in self._waiting and not pod["spec"].get("schedulingGates"):
-            self._dirty.mark("pods")
+        elif not pod["metadata"].get("deletionTimestamp"):
+            gated = bool(pod["spec"].get("schedulingGates"))
+            if key not in self._waiting or self._gated.get(key, False) != gated:
+                self._waiting[key] = _Wait()
+                self._gated[key] = gated
+                self._dirty.mark("pods")
 
     def _forget(self, key: _Key) -> None:
         self._waiting.pop(key, None)
+        self._gated.pop(key, None)
         node = self._bound.pop(key, None)
         if node:
             self._places[node].remove(key)
-            self._dirty.mark("nodes")
+            self._change()
 
     async def run(self) -> None:
+        """Try a pod when it comes, and again after a change, but not more often than its back-off allows."""
         while True:
-            await self._dirty.take()
-            for n, key in enumerate(list(self._waiting)):
-                if key in self._waiting:
-                    self._try(key)
-                if n % _BATCH == _BATCH - 1:
+            await self._dirty.take(self._next_due_s())
+            tried = 0
+            for key, wait in list(self._waiting.items()):
+                if key not in self._waiting or not wait.is_due(self._changes):
+                    continue
+                wait.seen, tried = self._changes, tried + 1
+                if not self._try(key):
+                    wait.failed()
+                    await asyncio.sleep(0)
+                elif tried % _BATCH == 0:
                     await asyncio.sleep(0)
 
-    def _try(self, key: _Key) -> None:
+    def _next_due_s(self) -> float | None:
+        """Until a pod is to be tried again without a further change; None when there is none."""
+        due = [wait.due for wait in self._waiting.values() if wait.seen != self._changes]
+        return max(0.0, min(due) - time.monotonic()) if due else None
+
+    def _try(self, key: _Key) -> bool:
+        """Whether the pod needs no further try."""
         stored = self._store.get("pods", *key)
         if stored is None or stored.obj["spec"].get("schedulerName") != "default-scheduler":
             self._waiting.pop(key, None)
-            return
+            return True
         pod = stored.obj
         if pod["spec"].get("schedulingGates"):
             self._tell(pod, "SchedulingGated", "Scheduling is blocked due to non-empty scheduling gates")
-            return
+            return True
+        place, reasons = self._find(pod)
+        if place:
+            self._store.put("pods", pods.bind(pod, place.name, now_text()))
+            return True
+        total = sum(reasons.values())
+        listed = ", ".join(f"{many} {why}" for why, many in sorted(reasons.items()))
+        none = "no nodes available to schedule pods"
+        self._tell(pod, "Unschedulable", f"0/{total} nodes are available: {listed}." if total else none)
+        return False
+
+    def _find(self, pod: Json) -> tuple[Place | None, Counter[str]]:
+        """The next node that fits, or why none does."""
         reasons: Counter[str] = Counter()
         count = len(self._order)
         for n in range(count):
             index = (self._at + n) % count
             place = self._places[self._order[index]]
-            if not place.node:
-                continue
-            why = refusal(pod, place)
+            why = refusal(pod, place) if place.node else "gone"
             if not why:
                 self._at = (index + 1) % count
-                self._store.put("pods", pods.bind(pod, place.name, now_text()))
-                return
-            reasons[why] += 1
-        total = sum(reasons.values())
-        listed = ", ".join(f"{many} {why}" for why, many in sorted(reasons.items()))
-        self._tell(
-            pod,
-            "Unschedulable",
-            f"0/{total} nodes are available: {listed}." if total else "no nodes available to schedule pods",
-        )
+                return place, reasons
+            if place.node:
+                reasons[why] += 1
+        return None, reasons
 
     def _tell(self, pod: Json, reason: str, message: str) -> None:
         conditions = pod.get("status", {}).get("conditions", ())

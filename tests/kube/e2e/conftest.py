@@ -1,0 +1,28 @@
+"""The end-to-end suite runs against the double, or with `--kubeconfig FILE` against a real API server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from objects import fresh
+from suite.site import OPERATORS, Site
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kubeconfig", type=Path, default=None, help="real API server for tests/kube/e2e")
+
+
+@pytest.fixture(scope="module")
+def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A cluster with four nodes and one operator that leads."""
+    folder = tmp_path_factory.mktemp("site")
+    with Site(folder, request.config.getoption("--kubeconfig", default=None)) as site:
+        site.start_operator(OPERATORS[0])
+        yield site
+
+
+@pytest.fixture
+def namespace(site: Site) -> str:
+    return site.namespace(fresh("e2e"))

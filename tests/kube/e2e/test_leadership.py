@@ -1,0 +1,116 @@
+"""Two operators, one Lease: whatever happens to the leader, never two of them write."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from objects import eventually, fresh
+from suite.jobs import Job
+from suite.manifests import training_job
+from suite.site import OPERATORS, Site
+from suite.trail import overlaps, writes
+
+pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
+TAKEOVER_S, ROLLOUT_S = 15.0, 5.0
+
+
+@pytest.fixture(autouse=True)
+def _never_two_writers(site: Site) -> Iterator[None]:
+    """Both replicas run before each test; afterwards the trail of all requests is looked through."""
+    for name in OPERATORS:
+        if name not in site.operators or not site.operators[name].running:
+            site.start_operator(name)
+    eventually(lambda: site.leader() or None, 30.0)
+    yield
+    site.faults.clear()
+    assert overlaps(site.faults.trail(), OPERATORS) == []
+
+
+def roles(site: Site) -> tuple[str, str]:
+    """The leader and the other one."""
+    leader = site.leader()
+    return leader, next(name for name in OPERATORS if name != leader)
+
+
+def other_leads(site: Site, name: str, timeout_s: float) -> float:
+    """Seconds until `name` leads."""
+    begin = time.monotonic()
+    eventually(lambda: site.leader() == name or None, timeout_s)
+    return time.monotonic() - begin
+
+
+def reacts(site: Site, namespace: str) -> Job:
+    """Somebody looks after a fresh job: all its pods come."""
+    job = site.job(namespace, training_job(fresh("job"), site.folder / "state", steps=1000))
+    eventually(lambda: len(job.pods()) == 4 or None, 30.0)
+    return job
+
+
+def test_a_killed_leader_is_replaced_within_15_s(site: Site, namespace: str) -> None:
+    leader, other = roles(site)
+    site.operators[leader].signal(signal.SIGKILL)
+    site.stop_operator(leader)
+    assert other_leads(site, other, 30.0) <= TAKEOVER_S
+    reacts(site, namespace)
+
+
+def test_a_rollout_hands_over_within_5_s(site: Site, namespace: str) -> None:
+    leader, other = roles(site)
+    site.operators[leader].signal(signal.SIGTERM)
+    assert other_leads(site, other, 30.0) <= ROLLOUT_S
+    site.stop_operator(leader)
+    reacts(site, namespace)
+
+
+def test_a_stopped_leader_that_wakes_up_writes_nothing(site: Site, namespace: str) -> None:
+    leader, other = roles(site)
+    job = reacts(site, namespace)
+    site.operators[leader].signal(signal.SIGSTOP)
+    job.patch({"spec": {"steps": 2000}})
+    assert other_leads(site, other, 30.0) <= TAKEOVER_S
+    reacts(site, namespace)
+    before = len(writes(site.faults.trail(), leader))
+    site.operators[leader].signal(signal.SIGCONT)
+    reacts(site, namespace)
+    assert len(writes(site.faults.trail(), leader)) == before
+    assert site.leader() == other
+
+
+def test_a_leader_cut_off_from_the_api_server_steps_down(site: Site, namespace: str) -> None:
+    leader, other = roles(site)
+    silence = site.faults.add("hang", client=leader)
+    other_leads(site, other, 30.0)
+    site.faults.remove(silence)
+    reacts(site, namespace)
+    assert site.operators[leader].running
+
+
+def test_an_unchanged_cluster_is_left_alone(site: Site, namespace: str) -> None:
+    """Zero writes for a job at rest, however often it is looked at."""
+    job = site.job(namespace, training_job(fresh("rest"), site.folder / "state", suspend=True))
+    job.until(lambda one: one.get("status", {}).get("observedGeneration") == 1, "observed")
+    quiet(site, namespace)
+    begin = len(site.faults.trail())
+    for round_ in range(5):
+        job.patch({"metadata": {"annotations": {"touched": str(round_)}}})
+    # Time for what must not come.
+    time.sleep(3.0)
+    assert writes_about(site.faults.trail()[begin:], namespace) == []
+
+
+def quiet(site: Site, namespace: str) -> None:
+    """Wait until nothing about the namespace was written for two seconds."""
+
+    def look() -> bool | None:
+        lines = writes_about(site.faults.trail(), namespace)
+        return (not lines or time.time() - lines[-1]["time"] > 2.0) or None
+
+    eventually(look, 30.0)
+
+
+def writes_about(trail: list[dict[str, Any]], namespace: str) -> list[dict[str, Any]]:
+    return [line for line in writes(trail, *OPERATORS) if namespace in line["path"]]

@@ -1,0 +1,1 @@
+"""What the end-to-end suite stands on: a cluster (double or real), nodes, operators, jobs."""

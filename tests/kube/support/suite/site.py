@@ -1,0 +1,213 @@
+"""One cluster with everything installed, and what tests do to it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import yaml
+from kubelet.control import Control
+from objects import eventually
+from programs import Program, api_server, kubelet, proxy
+from proxy.control import Faults
+from rest import Cluster, Refused, Rest
+
+from suite.jobs import Job
+
+Json = dict[str, Any]
+_ROOT = Path(__file__).parents[4]
+_DEPLOY = _ROOT / "deploy"
+SYSTEM = "megascale-system"
+OPERATORS = ("operator-a", "operator-b")
+PODS = "pods"
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a cluster takes to notice things, in seconds; a real one's settings cannot be changed."""
+
+    silent_node_s: float
+    orphaned_pods_s: float
+    usual_s: float = 60.0
+
+
+DOUBLE, REAL = Patience(3.0, 2.0), Patience(60.0, 120.0, 120.0)
+
+
+@dataclass
+class Site:
+    """A context manager. `kubeconfig` None = start a double."""
+
+    folder: Path
+    kubeconfig: Path | None = None
+    nodes: int = 4
+    lease_s: float = 0.5
+    node_grace_s: float = 3.0
+    mode: str = "Observe"
+    operators: dict[str, Program] = field(default_factory=dict)
+    _stack: ExitStack = field(default_factory=ExitStack)
+
+    def __enter__(self) -> Site:
+        with ExitStack() as stack:
+            self._start(stack)
+            self._stack = stack.pop_all()
+        return self
+
+    def _start(self, stack: ExitStack) -> None:
+        self.patience = REAL if self.kubeconfig else DOUBLE
+        if self.kubeconfig is None:
+            timing = (
+                "--node-grace-seconds",
+                str(self.node_grace_s),
+                "--orphan-grace-seconds",
+                "2",
+                "--bookmark-seconds",
+                "5",
+            )
+            stack.enter_context(api_server(self.folder / "api", *timing))
+            self.kubeconfig = self.folder / "api" / "kubeconfig"
+        self.api = Rest(Cluster.of(self.kubeconfig))
+        program, url = proxy(self.folder / "proxy", self.kubeconfig, *OPERATORS, PODS)
+        stack.enter_context(program)
+        self.faults = Faults(url, self.folder / "proxy")
+        self._install()
+        lease_s = self.lease_s if self.patience is DOUBLE else 10.0
+        program, url = kubelet(
+            self.folder / "nodes", self.kubeconfig, "--nodes", str(self.nodes), "--prefix", "worker-",
+            "--lease-seconds", str(lease_s), "--backoff-seconds", "1",
+            "--api-url", self.faults.urls()[PODS], "--api-ca", str(self.folder / "proxy" / "ca.crt"),
+        )  # fmt: skip
+        stack.enter_context(program)
+        self.control = Control(url)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for name in list(self.operators):
+            self.stop_operator(name)
+        self._stack.close()
+
+    def _install(self) -> None:
+        """CRDs, namespace, and the operator's rights, from the files that users apply."""
+        for path in sorted((_ROOT / "operator" / "crds").glob("*.yaml")):
+            self.apply(yaml.safe_load(path.read_text()))
+        for document in deployment(self.mode):
+            if document["kind"] in _INSTALLED:
+                self.apply(document)
+
+    def apply(self, document: Json) -> Json:
+        """Server-side apply of any object, as the suite's own field manager."""
+        return self.api.apply(path_of(document), document, "suite", force=True)
+
+    def start_operator(self, name: str, *arguments: str) -> Program:
+        """One replica under the rights of the operator's ServiceAccount, up when this returns."""
+        kubeconfig = self._operator_kubeconfig(name)
+        folder = self.folder / name
+        folder.mkdir(exist_ok=True)
+        program = Program(
+            "megascale_operator",
+            ["--namespace", SYSTEM, "--mode", self.mode, "--image", "megascale:test", "--identity", name,
+             "--kubeconfig", str(kubeconfig), "--metrics-port", "0", "--health-port", "0", *arguments],
+            folder / "operator.log",
+        )  # fmt: skip
+        begin = time.time()
+        program.start()
+        self.operators[name] = program
+        eventually(lambda: self._asked_for_lease(name, begin) or None, 60.0)
+        return program
+
+    def _asked_for_lease(self, name: str, since: float) -> bool:
+        """Whether a replica stands for election, which it does once it is up."""
+        lines = (line for line in self.faults.trail() if line["client"] == name and line["began"] >= since)
+        return any("/leases" in line["path"] for line in lines)
+
+    def stop_operator(self, name: str) -> None:
+        program = self.operators.pop(name, None)
+        if program:
+            program.stop()
+
+    def _operator_kubeconfig(self, name: str) -> Path:
+        path = f"/api/v1/namespaces/{SYSTEM}/serviceaccounts/megascale-operator/token"
+        answer = self.api.create(path, {"spec": {"expirationSeconds": 7200}})
+        ca = base64.b64encode(self.faults.ca_pem.encode()).decode()
+        cluster = {"server": self.faults.urls()[name], "certificate-authority-data": ca}
+        config = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "c", "cluster": cluster}],
+            "users": [{"name": "u", "user": {"token": answer["status"]["token"]}}],
+            "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+            "current-context": "x",
+        }
+        target = self.folder / f"{name}.kubeconfig"
+        target.touch(mode=0o600)
+        target.write_text(json.dumps(config))
+        return target
+
+    def leader(self) -> str:
+        """Who holds the operator's Lease; "" when nobody does."""
+        path = f"/apis/coordination.k8s.io/v1/namespaces/{SYSTEM}/leases/megascale-operator"
+        try:
+            return str(self.api.get(path)["spec"].get("holderIdentity") or "")
+        except Refused:
+            return ""
+
+    def namespace(self, name: str) -> str:
+        """A namespace whose default ServiceAccount and CA are there."""
+        self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+        return name
+
+    def job(self, namespace: str, body: Json) -> Job:
+        """Apply a job."""
+        body["metadata"]["namespace"] = namespace
+        self.apply(body)
+        return Job(self.api, namespace, body["metadata"]["name"], self.patience.usual_s)
+
+
+_INSTALLED = frozenset(
+    ("Namespace", "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding")
+)
+_PLURALS = {
+    "NetworkPolicy": "networkpolicies",
+    "PodDisruptionBudget": "poddisruptionbudgets",
+    "PriorityClass": "priorityclasses",
+}
+_CLUSTER = frozenset(
+    (
+        "Namespace",
+        "ClusterRole",
+        "ClusterRoleBinding",
+        "CustomResourceDefinition",
+        "NodeCheck",
+        "PriorityClass",
+        "Node",
+    )
+)
+
+
+def path_of(document: Json) -> str:
+    """Where an object lives."""
+    version, kind, meta = document["apiVersion"], document["kind"], document["metadata"]
+    root = f"/apis/{version}" if "/" in version else f"/api/{version}"
+    space = "" if kind in _CLUSTER else f"/namespaces/{meta.get('namespace', 'default')}"
+    return f"{root}{space}/{_PLURALS.get(kind, kind.lower() + 's')}/{meta['name']}"
+
+
+def deployment(mode: str) -> Iterator[Json]:
+    """Every object of deploy/base, and the rights to nodes that `mode` needs."""
+    files = sorted((_DEPLOY / "base").glob("*.yaml"))
+    files += sorted((_DEPLOY / "components" / "node-rights").glob("*.yaml")) if mode != "Observe" else []
+    for path in files:
+        for document in yaml.safe_load_all(path.read_text()):
+            if document["kind"] in {"Kustomization", "Component"}:
+                continue
+            if document["kind"] not in _CLUSTER:
+                document["metadata"].setdefault("namespace", SYSTEM)
+            yield document
