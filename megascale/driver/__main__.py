@@ -31,6 +31,7 @@ async def _serve(root: str) -> None:
         LocalListener(run),
         EventLog(run),
         shared_machine=True,
+        reopens=True,
     )
     driver = await Driver.take_over(run, job, plugs)
     await driver.run()

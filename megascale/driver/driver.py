@@ -27,7 +27,13 @@ from megascale.driver.record import Claim
 from megascale.driver.service import Service
 from megascale.driver.status import StatusBoard
 from megascale.driver.summary import summarise
-from megascale.driver.translate import exit_event, log_event, progress_event, snapshot_events
+from megascale.driver.translate import (
+    exit_event,
+    hardware_event,
+    log_event,
+    progress_event,
+    snapshot_events,
+)
 from megascale.errors import FencedError, UnreachableError
 from megascale.fleet.base import SlotEvent
 from megascale.job import TrainingJob
@@ -57,7 +63,7 @@ class Driver:
         self.term = claim.term
         policy = policy_of(job, shared_machine=plugs.shared_machine)
         self.core = Core.restore(policy, claim.snapshot) if claim.snapshot else Core(policy)
-        plugs.log.begin(Header(job.metadata.name, policy, claim.snapshot))
+        plugs.log.begin(Header(job.metadata.name, policy, claim.snapshot), claim.term)
         self.links = Links()
         self.board = StatusBoard(job, self.core, self.links)
         self.store = CheckpointStore(run.checkpoints(job.spec.checkpoint.uri))
@@ -97,7 +103,7 @@ class Driver:
         self.post(ev.DriverStarted(self.term))
         self._scan_commits()
         record = self.core.record
-        if record.stage is Stage.FINISHED and not record.pending:
+        if self._plugs.reopens and record.stage is Stage.FINISHED and not record.pending:
             self.post(ev.ManualCommand("reopen", "the job was started again"))
         work = [asyncio.create_task(self._pump())]
         work += [asyncio.create_task(companion.run(self)) for companion in self._plugs.companions]
@@ -215,6 +221,8 @@ class Driver:
                 link.answered(message.result)
             case "evidence":
                 self._on_evidence(link, message.evidence)
+            case "hardware":
+                self.post(hardware_event(link, message.hardware))
 
     def _is_current(self, fence: pb.Fence) -> bool:
         """Whether the sender knows no higher term; if it does, this driver stops at once."""
@@ -282,6 +290,13 @@ class Driver:
                 return float(marker["time"])
         return None
 
+    def change_spec(self, job: TrainingJob, revision: str) -> None:
+        """The manifest changed: thresholds count at once, what ranks run at the next launch."""
+        policy = policy_of(job, shared_machine=self._plugs.shared_machine)
+        restart = _what_ranks_run(job) != _what_ranks_run(self._job)
+        self._job = job
+        self.post(ev.SpecChanged(policy, revision, restart))
+
     def command(self, request: pb.CommandRequest) -> tuple[bool, str]:
         """A person's wish; whether it was taken, and why not."""
         if request.command not in _COMMANDS:
@@ -302,6 +317,11 @@ class Driver:
             write_atomically(self._run.summary_file, json.dumps(summary, indent=2))
 
         await self._write(write)
+
+
+def _what_ranks_run(job: TrainingJob) -> dict[str, Any]:
+    """The part of a manifest that a running rank has already read."""
+    return job.spec.model_dump(include={"runtime", "network", "checkpoint", "ranks_per_node", "steps"})
 
 
 def _read_marker(path: Path) -> dict[str, Any]:

@@ -25,10 +25,14 @@ class OrderFailedError(MegascaleError):
 
 
 class AgentLink:
-    """One agent's stream: orders out, answers back. `address` is where its node's ranks are reached."""
+    """One agent's stream: orders out, answers back.
 
-    def __init__(self, node: str, incarnation: str, address: str) -> None:
-        self.node, self.incarnation, self.address = node, incarnation, address
+    Attributes:
+        address: where its node's ranks are reached; pod: its pod, "" outside of one.
+    """
+
+    def __init__(self, node: str, incarnation: str, address: str, pod: str = "") -> None:
+        self.node, self.incarnation, self.address, self.pod = node, incarnation, address, pod
         self.report = pb.Report()
         self.attempt = 0
         self._outbox: asyncio.Queue[pb.DriverMessage | None] = asyncio.Queue(_OUTBOX)

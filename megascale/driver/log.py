@@ -25,7 +25,7 @@ class EventLog:
             if handle.read(1) != b"\n":
                 os.write(self._descriptor, b"\n")
 
-    def begin(self, header: Header) -> None:
+    def begin(self, header: Header, term: int) -> None:  # noqa: ARG002 - all terms share the file
         self._append(header_line(header))
         os.fsync(self._descriptor)
 

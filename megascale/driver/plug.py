@@ -27,7 +27,7 @@ class NotAdmittedError(MegascaleError):
 class EventSink(Protocol):
     """Where the event log goes. Raises OSError when it cannot be written and decisions have to wait."""
 
-    def begin(self, header: Header) -> None:
+    def begin(self, header: Header, term: int) -> None:
         """The first line of a driver's life."""
 
     def append(self, entry: Entry) -> None:
@@ -67,6 +67,7 @@ class Plugs:
 
     Attributes:
         shared_machine: all nodes share one machine, so spares wait until the first launch is done.
+        reopens: starting a driver for a job that ended starts the job again.
     """
 
     record: RecordStore
@@ -75,3 +76,4 @@ class Plugs:
     log: EventSink
     companions: Sequence[Companion] = field(default=())
     shared_machine: bool = False
+    reopens: bool = False

@@ -44,7 +44,7 @@ class Service(DriverServicer):
             return
         await self._authenticate(context, first.fence.node)
         address = first.hello.host or _host(context.peer())
-        link = AgentLink(first.fence.node, first.fence.incarnation, address)
+        link = AgentLink(first.fence.node, first.fence.incarnation, address, first.hello.pod)
         writer = asyncio.create_task(_forward(link, context))
         try:
             if not self._driver.attach(link, first):

@@ -70,3 +70,16 @@ def log_event(link: AgentLink, match: pb.LogMatch) -> ev.LogMatch:
         attempt=match.attempt,
         at=match.at,
     )
+
+
+def hardware_event(link: AgentLink, event: pb.HardwareEvent) -> ev.HardwareEvent:
+    return ev.HardwareEvent(
+        node=link.node,
+        sign=event.sign,
+        code=event.code if event.HasField("code") else None,
+        text=event.text,
+        at=event.at,
+        rule=event.rule,
+        category=event.category,
+        action=event.action,
+    )

@@ -49,14 +49,14 @@ def test_a_torn_line_does_not_swallow_the_next(run: RunDir) -> None:
     policy = Policy(nodes=1)
     core = Core(policy)
     log = EventLog(run)
-    log.begin(Header("job", policy, None))
+    log.begin(Header("job", policy, None), 1)
     event = ev.DriverStarted(1)
     log.append(Entry(10.0, event, tuple(core.step(event, 10.0))))
     asyncio.run(log.close())
     with run.events_file.open("a") as handle:
         handle.write('{"at":11.0,"eve')
     successor = EventLog(run)
-    successor.begin(Header("job", policy, core.snapshot()))
+    successor.begin(Header("job", policy, core.snapshot()), 2)
     asyncio.run(successor.close())
     lines = run.events_file.read_text().splitlines()
     assert lines[2] == '{"at":11.0,"eve'

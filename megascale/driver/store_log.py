@@ -1,0 +1,81 @@
+"""The event log in the checkpoint store: written in batches, held back while the store is away."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections import deque
+from typing import Final
+
+from megascale.checkpoint.storage import open_storage
+from megascale.core.eventlog import Entry, Header, entry_line, header_line
+
+_PERIOD_S: Final = 2.0
+_HELD_BYTES: Final = 64 << 20
+_CLOSE_S: Final = 10.0
+
+
+class StoreLog:
+    """Implements `EventSink` with `events/<term>.jsonl` of a checkpoint URI.
+
+    Decisions do not wait for the store. What it cannot take is held in memory up to a bound; beyond it the
+    log has a gap, which is said, and `dropped` counts the lines.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self._storage = open_storage(uri)
+        self._name = ""
+        self._lines: deque[bytes] = deque()
+        self._held = 0
+        self.dropped = 0
+        self._writer: asyncio.Task[None] | None = None
+        self._complained = False
+
+    def begin(self, header: Header, term: int) -> None:
+        self._name = f"events/{term}.jsonl"
+        self._add(header_line(header))
+        self._writer = asyncio.create_task(self._write_on())
+
+    def append(self, entry: Entry) -> None:
+        self._add(entry_line(entry))
+
+    def _add(self, line: str) -> None:
+        raw = line.encode() + b"\n"
+        if self._held + len(raw) > _HELD_BYTES:
+            if not self.dropped:
+                sys.stderr.write(f"driver: {self._name} has a gap: the store takes no events for too long\n")
+            self.dropped += 1
+            return
+        self._lines.append(raw)
+        self._held += len(raw)
+
+    async def _write_on(self) -> None:
+        while True:
+            await asyncio.sleep(_PERIOD_S)
+            await self._flush()
+
+    async def _flush(self) -> None:
+        """Write everything that is there; what fails is kept, in order."""
+        batch, self._lines = self._lines, deque()
+        if not batch:
+            return
+        raw = b"".join(batch)
+        try:
+            await asyncio.to_thread(self._storage.append, self._name, raw)
+        except OSError as error:
+            self._lines = batch + self._lines
+            if not self._complained:
+                sys.stderr.write(f"driver: {self._name} cannot be written, events are held: {error}\n")
+            self._complained = True
+        else:
+            self._held -= len(raw)
+            self._complained = False
+
+    async def close(self) -> None:
+        """Write the rest; a store that hangs is not waited for."""
+        if self._writer is not None:
+            self._writer.cancel()
+        try:
+            await asyncio.wait_for(self._flush(), _CLOSE_S)
+        except TimeoutError:
+            sys.stderr.write(f"driver: the last events were not written to {self._name}\n")

@@ -1,0 +1,146 @@
+"""`python -m megascale_operator.driver`: one driver life of a job on a cluster."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from megascale.driver.driver import Driver
+from megascale.driver.plug import Plugs
+from megascale.driver.store_log import StoreLog
+from megascale.errors import FencedError, MegascaleError
+from megascale.job import TrainingJob, from_mapping
+from megascale.observe.rundir import RunDir
+from megascale_operator.driver.fleet import KubernetesFleet
+from megascale_operator.driver.listener import ClusterListener
+from megascale_operator.driver.orders import Orders
+from megascale_operator.driver.record import KubernetesRecord, RecordWatch
+from megascale_operator.driver.slots import Slots
+from megascale_operator.driver.status import StatusWriter
+from megascale_operator.driver.tokens import Tokens
+from megascale_operator.kube.client import RestApi
+from megascale_operator.kube.resources import TRAINING_JOBS
+from megascale_operator.reconcile import names
+
+log = logging.getLogger(__name__)
+
+RUN_DIR: Final = Path("/run/megascale/work")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line says."""
+
+    namespace: str
+    job: str
+    pod: str
+    pod_ip: str
+    run_dir: Path = RUN_DIR
+    kubeconfig: Path | None = None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m megascale_operator.driver",
+        description="Drives one TrainingJob: decides, and leaves objects to the operator.",
+        epilog="Exit codes: 0 the job ended, or a successor took over; else start it again.",
+    )
+    parser.add_argument("--namespace", required=True, help="namespace of the job")
+    parser.add_argument("--job", required=True, help="name of the TrainingJob")
+    parser.add_argument("--pod", required=True, help="name of this pod")
+    parser.add_argument("--pod-ip", required=True, help="address to listen on")
+    parser.add_argument(
+        "--run-dir", type=Path, default=RUN_DIR, help=f"folder to write to (default: {RUN_DIR})"
+    )
+    parser.add_argument("--kubeconfig", type=Path, help="how to reach the cluster from outside of it")
+    return parser
+
+
+async def serve(options: Options) -> None:
+    """One driver life.
+
+    Raises:
+        FencedError: a successor took over, or the job was deleted.
+    """
+    stopping = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
+    async with await RestApi.connect(options.kubeconfig) as api:
+        job = await api.get(TRAINING_JOBS, options.job, options.namespace)
+        manifest = from_mapping({key: job[key] for key in ("apiVersion", "kind", "metadata", "spec")})
+        options.run_dir.mkdir(parents=True, exist_ok=True)
+        run = RunDir(options.run_dir)
+        slots = Slots(api, options.namespace, options.job)
+        fleet = KubernetesFleet(slots)
+        status = StatusWriter(api, options.namespace, options.job, options.pod, fleet)
+        tokens = Tokens(api.get_path, slots, names.audience(options.namespace, str(job["metadata"]["uid"])))
+        plugs = Plugs(
+            record=KubernetesRecord(api, options.namespace, options.job, options.pod),
+            fleet=fleet,
+            listener=ClusterListener(
+                api,
+                options.namespace,
+                options.job,
+                pod=options.pod,
+                host=options.pod_ip,
+                slots=slots,
+                tokens=tokens,
+            ),
+            log=StoreLog(run.checkpoints(manifest.spec.checkpoint.uri)),
+            companions=(
+                RecordWatch(api, options.namespace, options.job),
+                Orders(api, options.namespace, job, fleet, status),
+                status,
+            ),
+        )
+        await _drive(run, manifest, plugs, fleet, slots, status, stopping)
+
+
+async def _drive(
+    run: RunDir,
+    manifest: TrainingJob,
+    plugs: Plugs,
+    fleet: KubernetesFleet,
+    slots: Slots,
+    status: StatusWriter,
+    stopping: asyncio.Event,
+) -> None:
+    following = asyncio.create_task(slots.run())
+    driver = await Driver.take_over(run, manifest, plugs)
+    fleet.bind(driver)
+    driving = asyncio.create_task(driver.run())
+    ends = [following, driving, asyncio.create_task(stopping.wait())]
+    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    ended = driving.done()
+    for task in ends:
+        task.cancel()
+    for task in ends:
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+    if ended:
+        await status.finish(driver)
+
+
+def main() -> int:
+    """Returns the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    options = Options(**vars(_parser().parse_args()))
+    try:
+        asyncio.run(serve(options))
+    except FencedError as error:
+        log.warning("%s; this driver ends", error)
+        return 0
+    except MegascaleError as error:
+        sys.stderr.write(f"driver: {error}\n")
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,209 @@
+"""Nodes as slot pods: what is wished is written into `status.driver.wishes`, the operator makes it true."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from megascale.driver.driver import Driver
+from megascale.fleet.base import FleetRefusedError, Health, SlotEvent
+from megascale.rpc import megascale_pb2 as pb
+from megascale_operator.driver.slots import Gone, Slot, Slots
+from megascale_operator.kube.resources import Obj
+
+_MOST: Final = 64
+_REASON: Final = 500
+_OBEY_S: Final = 20.0
+_ANSWER_S: Final = 600.0
+_OURS: Final = ("released", "restart")
+"""Kinds of leaving that this driver asked for itself."""
+
+
+class KubernetesFleet:
+    """Implements `Fleet`. Slots wanted are derived from the core, so that a restarted driver wants the same.
+
+    Attributes:
+        changed: called when there is something new to wish.
+    """
+
+    def __init__(self, slots: Slots) -> None:
+        self._slots = slots
+        self._driver: Driver | None = None
+        self._on_event: Callable[[SlotEvent], None] = lambda _event: None
+        self.changed: Callable[[], None] = lambda: None
+        self._release: list[str] = []
+        self._restart: dict[str, str] = {}
+        self._quarantine: dict[str, Obj] = {}
+        self._answers: Obj = {}
+        self._answered = asyncio.Event()
+        self._seen_gone: set[str] = set()
+        self._told: dict[str, str] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def bind(self, driver: Driver) -> None:
+        """The driver whose nodes these are."""
+        self._driver = driver
+
+    @property
+    def _core(self) -> Any:  # noqa: ANN401 - set before the first use
+        if self._driver is None:
+            raise AssertionError("the fleet is bound before it starts")
+        return self._driver.core
+
+    async def start(self, on_event: Callable[[SlotEvent], None]) -> None:
+        self._on_event = on_event
+        record = self._core.record
+        expected = {*record.assignment, *record.spares}
+        for gone in self._slots.gone:
+            self._seen_gone.add(gone.uid)
+            if gone.node in expected and self._slots.on(gone.node) is None:
+                self._tell_gone(gone)
+        self._slots.listeners.append(self._look)
+        self._look()
+
+    def _look(self) -> None:
+        """Turn what changed about the slots into events."""
+        for slot in self._slots.slots:
+            if slot.leaving and slot.node and self._told.get(slot.uid) != slot.leaving:
+                self._told[slot.uid] = slot.leaving
+                self._tell_leaving(slot)
+        for gone in self._slots.gone:
+            if gone.uid not in self._seen_gone:
+                self._seen_gone.add(gone.uid)
+                self._told.pop(gone.uid, None)
+                self._tell_gone(gone)
+        present = {slot.pod for slot in self._slots.slots}
+        self._release = [pod for pod in self._release if pod in present]
+        self._restart = {pod: order for pod, order in self._restart.items() if pod in present}
+        self.changed()
+
+    def _tell_leaving(self, slot: Slot) -> None:
+        if not slot.leaving.startswith(_OURS):
+            self._on_event(SlotEvent(slot.node, slot.leaving, time.time(), planned=True, leaving=True))
+
+    def _tell_gone(self, gone: Gone) -> None:
+        """A pod that this driver sent away, or whose node has a new agent by now, is no news."""
+        link = self._driver.links.get(gone.node) if self._driver else None
+        replaced = link is not None and link.pod not in ("", gone.pod)
+        if not replaced and not gone.reason.startswith(_OURS):
+            node = gone.node or gone.pod
+            self._on_event(SlotEvent(node, gone.reason, gone.at or time.time(), planned=gone.planned))
+
+    def wishes(self) -> Obj:
+        """`status.driver.wishes` (docs/kubernetes.md).
+
+        A slot counts that the core has met, whatever became of it, unless it is on its way out; slots not
+        met yet are what the core still waits for.
+        """
+        record = self._core.record
+        known = {*self._core.live.nodes, *record.excluded, *record.lost}
+        sent_away = {*self._release}
+        held = sum(
+            1
+            for slot in self._slots.slots
+            if slot.node in known and not slot.leaving and slot.pod not in sent_away
+        )
+        return {
+            "slots": held + record.outstanding,
+            "avoidNodes": sorted(record.excluded)[-_MOST:],
+            "release": self._release[-_MOST:],
+            "restart": [{"pod": pod, "id": order} for pod, order in self._restart.items()][-_MOST:],
+            "quarantine": list(self._quarantine.values())[-_MOST:],
+        }
+
+    async def acquire(self, count: int, avoid: tuple[str, ...]) -> None:  # noqa: ARG002 - see `wishes`
+        self.changed()
+
+    async def release(self, node: str) -> None:
+        slot = self._slots.on(node)
+        if slot is not None and slot.pod not in self._release:
+            self._release.append(slot.pod)
+        link = self._driver.links.get(node) if self._driver else None
+        if self._driver and link is not None:
+            link.send(pb.DriverMessage(term=self._driver.term, leave=pb.Leave(reason="released")))
+        self.changed()
+
+    async def restart(self, node: str) -> None:
+        slot = self._slots.on(node)
+        if slot is None:
+            raise FleetRefusedError(f"{node} has no slot")
+        link = self._driver.links.get(node) if self._driver else None
+        if self._driver is None or link is None:
+            self._wish_restart(slot.pod)
+            return
+        order = pb.Leave(reason="its container is to be restarted", restart=True)
+        link.send(pb.DriverMessage(term=self._driver.term, leave=order))
+        task = asyncio.create_task(self._see_to_it(node, link.incarnation, slot))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _see_to_it(self, node: str, incarnation: str, slot: Slot) -> None:
+        """An agent that does not go by itself is replaced by the operator."""
+        await asyncio.sleep(_OBEY_S)
+        link = self._driver.links.get(node) if self._driver else None
+        now = self._slots.on(node)
+        if link is not None and link.incarnation != incarnation:
+            return
+        if now is not None and now.uid == slot.uid and now.restarts == slot.restarts:
+            self._wish_restart(slot.pod)
+
+    def _wish_restart(self, pod: str) -> None:
+        term = self._driver.term if self._driver else 0
+        self._restart.setdefault(pod, f"r-{term}-{len(self._restart) + 1}")
+        self.changed()
+
+    async def quarantine(self, node: str, incident: str) -> None:
+        self._quarantine[node] = {"node": node, "incident": incident, "reason": self._reason(incident)}
+        self.changed()
+        try:
+            async with asyncio.timeout(_ANSWER_S):
+                await self._answer(node, incident)
+        except TimeoutError as error:
+            raise FleetRefusedError(f"the operator did not answer within {_ANSWER_S:g} s") from error
+        finally:
+            self._quarantine.pop(node, None)
+            self.changed()
+
+    def _reason(self, incident_id: str) -> str:
+        record = self._core.record
+        for incident in (*record.incidents, record.incident):
+            if incident is not None and incident.id == incident_id:
+                return str(incident.reason)[:_REASON]
+        return ""
+
+    async def _answer(self, node: str, incident: str) -> None:
+        """Raises: FleetRefusedError."""
+        while True:
+            for refusal in self._answers.get("refusals") or ():
+                about = (refusal.get("wish"), refusal.get("node"), refusal.get("incident"))
+                if about == ("quarantine", node, incident):
+                    raise FleetRefusedError(str(refusal.get("reason", "")))
+            if any(one.get("node") == node for one in self._answers.get("quarantined") or ()):
+                return
+            self._answered.clear()
+            await self._answered.wait()
+
+    def take_answers(self, operator_status: Obj) -> None:
+        """What `status.operator` says now."""
+        self._answers = operator_status
+        self._answered.set()
+
+    async def probe(self, node: str) -> Health:
+        slot = self._slots.on(node)
+        if slot is None:
+            return Health(healthy=False, detail="its pod is gone")
+        if not slot.node_ready:
+            return Health(healthy=False, detail="its node is not ready")
+        if slot.phase not in ("Running", "Pending"):
+            return Health(healthy=False, detail=f"its pod is {slot.phase}")
+        return Health(healthy=None, detail="its pod runs but its agent does not answer")
+
+    async def close(self) -> None:
+        """Agents leave by themselves; the operator removes their pods once the status is final."""
+        if self._driver is not None:
+            for link in self._driver.links:
+                link.send(pb.DriverMessage(term=self._driver.term, leave=pb.Leave(reason="the job ended")))
+        for task in self._tasks:
+            task.cancel()

@@ -1,0 +1,94 @@
+"""The TrainingJob, followed: its spec, its deletion, and what people order through an annotation."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any, Final
+
+from megascale.core import events as ev
+from megascale.core.state import Stage
+from megascale.driver.driver import Driver
+from megascale.errors import FencedError, ManifestError
+from megascale.job import from_mapping
+from megascale.rpc import megascale_pb2 as pb
+from megascale_operator.driver.fleet import KubernetesFleet
+from megascale_operator.driver.follow import follow
+from megascale_operator.driver.status import StatusWriter
+from megascale_operator.kube.api import KubeApi
+from megascale_operator.kube.resources import TRAINING_JOBS, Obj
+from megascale_operator.reconcile import names
+
+log = logging.getLogger(__name__)
+
+_COMMAND_BYTES: Final = 4096
+
+
+class Orders:
+    """A companion. `job` is the object that the driver started with."""
+
+    def __init__(
+        self, api: KubeApi, namespace: str, job: Obj, fleet: KubernetesFleet, status: StatusWriter
+    ) -> None:
+        self._api, self._namespace, self._fleet, self._status = api, namespace, fleet, status
+        self._name: str = job["metadata"]["name"]
+        self._uid: str = job["metadata"]["uid"]
+        self._deleting = False
+        said = (job.get("status") or {}).get("driver") or {}
+        # an order that a predecessor carried out is not carried out again
+        status.last_command = said.get("lastCommand")
+        status.generation = int(job["metadata"].get("generation", 0))
+
+    async def run(self, driver: Driver) -> None:
+        async for found in follow(self._api, TRAINING_JOBS, self._name, self._namespace):
+            if found is None or found["metadata"]["uid"] != self._uid:
+                raise FencedError(f"the TrainingJob {self._name} was deleted")
+            self.take(driver, found)
+
+    def take(self, driver: Driver, job: Obj) -> None:
+        """A new version of the object."""
+        status = job.get("status") or {}
+        if int((status.get("driver") or {}).get("term") or 0) > driver.term:
+            raise FencedError(f"a driver of a higher term than {driver.term} wrote the status")
+        self._fleet.take_answers(status.get("operator") or {})
+        if int(job["metadata"].get("generation", 0)) > self._status.generation:
+            self._change_spec(driver, job)
+        annotations = job["metadata"].get("annotations") or {}
+        if annotations.get(names.COMMAND):
+            self._obey(driver, str(annotations[names.COMMAND]))
+        if job["metadata"].get("deletionTimestamp") and not self._deleting:
+            self._deleting = True
+            if driver.core.record.stage is not Stage.FINISHED:
+                driver.post(ev.ManualCommand("stop", "the TrainingJob was deleted"))
+
+    def _change_spec(self, driver: Driver, job: Obj) -> None:
+        generation = int(job["metadata"]["generation"])
+        try:
+            manifest = from_mapping({key: job[key] for key in ("apiVersion", "kind", "metadata", "spec")})
+        except ManifestError as error:
+            driver.board.alert(f"generation {generation} of the spec is not good and not used: {error}")
+        else:
+            driver.change_spec(manifest, f"generation-{generation}")
+        self._status.generation = generation
+        driver.changed.set()
+
+    def _obey(self, driver: Driver, text: str) -> None:
+        """Each order once: its id is what was answered last."""
+        order = _parsed(text)
+        last = (self._status.last_command or {}).get("id")
+        if not order.get("id") or order["id"] == last:
+            return
+        words = {key: str(order.get(key) or "") for key in ("command", "node", "reason", "by")}
+        ok, message = driver.command(pb.CommandRequest(**words))
+        self._status.last_command = {"id": order["id"], "ok": ok, "message": message[:500]}
+        driver.changed.set()
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    try:
+        order = json.loads(text) if len(text) <= _COMMAND_BYTES else {}
+    except ValueError:
+        return {}
+    if not isinstance(order, dict):
+        return {}
+    return {**order, "id": str(order.get("id") or "")[:63]}

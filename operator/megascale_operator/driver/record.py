@@ -1,0 +1,136 @@
+"""The job record in the ConfigMap `<job>-record`: whoever raises its term is the driver."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from typing import Any, Final
+
+from megascale.core.codec import Json
+from megascale.driver.driver import Driver
+from megascale.driver.record import RECORD_VERSION, Claim
+from megascale.errors import FencedError, InputError, UnreachableError
+from megascale_operator.driver.follow import follow
+from megascale_operator.kube.api import KubeApi
+from megascale_operator.kube.errors import ApiError, ApiUnreachableError, ConflictError
+from megascale_operator.kube.resources import CONFIG_MAPS, Obj
+from megascale_operator.reconcile import names
+
+KEY: Final = "record.json"
+_CLAIM_S: Final = 600.0
+_RETRY_S: Final = 0.5
+_RETRY_LIMIT_S: Final = 10.0
+_CONFLICTS: Final = 8
+
+
+class KubernetesRecord:
+    """Implements `RecordStore`. A write names the resourceVersion it follows: a successor is noticed."""
+
+    def __init__(self, api: KubeApi, namespace: str, job: str, pod: str) -> None:
+        self._api, self._namespace, self._job, self._pod = api, namespace, job, pod
+        self._object: Obj = {}
+        self._term = 0
+
+    async def claim(self) -> Claim:
+        """Raise the term.
+
+        Raises:
+            FencedError: a later pod of this job's driver has done so already.
+            UnreachableError: the API server, or the ConfigMap, was not there for ten minutes.
+        """
+        end, delay_s = asyncio.get_running_loop().time() + _CLAIM_S, _RETRY_S
+        while True:
+            try:
+                self._object = await self._api.get(CONFIG_MAPS, names.record_map(self._job), self._namespace)
+                record = record_in(self._object)
+                self._refuse_later(str(record.get("pod", "")))
+                self._term = int(record.get("term", 0)) + 1
+                await self._store(record.get("core"))
+            except ConflictError:
+                delay_s = _RETRY_S
+            except (ApiError, ApiUnreachableError) as error:
+                if asyncio.get_running_loop().time() > end:
+                    raise UnreachableError(f"the job record cannot be claimed: {error}") from error
+                delay_s = min(_RETRY_LIMIT_S, 2 * delay_s)
+            else:
+                return Claim(self._term, record.get("core"))
+            await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))
+
+    def _refuse_later(self, pod: str) -> None:
+        """A pod that comes back to life after it was replaced does not fight its successor."""
+        if names.incarnation_of(pod) > names.incarnation_of(self._pod):
+            raise FencedError(f"{pod} is this job's driver now, not {self._pod}")
+
+    async def write(self, snapshot: Json) -> None:
+        for _ in range(_CONFLICTS):
+            try:
+                await self._store(snapshot)
+            except ConflictError:
+                await self._look_again()
+            except (ApiError, ApiUnreachableError) as error:
+                raise UnreachableError(f"ConfigMap {names.record_map(self._job)}: {error}") from error
+            else:
+                return
+        raise UnreachableError(f"ConfigMap {names.record_map(self._job)} is changed all the time by others")
+
+    async def _look_again(self) -> None:
+        """Somebody wrote: a successor ends this driver; anything else is overwritten."""
+        try:
+            found = await self._api.get(CONFIG_MAPS, names.record_map(self._job), self._namespace)
+        except (ApiError, ApiUnreachableError) as error:
+            raise UnreachableError(f"ConfigMap {names.record_map(self._job)}: {error}") from error
+        term = int(record_in(found).get("term", 0))
+        if term > self._term:
+            raise FencedError(f"a driver of term {term} took over from {self._term}")
+        self._object = found
+
+    async def _store(self, snapshot: Json) -> None:
+        document = {
+            "version": RECORD_VERSION,
+            "job": self._job,
+            "term": self._term,
+            "pod": self._pod,
+            "core": snapshot,
+        }
+        text = json.dumps(document, separators=(",", ":"))
+        body = {**self._object, "data": {**(self._object.get("data") or {}), KEY: text}}
+        self._object = await self._api.replace(CONFIG_MAPS, body, self._namespace)
+
+    async def close(self) -> None:
+        """Nothing is held: the next term is what ends this one."""
+
+
+class RecordWatch:
+    """A companion that sees a successor's term even when this driver has nothing to write."""
+
+    def __init__(self, api: KubeApi, namespace: str, job: str) -> None:
+        self._api, self._namespace, self._job = api, namespace, job
+
+    async def run(self, driver: Driver) -> None:
+        async for found in follow(self._api, CONFIG_MAPS, names.record_map(self._job), self._namespace):
+            term = int(record_in(found).get("term", 0)) if found else 0
+            if term > driver.term:
+                raise FencedError(f"a driver of term {term} took over from {driver.term}")
+
+
+def record_in(config_map: Obj) -> dict[str, Any]:
+    """The record as JSON values, {} for a job that never ran.
+
+    Raises:
+        InputError: it is damaged or of a newer version.
+    """
+    text = (config_map.get("data") or {}).get(KEY, "")
+    if not text:
+        return {}
+    name = config_map["metadata"]["name"]
+    try:
+        record: dict[str, Any] = json.loads(text)
+        version = record["version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"ConfigMap {name}: {KEY} is damaged; remove that key to start the job over"
+        ) from error
+    if version != RECORD_VERSION:
+        raise InputError(f"ConfigMap {name}: version {version}, this program reads {RECORD_VERSION}")
+    return record

@@ -1,0 +1,177 @@
+"""`status.driver` of the TrainingJob: display, and what the driver wishes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from typing import Any, Final
+
+from megascale.core.state import Incident, Stage
+from megascale.driver.driver import Driver
+from megascale.driver.status import goodput_seconds, incidents_of
+from megascale_operator.driver.fleet import KubernetesFleet
+from megascale_operator.kube.api import KubeApi
+from megascale_operator.kube.clock import stamp
+from megascale_operator.kube.errors import ApiError, ApiUnreachableError
+from megascale_operator.kube.resources import TRAINING_JOBS, Obj
+
+log = logging.getLogger(__name__)
+
+MANAGER: Final = "megascale-driver"
+_PERIOD_S: Final = 15.0
+_APART_S: Final = 0.5
+_RETRY_S: Final = 0.5
+_RETRY_LIMIT_S: Final = 10.0
+_FINAL_S: Final = 300.0
+_LINE: Final = 500
+_KEPT: Final = 5
+_URGENT: Final = (
+    "observedGeneration",
+    "stage",
+    "state",
+    "attempt",
+    "restarts",
+    "lastFault",
+    "incident",
+    "wishes",
+    "lastCommand",
+)
+"""What is told at once; everything else at most every 15 s."""
+
+
+class StatusWriter:
+    """A companion: patches what changed, server-side, and nothing when nothing did.
+
+    Attributes:
+        generation: of the spec that the driver goes by; last_command: answer to a person's order.
+    """
+
+    def __init__(self, api: KubeApi, namespace: str, job: str, pod: str, fleet: KubernetesFleet) -> None:
+        self._api, self._namespace, self._job, self._pod, self._fleet = api, namespace, job, pod, fleet
+        self.generation = 0
+        self.last_command: Obj | None = None
+        self._written: Obj = {}
+        self._written_at = float("-inf")
+
+    async def run(self, driver: Driver) -> None:
+        """Write until cancelled; an API server that is away is tried again, with back-off."""
+        self._fleet.changed = driver.changed.set
+        tries = 0
+        while True:
+            wait_s = self._next_write_s()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(driver.changed.wait(), wait_s)
+            driver.changed.clear()
+            tries = 0 if await self._write_if_due(driver) else tries + 1
+            pause_s = min(_RETRY_LIMIT_S, _RETRY_S * 2 ** min(tries, 6)) if tries else _APART_S
+            await asyncio.sleep(pause_s * random.uniform(0.8, 1.0))
+            if tries:
+                driver.changed.set()
+
+    def _next_write_s(self) -> float:
+        return max(0.05, self._written_at + _PERIOD_S - time.monotonic())
+
+    async def _write_if_due(self, driver: Driver) -> bool:
+        """Whether the status is as it should be."""
+        status = self.status(driver)
+        urgent = any(status.get(key) != self._written.get(key) for key in _URGENT)
+        due = time.monotonic() >= self._written_at + _PERIOD_S
+        if status == self._written or not (urgent or due):
+            if status == self._written:
+                self._written_at = time.monotonic()
+            return True
+        return await self._write(status)
+
+    async def _write(self, status: Obj) -> bool:
+        body = {
+            "metadata": {"name": self._job, "namespace": self._namespace},
+            "status": {"driver": {**status, "updatedAt": stamp(time.time())}},
+        }
+        try:
+            await self._api.apply(TRAINING_JOBS, body, self._namespace, manager=MANAGER, subresource="status")
+        except (ApiError, ApiUnreachableError) as error:
+            log.warning("the status of %s cannot be written: %s", self._job, error)
+            return False
+        self._written, self._written_at = status, time.monotonic()
+        return True
+
+    async def finish(self, driver: Driver) -> None:
+        """The job ended: the operator has to learn it, so it is tried for five minutes."""
+        end = time.monotonic() + _FINAL_S
+        tries = 0
+        while not await self._write(self.status(driver)) and time.monotonic() < end:
+            tries += 1
+            await asyncio.sleep(min(_RETRY_LIMIT_S, _RETRY_S * 2 ** min(tries, 6)) * random.uniform(0.5, 1.0))
+
+    def status(self, driver: Driver) -> Obj:
+        """The document but for its time; floats are strings."""
+        core, record, live = driver.core, driver.core.record, driver.board.document()
+        ended = record.stage is Stage.FINISHED
+        incidents = incidents_of(core)
+        last = incidents[-1] if incidents else None
+        document: Obj = {
+            "observedGeneration": self.generation,
+            "stage": str(record.stage),
+            "state": record.finish_state or str(record.stage),
+            "reason": _line(record.finish_reason if ended else (last.decision if last else "")),
+            "term": record.term,
+            "attempt": record.attempt,
+            "step": live["step"],
+            "steps": live["steps"],
+            "loss": _number(live["loss"], 5),
+            "mfu": _number(live["mfu"], 3),
+            "goodput": _number(_goodput(driver), 3),
+            "restarts": live["restarts"],
+            "checkpointStep": live["checkpointStep"],
+            "lastFault": _line(last.reason) if last else None,
+            "lastFaultNode": last.node or None if last else None,
+            "incident": _open(record.incident),
+            "incidents": [_closed(incident) for incident in record.incidents[-_KEPT:]],
+            "alerts": [
+                {"reason": _line(alert["message"]), "time": stamp(alert["time"])}
+                for alert in live["alerts"][-_KEPT:]
+            ],
+            "wishes": self._fleet.wishes(),
+            "lastCommand": self.last_command,
+            "pod": self._pod,
+        }
+        return {key: value for key, value in document.items() if value is not None}
+
+
+def _goodput(driver: Driver) -> float | None:
+    seconds = goodput_seconds(driver.core, time.time())
+    wall = sum(seconds.values())
+    return seconds.get("productive", 0.0) / wall if wall else None
+
+
+def _open(incident: Incident | None) -> Obj | None:
+    if incident is None:
+        return None
+    found = {"id": incident.id, "reason": _line(incident.reason), "action": _line(incident.action)}
+    return {key: value for key, value in found.items() if value}
+
+
+def _closed(incident: Incident) -> Obj:
+    stages = incident.stages
+    fault, ended = stages["fault"].at, stages.get("backToSpeed") or stages.get("firstStep")
+    found: dict[str, Any] = {
+        "id": incident.id,
+        "reason": _line(incident.reason),
+        "action": _line(incident.action),
+        "node": incident.node,
+        "rank": incident.rank,
+        "time": stamp(stages["detected"].at),
+        "seconds": _number(ended.at - fault, 2) if ended else None,
+    }
+    return {key: value for key, value in found.items() if value not in ("", None)}
+
+
+def _line(text: str) -> str:
+    return text[:_LINE]
+
+
+def _number(value: Any, digits: int) -> str | None:  # noqa: ANN401 - a float, or a word where it is not finite
+    return f"{value:.{digits}f}" if isinstance(value, float) else None if value is None else str(value)
