@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 from megascale.errors import ManifestError
 from megascale.job.loader import from_mapping
@@ -14,16 +14,11 @@ from megascale_operator.kube.api import KubeApi
 from megascale_operator.kube.clock import Clock
 from megascale_operator.kube.errors import NotFoundError, RefusedError
 from megascale_operator.kube.events import EventRecorder
-from megascale_operator.kube.informer import Informer, ObjectKey
+from megascale_operator.kube.informer import ObjectKey
 from megascale_operator.kube.queue import KeyedQueue
 from megascale_operator.kube.resources import (
     CONFIG_MAPS,
     NODES,
-    PODS,
-    ROLE_BINDINGS,
-    ROLES,
-    SERVICE_ACCOUNTS,
-    TRAINING_JOBS,
     Obj,
 )
 from megascale_operator.nodecare.care import NodeCare
@@ -40,13 +35,10 @@ from megascale_operator.reconcile.records import (
     Nodes,
     PodRecord,
     ThingRecord,
-    job_record,
-    node_record,
-    pod_record,
     same_for_jobs,
-    thing_record,
 )
 from megascale_operator.tls.authority import Authority, RequestRefusedError, utc
+from megascale_operator.watching import Cluster
 
 log = logging.getLogger(__name__)
 
@@ -63,27 +55,6 @@ class _Memory:
     incarnations: dict[int, int] = field(default_factory=dict)
     slots_written_at: float = 0.0
     manifest: tuple[tuple[str, int], Job] | None = None
-
-
-class Cluster:
-    """Local copies of everything that is looked at."""
-
-    def __init__(self, api: KubeApi, clock: Clock) -> None:
-        def owned(record: PodRecord | ThingRecord) -> ObjectKey | None:
-            return (record.namespace, record.job) if record.job else None
-
-        mine = names.SELECTOR
-        self.jobs: Informer[JobRecord] = Informer(api, TRAINING_JOBS, job_record, clock)
-        self.pods: Informer[PodRecord] = Informer(api, PODS, pod_record, clock, selector=mine, owner=owned)
-        self.nodes: Informer[NodeRecord] = Informer(api, NODES, node_record, clock)
-        self.things: list[Informer[ThingRecord]] = [
-            Informer(api, resource, thing_record, clock, selector=mine, owner=owned)
-            for resource in (CONFIG_MAPS, SERVICE_ACCOUNTS, ROLES, ROLE_BINDINGS)
-        ]
-
-    @property
-    def informers(self) -> list[Informer[Any]]:
-        return [self.jobs, self.pods, self.nodes, *self.things]
 
 
 class JobController:

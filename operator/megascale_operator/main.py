@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from megascale.errors import MegascaleError
-from megascale_operator.jobs import Cluster, JobController
+from megascale_operator.checks.controller import CheckController
+from megascale_operator.jobs import JobController
 from megascale_operator.kube.client import RestApi
 from megascale_operator.kube.clock import Clock
 from megascale_operator.kube.config import load_configuration
@@ -28,6 +29,7 @@ from megascale_operator.reconcile import names
 from megascale_operator.reconcile.observed import Settings
 from megascale_operator.tls.authority import utc
 from megascale_operator.tls.secret import load_or_create
+from megascale_operator.watching import Cluster
 from megascale_operator.workers import Workers
 
 log = logging.getLogger(__name__)
@@ -68,9 +70,11 @@ class Operator:
             api, self.cluster.nodes, recorder, self.metrics, clock, mode=settings.mode, limits=options.limits
         )
         self.jobs = JobController(api, self.cluster, performer, recorder, self.care, settings, clock)
+        self.checks = CheckController(cluster, performer, recorder, self.care, settings, clock)
         self.workers: list[Workers[Any]] = [
             Workers("jobs", self.jobs.queue, self.jobs.reconcile, clock, self.metrics, count=_JOB_WORKERS),
             Workers("nodes", self.care.queue, self.care.reconcile, clock, self.metrics),
+            Workers("checks", self.checks.queue, self.checks.reconcile, clock, self.metrics),
         ]
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -115,6 +119,8 @@ class Operator:
         await self._load_authority()
         for key in self.cluster.jobs.records:
             self.jobs.queue.add(key)
+        for _, check in self.cluster.checks.records:
+            self.checks.queue.add(check)
         for name, node in self.cluster.nodes.records.items():
             if node.quarantine or node.tainted:
                 self.care.queue.add(name[1])

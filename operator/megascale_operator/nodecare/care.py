@@ -18,7 +18,6 @@ from megascale_operator.metrics import Metrics
 from megascale_operator.nodecare import patches
 from megascale_operator.nodecare.breaker import Limits, closed_because
 from megascale_operator.nodecare.decide import Decision, Request, decide, put_back_by_person
-from megascale_operator.nodecare.mark import mark_of
 from megascale_operator.nodecare.patches import Operations
 from megascale_operator.reconcile.job import QuarantineWish
 from megascale_operator.reconcile.records import NodeRecord
@@ -132,19 +131,6 @@ class NodeCare:
             return
         await self._patch(name, patches.release(node), "Released", f"put back into service by {by}")
         self._metrics.releases.labels("check").inc()
-
-    async def count_pass(self, name: str, passes: int) -> None:
-        """Remember on the node that it passed a check, for the next one."""
-        node = self._nodes.get(name)
-        mark = mark_of(node) if node else None
-        if node is None or mark is None:
-            return
-        changed = type(mark)(
-            mark.mode, mark.job, mark.incident, mark.reason, mark.since, mark.set, passes, mark.overridden
-        )
-        await self._patch(
-            name, patches.remark(node, changed), "CheckPassed", f"passed {passes} checks in a row"
-        )
 
     def _asking(self, node: str) -> list[tuple[ObjectKey, Request]]:
         return [

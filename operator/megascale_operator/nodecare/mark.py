@@ -20,7 +20,7 @@ class Mark:
 
     Attributes:
         mode: Annotate or Enforce; set: of cordon and taint, what we did ourselves.
-        job: namespace/name; passes: checks passed in a row since.
+        job: namespace/name.
         overridden: Unix seconds at which a person was found to have put the node back, 0 = nobody did.
     """
 
@@ -30,7 +30,6 @@ class Mark:
     reason: str
     since: float
     set: tuple[str, ...] = ()
-    passes: int = 0
     overridden: float = 0.0
 
     def text(self) -> str:
@@ -42,8 +41,6 @@ class Mark:
             "since": round(self.since, 3),
             "set": list(self.set),
         }
-        if self.passes:
-            document["passes"] = self.passes
         if self.overridden:
             document["overridden"] = round(self.overridden, 3)
         return json.dumps(document, separators=(",", ":"))
@@ -61,7 +58,6 @@ def mark_of(node: NodeRecord) -> Mark | None:
         reason=_text(found, "reason"),
         since=_number(found, "since"),
         set=tuple(one for one in ("cordon", "taint") if one in _list(found, "set")),
-        passes=int(_number(found, "passes")),
         overridden=_number(found, "overridden"),
     )
 

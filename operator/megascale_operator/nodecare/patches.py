@@ -79,11 +79,6 @@ def annotate(node: NodeRecord, annotations: dict[str, str]) -> Operations:
     return [{"op": "add", "path": _pointer(key), "value": value} for key, value in annotations.items()]
 
 
-def remark(node: NodeRecord, mark: Mark) -> Operations:
-    """Change only what the annotation says."""
-    return [_test(node), *annotate(node, {names.QUARANTINE: mark.text()})]
-
-
 def _test(node: NodeRecord) -> dict[str, Any]:
     return {"op": "test", "path": "/metadata/resourceVersion", "value": node.version}
 

@@ -30,6 +30,8 @@ class PodRecord:
         looping: whether the kubelet waits longer and longer between restarts of it.
         check: termination message of the check before joining; failed_check: whether it convicted.
         reason: the pod's own status reason, such as Evicted.
+        owner_check: NodeCheck that it belongs to; target: the node that it is to check.
+        message: termination message of its main container.
     """
 
     version: str
@@ -54,6 +56,8 @@ class PodRecord:
     failed_check: bool
     reason: str
     owner_check: str
+    target: str
+    message: str
 
     @property
     def finished(self) -> bool:
@@ -96,7 +100,19 @@ def pod_record(pod: Obj) -> PodRecord:
         failed_check=bool(first.exit),
         reason=status.get("reason") or "",
         owner_check=labels.get(names.CHECK, ""),
+        target=_target(pod) if names.CHECK in labels else "",
+        message=main.message,
     )
+
+
+def _target(pod: Obj) -> str:
+    """The only node that a check pod may go to."""
+    affinity = ((pod.get("spec") or {}).get("affinity") or {}).get("nodeAffinity") or {}
+    required = affinity.get("requiredDuringSchedulingIgnoredDuringExecution") or {}
+    for term in required.get("nodeSelectorTerms") or ():
+        for one in term.get("matchFields") or ():
+            return str(one["values"][0])
+    return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,3 +261,16 @@ def job_record(obj: Obj) -> JobRecord:
     return JobRecord(
         str(obj["metadata"]["resourceVersion"]), namespace_of(obj), name_of(obj), {**obj, "metadata": meta}
     )
+
+
+@dataclass(frozen=True, slots=True)
+class CheckRecord:
+    """A NodeCheck as it is."""
+
+    version: str
+    name: str
+    obj: Obj
+
+
+def check_record(obj: Obj) -> CheckRecord:
+    return CheckRecord(str(obj["metadata"]["resourceVersion"]), name_of(obj), obj)

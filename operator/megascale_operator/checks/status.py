@@ -1,0 +1,85 @@
+"""The status of a NodeCheck: counts, and the nodes in groups that ended alike. Bounded."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Final
+
+from megascale_operator.checks.decide import CheckPlan
+from megascale_operator.kube.clock import stamp
+from megascale_operator.kube.resources import Obj
+
+_GROUPS: Final = 32
+_NODES: Final = 20
+_ORDER: Final = ("convicted", "unknown", "skipped", "passed")
+
+
+def status_of(check: Obj, plan: CheckPlan, now: float) -> Obj:
+    """What goes into the status; times and conditions change only with what they are about."""
+    before: Obj = check.get("status") or {}
+    generation = check["metadata"].get("generation", 0)
+    total = len(plan.outcomes)
+    done = plan.done
+    status: Obj = {
+        "observedGeneration": generation,
+        "state": "Completed" if done else "Running",
+        "total": total,
+        "running": plan.count("running"),
+        "passed": plan.count("passed"),
+        "convicted": plan.count("convicted"),
+        "unknown": plan.count("unknown"),
+        "skipped": plan.count("skipped"),
+        "groups": groups(plan),
+        "startTime": before.get("startTime") or stamp(now),
+        "conditions": [
+            _condition(before, generation, "Complete", done, _words(plan, total) if done else "", now),
+            _condition(
+                before, generation, "Failed", done and not total, "" if total else "no node is meant", now
+            ),
+        ],
+    }
+    if done:
+        status["completionTime"] = before.get("completionTime") or stamp(now)
+    return status
+
+
+def groups(plan: CheckPlan) -> list[Obj]:
+    """Nodes by result and reason, the worst first; what does not fit is only counted."""
+    found: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+    for node, outcome in plan.outcomes.items():
+        if outcome.result in _ORDER:
+            found[outcome.result, outcome.reason].append(node)
+    ranked = sorted(found.items(), key=lambda item: (_ORDER.index(item[0][0]), -len(item[1]), item[0][1]))
+    return [
+        {"result": result, "reason": reason, "count": len(nodes), "nodes": sorted(nodes)[:_NODES]}
+        for (result, reason), nodes in ranked[:_GROUPS]
+    ]
+
+
+def _words(plan: CheckPlan, total: int) -> str:
+    counts = ", ".join(
+        f"{plan.count(result)} {result}" for result in ("passed", "convicted", "unknown", "skipped")
+    )
+    return f"{total} nodes: {counts}"
+
+
+def _condition(
+    before: Obj,
+    generation: int,
+    kind: str,
+    holds: bool,
+    message: str,
+    now: float,
+) -> Obj:
+    old: Obj = next((one for one in before.get("conditions") or () if one["type"] == kind), {})
+    status = "True" if holds else "False"
+    flipped = old.get("status") != status
+    reason = {"Complete": ("Running", "Checked"), "Failed": ("NotFailed", "NoNodes")}[kind][holds]
+    return {
+        "type": kind,
+        "status": status,
+        "reason": reason,
+        "message": message,
+        "observedGeneration": generation,
+        "lastTransitionTime": stamp(now) if flipped else old["lastTransitionTime"],
+    }

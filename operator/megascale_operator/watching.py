@@ -1,0 +1,56 @@
+"""Informers of all that the operator looks at."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megascale_operator.kube.api import KubeApi
+from megascale_operator.kube.clock import Clock
+from megascale_operator.kube.informer import Informer, ObjectKey
+from megascale_operator.kube.resources import (
+    CONFIG_MAPS,
+    NODE_CHECKS,
+    NODES,
+    PODS,
+    ROLE_BINDINGS,
+    ROLES,
+    SERVICE_ACCOUNTS,
+    TRAINING_JOBS,
+)
+from megascale_operator.reconcile import names
+from megascale_operator.reconcile.records import (
+    CheckRecord,
+    JobRecord,
+    NodeRecord,
+    PodRecord,
+    ThingRecord,
+    check_record,
+    job_record,
+    node_record,
+    pod_record,
+    thing_record,
+)
+
+
+class Cluster:
+    """Local copies of everything that is looked at; pods of a check are found under ("", its name)."""
+
+    def __init__(self, api: KubeApi, clock: Clock) -> None:
+        def owned(record: PodRecord | ThingRecord) -> ObjectKey | None:
+            if isinstance(record, PodRecord) and record.owner_check:
+                return "", record.owner_check
+            return (record.namespace, record.job) if record.job else None
+
+        mine = names.SELECTOR
+        self.jobs: Informer[JobRecord] = Informer(api, TRAINING_JOBS, job_record, clock)
+        self.checks: Informer[CheckRecord] = Informer(api, NODE_CHECKS, check_record, clock)
+        self.pods: Informer[PodRecord] = Informer(api, PODS, pod_record, clock, selector=mine, owner=owned)
+        self.nodes: Informer[NodeRecord] = Informer(api, NODES, node_record, clock)
+        self.things: list[Informer[ThingRecord]] = [
+            Informer(api, resource, thing_record, clock, selector=mine, owner=owned)
+            for resource in (CONFIG_MAPS, SERVICE_ACCOUNTS, ROLES, ROLE_BINDINGS)
+        ]
+
+    @property
+    def informers(self) -> list[Informer[Any]]:
+        return [self.jobs, self.checks, self.pods, self.nodes, *self.things]

@@ -1,0 +1,377 @@
+"""The operator as a process against an API server: leading, failing over, being stopped, caring for nodes."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from kube_world import job_object
+from megascale_operator.reconcile import names
+from objects import fresh
+from programs import Program
+from rest import Cluster, Refused, Rest
+
+CRDS = Path(__file__).parents[2] / "operator" / "crds"
+JOBS = "/apis/megascale.io/v1alpha1/namespaces/default/trainingjobs"
+LEASE = "/apis/coordination.k8s.io/v1/namespaces/megascale-system/leases/megascale-operator"
+pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def api(kubeconfig: Path) -> Rest:
+    """An administrator of a server with our CRDs and five nodes."""
+    rest = Rest(Cluster.of(kubeconfig))
+    for path in sorted(CRDS.glob("*.yaml")):
+        rest.create(
+            "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", yaml.safe_load(path.read_text())
+        )
+    meta = {"name": "megascale-system"}
+    rest.create("/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": meta})
+    for number in range(5):
+        add_node(rest, f"n{number}")
+    return rest
+
+
+def add_node(api: Rest, name: str) -> None:
+    room = {"cpu": "64", "memory": "256Gi", "pods": "110"}
+    status = {"conditions": [{"type": "Ready", "status": "True"}], "capacity": room, "allocatable": room}
+    meta = {"name": name, "labels": {"kubernetes.io/hostname": name}}
+    api.create("/api/v1/nodes", {"apiVersion": "v1", "kind": "Node", "metadata": meta, "status": status})
+
+
+@contextmanager
+def operator(kubeconfig: Path, name: str, *arguments: str) -> Iterator[Program]:
+    program = Program(
+        "megascale_operator",
+        ["--kubeconfig", str(kubeconfig), "--image", "none:1", "--identity", name, "--metrics-port", "0",
+         "--health-port", "0", *arguments],
+        kubeconfig.parent / f"{name}.log",
+    )  # fmt: skip
+    program.start()
+    try:
+        yield program
+    finally:
+        program.stop()
+
+
+def eventually(what: str, look: Any, timeout_s: float = 30.0) -> Any:
+    """The first true answer of `look`; the API server has no call that waits for a condition."""
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end:
+        try:
+            found = look()
+        except KeyError:
+            found = None
+        except Refused as refused:
+            found = None
+            if refused.code != 404:
+                raise
+        if found:
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"not within {timeout_s:g} s: {what}")
+
+
+def holder(api: Rest) -> str:
+    return str(api.get(LEASE)["spec"].get("holderIdentity") or "")
+
+
+def led_by(api: Rest, name: str) -> float:
+    """Seconds until `name` leads."""
+    start = time.monotonic()
+    eventually(f"{name} leads", lambda: holder(api) == name)
+    return time.monotonic() - start
+
+
+def new_job(api: Rest, **spec: Any) -> str:
+    name = fresh("job")
+    body = job_object(name, **spec)
+    body["metadata"] = {"name": name}
+    api.create(JOBS, body)
+    return name
+
+
+def pods_of(api: Rest, job: str) -> list[str]:
+    found = api.get("/api/v1/namespaces/default/pods", labelSelector=f"{names.JOB}={job}")["items"]
+    return sorted(one["metadata"]["name"] for one in found)
+
+
+def all_made(api: Rest, job: str) -> list[str]:
+    wanted = [f"{job}-0-0", f"{job}-1-0", f"{job}-2-0", f"{job}-driver-0"]
+    return eventually(f"pods of {job}", lambda: pods_of(api, job) == wanted and wanted)
+
+
+def writes(kubeconfig: Path) -> list[dict[str, Any]]:
+    """Granted and refused writes of operators in the server's audit trail, Leases left out."""
+    lines = [json.loads(line) for line in (kubeconfig.parent / "audit.jsonl").read_text().splitlines()]
+    return [
+        one
+        for one in lines
+        if one["agent"].startswith(names.OPERATOR)
+        and one["verb"] not in ("get", "list", "watch")
+        and one["resource"] != "leases"
+    ]
+
+
+def test_one_leads_and_a_rollout_takes_less_than_five_seconds(kubeconfig: Path, api: Rest) -> None:
+    with operator(kubeconfig, "one") as first:
+        led_by(api, "one")
+        job = new_job(api)
+        all_made(api, job)
+        with operator(kubeconfig, "two"):
+            time.sleep(3)
+            assert holder(api) == "one"
+            first.signal(signal.SIGTERM)
+            assert led_by(api, "two") < 5
+            assert first.stop() == 0
+            before = api.get(LEASE)["spec"]["leaseTransitions"]
+            assert before >= 1
+            api.delete(f"/api/v1/namespaces/default/pods/{job}-1-0")
+            eventually("a replacement by the new leader", lambda: f"{job}-1-1" in pods_of(api, job))
+
+
+def test_a_killed_leader_is_followed_within_fifteen_seconds(kubeconfig: Path, api: Rest) -> None:
+    with operator(kubeconfig, "killed") as first:
+        led_by(api, "killed")
+        with operator(kubeconfig, "heir"):
+            job = new_job(api)
+            all_made(api, job)
+            first.signal(signal.SIGKILL)
+            killed = time.monotonic()
+            api.delete(f"/api/v1/namespaces/default/pods/{job}-2-0")
+            eventually("the heir acts", lambda: f"{job}-2-1" in pods_of(api, job))
+            assert time.monotonic() - killed < 15
+
+
+def test_a_stopped_leader_never_writes_again_and_joins_the_queue(kubeconfig: Path, api: Rest) -> None:
+    """Work piles up while it is stopped; when it goes on another leads, and it writes nothing."""
+    with operator(kubeconfig, "stopped") as first:
+        led_by(api, "stopped")
+        with operator(kubeconfig, "successor") as second:
+            job = new_job(api)
+            all_made(api, job)
+            first.signal(signal.SIGSTOP)
+            for name in pods_of(api, job)[:3]:
+                api.delete(f"/api/v1/namespaces/default/pods/{name}")
+            led_by(api, "successor")
+            eventually("the successor acts", lambda: f"{job}-0-1" in pods_of(api, job))
+            seen = len(writes(kubeconfig))
+            first.signal(signal.SIGCONT)
+            api.delete(f"/api/v1/namespaces/default/pods/{job}-0-1")
+            eventually("the successor acts again", lambda: f"{job}-0-2" in pods_of(api, job))
+            time.sleep(3)
+            late = [one for one in writes(kubeconfig)[seen:] if one["agent"].endswith("/stopped")]
+            assert late == []
+            second.signal(signal.SIGTERM)
+            assert led_by(api, "stopped") < 5
+
+
+def test_an_unchanged_job_costs_no_write_and_training_pods_survive_the_operator(
+    kubeconfig: Path, api: Rest
+) -> None:
+    with operator(kubeconfig, "quiet") as program:
+        led_by(api, "quiet")
+        job = new_job(api)
+        all_made(api, job)
+        eventually(
+            "slots bound", lambda: api.get(f"{JOBS}/{job}")["status"]["operator"]["slots"]["bound"] == 3
+        )
+        time.sleep(2)
+        seen = len(writes(kubeconfig))
+        time.sleep(5)
+        assert writes(kubeconfig)[seen:] == []
+        program.stop()
+        assert len(pods_of(api, job)) == 4
+
+
+def test_an_api_server_that_hangs_costs_leadership_and_nothing_else(
+    kubeconfig: Path, api: Rest, server: Program
+) -> None:
+    with operator(kubeconfig, "patient") as program:
+        led_by(api, "patient")
+        job = new_job(api)
+        all_made(api, job)
+        server.signal(signal.SIGSTOP)
+        time.sleep(12)
+        server.signal(signal.SIGCONT)
+        assert program.process is not None
+        assert program.process.poll() is None
+        eventually("it leads again", lambda: holder(api) == "patient")
+        api.delete(f"/api/v1/namespaces/default/pods/{job}-0-0")
+        eventually("it acts again", lambda: f"{job}-0-1" in pods_of(api, job))
+        assert "leads no more" in program.log.read_text()
+
+
+def csr_for(name: str) -> str:
+    key = ec.generate_private_key(ec.SECP256R1())
+    san = x509.SubjectAlternativeName([x509.DNSName(name)])
+    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+    csr = builder.add_extension(san, critical=False).sign(key, hashes.SHA256())
+    return csr.public_bytes(serialization.Encoding.PEM).decode()
+
+
+def say(api: Rest, job: str, **driver: Any) -> None:
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    api.merge(f"{JOBS}/{job}/status", {"status": {"driver": {"updatedAt": stamp, **driver}}})
+
+
+def test_a_convicted_node_is_quarantined_and_the_breaker_refuses_the_next(
+    kubeconfig: Path, api: Rest
+) -> None:
+    limits = ["--mode", "Enforce", "--max-quarantined-share", "0.2"]
+    with operator(kubeconfig, "carer", *limits):
+        led_by(api, "carer")
+        job = new_job(api, remediation={"mode": "Enforce"})
+        all_made(api, job)
+        wish = {"incident": "i-1", "reason": "XID 79 on GPU 3"}
+        say(api, job, stage="running", wishes={"slots": 3, "quarantine": [{"node": "n1", **wish}]})
+        eventually("n1 is cordoned", lambda: api.get("/api/v1/nodes/n1")["spec"].get("unschedulable"))
+        answer = eventually(
+            "it is told", lambda: api.get(f"{JOBS}/{job}")["status"]["operator"]["quarantined"]
+        )
+        assert answer == [{"node": "n1", "incident": "i-1"}]
+        both = [{"node": node, **wish} for node in ("n1", "n2")]
+        say(api, job, wishes={"slots": 3, "quarantine": both})
+        refusal = eventually("a refusal", lambda: api.get(f"{JOBS}/{job}")["status"]["operator"]["refusals"])[
+            0
+        ]
+        assert refusal["node"] == "n2"
+        assert "breaker open: 1 of 5 nodes" in refusal["reason"]
+    with operator(kubeconfig, "carer-after", *limits):
+        led_by(api, "carer-after")
+        time.sleep(2)
+        assert not api.get("/api/v1/nodes/n2")["spec"].get("unschedulable"), "the count survives the failover"
+        api.merge("/api/v1/nodes/n1", {"spec": {"unschedulable": None}})
+        eventually(
+            "our taint goes when a person uncordons",
+            lambda: names.TAINT not in str(api.get("/api/v1/nodes/n1")["spec"]),
+        )
+
+
+def test_a_driver_gets_its_certificate(kubeconfig: Path, api: Rest) -> None:
+    with operator(kubeconfig, "signer"):
+        led_by(api, "signer")
+        job = new_job(api)
+        all_made(api, job)
+        csr = csr_for(f"{job}.default.driver.megascale")
+        maps = "/api/v1/namespaces/default/configmaps"
+        api.merge(f"{maps}/{job}-driver", {"data": {"driver.csr": csr}})
+        signed = eventually("a certificate", lambda: api.get(f"{maps}/{job}-slots")["data"].get("driver.crt"))
+        assert "BEGIN CERTIFICATE" in signed
+        assert "BEGIN CERTIFICATE" in api.get(f"{maps}/{job}-job")["data"]["ca.crt"]
+
+
+def test_deletion_waits_for_the_save_and_leaves_nothing(kubeconfig: Path, api: Rest) -> None:
+    with operator(kubeconfig, "undertaker"):
+        led_by(api, "undertaker")
+        job = new_job(api)
+        all_made(api, job)
+        for name in pods_of(api, job):
+            api.merge(f"/api/v1/namespaces/default/pods/{name}/status", {"status": {"phase": "Running"}})
+        api.delete(f"{JOBS}/{job}")
+        time.sleep(1)
+        assert len(pods_of(api, job)) == 4
+        say(api, job, state="stopped")
+        deleting = eventually(
+            "pods are told to go",
+            lambda: all(
+                one["metadata"].get("deletionTimestamp")
+                for one in api.get("/api/v1/namespaces/default/pods", labelSelector=f"{names.JOB}={job}")[
+                    "items"
+                ]
+            ),
+        )
+        assert deleting
+        for name in pods_of(api, job):
+            api.delete(f"/api/v1/namespaces/default/pods/{name}", {"gracePeriodSeconds": 0})
+        eventually("the job is gone", lambda: job not in str(api.get(JOBS)))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_metrics_and_probes(kubeconfig: Path, api: Rest) -> None:
+    metrics, health = free_port(), free_port()
+    with operator(kubeconfig, "probed", "--metrics-port", str(metrics), "--health-port", str(health)):
+        led_by(api, "probed")
+
+        def page(port: int, path: str) -> str:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+                return answer.read().decode()
+
+        assert page(health, "/healthz") == "ok"
+        assert page(health, "/readyz") == "ok"
+        eventually(
+            "it says that it leads", lambda: "megascale_operator_leader 1.0" in page(metrics, "/metrics")
+        )
+        assert re.search(
+            r'megascale_operator_watch_age_seconds\{resource="pods"\} \d', page(metrics, "/metrics")
+        )
+
+
+def check_pods(api: Rest) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = api.get(
+        "/api/v1/namespaces/megascale-system/pods", labelSelector=names.CHECK
+    )["items"]
+    return found
+
+
+def test_a_node_check_releases_a_quarantined_node_after_two_passes(kubeconfig: Path, api: Rest) -> None:
+    """The kubelet is the test: it ends each pod with a verdict."""
+    add_node(api, "n-sick")
+    limits = ["--mode", "Enforce", "--max-quarantined-share", "1", "--max-quarantines-per-hour", "100"]
+    with operator(kubeconfig, "checker", *limits):
+        led_by(api, "checker")
+        job = new_job(api, remediation={"mode": "Enforce"})
+        all_made(api, job)
+        wish = {"node": "n-sick", "incident": "i-1", "reason": "XID 79"}
+        say(api, job, wishes={"slots": 3, "avoidNodes": ["n-sick"], "quarantine": [wish]})
+        eventually("it is cordoned", lambda: api.get("/api/v1/nodes/n-sick")["spec"].get("unschedulable"))
+        for pod in api.get("/api/v1/namespaces/default/pods")["items"]:
+            if pod["spec"].get("nodeName") == "n-sick":
+                name = pod["metadata"]["name"]
+                api.delete(f"/api/v1/namespaces/default/pods/{name}", {"gracePeriodSeconds": 0})
+        say(api, job, wishes={"slots": 3, "avoidNodes": ["n-sick"]})
+        checks = "/apis/megascale.io/v1alpha1/nodechecks"
+        kind = {"apiVersion": "megascale.io/v1alpha1", "kind": "NodeCheck"}
+        api.create(checks, {**kind, "metadata": {"name": "after-repair"}, "spec": {"nodes": ["n-sick"]}})
+        verdict = json.dumps({"verdict": "healthy", "reason": "every check passed"})
+        for count in (1, 2):
+            pods = eventually(
+                f"round {count}", lambda count=count: len(check_pods(api)) == count and check_pods(api)
+            )
+            assert api.get("/api/v1/nodes/n-sick")["spec"]["unschedulable"] is True
+            name = max(one["metadata"]["name"] for one in pods)
+            ended = {"exitCode": 0, "reason": "Completed", "message": verdict}
+            container = {
+                "name": "check", "image": "none:1", "imageID": "", "ready": False, "restartCount": 0,
+                "state": {"terminated": ended},
+            }  # fmt: skip
+            path = f"/api/v1/namespaces/megascale-system/pods/{name}/status"
+            api.merge(path, {"status": {"phase": "Succeeded", "containerStatuses": [container]}})
+        eventually("n-sick is back", lambda: not api.get("/api/v1/nodes/n-sick")["spec"].get("unschedulable"))
+        node = api.get("/api/v1/nodes/n-sick")
+        assert names.TAINT not in str(node["spec"])
+        assert names.QUARANTINE not in node["metadata"]["annotations"]
+        status = eventually(
+            "it is complete",
+            lambda: (found := api.get(f"{checks}/after-repair")["status"]).get("completionTime") and found,
+        )
+        assert status["passed"] == 1
+        eventually("its pods are gone", lambda: not check_pods(api))
