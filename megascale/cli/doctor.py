@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
+
+if TYPE_CHECKING:
+    from megascale.diagnose.nic import Finding
 
 EPILOG: Final = "Examples: megascale doctor | megascale doctor --json | megascale doctor --folder /data/runs"
 _STYLES: Final = {"ok": "green", "change": "bold red", "unknown": "yellow"}
@@ -21,17 +24,23 @@ def doctor(
 
     Exit code 1 when something must change. "unknown" is what the node cannot tell.
     """
-    from megascale.diagnose.doctor import Machine, examine, verdict
+    from megascale.diagnose.doctor import Machine, examine
 
-    findings = examine(Machine(folder=folder))
+    report(examine(Machine(folder=folder)), as_json=as_json)
+
+
+def report(findings: list[Finding], *, as_json: bool) -> None:
+    """Print findings; ends the command with 1 when something must change."""
+    from megascale.diagnose.doctor import verdict
+
     if as_json:
         document = {"verdict": verdict(findings), "findings": [dataclasses.asdict(f) for f in findings]}
         typer.echo(json.dumps(document, indent=2))
     else:
         from rich.console import Console
-        from rich.table import Table
+        from rich.table import Column, Table
 
-        table = Table("check", "status", "value", "what to change", box=None)
+        table = Table("check", "status", "value", Column("what to change", overflow="fold"), box=None)
         for finding in findings:
             style = _STYLES[finding.status]
             table.add_row(finding.check, f"[{style}]{finding.status}", finding.value, finding.advice)

@@ -59,9 +59,16 @@ def _root(
         typer.echo(context.get_help())
 
 
+def _mount_others() -> None:
+    """Commands of packages beside this one, such as the operator's: they may know Kubernetes."""
+    for entry in sorted(metadata.entry_points(group="megascale.commands"), key=lambda entry: entry.name):
+        app.add_typer(entry.load(), name=entry.name)
+
+
 def main() -> None:
     """Run the command line; errors go to stderr, the exit code says of what kind (contracts 9)."""
     try:
+        _mount_others()
         app()
     except MegascaleError as error:
         sys.stderr.write(f"megascale: {error}\n")

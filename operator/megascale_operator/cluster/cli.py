@@ -1,0 +1,129 @@
+"""`megascale cluster install | uninstall | doctor`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from megascale_operator.cluster.kubectl import Kubectl
+    from megascale_operator.cluster.manifests import Manifests
+
+app = typer.Typer(
+    no_args_is_help=True, help="Put the operator on a Kubernetes cluster, check it, take it off."
+)
+
+Kubeconfig = Annotated[
+    Path | None,
+    typer.Option("--kubeconfig", exists=True, dir_okay=False, help="Default: kubectl's own choice."),
+]
+Context = Annotated[str | None, typer.Option("--context", help="Context of the kubeconfig.")]
+Source = Annotated[
+    Path | None,
+    typer.Option("--source", help="Checkout with deploy/ and operator/crds; default: where this runs from."),
+]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+
+def _tell(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+
+
+def _open(kubeconfig: Path | None, context: str | None, source: Path | None) -> tuple[Kubectl, Manifests]:
+    from megascale_operator.cluster.kubectl import Kubectl
+    from megascale_operator.cluster.manifests import Manifests
+
+    return Kubectl(kubeconfig, context), Manifests.find(source)
+
+
+@app.command(
+    epilog="Examples: megascale cluster install --image registry.example.com/megascale:0.1.0 | "
+    "megascale cluster install --overlay monitoring --mode Enforce | megascale cluster install --print"
+)
+def install(
+    overlay: Annotated[str, typer.Option("--overlay", help="dev, production or monitoring.")] = "production",
+    mode: Annotated[
+        Literal["Observe", "Annotate", "Enforce"],
+        typer.Option("--mode", help="The most that is done to bad nodes: watch, mark, cordon and taint."),
+    ] = "Observe",
+    image: Annotated[
+        str | None, typer.Option("--image", help="Image of the operator and of jobs that name no other.")
+    ] = None,
+    wait: Annotated[int, typer.Option("--wait", min=0, help="Seconds to wait for its pods; 0 = none.")] = 180,
+    only_print: Annotated[
+        bool, typer.Option("--print", help="Print what would be applied; change nothing.")
+    ] = False,
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
+    source: Source = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Apply the CRDs and the operator; run it again to upgrade. Jobs go on meanwhile."""
+    from megascale_operator.cluster.install import install as apply
+
+    kubectl, manifests = _open(kubeconfig, context, source)
+    rendered = manifests.rendered(kubectl, overlay, mode, image)
+    if only_print:
+        sys.stdout.write(rendered)
+        return
+    apply(kubectl, manifests, rendered, wait, _tell)
+    if as_json:
+        typer.echo(json.dumps({"installed": True, "overlay": overlay, "mode": mode}))
+    else:
+        typer.echo("installed; next: kubectl apply -f examples/quickstart.yaml")
+
+
+@app.command(
+    epilog="Examples: megascale cluster uninstall | megascale cluster uninstall --yes --drain-seconds 600"
+)
+def uninstall(
+    yes: Annotated[bool, typer.Option("--yes", help="Delete the jobs that are there.")] = False,
+    drain_seconds: Annotated[
+        int, typer.Option("--drain-seconds", min=0, help="How long jobs may take to save.")
+    ] = 300,
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
+    source: Source = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Let jobs save, delete them, then the CRDs, then the operator. Checkpoints stay where they are."""
+    from megascale.errors import InputError
+    from megascale_operator.cluster.uninstall import jobs, quarantined
+    from megascale_operator.cluster.uninstall import uninstall as remove
+
+    kubectl, manifests = _open(kubeconfig, context, source)
+    names = [f"{job['metadata']['namespace']}/{job['metadata']['name']}" for job in jobs(kubectl)]
+    if names and not yes:
+        shown = f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+        raise InputError(f"jobs that would be saved and deleted: {shown}; add --yes to do so")
+    nodes = quarantined(kubectl)
+    remove(kubectl, manifests, drain_seconds, _tell)
+    if as_json:
+        typer.echo(json.dumps({"uninstalled": True, "jobsDeleted": names, "quarantinedNodes": nodes}))
+        return
+    typer.echo(f"uninstalled; jobs deleted: {len(names)}")
+    for node in nodes:
+        typer.echo(f"still in quarantine: {node} (kubectl uncordon {node} && "
+                   f"kubectl taint node {node} megascale.io/quarantined-)")  # fmt: skip
+
+
+@app.command(epilog="Example: megascale cluster doctor --json")
+def doctor(
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
+    source: Source = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Check API server, CRDs, operator, leader, rights, jobs and nodes; nothing is changed.
+
+    Exit code 1 when something must change.
+    """
+    from megascale.cli.doctor import report
+    from megascale_operator.cluster.doctor import examine, utc_now
+
+    kubectl, manifests = _open(kubeconfig, context, source)
+    report(examine(kubectl, manifests, utc_now()), as_json=as_json)
