@@ -6,95 +6,40 @@ what others own only by force, and removes what it owned before, states no longe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from apiserver.errors import ApiError, Json
-from apiserver.fieldsets import Flat, Path, flatten, from_fields, item_element, shown, to_fields
+from apiserver.fieldsets import Flat, Path, flatten, item_element, shown
+from apiserver.managed import Managed, Manager, Owned
 from apiserver.typed import ANY, Node, copy
-
-
-@dataclass(frozen=True)
-class Manager:
-    """Who writes: the key of one entry of managedFields."""
-
-    name: str
-    operation: str
-    api_version: str
-    subresource: str = ""
-
-
-Owned = dict[Manager, frozenset[Path]]
-_Times = dict[Manager, str]
-
-
-def now_text() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def read_managed(obj: Json) -> tuple[Owned, _Times]:
-    owned: Owned = {}
-    times: _Times = {}
-    for entry in obj.get("metadata", {}).get("managedFields", ()):
-        key = Manager(
-            entry.get("manager", ""),
-            entry["operation"],
-            entry.get("apiVersion", ""),
-            entry.get("subresource", ""),
-        )
-        owned[key] = from_fields(entry.get("fieldsV1", {}))
-        times[key] = entry.get("time", "")
-    return owned, times
-
-
-def write_managed(obj: Json, owned: Owned, before: Owned, times: _Times) -> None:
-    """Put ownership into metadata.managedFields; an unchanged entry keeps its time."""
-    entries = []
-    for key, paths in owned.items():
-        if not paths:
-            continue
-        time = times[key] if before.get(key) == paths and times.get(key) else now_text()
-        entry: Json = {
-            "manager": key.name,
-            "operation": key.operation,
-            "apiVersion": key.api_version,
-            "time": time,
-        }
-        entry |= {"fieldsType": "FieldsV1", "fieldsV1": to_fields(paths)}
-        entries.append(entry | ({"subresource": key.subresource} if key.subresource else {}))
-    obj["metadata"].pop("managedFields", None)
-    if entries:
-        obj["metadata"]["managedFields"] = entries
-
-
-def track_update(old: Json, old_flat: Flat, new: Json, node: Node, manager: Manager) -> None:
-    """After a create or update by anything but apply: the writer owns what it changed."""
-    owned, times = read_managed(old)
-    before = dict(owned)
-    new_flat = flatten(new, node)
-    added_or_changed = {path for path, value in new_flat.items() if old_flat.get(path, _ABSENT) != value}
-    removed = old_flat.keys() - new_flat.keys()
-    if added_or_changed or removed:
-        for key in owned:
-            owned[key] = owned[key] - removed - (added_or_changed if key != manager else frozenset())
-        owned[manager] = owned.get(manager, frozenset()) | added_or_changed
-    write_managed(new, owned, before, times)
-
 
 _ABSENT: Any = object()
 
 
-def apply(live: Json, live_flat: Flat, config: Json, node: Node, manager: Manager, *, force: bool) -> Json:
+def track_update(before: Managed, old_flat: Flat, new: Json, node: Node, manager: Manager) -> None:
+    """After a create or update by anything but apply: the writer owns what it changed."""
+    owned = dict(before.owned)
+    new_flat = flatten(new, node)
+    changed = {path for path, value in new_flat.items() if old_flat.get(path, _ABSENT) != value}
+    removed = old_flat.keys() - new_flat.keys()
+    if changed or removed:
+        mine = owned.pop(manager, frozenset()) - removed | changed
+        owned = {key: paths - removed - changed for key, paths in owned.items()} | {manager: mine}
+    before.write(new, owned)
+
+
+def apply(
+    live: Json, live_flat: Flat, before: Managed, config: Json, node: Node, manager: Manager, *, force: bool
+) -> Json:
     """The object after `manager` applied `config` to `live`.
 
     Raises: 409 with every field another manager owns with another value, unless `force`.
     """
-    owned, times = read_managed(live)
-    before = dict(owned)
+    owned = dict(before.owned)
     stated = frozenset(flatten(config, node))
     last = owned.get(manager, frozenset())
     merged: Json = merge(live, config, node)
+    merged["metadata"] = dict(merged["metadata"])
     owned[manager] = stated
     dropped = last - frozenset().union(*owned.values()) if last else frozenset()
     if dropped:
@@ -106,7 +51,7 @@ def apply(live: Json, live_flat: Flat, config: Json, node: Node, manager: Manage
     gone = live_flat.keys() - new_flat.keys()
     if gone:
         owned = {key: paths - gone for key, paths in owned.items()}
-    write_managed(merged, owned, before, times)
+    before.write(merged, owned)
     return merged
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from apiserver.admission import Admission
-from apiserver.apply import now_text
 from apiserver.bootstrap import SYSTEM
 from apiserver.customtypes import SchemaType
 from apiserver.errors import Json
+from apiserver.managed import now_text
 from apiserver.pods import set_condition
 from apiserver.resources import CRDS, Registry, Resource
 from apiserver.store import Event, Store

@@ -5,9 +5,9 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from apiserver import errors, pods
-from apiserver.apply import now_text
 from apiserver.authn import Tokens
 from apiserver.errors import Json
+from apiserver.managed import now_text
 from apiserver.selectors import selector_matcher
 from apiserver.store import Store
 from apiserver.target import Options, Target

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from apiserver.errors import Json, expired
 from apiserver.fieldsets import Flat, flatten
+from apiserver.managed import Managed
 from apiserver.typed import Node
 
 Key = tuple[str, str]
@@ -32,18 +33,25 @@ class Event(NamedTuple):
 class Stored:
     """An object with its encodings, made when first needed."""
 
-    __slots__ = ("_flat", "_json", "obj")
+    __slots__ = ("_flat", "_json", "_managed", "obj")
 
     def __init__(self, obj: Json) -> None:
         self.obj = obj
         self._json: bytes = b""
         self._flat: Flat | None = None
+        self._managed: Managed | None = None
 
     @property
     def json(self) -> bytes:
         if not self._json:
             self._json = json.dumps(self.obj, separators=(",", ":")).encode()
         return self._json
+
+    @property
+    def managed(self) -> Managed:
+        if self._managed is None:
+            self._managed = Managed.read(self.obj)
+        return self._managed
 
     def flat(self, node: Node) -> Flat:
         if self._flat is None:

@@ -7,10 +7,11 @@ from typing import Any
 
 from apiserver import errors
 from apiserver.admission import Admission
-from apiserver.apply import Manager, apply, now_text, track_update
+from apiserver.apply import apply, track_update
 from apiserver.deletes import delete
 from apiserver.endpoints import content_of, reset, separated, spec_of
 from apiserver.errors import Cause, Json
+from apiserver.managed import NOBODY, Manager, now_text
 from apiserver.patches import json_merge, json_patch
 from apiserver.store import Store, Stored
 from apiserver.strategic import strategic_merge
@@ -66,7 +67,7 @@ class Writer:
             stated = {
                 name: value for name, value in obj.items() if (resource.plural, name) != ("pods", "status")
             }
-            track_update({"metadata": {}}, {}, stated, resource.node, manager)
+            track_update(NOBODY, {}, stated, resource.node, manager)
         if options.dry_run:
             return Stored(obj)
         return self._store.put(target.key, obj)
@@ -125,13 +126,19 @@ class Writer:
                     "uid mismatch: the provided object specified uid, and no existing object was found"
                 )
             reset(config, resource, "")
-            managed = apply({"metadata": {}}, {}, config, resource.node, manager, force=True)
+            managed = apply({"metadata": {}}, {}, NOBODY, config, resource.node, manager, force=True)
             obj = self._completed(target, copy(config))
             named(self._store, target, obj["metadata"])
             return self._insert(target, obj, managed, manager, options), True
         reset(config, resource, target.subresource)
         merged = apply(
-            live.obj, live.flat(resource.node), config, resource.node, manager, force=options.force
+            live.obj,
+            live.flat(resource.node),
+            live.managed,
+            config,
+            resource.node,
+            manager,
+            force=options.force,
         )
         new = self._completed(target, merged)
         return self._replace(target, live, new, None, options), False
@@ -189,7 +196,7 @@ class Writer:
         ):
             return live
         if manager:
-            track_update(old, live.flat(resource.node), new, resource.node, manager)
+            track_update(live.managed, live.flat(resource.node), new, resource.node, manager)
         elif managed is not None:
             meta["managedFields"] = managed
         else:

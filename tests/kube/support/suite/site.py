@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import psutil
 import yaml
 from kubelet.control import Control
 from objects import eventually
@@ -35,10 +36,10 @@ class Patience:
 
     silent_node_s: float
     orphaned_pods_s: float
-    usual_s: float = 60.0
+    usual_s: float = 90.0
 
 
-DOUBLE, REAL = Patience(3.0, 2.0), Patience(60.0, 120.0, 120.0)
+DOUBLE, REAL = Patience(3.0, 2.0), Patience(60.0, 120.0, 180.0)
 
 
 @dataclass
@@ -159,6 +160,15 @@ class Site:
         except Refused:
             return ""
 
+    def ranks(self, job: Job) -> dict[str, list[int]]:
+        """Node -> process ids of the job's rank processes that run there."""
+        found: dict[str, list[int]] = {}
+        for node, state in self.control.state().items():
+            for pod, entry in state["pods"].items():
+                if pod.startswith(f"{job.name}-") and "slot" in entry["pids"]:
+                    found[node] = _training(entry["pids"]["slot"])
+        return {node: pids for node, pids in found.items() if pids}
+
     def namespace(self, name: str) -> str:
         """A namespace whose default ServiceAccount and CA are there."""
         self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
@@ -190,6 +200,22 @@ _CLUSTER = frozenset(
         "Node",
     )
 )
+
+
+def _training(pid: int) -> list[int]:
+    """Descendants that run steps.py."""
+    try:
+        tree = psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+    return sorted(one.pid for one in tree if any("steps.py" in word for word in _words(one)))
+
+
+def _words(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []
 
 
 def path_of(document: Json) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 
 from apiserver import pods
-from apiserver.apply import now_text
 from apiserver.bootstrap import SYSTEM
 from apiserver.controllers.placement import tolerates
 from apiserver.controllers.queue import Dirty
 from apiserver.errors import Json
+from apiserver.managed import now_text
 from apiserver.resources import LEASES, Registry
 from apiserver.store import Event, Store
 from apiserver.target import Options, Target

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 
 from apiserver import pods
-from apiserver.apply import now_text
 from apiserver.controllers.queue import Dirty
 from apiserver.errors import Json
+from apiserver.managed import now_text
 from apiserver.store import Event, Store
 from apiserver.typed import copy
 

@@ -8,10 +8,10 @@ from collections import Counter
 from dataclasses import dataclass
 
 from apiserver import pods
-from apiserver.apply import now_text
 from apiserver.controllers.placement import Place, refusal
 from apiserver.controllers.queue import Dirty
 from apiserver.errors import Json
+from apiserver.managed import now_text
 from apiserver.store import Event, Store
 from apiserver.typed import copy
 
@@ -22,7 +22,7 @@ _FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.1, 5.0
 
 @dataclass
 class _Wait:
-    """A pod without a node. `seen`: which state of the cluster it was tried on last; `due`: monotonic time."""
+    """A pod without a node. `seen`: the state of the cluster it was tried on; `due`: monotonic time."""
 
     seen: int = -1
     due: float = 0.0
