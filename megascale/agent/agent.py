@@ -8,6 +8,7 @@ import fcntl
 import os
 import secrets
 import signal
+import sys
 import time
 from collections.abc import Coroutine
 from typing import Any, Final
@@ -19,6 +20,7 @@ from megascale.agent.place import Place
 from megascale.agent.processes import become_subreaper
 from megascale.agent.ranks import Ranks
 from megascale.agent.reaper import Reaper
+from megascale.agent.segments import PERIOD_S
 from megascale.agent.selfcheck import wrong_numbers
 from megascale.agent.zygote_client import Zygote, ZygoteError
 from megascale.checkpoint.snapshot_folders import remove_folders
@@ -29,6 +31,7 @@ from megascale.rpc import megascale_pb2 as pb
 
 _SAMPLE_S: Final = 0.05
 _SAVE_ON_ORPHAN_S: Final = 60.0
+_SHOWN_LINES: Final = 40
 RESTART_ME: Final = 75
 """Exit code that asks whoever started the agent to start it again."""
 
@@ -133,6 +136,11 @@ class Agent:
 
     def _on_exit(self, report: pb.RankExit) -> None:
         self._link.send(self._fenced(exit=report))
+        if self._place.pod:
+            # The pod's log outlives the rank, and people can read it without the store.
+            lines = self._ranks.last_lines(report.rank, _SHOWN_LINES)
+            sys.stdout.writelines(f"[rank {report.rank}] {line}\n" for line in lines)
+            sys.stdout.flush()
         if self._keeper and not self._ranks.alive:
             self._keeper.hurry()
 
@@ -192,7 +200,7 @@ class Agent:
         """Beat every heartbeat; report milestones at once and mere progress at most every `_report_s`."""
         loop = asyncio.get_running_loop()
         heartbeat_s = float(self._job.spec.health.heartbeat_seconds)
-        sent_at, sent = 0.0, pb.Report()
+        sent_at, sent, segments_at = 0.0, pb.Report(), 0.0
         while True:
             await asyncio.sleep(_SAMPLE_S)
             for finding in self._ranks.findings():
@@ -205,6 +213,10 @@ class Agent:
             if due or _milestones(report) != _milestones(sent):
                 self._link.send(self._fenced(report=report))
                 sent_at, sent = loop.time(), report
+            if loop.time() - segments_at >= max(PERIOD_S, self._report_s):
+                segments_at = loop.time()
+                if segments := self._ranks.segments():
+                    self._link.send(self._fenced(segments=segments))
 
     async def _watch_for_orphanhood(self) -> None:
         """Save and leave when neither a driver nor whoever restarts it has been there for too long."""

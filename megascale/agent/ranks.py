@@ -17,6 +17,7 @@ from megascale.agent.command import command_environment, kill_strays, spawn
 from megascale.agent.logtail import LogTail
 from megascale.agent.place import Place
 from megascale.agent.processes import Child, Exit, kill_all, process_state
+from megascale.agent.segments import SegmentFeed
 from megascale.agent.stacks import stack_of
 from megascale.agent.zygote import launch_to_json
 from megascale.agent.zygote_client import Zygote
@@ -51,6 +52,7 @@ class Ranks:
         self._place, self._run, self._zygote, self._on_exit = place, place.run, zygote, on_exit
         self._ranks: dict[int, Rank] = {}
         self._commands: set[Path] = set()
+        self._segments = SegmentFeed()
         self._store: Child | None = None
         self._store_attempt = 0
         self._store_port = 0
@@ -268,6 +270,17 @@ class Ranks:
             for rank, entry in self._ranks.items()
             for finding in entry.log.new_findings()
         ]
+
+    def last_lines(self, rank: int, count: int) -> list[str]:
+        """The end of a rank's log."""
+        entry = self._ranks.get(rank)
+        return entry.log.last_lines(count) if entry else []
+
+    def segments(self) -> pb.SegmentTimes | None:
+        """How long the ranks computed in the steps since the last call, None if there were none."""
+        return self._segments.batch(
+            self.attempt, ((rank, entry.launch.rank_file) for rank, entry in self._ranks.items())
+        )
 
     async def evidence(self) -> list[pb.RankEvidence]:
         """What every rank is doing now; works on stopped and stuck ranks."""

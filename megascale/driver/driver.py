@@ -24,6 +24,7 @@ from megascale.driver.perform import Performer
 from megascale.driver.plug import Plugs
 from megascale.driver.policy import policy_of
 from megascale.driver.record import Claim
+from megascale.driver.segments import SegmentBoard
 from megascale.driver.service import Service
 from megascale.driver.status import StatusBoard
 from megascale.driver.summary import summarise
@@ -68,6 +69,7 @@ class Driver:
         self.board = StatusBoard(job, self.core, self.links)
         self.store = CheckpointStore(run.checkpoints(job.spec.checkpoint.uri))
         self._inbox = Inbox()
+        self._segments = SegmentBoard()
         self._performer = Performer(
             self.links,
             plugs.fleet,
@@ -223,6 +225,8 @@ class Driver:
                 self._on_evidence(link, message.evidence)
             case "hardware":
                 self.post(hardware_event(link, message.hardware))
+            case "segments":
+                self._on_segments(message.segments)
 
     def _is_current(self, fence: pb.Fence) -> bool:
         """Whether the sender knows no higher term; if it does, this driver stops at once."""
@@ -238,6 +242,11 @@ class Driver:
             self.board.sample(rank)
             if rank.saved_step >= 0:
                 self._see_commit(Commit(rank.saved_step, rank.saved_attempt))
+
+    def _on_segments(self, segments: pb.SegmentTimes) -> None:
+        record = self.core.record
+        for event in self._segments.take(segments, record.attempt, record.ranks):
+            self.post(event)
 
     def _on_evidence(self, link: AgentLink, evidence: pb.Evidence) -> None:
         ranks = tuple(

@@ -1,0 +1,196 @@
+"""`kubectl megascale`: status, incidents, why, logs, evict, release and check for jobs on a cluster."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from megascale.errors import MegascaleError
+
+_NOT_PASSED: Final = ("convicted", "unknown", "skipped")
+
+app = typer.Typer(
+    name="kubectl megascale",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Training jobs on a cluster: how they are, why, and what a person can order.",
+    epilog="Start here: kubectl megascale status my-job -n research",
+)
+Namespace = Annotated[str, typer.Option("--namespace", "-n", help="Namespace; default: the context's.")]
+Context = Annotated[str, typer.Option("--context", help="Context of the kubeconfig.")]
+Kubeconfig = Annotated[
+    Path | None, typer.Option("--kubeconfig", help="A kubeconfig; default: as kubectl finds it.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Job = Annotated[str, typer.Argument(metavar="[JOB]", help="A TrainingJob; default: the only one.")]
+OfJob = Annotated[str, typer.Option("--job", help="A TrainingJob; default: the only one.")]
+Node = Annotated[str, typer.Argument(metavar="NODE", help="A node, as `kubectl get nodes` names it.")]
+
+
+@app.command("status", epilog="Example: kubectl megascale status quickstart")
+def status(
+    job: Job = "",
+    namespace: Namespace = "",
+    context: Context = "",
+    kubeconfig: Kubeconfig = None,
+    as_json: Json = False,
+) -> None:
+    """Show progress, slots, the open incident and the last ones of a job."""
+    from megascale_operator.plugin.access import Target, ask
+    from megascale_operator.plugin.knowledge import document, known
+    from megascale_operator.plugin.show import status_lines
+
+    found = ask(Target(kubeconfig, context, namespace), lambda access: known(access, job))
+    _tell(document(found), status_lines(found), as_json=as_json)
+
+
+@app.command("incidents", epilog="Example: kubectl megascale incidents quickstart --json")
+def incidents(
+    job: Job = "",
+    namespace: Namespace = "",
+    context: Context = "",
+    kubeconfig: Kubeconfig = None,
+    as_json: Json = False,
+) -> None:
+    """Show the last 20 incidents of a job with their stages."""
+    from megascale.driver.status import incident_document
+    from megascale_operator.plugin.access import Target, ask
+    from megascale_operator.plugin.knowledge import known
+    from megascale_operator.plugin.show import incident_lines
+
+    found = ask(Target(kubeconfig, context, namespace), lambda access: known(access, job))
+    documents = [incident_document(incident) for incident in found.incidents()]
+    _tell(documents, incident_lines(documents), as_json=as_json)
+
+
+@app.command("why", epilog="Example: kubectl megascale why quickstart")
+def why(
+    job: Job = "",
+    namespace: Namespace = "",
+    context: Context = "",
+    kubeconfig: Kubeconfig = None,
+    as_json: Json = False,
+) -> None:
+    """Explain the last decision: what was seen, what was done and why, and what the job waits for."""
+    from megascale_operator.plugin.access import Target, ask
+    from megascale_operator.plugin.knowledge import known
+    from megascale_operator.plugin.knowledge import why as explain
+
+    found = ask(Target(kubeconfig, context, namespace), lambda access: known(access, job))
+    lines = explain(found)
+    _tell({"job": found.name, "explanation": lines}, lines, as_json=as_json)
+
+
+@app.command("logs", epilog="Example: kubectl megascale logs quickstart --lines 100")
+def logs(
+    job: Job = "",
+    lines: Annotated[int, typer.Option("--lines", min=1, max=10_000, help="Lines of the pod's log.")] = 200,
+    namespace: Namespace = "",
+    context: Context = "",
+    kubeconfig: Kubeconfig = None,
+    as_json: Json = False,
+) -> None:
+    """Show what the first failing rank of the last incident wrote before it ended."""
+    from megascale_operator.plugin.access import Target, ask
+    from megascale_operator.plugin.failing import first_failing
+
+    found = ask(Target(kubeconfig, context, namespace), lambda access: first_failing(access, job, lines))
+    _tell(found.document(), found.lines(), as_json=as_json)
+
+
+@app.command("evict", epilog='Example: kubectl megascale evict worker-7 --job quickstart --reason "fan"')
+def evict(
+    node: Node,
+    reason: Annotated[str, typer.Option("--reason", help="Why; kept in the incident.")],
+    job: OfJob = "",
+    namespace: Namespace = "",
+    context: Context = "",
+    kubeconfig: Kubeconfig = None,
+    as_json: Json = False,
+) -> None:
+    """Save, take the node out of the job, and go on without it; the job does not use it again."""
+    _order("evict", node, reason, job, (kubeconfig, context, namespace), as_json=as_json)
+
+
+@app.command("release", epilog="Example: kubectl megascale release worker-7 --job quickstart")
+def release(
+    node: Node,
+    reason: Annotated[str, typer.Option("--reason", help="Why; kept in the event log.")] = "",
+    job: OfJob = "",
+    namespace: Namespace = "",
+    context: Context = "",
+    kubeconfig: Kubeconfig = None,
+    as_json: Json = False,
+) -> None:
+    """Let the job use a node again that it excluded. A quarantine of the cluster ends by uncordoning."""
+    _order("release", node, reason, job, (kubeconfig, context, namespace), as_json=as_json)
+
+
+@app.command("check", epilog="Example: kubectl megascale check worker-7 worker-8")
+def check(
+    nodes: Annotated[list[str], typer.Argument(metavar="NODE...", help="Nodes to check.")],
+    timeout: Annotated[int, typer.Option("--timeout", min=10, help="Seconds to wait for the end.")] = 900,
+    context: Context = "",
+    kubeconfig: Kubeconfig = None,
+    as_json: Json = False,
+) -> None:
+    """Check compute, memory and links of nodes. Exit code 1 when one of them did not pass."""
+    from megascale_operator.plugin.access import Target, ask
+    from megascale_operator.plugin.orders import check as run_check
+    from megascale_operator.plugin.show import check_lines
+
+    found = ask(Target(kubeconfig, context, ""), lambda access: run_check(access, nodes, float(timeout)))
+    _tell(found, check_lines(found), as_json=as_json)
+    if any(found.get(key) for key in _NOT_PASSED):
+        raise typer.Exit(1)
+
+
+def _order(
+    command: str,
+    node: str,
+    reason: str,
+    job: str,
+    target: tuple[Path | None, str, str],
+    *,
+    as_json: bool,
+) -> None:
+    from megascale_operator.plugin.access import Target, ask
+    from megascale_operator.plugin.orders import order
+
+    message = ask(Target(*target), lambda access: order(access, job, command, node, reason))
+    _tell(
+        {"node": node, "command": command, "message": message},
+        [f"{command} {node}: {message}"],
+        as_json=as_json,
+    )
+
+
+def _tell(document: Any, lines: list[str], *, as_json: bool) -> None:  # noqa: ANN401 - JSON values
+    if as_json:
+        sys.stdout.write(json.dumps(document) + "\n")
+    else:
+        sys.stdout.writelines(f"{line}\n" for line in lines)
+
+
+def main() -> None:
+    """Run the command line; errors go to stderr, the exit code says of what kind (contracts 9)."""
+    try:
+        app()
+    except MegascaleError as error:
+        sys.stderr.write(f"kubectl megascale: {error}\n")
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Lines for people."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from megascale_operator.plugin.knowledge import Known
+
+_SHOWN: Final = 5
+_STAGES: Final = (
+    ("detected", "detect"),
+    ("decided", "decide"),
+    ("stopped", "stop"),
+    ("launched", "launch"),
+    ("groups", "groups"),
+    ("loaded", "load"),
+    ("firstStep", "first step"),
+    ("backToSpeed", "back to speed"),
+)
+
+
+def status_lines(known: Known) -> list[str]:
+    """A job at a glance."""
+    driver, operator = known.driver, known.operator
+    slots = operator.get("slots") or {}
+    rows = [
+        ("state", f"{known.status.get('state', 'Pending')} ({driver.get('state', 'no driver yet')})"),
+        ("step", f"{driver.get('step', 0)} / {driver.get('steps', '?')}"),
+        ("loss", driver.get("loss")),
+        ("MFU", _percent(driver.get("mfu"))),
+        ("goodput", _percent(driver.get("goodput"))),
+        ("slots", f"{slots.get('ready', 0)} ready of {slots.get('wanted', 0)}" if slots else None),
+        ("restarts", driver.get("restarts")),
+        ("newest checkpoint", _step(driver.get("checkpointStep"))),
+        ("driver", f"{driver.get('pod', '?')}, term {driver.get('term')}" if driver else None),
+        ("avoided nodes", ", ".join((driver.get("wishes") or {}).get("avoidNodes") or ()) or None),
+        ("reason", driver.get("reason") or None),
+    ]
+    lines = [f"{known.name}"]
+    lines += [f"  {label:<18} {value}" for label, value in rows if value is not None]
+    documents = [_short(incident) for incident in known.incidents()[-_SHOWN:]]
+    if documents:
+        lines.append("  incidents")
+        lines += [f"    {line}" for line in documents]
+    return lines
+
+
+def _short(incident: Any) -> str:  # noqa: ANN401 - an Incident
+    action = incident.action.replace("_", " ") or "open"
+    return f"{incident.id:<6} {incident.reason} -> {action}: {incident.outcome or 'not over yet'}"
+
+
+def incident_lines(documents: list[dict[str, Any]]) -> list[str]:
+    """Every incident with what happened when."""
+    if not documents:
+        return ["no incidents"]
+    lines = []
+    for one in documents:
+        action = (one["action"] or "none yet").replace("_", " ")
+        lines.append(f"{one['id']}: {one['reason']}")
+        lines.append(f"  decision: {action}: {one['decision']}")
+        lines += [f"  evidence: {text}" for text in one["evidence"]]
+        lines.append(f"  {_stages(one['stages'])}; {one['outcome']}")
+    return lines
+
+
+def _stages(stages: dict[str, dict[str, Any]]) -> str:
+    fault = float(stages["fault"]["at"])
+    told = [f"{label} {float(stages[name]['at']) - fault:.2f} s" for name, label in _STAGES if name in stages]
+    return f"after the fault: {', '.join(told)}"
+
+
+def check_lines(status: dict[str, Any]) -> list[str]:
+    """A NodeCheck's result by group."""
+    counts = ", ".join(
+        f"{status[key]} {key}" for key in ("passed", "convicted", "unknown", "skipped") if status.get(key)
+    )
+    lines = [f"{status['check']}: {counts or 'no nodes'}"]
+    for group in status.get("groups") or ():
+        reason = f": {group['reason']}" if group.get("reason") else ""
+        lines.append(f"  {group.get('result')} {', '.join(group.get('nodes') or ())}{reason}")
+    return lines
+
+
+def _percent(share: str | None) -> str | None:
+    return f"{float(share):.1%}" if share else None
+
+
+def _step(step: int | None) -> str | None:
+    return None if step is None else f"step {step}"
