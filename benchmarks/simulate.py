@@ -90,7 +90,7 @@ def result_tables(seeds: Sequence[int], *, quick: bool) -> list[str]:
         scenario = scenario.model_copy(update={"days": 2})
     variants = run_variants(scenario, policies=["ours"], seeds=seeds, stretches=[1.0, 2.0, 4.0])
     others = run_variants(scenario, policies=["no-spares", "requeue"], seeds=seeds[:3])
-    head = "| policy | seeds | effective training time | without a person | wrong evictions in 30 days | restarts |"
+    head = "| policy | seeds | effective training time | automatic | wrong evictions a month | restarts |"
     lines = [f"## {scenario.title}", "", head, "|---|---|---|---|---|---|"]
     return lines + [_variant(each) for each in (*variants, *others)]
 
