@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from ruamel.yaml import YAML
 from ruamel.yaml.representer import SafeRepresenter
 
+from megascale.job.describe import Place, explain
 from megascale.job.schema import TrainingJob
 from megascale_operator.crd import nodecheck, training
 from megascale_operator.crd.rule import Rule, attach
@@ -158,9 +159,21 @@ def _object_schema(kind: Kind) -> Schema:
             "status": structural(kind.status, kind.keyed, "status"),
         },
     }
+    _tell_defaults(schema["properties"]["spec"], Place(kind.model).child("spec"))
     for path, rules in kind.rules.items():
         attach(schema, path, rules)
     return schema
+
+
+def _tell_defaults(schema: Schema, place: Place | None) -> None:
+    """Defaults that a CRD cannot write into objects, since they depend on other fields, are told in words."""
+    for name, inner in schema.get("properties", {}).items():
+        below = place.items.child(name) if place else None
+        default = explain(name, below).default if below else None
+        told = default not in {None, "null", "{}", "[]"} and not str(default).startswith("required")
+        if told and "default" not in inner:
+            inner["description"] += f" Default: {str(default).strip(chr(34))}."
+        _tell_defaults(inner.get("items", inner), below)
 
 
 class _Representer(SafeRepresenter):

@@ -9,163 +9,31 @@ from __future__ import annotations
 
 from typing import Final
 
-from pydantic.alias_generators import to_camel
-
-from megascale.job.presets import PRESETS
-from megascale.job.rules import BYTE_VOCAB_SIZE
-from megascale.job.schema import CAUSES
+from megascale.job.recovery import CAUSES
 from megascale.job.template import OWN_FOLDERS, OWN_PREFIX
-from megascale_operator.crd.rule import Rule, either, implies, table, text, texts
+from megascale_operator.crd.megatron import DATA, OPTIMIZER, PARALLELISM, megatron_rules, model_rules
+from megascale_operator.crd.rule import Rule, either, implies, text, texts
 
 _LEAST: Final = either("self", "minNodes", "self.nodes")
 """What the job may shrink to."""
 
 
-def _shape(model: str, name: str, otherwise: str) -> str:
-    """A field of the model: as given, else the preset's, else `otherwise`."""
-    values = {preset: shape[name] for preset, shape in PRESETS.items() if name in shape}
-    preset = f"{model}.preset"
-    listed = "" if len(values) == len(PRESETS) else f" && {preset} in {table(values)}"
-    from_preset = f"(has({preset}){listed} ? {table(values)}[{preset}] : {otherwise})"
-    return either(model, to_camel(name), from_preset)
-
-
-class _Model:
-    """Expressions for the shape of the model at `at`."""
-
-    def __init__(self, at: str) -> None:
-        names = ("numLayers", "hiddenSize", "attentionHeads")
-        given = " && ".join(f"has({at}.{name})" for name in names)
-        self.known = f"has({at}.preset) || ({given})"
-        self.layers = _shape(at, "num_layers", "0")
-        self.hidden = _shape(at, "hidden_size", "0")
-        self.heads = _shape(at, "attention_heads", "1")
-        self.kv_heads = _shape(at, "kv_heads", self.heads)
-        self.ffn = _shape(at, "ffn_hidden_size", f"4 * {self.hidden}")
-        self.experts = _shape(at, "experts", "0")
-        self.experts_per_token = _shape(at, "experts_per_token", "1")
-        self.block = _shape(at, "block", text("parallel"))
-        self.vocabulary = _shape(at, "vocab_size", str(BYTE_VOCAB_SIZE))
-
-
-def _model_rules() -> list[Rule]:
-    model = _Model("self")
-    required = [
-        Rule(
-            f"has(self.preset) || has(self.{name})",
-            f"{name} is required, or a preset",
-            f".{name}",
-            "FieldValueRequired",
-        )
-        for name in ("numLayers", "hiddenSize", "attentionHeads")
-    ]
-    width = f"{model.hidden} % {model.heads} == 0"
-    return [
-        *required,
-        Rule(implies(model.known, width), "hiddenSize must be a multiple of attentionHeads", ".hiddenSize"),
-        Rule(
-            implies(f"({model.known}) && {width}", f"{model.hidden} / {model.heads} % 2 == 0"),
-            "hiddenSize / attentionHeads must be even: rotary positions turn pairs of values",
-            ".hiddenSize",
-        ),
-        Rule(
-            implies(model.known, f"{model.heads} % {model.kv_heads} == 0"),
-            "kvHeads must divide attentionHeads",
-            ".kvHeads",
-        ),
-        Rule(
-            f"{model.experts} == 0 || {model.experts_per_token} <= {model.experts}",
-            "expertsPerToken must not be more than experts",
-            ".expertsPerToken",
-        ),
-        Rule(
-            f"{model.experts} == 0 || {model.block} == 'serial'",
-            "experts need block serial: the parallel block is not made for them",
-            ".block",
-        ),
-        Rule("self == oldSelf", "the model cannot be changed: its checkpoints have this shape"),
-    ]
-
-
-def _megatron_rules() -> list[Rule]:
-    model, layout = _Model("self.model"), "self.parallelism"
-    known, tensor = model.known, f"{layout}.tensor"
-
-    def share(value: str, field: str) -> Rule:
-        held = implies(known, f"{value} % {tensor} == 0")
-        return Rule(held, f"{field} must be a multiple of tensor", f".model.{field}")
-
-    routed = implies(f"{model.experts} != 0 && {tensor} > 1", f"{layout}.sequence")
-    small = "size(self.data.prepareFrom) > 0 && self.data.tokenizer == 'byte'"
-    grouped = implies(f"({known}) && {model.kv_heads} != {model.heads}", f"{model.kv_heads} % {tensor} == 0")
-    return [
-        Rule(routed, "experts over several tensor ranks need sequence parallelism", ".parallelism.sequence"),
-        Rule(grouped, "kvHeads must be a multiple of tensor", ".model.kvHeads"),
-        Rule(
-            implies(known, f"{model.layers} % ({layout}.pipeline * {layout}.interleave) == 0"),
-            "numLayers must be a multiple of pipeline x interleave",
-            ".model.numLayers",
-        ),
-        share(model.heads, "attentionHeads"),
-        share(model.ffn, "ffnHiddenSize"),
-        Rule(
-            implies(f"{layout}.sequence", f"self.data.sequenceLength % {tensor} == 0"),
-            "with sequence parallelism sequenceLength must be a multiple of tensor",
-            ".data.sequenceLength",
-        ),
-        Rule(
-            implies(small, f"{model.vocabulary} >= {BYTE_VOCAB_SIZE}"),
-            f"vocabSize must be at least {BYTE_VOCAB_SIZE}, the token ids that data.prepareFrom makes",
-            ".model.vocabSize",
-        ),
-        Rule("self.seed == oldSelf.seed", "seed cannot be changed: it decides the order of samples", ".seed"),
-    ]
-
-
-_PARALLELISM: Final = [
-    Rule("!self.sequence || self.tensor > 1", "sequence parallelism needs tensor of 2 or more", ".sequence"),
-    Rule("self.context == 1", "context must be 1: windowed attention is not split over ranks", ".context"),
-    Rule(
-        "self.interleave == 1 || self.pipeline > 1", "interleave needs pipeline of 2 or more", ".interleave"
-    ),
-]
-_DATA: Final = [
-    Rule(
-        "has(self.path) || size(self.blend) > 0", "path or blend is required", ".path", "FieldValueRequired"
-    ),
-    Rule(
-        "!has(self.path) || size(self.blend) == 0",
-        "blend is given beside path, expected one of them",
-        ".blend",
-    ),
-    Rule(
-        "size(self.blend) == 0 || size(self.prepareFrom) == 0",
-        "prepareFrom makes one dataset, but data is a blend of several",
-        ".prepareFrom",
-    ),
-]
-_OPTIMIZER: Final = [
-    Rule("self.minLr <= self.lr", "minLr must not be above lr", ".minLr"),
-    Rule("self.name == oldSelf.name", "the optimizer cannot be changed: checkpoints hold its state", ".name"),
-]
-
-
-def _fits(nodes: str) -> str:
-    """Layout and batch divide evenly over the ranks of `nodes` nodes."""
+def _fits(nodes: str) -> tuple[str, str, str]:
+    """Layout and batch divide evenly over the ranks of `nodes` nodes: ranks, waves, interleaved waves."""
     megatron = "self.runtime.megatron"
     layout, data = f"{megatron}.parallelism", f"{megatron}.data"
     world = f"({nodes} * self.ranksPerNode)"
     replica = f"({layout}.tensor * {layout}.pipeline * {layout}.context)"
     wave = f"({data}.microBatch * ({world} / {replica}))"
     interleaved = f"({layout}.interleave == 1 || {data}.globalBatch / {wave} % {layout}.pipeline == 0)"
-    return f"{world} % {replica} == 0 && {data}.globalBatch % {wave} == 0 && {interleaved}"
+    return f"{world} % {replica} == 0", f"{data}.globalBatch % {wave} == 0", interleaved
 
 
 def _size_rules() -> list[Rule]:
     """nodes, minNodes and the layout."""
     megatron = "self.runtime.megatron"
     trains = f"has({megatron})"
-    ranks, batch, interleaved = _fits("self.nodes").split(" && ")
+    ranks, batch, interleaved = _fits("self.nodes")
     return [
         Rule(f"{_LEAST} <= self.nodes", "minNodes must not be more than nodes", ".minNodes"),
         Rule(
@@ -185,7 +53,10 @@ def _size_rules() -> list[Rule]:
             ".runtime.megatron.data.globalBatch",
         ),
         Rule(
-            implies(f"{trains} && {_fits('self.nodes')} && {_LEAST} < self.nodes", _fits(_LEAST)),
+            implies(
+                f"{trains} && {ranks} && {batch} && {interleaved} && {_LEAST} < self.nodes",
+                " && ".join(_fits(_LEAST)),
+            ),
             "layout and globalBatch must fit minNodes x ranksPerNode ranks too",
             ".minNodes",
         ),
@@ -281,11 +152,11 @@ def rules() -> dict[str, list[Rule]]:
         "spec.ranksPerNode": [Rule("self == oldSelf", "ranksPerNode cannot be changed")],
         "spec.managedBy": [Rule("self == oldSelf", "managedBy cannot be changed")],
         "spec.runtime": [Rule(same_runtime, "megatron and command cannot take each other's place")],
-        "spec.runtime.megatron": _megatron_rules(),
-        "spec.runtime.megatron.model": _model_rules(),
-        "spec.runtime.megatron.parallelism": _PARALLELISM,
-        "spec.runtime.megatron.data": _DATA,
-        "spec.runtime.megatron.optimizer": _OPTIMIZER,
+        "spec.runtime.megatron": megatron_rules(),
+        "spec.runtime.megatron.model": model_rules(),
+        "spec.runtime.megatron.parallelism": PARALLELISM,
+        "spec.runtime.megatron.data": DATA,
+        "spec.runtime.megatron.optimizer": OPTIMIZER,
         "spec.network": [_transport()],
         "spec.checkpoint": [
             Rule(same_uri, "uri cannot be changed: the checkpoints are there", ".uri"),
