@@ -30,9 +30,10 @@ from megascale.driver.status import StatusBoard
 from megascale.driver.summary import summarise
 from megascale.driver.translate import (
     exit_event,
+    foremost,
     hardware_event,
     log_event,
-    progress_event,
+    node_progress,
     snapshot_events,
 )
 from megascale.errors import FencedError, UnreachableError
@@ -190,7 +191,7 @@ class Driver:
         link.attempt = message.fence.attempt
         nodes = self.core.policy.nodes + self.core.policy.spare_nodes
         heartbeat_s = float(self._job.spec.health.heartbeat_seconds)
-        report_s = min(heartbeat_s, 0.2 + 0.002 * nodes)
+        report_s = min(heartbeat_s, 0.2 + 0.004 * nodes)
         welcome = pb.Welcome(attempt=self.core.record.attempt, report_s=report_s)
         link.send(pb.DriverMessage(term=self.term, welcome=welcome))
         self.links.attach(link)
@@ -236,12 +237,12 @@ class Driver:
 
     def _on_report(self, link: AgentLink, report: pb.Report) -> None:
         link.report = report
-        progress = tuple(progress_event(rank) for rank in report.ranks)
-        self.post(ev.NodeReport(link.node, link.incarnation, link.attempt, progress))
-        for rank in report.ranks:
-            self.board.sample(rank)
-            if rank.saved_step >= 0:
-                self._see_commit(Commit(rank.saved_step, rank.saved_attempt))
+        self.post(ev.NodeReport(link.node, link.incarnation, link.attempt, node_progress(report.ranks)))
+        if report.ranks:
+            self.board.sample(foremost(report.ranks))
+        for saved in {(rank.saved_step, rank.saved_attempt) for rank in report.ranks}:
+            if saved[0] >= 0:
+                self._see_commit(Commit(*saved))
 
     def _on_segments(self, segments: pb.SegmentTimes) -> None:
         record = self.core.record

@@ -37,6 +37,16 @@ class StatusBoard:
 
     def document(self) -> dict[str, Any]:
         """JSON values; times are Unix seconds, goodput and mfu shares of 1."""
+        record = self._core.record
+        return {
+            **self.overview(),
+            "nodes": self._nodes(),
+            "excluded": {name: exclusion.reason for name, exclusion in record.excluded.items()},
+            "incidents": [incident_document(incident) for incident in incidents_of(self._core)],
+        }
+
+    def overview(self) -> dict[str, Any]:
+        """The document without nodes and incidents."""
         core, record = self._core, self._core.record
         leader = self._leader()
         seconds = goodput_seconds(core, time.time())
@@ -59,9 +69,6 @@ class StatusBoard:
             "goodputSeconds": {str(phase): round(s, 3) for phase, s in seconds.items()},
             "restarts": sum(record.restarts.values()),
             "checkpointStep": newest.step if newest else None,
-            "nodes": self._nodes(),
-            "excluded": {name: exclusion.reason for name, exclusion in record.excluded.items()},
-            "incidents": [incident_document(incident) for incident in incidents_of(core)],
             "alerts": list(self._alerts),
             "updatedAt": time.time(),
         }

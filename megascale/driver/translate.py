@@ -3,27 +3,58 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 
 from megascale.core import events as ev
 from megascale.driver.links import AgentLink
 from megascale.rpc import megascale_pb2 as pb
 
 
-def progress_event(rank: pb.RankStatus) -> ev.RankProgress:
-    return ev.RankProgress(
-        rank=rank.rank,
-        step=rank.step,
-        phase=rank.phase,
-        progress_at=rank.progress_at,
-        step_seconds=rank.step_seconds,
-        stall_seconds=rank.stall_seconds,
-        snapshot_seconds=rank.snapshot_seconds,
-        groups_at=rank.groups_at,
-        loaded_at=rank.loaded_at,
-        first_step_at=rank.first_step_at,
-        loss=rank.loss if rank.HasField("loss") else None,
-        grad_norm=rank.grad_norm if rank.HasField("grad_norm") else None,
+def foremost(ranks: Sequence[pb.RankStatus]) -> pb.RankStatus:
+    """The rank with the most steps, of several the first."""
+    lead, most = ranks[0], ranks[0].step
+    for rank in ranks:
+        if (step := rank.step) > most:
+            lead, most = rank, step
+    return lead
+
+
+def node_progress(ranks: Sequence[pb.RankStatus]) -> tuple[ev.RankProgress, ...]:
+    """One record that stands for all ranks of a node; () without ranks.
+
+    A milestone counts once all have passed it, a stall as long as the longest; step, phase and times are the
+    foremost rank's, and wrong numbers of any rank come before right ones.
+    """
+    if not ranks:
+        return ()
+    lead = foremost(ranks)
+    # Plain lists, once over each rank: this runs for every beat of every node.
+    stalls, snapshots, groups, loaded, first = [], [], [], [], []
+    told: pb.RankStatus | None = None
+    for rank in ranks:
+        stalls.append(rank.stall_seconds)
+        snapshots.append(rank.snapshot_seconds)
+        groups.append(rank.groups_at)
+        loaded.append(rank.loaded_at)
+        first.append(rank.first_step_at)
+        if rank.HasField("loss") and (told is None or not math.isfinite(rank.loss)):
+            told = rank
+    return (
+        ev.RankProgress(
+            rank=lead.rank,
+            step=lead.step,
+            phase=lead.phase,
+            progress_at=lead.progress_at,
+            step_seconds=lead.step_seconds,
+            stall_seconds=max(stalls),
+            snapshot_seconds=max(snapshots),
+            groups_at=max(groups) if all(groups) else 0.0,
+            loaded_at=max(loaded) if all(loaded) else 0.0,
+            first_step_at=max(first) if all(first) else 0.0,
+            loss=told.loss if told is not None else None,
+            grad_norm=told.grad_norm if told is not None and told.HasField("grad_norm") else None,
+        ),
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from megascale.core.state import Incident, Stage
 from megascale.driver.driver import Driver
-from megascale.driver.status import goodput_seconds, incidents_of
+from megascale.driver.status import incidents_of
 from megascale_operator.driver.fleet import KubernetesFleet
 from megascale_operator.kube.api import KubeApi
 from megascale_operator.kube.clock import stamp
@@ -108,7 +108,7 @@ class StatusWriter:
 
     def status(self, driver: Driver) -> Obj:
         """The document but for its time; floats are strings."""
-        core, record, live = driver.core, driver.core.record, driver.board.document()
+        core, record, live = driver.core, driver.core.record, driver.board.overview()
         ended = record.stage is Stage.FINISHED
         incidents = incidents_of(core)
         last = incidents[-1] if incidents else None
@@ -123,7 +123,7 @@ class StatusWriter:
             "steps": live["steps"],
             "loss": _number(live["loss"], 5),
             "mfu": _number(live["mfu"], 3),
-            "goodput": _number(_goodput(driver), 3),
+            "goodput": _number(live["goodput"], 3),
             "restarts": live["restarts"],
             "checkpointStep": live["checkpointStep"],
             "lastFault": _line(last.reason) if last else None,
@@ -139,12 +139,6 @@ class StatusWriter:
             "pod": self._pod,
         }
         return {key: value for key, value in document.items() if value is not None}
-
-
-def _goodput(driver: Driver) -> float | None:
-    seconds = goodput_seconds(driver.core, time.time())
-    wall = sum(seconds.values())
-    return seconds.get("productive", 0.0) / wall if wall else None
 
 
 def _open(incident: Incident | None) -> Obj | None:

@@ -1,0 +1,174 @@
+"""`kubectl megascale` against an API server; the test plays driver and operator."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kube_stage import NAME, Stage, eventually
+from megascale_operator.plugin.__main__ import main
+from megascale_operator.reconcile import names
+
+from megascale.core.codec import encode
+from megascale.core.state import Exclusion, Incident, Record, StageTime
+from megascale.core.state import Stage as JobStage
+
+INCIDENT = Incident(
+    "i-1",
+    "crash",
+    "rank 3 on worker-1 was killed by SIGKILL",
+    node="worker-1",
+    rank=3,
+    action="restart_in_place",
+    decision="restarting the processes on the same nodes is the cheapest cure",
+    attempt=2,
+    evidence=["Traceback (most recent call last)"],
+    stages={"fault": StageTime(100.0), "detected": StageTime(100.25), "firstStep": StageTime(101.5)},
+    outcome="recovered",
+)
+
+
+@pytest.fixture
+def known_job(stage: Stage) -> Stage:
+    """A job with one incident, a node it does not use, and a refusal by the operator."""
+    stage.begin()
+    record = Record(
+        term=2,
+        attempt=3,
+        stage=JobStage.ASSEMBLING,
+        incidents=[INCIDENT],
+        outstanding=1,
+        excluded={"worker-9": Exclusion("fan noise", "i-0", 1.0)},
+    )
+    document = {"version": 1, "job": NAME, "term": 2, "core": encode(record)}
+    path = stage.map_path(names.record_map(NAME))
+    stage.api.merge(path, {"data": {"record.json": json.dumps(document)}})
+    driver = {
+        "state": "assembling",
+        "stage": "assembling",
+        "step": 41,
+        "steps": 100,
+        "mfu": "0.471",
+        "term": 2,
+    }
+    refusal = {"wish": "slots", "node": "", "reason": "no room"}
+    operator = {"slots": {"wanted": 3, "bound": 2, "ready": 2}, "refusals": [refusal]}
+    status = {"status": {"state": "Recovering", "driver": driver, "operator": operator}}
+    stage.api.merge(f"{stage.job_path}/status", status)
+    return stage
+
+
+def run(
+    stage: Stage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str
+) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of one command."""
+    target = ["--kubeconfig", str(stage.kubeconfig)]
+    target += ["-n", stage.namespace] if arguments[0] != "check" else []
+    monkeypatch.setattr("sys.argv", ["kubectl-megascale", *arguments, *target])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    captured = capsys.readouterr()
+    return int(ended.value.code or 0), captured.out, captured.err
+
+
+def test_what_is_known_of_a_job_is_told(
+    known_job: Stage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tell(*arguments: str) -> tuple[int, str, str]:
+        return run(known_job, capsys, monkeypatch, *arguments)
+
+    code, out, _ = tell("status")
+    assert code == 0
+    assert "41 / 100" in out
+    assert "47.1%" in out
+    assert "i-1" in out
+    code, out, _ = tell("status", NAME, "--json")
+    document = json.loads(out)
+    assert (document["job"], document["driver"]["step"]) == (NAME, 41)
+    assert document["incidents"][0]["recoverySeconds"] == 1.5
+    code, out, _ = tell("incidents", NAME)
+    assert "after the fault: detect 0.25 s, first step 1.50 s; recovered" in out
+    code, out, _ = tell("why", NAME)
+    assert "it waits for nodes: 1 are asked for" in out
+    assert "worker-9 (fan noise)" in out
+    assert "the operator refused slots: no room" in out
+    assert "decision: restart in place: restarting the processes" in out
+    code, out, _ = tell("logs", NAME)
+    assert code == 0
+    assert "Traceback (most recent call last)" in out
+    assert "logs/attempt-2/rank-3.log" in out
+
+
+def test_exit_codes_say_what_kind_of_trouble_it_is(
+    known_job: Stage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    code, _, err = run(known_job, capsys, monkeypatch, "status", "nobody")
+    assert (code, "no TrainingJob 'nobody'" in err) == (2, True)
+    code, _, err = run(known_job, capsys, monkeypatch, "status", "--context", "nowhere")
+    assert (code, "nowhere" in err) == (2, True)
+    away = known_job.kubeconfig.read_text().replace(known_job.api.cluster.url, "https://127.0.0.1:9")
+    known_job.kubeconfig = tmp_path / "away"
+    known_job.kubeconfig.write_text(away)
+    code, _, err = run(known_job, capsys, monkeypatch, "status", NAME)
+    assert (code, "does not answer" in err) == (3, True)
+
+
+def test_orders_are_answered_by_the_driver(
+    known_job: Stage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def play_driver(answer: dict[str, Any]) -> threading.Thread:
+        def obey() -> None:
+            def given() -> str:
+                annotations = known_job.api.get(known_job.job_path)["metadata"].get("annotations") or {}
+                text = annotations.get(names.COMMAND, "")
+                return text if text != before else ""
+
+            order = json.loads(eventually(given))
+            orders.append(order)
+            status = {"status": {"driver": {"lastCommand": {"id": order["id"], **answer}}}}
+            known_job.api.merge(f"{known_job.job_path}/status", status)
+
+        annotations = known_job.api.get(known_job.job_path)["metadata"].get("annotations") or {}
+        before = annotations.get(names.COMMAND, "")
+        thread = threading.Thread(target=obey)
+        thread.start()
+        return thread
+
+    orders: list[dict[str, str]] = []
+    thread = play_driver({"ok": True, "message": "accepted"})
+    code, out, _ = run(known_job, capsys, monkeypatch, "evict", "worker-1", "--reason", "fan", "--json")
+    thread.join()
+    assert (code, json.loads(out)["message"]) == (0, "accepted")
+    assert (orders[0]["command"], orders[0]["node"], orders[0]["reason"]) == ("evict", "worker-1", "fan")
+    thread = play_driver({"ok": False, "message": "no node 'worker-5'"})
+    code, _, err = run(known_job, capsys, monkeypatch, "release", "worker-5")
+    thread.join()
+    assert (code, "no node 'worker-5'" in err) == (2, True)
+
+
+def test_a_check_is_waited_for(
+    stage: Stage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = "/apis/megascale.io/v1alpha1/nodechecks"
+
+    def play_operator() -> None:
+        def made() -> str:
+            items = stage.api.get(path)["items"]
+            return next(
+                (one["metadata"]["name"] for one in items if one["spec"]["nodes"] == ["w-1", "w-2"]), ""
+            )
+
+        groups = [{"result": "convicted", "reason": "compute 40% below", "count": 1, "nodes": ["w-2"]}]
+        counts = {"state": "Completed", "total": 2, "passed": 1, "convicted": 1, "groups": groups}
+        stage.api.merge(f"{path}/{eventually(made)}/status", {"status": counts})
+
+    thread = threading.Thread(target=play_operator)
+    thread.start()
+    code, out, _ = run(stage, capsys, monkeypatch, "check", "w-1", "w-2")
+    thread.join()
+    assert code == 1
+    assert "1 passed, 1 convicted" in out
+    assert "convicted w-2: compute 40% below" in out
