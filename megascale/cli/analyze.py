@@ -32,6 +32,7 @@ _COLUMNS = ("step", "rank", "node", "stage", "segment", "seconds")
 # The manifest names rungs of the recovery ladder; a log line can ask for these.
 _LADDER = {"restart_in_place": "restart", "roll_back": "restart"}
 _MAX_ROWS = 40
+_MAX_ODD = 0.1  # share of characters that no text has
 
 
 @app.command(
@@ -163,10 +164,25 @@ def _classify(name: str, table: RuleSet) -> Iterator[RecordVerdict]:
         yield from classify_records(sys.stdin, table)
         return
     try:
+        _refuse_binary(Path(name))
         with Path(name).open(encoding="utf-8", errors="replace") as lines:
             yield from classify_records(lines, table)
     except OSError as error:
         raise InputError(f"{name}: cannot be read: {error.strerror}") from error
+
+
+def _refuse_binary(path: Path) -> None:
+    """A compressed file would pass as a log without events. A pipe is not looked at, it can be read once."""
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        head = file.read(4096)
+    text = head.decode("utf-8", errors="replace")
+    odd = sum(mark == "\ufffd" or (mark < " " and mark not in "\t\n\v\f\r\b\a\x1b") for mark in text)
+    if odd > _MAX_ODD * len(text):
+        raise InputError(
+            f"{path}: is not text; decompress it first, e.g. zcat {path} | megascale analyze logs -"
+        )
 
 
 def _as_json(found: RecordVerdict) -> dict[str, Any]:
@@ -247,6 +263,8 @@ def _read_csv(lines: Iterable[str], name: str) -> Trace:
 
     reader = csv.reader(lines)
     header = [column.strip() for column in next(reader, [])]
+    if not header:
+        raise InputError(f"{name}: is empty; expected the header {','.join(_COLUMNS)} and rows")
     missing = [column for column in _COLUMNS if column not in header]
     if missing:
         raise InputError(
@@ -257,7 +275,14 @@ def _read_csv(lines: Iterable[str], name: str) -> Trace:
     for row in reader:
         if row:
             _add_row(builder, row, at, f"{name}:{reader.line_num}")
-    return builder.build()
+    return _build(builder, name)
+
+
+def _build(builder: TraceBuilder, name: str) -> Trace:
+    try:
+        return builder.build()
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
 
 
 def _add_row(builder: TraceBuilder, row: list[str], at: list[int], where: str) -> None:
@@ -304,4 +329,4 @@ def _read_parquet(path: Path) -> Trace:
             seconds=float(seconds),
             where=where,
         )
-    return builder.build()
+    return _build(builder, str(path))

@@ -12,6 +12,7 @@ from megascale.core.rules.model import Verdict
 
 _TEXT_KEYS: Final = ("text", "log", "message", "msg", "MESSAGE", "line")
 _NODE_KEYS: Final = ("node", "host", "hostname", "nodeName", "node_name", "_HOSTNAME", "instance")
+_WRITER_KEY: Final = "SYSLOG_IDENTIFIER"  # journalctl -o json
 _LEVEL_KEYS: Final = ("level", "severity", "levelname", "lvl")
 
 
@@ -63,6 +64,9 @@ def _parse_object(raw: str) -> tuple[str, str | None, int | str | None] | None:
         if level.upper() in {"DEBUG", "TRACE", "INFO", "NOTICE", "WARNING", "WARN"}
         else ""
     )
+    writer = document.get(_WRITER_KEY)
+    if isinstance(writer, str) and writer:
+        prefix = f"{writer}[0]: {prefix}"  # as syslog writes it
     return prefix + text, _node_of(document), _identifier_of(document)
 
 

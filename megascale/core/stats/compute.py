@@ -31,7 +31,7 @@ SIGMAS: Final = 4.5
 NEED: Final = 4  # of AMONG windows must agree
 AMONG: Final = 5
 NATURAL_SPREAD: Final = 0.006  # of healthy GPUs of one type, assumed where there are too few to measure it
-_WINDOWS: Final = (8, 16, 32, 64)
+_WINDOWS: Final = (8, 5, 16, 32, 64)
 _STAGE_LEVEL: Final = 0.08
 _OWN_HISTORY: Final = 0.05
 _SCATTER_SIGMA: Final = 0.04
@@ -71,7 +71,7 @@ def slow_ranks(trace: Trace) -> list[SlowRank]:
     found: dict[int, SlowRank] = {}
     for length in _WINDOWS:
         if excess.shape[0] < length * NEED:
-            break
+            continue
         windows = window_medians(excess, length)
         offset = excess.shape[0] - windows.shape[0] * length
         for columns in trace.topology.stage_columns().values():
@@ -197,7 +197,7 @@ def _stage_verdict(trace: Trace, stage: int, columns: Ints, excess: Floats) -> S
     shift = (1.0 + after) / (1.0 + before) - 1.0
     limit = max(MIN_SLOWDOWN, SIGMAS * float(spread(np.diff(excess))) / np.sqrt(2 * 8))
     stepped = split > 0 and score > 8.0 and shift > limit and len(excess) - split >= 16
-    if stepped and len(nodes) == 1:
+    if stepped and len(nodes) == 1 and split >= 8 and _lasts(excess, split, before, after):
         node = next(iter(nodes))
         step = int(trace.steps[split])
         return StragglerVerdict(
@@ -230,13 +230,22 @@ def _stage_verdict(trace: Trace, stage: int, columns: Ints, excess: Floats) -> S
     )
 
 
+def _lasts(excess: Floats, split: int, before: float, after: float) -> bool:
+    """Whether nearly all windows before the step are below its middle and nearly all after it above."""
+    middle = (before + after) / 2.0
+    earlier = window_medians(excess[:split, None], min(8, split))[:, 0] < middle
+    later = window_medians(excess[split:, None], 8)[:, 0] > middle
+    return float(np.mean(earlier)) >= 0.8 and float(np.mean(later)) >= 0.8
+
+
 def scatter_verdict(trace: Trace) -> StragglerVerdict | None:
     """Compute that differs between peers at random from step to step, in forward and backward alike."""
     compute = trace.total("forward", "backward")
     if compute is None:
         return None
     residual = _residual(compute, trace.topology)
-    sigma = float(spread(residual))
+    # A rank that became slower is spread over two levels; from step to step it is not.
+    sigma = min(float(spread(residual)), float(spread(np.diff(residual, axis=0))) / np.sqrt(2))
     if np.isnan(sigma) or sigma < _SCATTER_SIGMA:
         return None
     forward, backward = trace.get("forward"), trace.get("backward")

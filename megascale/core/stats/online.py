@@ -1,7 +1,8 @@
 """Straggler detection while the job runs: bounded memory, one pass of vector operations per step.
 
-The same rule as for whole traces (compute against stage peers, k of n windows), without hindsight. Memory:
-eight rows and two short histories of one float per rank, about 4 MB at 12,288 ranks.
+The same rule as for whole traces (compute against stage peers, k of n windows), without hindsight. A stage on
+one node has no peers elsewhere: its ratio to the other stages is compared with what it was. Memory: eight rows
+and two short histories of one float per rank, about 4 MB at 12,288 ranks.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from megascale.core.stats.trace import Floats, Topology
 from megascale.core.stats.verdicts import confidence
 
 _NOISE_WINDOWS: Final = 32
+_LONE_SLOWDOWN: Final = 0.05  # a comparison with the past is less sure than one with peers
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,8 @@ class StragglerDetector:
         self._history: deque[Floats] = deque(maxlen=_NOISE_WINDOWS)
         self._stages = topology.stage_columns()
         self._suspected: set[int] = set()
+        self._lone = _lone_stages(topology)
+        self._ratios: deque[Floats] = deque(maxlen=_NOISE_WINDOWS)  # of the lone stages to the other stages
 
     def observe(self, step: int, seconds: Mapping[str, Floats]) -> list[Suspicion]:
         """Suspicions that begin with this step.
@@ -87,6 +91,7 @@ class StragglerDetector:
         self._filled = 0
         self._exceeds.clear()
         self._history.clear()
+        self._ratios.clear()
         self._suspected.clear()
 
     def _end_of_window(self) -> list[Suspicion]:
@@ -94,6 +99,8 @@ class StragglerDetector:
         excess = (medians / peer_reference(medians, self._topology) - 1.0)[0]
         self._history.append(excess)
         over = np.where(excess > self._limits(), excess, 0.0)
+        for stage, shift in self._shifts(medians[0]).items():
+            over[self._stages[stage]] = np.maximum(np.nan_to_num(over[self._stages[stage]]), shift)
         self._exceeds.append((self._first_step, np.nan_to_num(over)))
         if len(self._exceeds) < self._need:
             return []
@@ -115,6 +122,32 @@ class StragglerDetector:
             limits[columns] = max(self.min_slowdown, SIGMAS * noise, SIGMAS * natural)
         return limits
 
+    def _shifts(self, medians: Floats) -> dict[int, float]:
+        """Lone stages that are slower against the other stages than they were, with by how much."""
+        if not self._lone:
+            return {}
+        levels = {stage: float(nanmedian(medians[columns])) for stage, columns in self._stages.items()}
+        ratios = [
+            levels[stage] / float(nanmedian(np.asarray([v for other, v in levels.items() if other != stage])))
+            for stage in self._lone
+        ]
+        self._ratios.append(np.asarray(ratios))
+        history = np.stack(self._ratios)
+        if len(history) <= self._need:
+            return {}
+        # The latest windows may be slow ones already, the baseline must not be.
+        baseline = nanmedian(history[: max(self._need, len(history) - AMONG)], axis=0)
+        shifts = history[-1] / baseline - 1.0
+        limits = np.maximum(max(self.min_slowdown, _LONE_SLOWDOWN), SIGMAS * step_noise(history))
+        return {
+            stage: float(shift)
+            for stage, shift, limit in zip(self._lone, shifts, limits, strict=True)
+            if shift > limit
+        }
+
+    def _alone(self, columns: list[int]) -> bool:
+        return {self._topology.stages[column] for column in columns} <= set(self._lone)
+
     def _suspicions(self, fresh: set[int], stacked: Floats) -> list[Suspicion]:
         by_node: dict[str, list[int]] = {}
         for column in sorted(fresh):
@@ -133,9 +166,20 @@ class StragglerDetector:
                     round(level, 4),
                     since,
                     confidence(level, self.min_slowdown, agreeing),
-                    f"rank {', '.join(map(str, ranks[:8]))} of {node}: forward+backward {level:.1%} "
-                    "above stage peers in "
+                    f"rank {', '.join(map(str, ranks[:8]))} of {node}: forward+backward {level:.1%} above "
+                    f"{'what was normal' if self._alone(columns) else 'stage peers'} in "
                     f"{agreeing} of the last {len(self._exceeds)} windows of {self._window} steps",
                 )
             )
         return found
+
+
+def _lone_stages(topology: Topology) -> list[int]:
+    """Stages that live on one node, where there are other nodes."""
+    if len(set(topology.nodes)) == 1:
+        return []
+    return [
+        stage
+        for stage, columns in topology.stage_columns().items()
+        if len({topology.nodes[int(column)] for column in columns}) == 1
+    ]

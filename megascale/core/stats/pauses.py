@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from megascale.core.stats.compute import AMONG, NEED, SIGMAS
 from megascale.core.stats.robust import (
@@ -21,7 +22,10 @@ from megascale.core.stats.robust import (
 from megascale.core.stats.trace import Floats, Ints, Trace
 from megascale.core.stats.verdicts import StragglerVerdict, confidence
 
-_HOST_SEGMENTS: Final = ("forward", "backward", "optimizer", "data")
+Flags = npt.NDArray[np.bool_]
+
+_FAMILIES: Final = (("forward", "backward"), ("optimizer",), ("data",))
+_HOST_SEGMENTS: Final = tuple(name for names in _FAMILIES for name in names)
 _SIGMAS: Final = 8.0
 _MIN_RATIO: Final = 0.15  # of the segment's own normal time
 _MIN_SHARE: Final = 0.03  # of compute
@@ -29,6 +33,7 @@ _MIN_EVENTS: Final = 3
 _MIN_LOST: Final = 0.003  # of the time: less is the tail of ordinary noise,
 _LONG_PAUSE: Final = 0.1  # unless the pauses are this long against forward+backward
 _MAX_RATE: Final = 0.25  # more often than this it is not sporadic
+_TAIL: Final = 2.5  # times as many beyond half the limit: the tail of heavy noise, not events of their own
 _DATA_SHARE: Final = 0.03
 _DATA_ALWAYS: Final = 0.25
 _WINDOW: Final = 8
@@ -84,33 +89,56 @@ def pause_verdicts(trace: Trace, convicted: Collection[int]) -> list[StragglerVe
 
 def _find(trace: Trace, convicted: Collection[int]) -> _Events:
     compute = trace.total("forward", "backward")
-    rows, columns, seconds, in_data = [], [], [], 0
     scale = float(nanmedian(compute)) if compute is not None else 0.0
-    excess = {name: _excess(values) for name in _HOST_SEGMENTS if (values := trace.get(name)) is not None}
-    for name, (ratio, over) in excess.items():
-        limit = np.maximum(_MIN_RATIO, _SIGMAS * spread(ratio, axis=0))
-        hit = (ratio > limit) & (over > _MIN_SHARE * scale)
-        other = {"forward": "backward", "backward": "forward"}.get(name)
-        if other in excess:  # both longer by the same factor: a longer sequence, not a pause
-            hit &= ~(excess[other][0] > 0.3 * ratio)
-        hit[:, list(convicted)] = False
-        hit[:, hit.mean(axis=0) > _MAX_RATE] = False
-        where = np.nonzero(hit)
-        rows.append(where[0])
-        columns.append(where[1])
-        seconds.append(over[where])
-        in_data += len(where[0]) if name == "data" else 0
-    if not rows:
+    excess = {
+        name: _excess(values, shared=name != "data")
+        for name in _HOST_SEGMENTS
+        if (values := trace.get(name)) is not None
+    }
+    hits: dict[str, Flags] = {}
+    for names in _FAMILIES:
+        found = {name: _hits(excess, name, scale, convicted) for name in names if name in excess}
+        events = sum(int(hit.sum()) for hit, _ in found.values())
+        if sum(int(half.sum()) for _, half in found.values()) <= _TAIL * events:
+            hits |= {name: hit for name, (hit, _) in found.items()}
+    where = {name: np.nonzero(hit) for name, hit in hits.items()}
+    if not where:
         return _Events(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), 0)
-    return _Events(np.concatenate(rows), np.concatenate(columns), np.concatenate(seconds), in_data)
+    return _Events(
+        np.concatenate([rows for rows, _ in where.values()]),
+        np.concatenate([columns for _, columns in where.values()]),
+        np.concatenate([excess[name][1][at] for name, at in where.items()]),
+        len(where["data"][0]) if "data" in where else 0,
+    )
 
 
-def _excess(values: Floats) -> tuple[Floats, Floats]:
-    """Each value against its rank's own median and the step's common factor: ratio - 1, and seconds."""
+def _hits(
+    excess: dict[str, tuple[Floats, Floats]], name: str, scale: float, convicted: Collection[int]
+) -> tuple[Flags, Flags]:
+    """What is beyond the limits of a pause, and what is beyond half of them."""
+    ratio, over = excess[name]
+    limit = np.maximum(_MIN_RATIO, _SIGMAS * spread(ratio, axis=0))
+    hit = (ratio > limit) & (over > _MIN_SHARE * scale)
+    half = (ratio > limit / 2) & (over > _MIN_SHARE * scale / 2)
+    other = {"forward": "backward", "backward": "forward"}.get(name)
+    if other in excess:  # both longer by the same factor: a longer sequence, not a pause
+        hit &= ~(excess[other][0] > 0.3 * ratio)
+    half[:, list(convicted)] = False
+    hit[:, list(convicted)] = False
+    hit[:, hit.mean(axis=0) > _MAX_RATE] = False
+    return hit, half
+
+
+def _excess(values: Floats, *, shared: bool) -> tuple[Floats, Floats]:
+    """Each value against its rank's own median: ratio - 1, and seconds.
+
+    Args:
+        shared: without the step's common factor. A loading time has none: a file system stalls all at once.
+    """
     own = nanmedian(values, axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = values / own
-        common = nanmedian(ratio, axis=1)[:, None] if values.shape[1] > 2 else 1.0
+        common = nanmedian(ratio, axis=1)[:, None] if shared and values.shape[1] > 2 else 1.0
         ratio = ratio / common - 1.0
     ratio = np.nan_to_num(ratio, nan=0.0, posinf=0.0, neginf=0.0)
     return ratio, ratio * np.nan_to_num(own)

@@ -1,4 +1,4 @@
-"""The trace generator of the benchmarks, so that tests and benchmarks judge the same traces."""
+"""The trace generators of the benchmarks, so that tests and benchmarks judge the same traces."""
 
 from __future__ import annotations
 
@@ -9,14 +9,25 @@ from types import ModuleType
 
 import pytest
 
+_BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 
-@pytest.fixture(scope="session")
-def traces() -> ModuleType:
-    path = Path(__file__).parents[3] / "benchmarks" / "traces.py"
-    spec = importlib.util.spec_from_file_location("benchmark_traces", path)
+
+def _load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, _BENCHMARKS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
+    sys.modules[name] = module  # the generators import each other by these names
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def traces() -> ModuleType:
+    return _load("traces")
+
+
+@pytest.fixture(scope="session")
+def traces_other(traces: ModuleType) -> ModuleType:
+    del traces  # has to be loaded first
+    return _load("traces_other")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import os
+import subprocess
 from pathlib import Path
 from types import ModuleType
 
@@ -61,6 +64,34 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
         run("logs", "-", "--rules", str(tmp_path / "none.yaml"), stdin="")
 
 
+def test_compressed_and_empty_logs(tmp_path: Path) -> None:
+    packed = tmp_path / "a.log.gz"
+    packed.write_bytes(gzip.compress(f"kernel: {XID}\n".encode() * 100))
+    with pytest.raises(InputError, match="is not text"):
+        run("logs", str(packed))
+    accents = tmp_path / "latin1.log"
+    accents.write_bytes(f"ger\xe4t: {XID}\n".encode("latin-1"))
+    assert json.loads(run("logs", str(accents), "--json"))["rule"] == "xid-79"
+    empty = tmp_path / "empty.log"
+    empty.touch()
+    assert run("logs", str(empty), "--json") == ""
+
+
+def test_a_pipe_is_read_once(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with subprocess.Popen(["/bin/sh", "-c", f"echo '{XID}' > {pipe}"]):
+        assert json.loads(run("logs", str(pipe), "--json"))["rule"] == "xid-79"
+
+
+def test_journal_records_of_bystanders_trigger_nothing() -> None:
+    record = {"MESSAGE": "Connection reset by peer", "_HOSTNAME": "n1", "SYSLOG_IDENTIFIER": "sshd"}
+    found = json.loads(run("logs", "-", "--json", stdin=json.dumps(record)))
+    assert (found["action"], found["node"]) == ("none", "n1")
+    record["SYSLOG_IDENTIFIER"] = "trainer"
+    assert json.loads(run("logs", "-", "--json", stdin=json.dumps(record)))["class"] == "network"
+
+
 def test_stragglers_from_csv(tmp_path: Path, traces: ModuleType) -> None:
     trace, label = traces.make("slow_rank", traces.Shape(1, 6, 1, 2, 120), 3, size=0.15, onset=40)
     where = trace.topology
@@ -90,7 +121,8 @@ def test_stragglers_from_csv(tmp_path: Path, traces: ModuleType) -> None:
         (HEADER + "1,0,a,0,forward,1\n1,zero,a,0,forward,1\n", DataError, "standard input:3: .*zero"),
         (HEADER + "1,0,a\n", DataError, "standard input:2: 3 fields"),
         (HEADER + "1,0,a,0,warp,1\n", InputError, "segment 'warp'"),
-        (HEADER, DataError, "no timings"),
+        (HEADER, DataError, "standard input: no timings"),
+        ("", InputError, "standard input: is empty"),
     ],
 )
 def test_bad_timings_are_refused(text: str, error: type[Exception], message: str) -> None:
