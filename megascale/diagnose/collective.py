@@ -138,7 +138,7 @@ def _timed(
     seconds: float,
     before: Callable[[], object] = lambda: None,
 ) -> list[float]:
-    """Durations of at least 3 repetitions until `seconds` are spent; the ranks agree on when to stop."""
+    """Durations of at least 2 repetitions until `seconds` are spent; the ranks agree on when to stop."""
     spent = torch.zeros(1, device=device)
     times: list[float] = []
     for count in range(-1, 1_000):
@@ -154,7 +154,7 @@ def _timed(
         times.append(time.perf_counter() - begin)
         spent.fill_(sum(times))
         distributed.all_reduce(spent, distributed.ReduceOp.MAX)
-        if count >= 2 and spent.item() >= seconds:
+        if count >= 1 and spent.item() >= seconds:
             break
     return times
 

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from megascale.diagnose.checks import Check, NodeReport
 from megascale.diagnose.expected import table_floors
-from megascale.diagnose.fleet import LEAST_CPU, LEAST_GPU, Answers, FleetReport, node_checks, pair_checks
+from megascale.diagnose.fleet import (
+    LEAST_CPU,
+    LEAST_CPU_PAIR,
+    LEAST_GPU,
+    Answers,
+    FleetReport,
+    node_checks,
+    pair_checks,
+)
 from megascale.diagnose.pairing import Pair, Pairings, PairResult, waves
 from megascale.diagnose.wire import Line, connect
 from megascale.errors import UnreachableError
 
-_EXAMINE_S: Final = 50.0
+_EXAMINE_S: Final = 55.0
 _PAIR_GRACE_S: Final = 8.0
-_SWEEPS: Final = 3
-_MORE_SWEEPS: Final = 2
+_PASSES: Final = 3
+_MORE_PASSES: Final = 3
 
 Progress = Callable[[str, int, int], object]
 """Called with what is being done, how many of them are done, and of how many."""
@@ -90,8 +98,8 @@ class Coordinator:
         self._progress = progress
         self._nodes: dict[str, _Node] = {}
         self._unreachable: dict[str, str] = {}
-        self._sweeps: list[dict[str, Answers]] = []
-        self._pairings = Pairings((), least=LEAST_CPU)
+        self._passes: list[dict[str, Answers]] = []
+        self._pairings = Pairings((), least=LEAST_CPU_PAIR)
 
     async def run(self) -> FleetReport:
         """Test; at most `limits.total_s` and a second.
@@ -138,53 +146,40 @@ class Coordinator:
             )
 
     async def _examine(self) -> None:
-        """Sweeps over all nodes; two more when a node looks slow, before it is called so."""
-        for _ in range(_SWEEPS):
-            await self._sweep()
+        """Passes over all nodes; three more when a node looks slow, before it is called so."""
+        for _ in range(_PASSES):
+            await self._pass()
         if any(check.status == "slow" for checks in self._checks().values() for check in checks):
-            for _ in range(_MORE_SWEEPS):
-                await self._sweep()
+            for _ in range(_MORE_PASSES):
+                await self._pass()
 
-    async def _sweep(self) -> None:
-        sweep: dict[str, Answers] = {}
-        self._sweeps.append(sweep)
-        what = f"each node by itself, pass {len(self._sweeps)}"
+    async def _pass(self) -> None:
+        """Every node by itself once, `at_once` of them together; not those that are convicted anyway."""
+        nodes = [self._nodes[name] for name in self._not_broken()]
+        answers: dict[str, Answers] = {}
+        self._passes.append(answers)
 
         async def one(node: _Node) -> None:
             answer = await node.ask(_EXAMINE_S, op="examine")
             node.hardware = answer.get("hardware", node.hardware)
             failed = [{"op": "node", "rank": 0, "error": answer["error"]}] if "error" in answer else []
-            sweep[node.name] = answer.get("answers", failed)
+            answers[node.name] = answer.get("answers", failed)
 
-        nodes = list(self._nodes.values())
-        await self._in_batches([[one(node)] for node in nodes], what)
-
-    async def _in_batches(self, groups: Sequence[Sequence[Awaitable[None]]], what: str) -> None:
-        """Await all groups, `at_once` of them together."""
-        size = self._limits.at_once or len(groups) or 1
-        done = 0
-        self._progress(what, 0, len(groups))
-        for at in range(0, len(groups), size):
-            batch = groups[at : at + size]
-            await asyncio.gather(*(awaitable for group in batch for awaitable in group))
-            done += len(batch)
-            self._progress(what, done, len(groups))
+        size = self._limits.at_once or len(nodes) or 1
+        for at in range(0, len(nodes), size):
+            self._progress(f"each node by itself, pass {len(self._passes)}", at, len(nodes))
+            await asyncio.gather(*(one(node) for node in nodes[at : at + size]))
 
     async def _test_pairs(self) -> None:
-        """Rounds of pairs over the nodes that passed by themselves; slow pairs are measured twice."""
+        """Rounds of pairs over the nodes that passed by themselves; a slow one is measured again."""
         checks = self._checks()
-        passed = [name for name, found in checks.items() if all(c.status in ("ok", "unknown") for c in found)]
+        passed = [name for name in self._not_broken() if all(c.status != "slow" for c in checks[name])]
         gpus = all(self._nodes[name].gpus for name in passed)
-        self._pairings = Pairings(passed, least=LEAST_GPU if gpus else LEAST_CPU)
+        self._pairings = Pairings(passed, least=LEAST_GPU if gpus else LEAST_CPU_PAIR)
         while pairs := self._pairings.next_round():
             await self._round(pairs, "pairs")
-            measured = {frozenset(pair) for pair in pairs}
-            slow = [
-                (result.a, result.b)
-                for result in self._pairings.results
-                if result.key in measured & self._pairings.bad() and not result.fault
-            ]
-            await self._round(slow, "slow pairs again")
+            while again := self._pairings.doubtful():
+                await self._round(again, "slow pairs again")
 
     async def _round(self, pairs: Sequence[Pair], what: str) -> None:
         done = 0
@@ -213,6 +208,11 @@ class Coordinator:
         answers = await asyncio.gather(first, second())
         return _pair_result(a, b, self._pairings.round, dict(zip((a, b), answers, strict=True)))
 
+    def _not_broken(self) -> list[str]:
+        """Nodes that did not fail and gave no wrong numbers so far."""
+        checks = self._checks()
+        return [name for name in checks if all(c.status not in ("wrong", "failed") for c in checks[name])]
+
     def _checks(self) -> dict[str, list[Check]]:
         """Checks of all nodes by themselves; peers are nodes of the same hardware."""
         found: dict[str, list[Check]] = {}
@@ -222,9 +222,9 @@ class Coordinator:
         for hardware, names in kinds.items():
             gpus = any(self._nodes[name].gpus for name in names)
             floors = table_floors(hardware) if gpus else {}
-            sweeps = [{name: sweep[name] for name in names if name in sweep} for sweep in self._sweeps]
+            passes = [{name: one[name] for name in names if name in one} for one in self._passes]
             tables = dict.fromkeys(names, floors)
-            found |= node_checks(sweeps, tables, LEAST_GPU if gpus else LEAST_CPU)
+            found |= node_checks(passes, tables, LEAST_GPU if gpus else LEAST_CPU)
         return {name: found.get(name, []) for name in self._nodes}
 
     def _report(self, seconds: float, *, complete: bool) -> FleetReport:

@@ -9,12 +9,14 @@ from typing import Any, Final
 
 from megascale.diagnose.checks import Check, Floor, NodeReport, judge
 from megascale.diagnose.pairing import Conclusion, PairResult
-from megascale.diagnose.peers import ratios
+from megascale.diagnose.peers import shares
 
 Answers = list[dict[str, Any]]
-LEAST_CPU: Final = 0.5
+LEAST_CPU: Final = 0.4
 """Share of its peers' speed that a node must reach. CPUs are shared with others; GPUs are not."""
 LEAST_GPU: Final = 0.85
+LEAST_CPU_PAIR: Final = 0.33
+"""The same for a pair, in relation to the good pairs."""
 EXIT_CODES: Final = {
     "healthy": 0,
     "unknown": 0,
@@ -27,40 +29,40 @@ _MAX_LISTED: Final = 64
 
 
 def node_checks(
-    sweeps: Sequence[Mapping[str, Answers]], tables: Mapping[str, Mapping[str, Floor]], least: float
+    passes: Sequence[Mapping[str, Answers]], tables: Mapping[str, Mapping[str, Floor]], least: float
 ) -> dict[str, list[Check]]:
-    """Checks by node: any sweep's wrong or failed result counts; speeds are held against table and peers.
+    """Checks by node: any pass's wrong or failed result counts; speeds are held against table and peers.
 
     Args:
-        sweeps: answers by node, nodes of the same hardware.
+        passes: answers by node, nodes of the same hardware.
         tables: floors by node from the table of hardware.
     """
-    single = [{node: judge(answers, {}) for node, answers in sweep.items()} for sweep in sweeps]
-    shares = {name: ratios(_speeds(single, name)) for name in _names(single)}
+    single = [{node: judge(answers, {}) for node, answers in one.items()} for one in passes]
+    by_check = {name: shares(_speeds(single, name)) for name in _names(single)}
     found: dict[str, list[Check]] = {}
-    for node in dict.fromkeys(node for sweep in sweeps for node in sweep):
+    for node in dict.fromkeys(node for one in passes for node in one):
         found[node] = []
         for name in _names(single):
-            mine = [check for sweep in single for check in sweep.get(node, ()) if check.name == name]
-            share = shares[name].get(node)
+            mine = [check for one in single for check in one.get(node, ()) if check.name == name]
+            share = by_check[name].get(node)
             if mine:
                 found[node].append(_combine(mine, share, tables.get(node, {}).get(name), least))
     return found
 
 
-def _names(sweeps: Iterable[Mapping[str, list[Check]]]) -> list[str]:
-    return list(dict.fromkeys(c.name for sweep in sweeps for checks in sweep.values() for c in checks))
+def _names(passes: Iterable[Mapping[str, list[Check]]]) -> list[str]:
+    return list(dict.fromkeys(c.name for one in passes for checks in one.values() for c in checks))
 
 
-def _speeds(sweeps: Iterable[Mapping[str, list[Check]]], name: str) -> list[dict[str, float]]:
+def _speeds(passes: Iterable[Mapping[str, list[Check]]], name: str) -> list[dict[str, float]]:
     return [
-        {node: c.value for node, checks in sweep.items() for c in checks if c.name == name and c.value}
-        for sweep in sweeps
+        {node: c.value for node, checks in one.items() for c in checks if c.name == name and c.value}
+        for one in passes
     ]
 
 
 def _combine(mine: list[Check], share: float | None, table: Floor | None, least: float) -> Check:
-    """One check of one node over all sweeps."""
+    """One check of one node over all passes."""
     for status in ("wrong", "failed"):
         bad = [check for check in mine if check.status == status]
         if bad:
@@ -74,7 +76,7 @@ def _combine(mine: list[Check], share: float | None, table: Floor | None, least:
         return replace(mine[0], status="slow", value=value, floor=table)
     if share is None:
         return replace(mine[0], status="ok" if table else "unknown", value=value, floor=table)
-    # In the unit of the check, so that people see figures; the judgement is on the share within sweeps.
+    # In the unit of the check, so that people see figures; the judgement is on the share within passes.
     peers = Floor(value * least / share, "peers")
     if share < least:
         return replace(

@@ -29,6 +29,7 @@ _LOOPBACK_BYTES: Final = 64 << 20
 _CHUNK_BYTES: Final = 1 << 20
 _SOCKET_TIMEOUT_S: Final = 5.0
 _ENTRY: Final = 15
+_CPU: Final = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +52,9 @@ class Measure:
         return asdict(self)
 
 
-def exact_matrix(size: int, seed: int) -> torch.Tensor:
+def exact_matrix(size: int, seed: int, device: torch.device = _CPU) -> torch.Tensor:
     """(size, size) float32 of integers within +-15, the same on every machine and version."""
-    x = torch.arange(size * size, dtype=torch.int64) + seed * 7_919
+    x = torch.arange(size * size, dtype=torch.int64, device=device) + seed * 7_919
     for multiplier, shift in ((0x7FEB352D, 15), (0x046CA68B, 16)):
         x = (x ^ (x >> shift)) * multiplier & 0xFFFFFFFF
     x ^= x >> 16
@@ -87,7 +88,7 @@ def measure_device(
 def _bits(device: torch.device, *, corrupt: bool) -> Measure:
     """The exact product against its known checksum; on a GPU through the vector and the matrix units."""
     size = _GPU_SIZE if device.type == "cuda" else _CPU_SIZE
-    a, b = exact_matrix(size, 1).to(device), exact_matrix(size, 2).to(device)
+    a, b = exact_matrix(size, 1, device), exact_matrix(size, 2, device)
     for precision in ("highest", "high") if device.type == "cuda" else ("highest",):
         torch.set_float32_matmul_precision(precision)
         product = a @ b
@@ -106,7 +107,7 @@ def _gemm(device: torch.device, seconds: float, repeat: int) -> Measure:
     """Throughput of square products, work by elapsed time; every result must equal the first."""
     cuda = device.type == "cuda"
     size, dtype = (_GPU_TIMED_SIZE, torch.bfloat16) if cuda else (_CPU_SIZE, torch.float32)
-    a, b = (exact_matrix(size, seed).to(device, dtype) for seed in (1, 2))
+    a, b = (exact_matrix(size, seed, device).to(dtype) for seed in (1, 2))
     first = a @ b
     out = torch.empty_like(first)
     wrong = 0

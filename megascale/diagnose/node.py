@@ -15,7 +15,7 @@ from megascale.diagnose.worker_client import Worker, WorkerGoneError, WorkerInfo
 _CPU_RANKS: Final = 2
 _SECONDS: Final = 0.3
 _ALL_TO_ALL_SECONDS: Final = 0.1
-_DEADLINE_S: Final = 20.0
+_DEADLINES_S: Final = {"device": 25.0, "all-to-all": 20.0}
 _COLLECTIVE_TIMEOUT_S: Final = 10.0
 
 Progress = Callable[[str], object]
@@ -51,7 +51,7 @@ class Findings:
 async def examine(
     worker: Worker, info: WorkerInfo, options: Options, address: str, progress: Progress = lambda _: None
 ) -> Findings:
-    """Run all checks of a node by itself, at most 46 s; ranks that fail or hang are answers too.
+    """Run all checks of a node by itself, at most 51 s; ranks that fail or hang are answers too.
 
     Args:
         address: the node's own; its loopback and all-to-all traffic goes there.
@@ -77,7 +77,7 @@ async def examine(
 
 async def _ask(worker: Worker, op: str, **fields: object) -> list[dict[str, Any]]:
     try:
-        answers = await worker.ask(op, fields, deadline_s=_DEADLINE_S)
+        answers = await worker.ask(op, fields, deadline_s=_DEADLINES_S[op])
     except WorkerGoneError as error:
         answers = [{"rank": 0, "error": str(error)}]
     return [{"op": op, **answer} for answer in answers]

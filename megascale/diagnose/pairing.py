@@ -16,6 +16,7 @@ MAX_ROUNDS: Final = 8
 SMALL: Final = 5
 """Up to so many nodes every pair is tested: two slow nodes among four can make all pairs of a round alike."""
 _FEW_RESULTS: Final = 12
+_MEASUREMENTS: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ class Pairings:
     def __init__(self, nodes: Sequence[str], *, least: float) -> None:
         self._nodes = tuple(dict.fromkeys(nodes))
         self._least = least
-        self._results: dict[frozenset[str], PairResult] = {}
+        self._results: dict[frozenset[str], list[PairResult]] = {}
         self._round = 0
 
     @property
@@ -79,8 +80,8 @@ class Pairings:
 
     @property
     def results(self) -> list[PairResult]:
-        """One result per tested pair, in the order they were tested."""
-        return list(self._results.values())
+        """One result per tested pair, in order: a fault if there was one, else the median."""
+        return [_typical(results) for results in self._results.values()]
 
     def next_round(self) -> list[Pair]:
         """Pairs to test now, [] when all that pairs can tell is known."""
@@ -91,20 +92,38 @@ class Pairings:
         return pairs
 
     def add(self, result: PairResult) -> None:
-        """Take a result; a pair tested twice counts as the better one, for chance only slows down."""
-        known = self._results.get(result.key)
-        if known is None or known.fault or (not result.fault and _seconds(result) < _seconds(known)):
-            self._results[result.key] = result
+        """Take a result of a pair; it may be one of several."""
+        self._results.setdefault(result.key, []).append(result)
 
     def bad(self) -> set[frozenset[str]]:
         """The pairs that failed, summed wrongly or are slow in relation to the good ones."""
-        good = sorted(_seconds(result) for result in self._results.values() if not result.fault)
+        return {r.key for r in self.results if r.fault} | {r.key for r in self._slow()}
+
+    def doubtful(self) -> list[Pair]:
+        """Pairs to measure again before a slow one is believed: the slow, and the one they are held against.
+
+        What else happens on the machines and between them makes a single measurement slow, or, for the
+        fastest of all, lucky. [] when nothing is slow, or all have been measured often enough.
+        """
+        slow = self._slow()
+        if not slow:
+            return []
+        reference = self._reference(self._good())
+        return [(r.a, r.b) for r in [*slow, reference] if len(self._results[r.key]) < _MEASUREMENTS]
+
+    def _slow(self) -> list[PairResult]:
+        good = self._good()
         if not good:
-            return set(self._results)
-        # The best of a few (most may be bad); of many the quartile, for the best is then a lucky one.
-        reference = good[0 if len(good) < _FEW_RESULTS else (len(good) - 1) // 4]
-        slow = reference / self._least
-        return {r.key for r in self._results.values() if r.fault or _seconds(r) > slow}
+            return []
+        limit = _seconds(self._reference(good)) / self._least
+        return [result for result in good if _seconds(result) > limit]
+
+    def _good(self) -> list[PairResult]:
+        return sorted((result for result in self.results if not result.fault), key=_seconds)
+
+    def _reference(self, good: list[PairResult]) -> PairResult:
+        """The best of a few (most may be bad); of many the quartile, for the best is then a lucky one."""
+        return good[0 if len(good) < _FEW_RESULTS else (len(good) - 1) // 4]
 
     def conclude(self) -> Conclusion:
         """The verdict on all nodes and links as far as results go."""
@@ -112,7 +131,7 @@ class Pairings:
         good = self._known_good(bad)
         convicted = self._convicted(bad, good)
         links, undecided = [], []
-        for result in self._results.values():
+        for result in self.results:
             if result.key not in bad:
                 continue
             if good.issuperset(result.key):
@@ -188,6 +207,12 @@ def waves(pairs: Sequence[Pair], at_once: int) -> list[list[Pair]]:
         else:
             found.append([pair])
     return found
+
+
+def _typical(results: list[PairResult]) -> PairResult:
+    """A fault is never chance; of figures the median (of two the faster) counts."""
+    fault = next((result for result in results if result.fault), None)
+    return fault or sorted(results, key=_seconds)[(len(results) - 1) // 2]
 
 
 def _seconds(result: PairResult) -> float:

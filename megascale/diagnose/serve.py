@@ -14,7 +14,7 @@ from typing import Any, Final
 from megascale.diagnose.node import Options, examine
 from megascale.diagnose.wire import Line, welcome
 from megascale.diagnose.worker_client import Worker, WorkerGoneError, WorkerInfo
-from megascale.errors import InputError
+from megascale.errors import InputError, UnreachableError
 
 _LINE_BYTES: Final = 1 << 20
 _PAIR_SECONDS: Final = 0.25
@@ -82,12 +82,14 @@ class NodeServer:
 
     async def _serve(self, line: Line, request: dict[str, Any]) -> dict[str, Any]:
         try:
+            if not self._worker.alive:  # it was ended because it did not answer
+                self._info = await self._worker.start()
             if request.get("op") == "examine":
                 found = await examine(self._worker, self._info, self._options, line.local_host)
                 return {"hardware": found.hardware, "answers": found.answers}
             if request.get("op") == "pair":
                 return {"ranks": await self._pair(line, request)}
-        except WorkerGoneError as error:
+        except (WorkerGoneError, UnreachableError) as error:
             return {"error": str(error)}
         except (KeyError, TypeError, ValueError) as error:
             return {"error": f"bad request: {error!r}"}

@@ -44,6 +44,11 @@ class Worker:
         self._process: asyncio.subprocess.Process | None = None
         self._next_id = 0
 
+    @property
+    def alive(self) -> bool:
+        """Whether it can be asked."""
+        return self._process is not None and self._process.returncode is None
+
     async def __aenter__(self) -> Worker:
         return self
 

@@ -11,16 +11,20 @@ from hypothesis import strategies as st
 from megascale.diagnose.checks import Check, Floor, NodeReport
 from megascale.diagnose.fleet import EXIT_CODES, FleetReport, node_checks, pair_checks
 from megascale.diagnose.pairing import Conclusion, Pairings, PairResult
-from megascale.diagnose.peers import ratios, slow_nodes
+from megascale.diagnose.peers import shares
 
 _NOTHING = Conclusion((), (), (), ())
 
 
-def sweep(**speeds: float) -> dict[str, list[dict[str, Any]]]:
+def one_pass(**speeds: float) -> dict[str, list[dict[str, Any]]]:
     return {
         node: [{"rank": 0, "measures": [{"check": "gemm", "value": v, "unit": "GFLOP/s", "wrong": ""}]}]
         for node, v in speeds.items()
     }
+
+
+def slow_nodes(passes: list[dict[str, float]], least: float) -> list[str]:
+    return [node for node, share in shares(passes).items() if share < least]
 
 
 @given(
@@ -31,28 +35,28 @@ def sweep(**speeds: float) -> dict[str, list[dict[str, Any]]]:
 )
 def test_one_slow_node_is_found_whatever_slows_all_of_them(place, common, factor, random):
     count, slow = place
-    sweeps = [
+    passes = [
         {f"n{i}": load * random.uniform(0.85, 1.1) * (factor if i == slow else 1.0) for i in range(count)}
         for load in common
     ]
-    assert slow_nodes(ratios(sweeps), 0.5) == [f"n{slow}"]
+    assert slow_nodes(passes, 0.5) == [f"n{slow}"]
 
 
-def test_a_single_disturbed_sweep_convicts_nobody():
-    sweeps = [{"a": 1.0, "b": 1.0, "c": 1.0}, {"a": 0.1, "b": 1.0, "c": 1.0}, {"a": 1.0, "b": 1.0, "c": 1.0}]
-    assert slow_nodes(ratios(sweeps), 0.5) == []
+def test_a_disturbed_pass_convicts_nobody():
+    passes = [{"a": 1.0, "b": 1.0, "c": 1.0}, {"a": 0.1, "b": 1.0, "c": 1.0}, {"a": 1.0, "b": 1.0, "c": 1.0}]
+    assert slow_nodes(passes, 0.5) == []
 
 
 def test_up_to_half_of_the_peers_may_be_slow():
-    assert slow_nodes(ratios([{"a": 1.0, "b": 1.0, "c": 0.2, "d": 0.2}]), 0.5) == ["c", "d"]
+    assert slow_nodes(([{"a": 1.0, "b": 1.0, "c": 0.2, "d": 0.2}]), 0.5) == ["c", "d"]
 
 
 def test_a_lone_node_has_no_peers():
-    assert ratios([{"a": 1.0}]) == {}
+    assert shares([{"a": 1.0}]) == {}
 
 
 def test_a_slow_node_is_convicted_with_its_share():
-    found = node_checks([sweep(a=10.0, b=10.0, c=2.0)] * 3, {}, 0.5)
+    found = node_checks([one_pass(a=10.0, b=10.0, c=2.0)] * 3, {}, 0.5)
     (check,) = found["c"]
     assert check.status == "slow"
     assert check.floor == Floor(5.0, "peers")
@@ -62,29 +66,29 @@ def test_a_slow_node_is_convicted_with_its_share():
 
 def test_the_table_convicts_where_all_peers_are_slow_alike():
     tables = {node: {"gemm": Floor(100.0, "table")} for node in "ab"}
-    found = node_checks([sweep(a=10.0, b=10.0)], tables, 0.5)
+    found = node_checks([one_pass(a=10.0, b=10.0)], tables, 0.5)
     assert [found[node][0].status for node in "ab"] == ["slow", "slow"]
 
 
 def test_a_node_without_peers_or_table_is_unknown():
-    (check,) = node_checks([sweep(a=10.0)], {}, 0.5)["a"]
+    (check,) = node_checks([one_pass(a=10.0)], {}, 0.5)["a"]
     assert check.status == "unknown"
 
 
 def test_wrong_once_is_wrong():
     wrong = {"check": "gemm", "value": 10.0, "unit": "GFLOP/s", "wrong": "other bits"}
-    sweeps = [sweep(a=10.0, b=10.0), sweep(a=10.0, b=10.0)]
-    sweeps[1]["b"] = [{"rank": 0, "measures": [wrong]}]
-    found = node_checks(sweeps, {}, 0.5)
+    passes = [one_pass(a=10.0, b=10.0), one_pass(a=10.0, b=10.0)]
+    passes[1]["b"] = [{"rank": 0, "measures": [wrong]}]
+    found = node_checks(passes, {}, 0.5)
     assert found["b"][0].status == "wrong"
     assert found["b"][0].detail == "rank 0: other bits (1 of 2 times)"
     assert found["a"][0].status == "ok"
 
 
 def test_a_node_that_stopped_answering_failed():
-    sweeps = [sweep(a=10.0, b=10.0), sweep(a=10.0)]
-    sweeps[1]["b"] = [{"op": "node", "rank": 0, "error": "no answer within 50 s"}]
-    statuses = {check.name: check.status for check in node_checks(sweeps, {}, 0.5)["b"]}
+    passes = [one_pass(a=10.0, b=10.0), one_pass(a=10.0)]
+    passes[1]["b"] = [{"op": "node", "rank": 0, "error": "no answer within 50 s"}]
+    statuses = {check.name: check.status for check in node_checks(passes, {}, 0.5)["b"]}
     assert statuses["node"] == "failed"
 
 

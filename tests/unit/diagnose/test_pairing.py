@@ -14,7 +14,7 @@ from megascale.diagnose.pairing import MAX_ROUNDS, Conclusion, Pairings, PairRes
 
 Fault = tuple[float, Literal["", "failed", "wrong"]]
 Outcome = Callable[[str, str], Fault]
-_LEAST = 0.5
+_LEAST = 0.4
 
 
 def names(count: int) -> list[str]:
@@ -28,10 +28,12 @@ def run(nodes: list[str], outcome: Outcome, *, rounds: int = MAX_ROUNDS, seed: i
     while pairings.round < rounds and (pairs := pairings.next_round()):
         for wave in waves(pairs, len(nodes)):
             assert len({node for pair in wave for node in pair}) == 2 * len(wave)
-        for a, b in pairs:
-            factor, fault = outcome(a, b)
-            seconds = None if fault == "failed" else 0.01 * factor * noise.uniform(0.9, 1.25)
-            pairings.add(PairResult(a, b, pairings.round, seconds, fault))
+        while pairs:
+            for a, b in pairs:
+                factor, fault = outcome(a, b)
+                seconds = None if fault == "failed" else 0.01 * factor * noise.uniform(0.9, 1.25)
+                pairings.add(PairResult(a, b, pairings.round, seconds, fault))
+            pairs = pairings.doubtful()
     return pairings
 
 
@@ -144,12 +146,35 @@ def test_every_node_is_in_a_pair_of_neighbours_first():
         assert pairs[0] == ("n0", "n1")
 
 
-def test_a_pair_tested_twice_counts_as_the_better_one():
+def test_a_pair_measured_three_times_counts_as_its_median():
     pairings = Pairings(names(2), least=_LEAST)
-    pairings.add(PairResult("n0", "n1", 1, 0.5))
-    pairings.add(PairResult("n1", "n0", 1, 0.1))
-    pairings.add(PairResult("n0", "n1", 1, 0.3))
-    assert [result.seconds for result in pairings.results] == [0.1]
+    for seconds in (0.5, 0.1, 0.3):
+        pairings.add(PairResult("n0", "n1", 1, seconds))
+    assert [result.seconds for result in pairings.results] == [0.3]
+
+
+def test_a_fault_is_not_outweighed_by_good_measurements():
+    pairings = Pairings(names(2), least=_LEAST)
+    for fault in ("", "wrong", ""):
+        pairings.add(PairResult("n0", "n1", 1, 0.1, fault))  # type: ignore[arg-type]
+    assert pairings.bad() == {frozenset(("n0", "n1"))}
+
+
+def test_a_slow_pair_and_the_fastest_are_measured_again_and_no_other():
+    pairings = Pairings(names(6), least=_LEAST)
+    first, second, third = pairings.next_round()
+    for pair, seconds in ((first, 0.01), (second, 0.1), (third, 0.011)):
+        pairings.add(PairResult(*pair, 1, seconds))
+    assert pairings.doubtful() == [second, first]
+    for pair, seconds in ((first, 0.09), (second, 0.1)):
+        pairings.add(PairResult(*pair, 1, seconds))
+        pairings.add(PairResult(*pair, 1, seconds))
+    assert pairings.bad() == {frozenset(first), frozenset(second)}  # the first had been lucky
+    assert pairings.doubtful() == [third]
+    for _ in range(2):
+        pairings.add(PairResult(*third, 1, 0.1))
+    assert pairings.bad() == set()
+    assert pairings.doubtful() == []
 
 
 def test_all_pairs_failing_accuses_no_single_node():
