@@ -22,6 +22,7 @@ from megascale.agent.ranks import Ranks
 from megascale.agent.reaper import Reaper
 from megascale.agent.segments import PERIOD_S
 from megascale.agent.selfcheck import wrong_numbers
+from megascale.agent.speed import node_speed
 from megascale.agent.zygote_client import Zygote, ZygoteError
 from megascale.checkpoint.snapshot_folders import remove_folders
 from megascale.errors import MegascaleError
@@ -156,6 +157,8 @@ class Agent:
             self._answer(message, ok=True)
         elif body == "collect_evidence":
             self._start(self._collect(message))
+        elif body == "measure_speed":
+            self._start(self._measure(message))
         else:
             self._start(self._perform(message))
 
@@ -191,6 +194,16 @@ class Agent:
     async def _collect(self, message: pb.DriverMessage) -> None:
         found = await self._ranks.evidence()
         self._link.send(self._fenced(evidence=pb.Evidence(command_id=message.command_id, ranks=found)))
+
+    async def _measure(self, message: pb.DriverMessage) -> None:
+        """Beside the ranks, and never in the way of an order."""
+        asked = message.measure_speed
+        try:
+            speed = await node_speed(asked.seconds, asked.deadline_s)
+        except OSError as error:
+            self._answer(message, ok=False, reason=str(error))
+        else:
+            self._answer(message, ok=True, speed=speed)
 
     def _answer(self, message: pb.DriverMessage, *, ok: bool, reason: str = "", **fields: Any) -> None:  # noqa: ANN401
         result = pb.CommandResult(command_id=message.command_id, ok=ok, reason=reason, **fields)

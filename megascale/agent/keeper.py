@@ -40,7 +40,8 @@ class Keeper:
         """Copy every half minute and when asked to; runs until cancelled."""
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._due.wait(), PERIOD_S)
+                async with asyncio.timeout(PERIOD_S):
+                    await self._due.wait()
             self._due.clear()
             await self._copy()
 

@@ -211,7 +211,7 @@ class Driver:
         """One message of an attached agent."""
         if not self._is_current(message.fence):
             return
-        link.attempt = message.fence.attempt
+        link.attempt, link.heard_at = message.fence.attempt, time.monotonic()
         match message.WhichOneof("body"):
             case "report":
                 self._on_report(link, message.report)

@@ -53,7 +53,9 @@ class Inbox:
         if not self._events:
             self._filled.clear()
             try:
-                await asyncio.wait_for(self._filled.wait(), timeout_s)
+                # not wait_for: before Python 3.12 it can swallow a cancellation
+                async with asyncio.timeout(timeout_s):
+                    await self._filled.wait()
             except TimeoutError:
                 return ev.Tick()
         event = self._events.popleft()

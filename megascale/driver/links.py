@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from typing import Final
 
@@ -10,6 +11,7 @@ from megascale.errors import MegascaleError
 from megascale.rpc import megascale_pb2 as pb
 
 _OUTBOX: Final = 256
+_HEARD_S: Final = 6.0
 
 
 class NodeLostError(MegascaleError):
@@ -35,8 +37,14 @@ class AgentLink:
         self.node, self.incarnation, self.address, self.pod = node, incarnation, address, pod
         self.report = pb.Report()
         self.attempt = 0
+        self.heard_at = time.monotonic()
         self._outbox: asyncio.Queue[pb.DriverMessage | None] = asyncio.Queue(_OUTBOX)
         self._waiting: dict[str, asyncio.Future[pb.CommandResult]] = {}
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether it has said anything of late: a node that is silent cannot be asked."""
+        return time.monotonic() - self.heard_at < _HEARD_S
 
     def send(self, message: pb.DriverMessage) -> None:
         """Queue a message that needs no answer; an agent that reads nothing loses it."""

@@ -9,6 +9,7 @@ from typing import Any, Final
 from megascale.core import effects as fx
 from megascale.core import events as ev
 from megascale.core.lineage import Commit
+from megascale.driver.compare import compare_speed
 from megascale.driver.links import Links, NodeLostError, OrderFailedError
 from megascale.driver.translate import snapshot_events
 from megascale.fleet.base import Fleet, FleetRefusedError
@@ -104,6 +105,9 @@ class Performer:
                 await self._fleet.quarantine(effect.node, effect.incident)
             case fx.Probe():
                 health = await self._fleet.probe(effect.node)
+                link = self._links.get(effect.node)
+                if health.healthy is None and link is not None and link.is_heard:
+                    health = await compare_speed(self._links, effect, self._term) or health
                 self._post(ev.ProbeResult(effect.effect_id, effect.node, health.healthy, health.detail))
 
     def _message(self, effect: fx.Effect, **body: Any) -> pb.DriverMessage:  # noqa: ANN401 - a message body

@@ -65,7 +65,8 @@ class Service(DriverServicer):
             if done:
                 return
             try:
-                await asyncio.wait_for(self._driver.done.wait(), _WATCH_S)
+                async with asyncio.timeout(_WATCH_S):
+                    await self._driver.done.wait()
             except TimeoutError:
                 continue
 
@@ -80,7 +81,8 @@ class Service(DriverServicer):
 async def _first_of(requests: AsyncIterator[pb.AgentMessage]) -> pb.AgentMessage | None:
     """The message that says who speaks, None when none comes in time."""
     try:
-        return await asyncio.wait_for(anext(aiter(requests), None), _HELLO_S)
+        async with asyncio.timeout(_HELLO_S):
+            return await anext(aiter(requests), None)
     except TimeoutError:
         return None
 

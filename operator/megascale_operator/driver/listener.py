@@ -47,7 +47,8 @@ class ClusterListener:
         while not self._key.is_certified_by(self._slots.certificate):
             await self._update({_REQUEST: self._key.request_pem})
             try:
-                await asyncio.wait_for(self._slots.changed(), _REPEAT_S)
+                async with asyncio.timeout(_REPEAT_S):
+                    await self._slots.changed()
             except TimeoutError:
                 log.info("waiting for the operator to sign this driver's certificate")
         return self._slots.certificate

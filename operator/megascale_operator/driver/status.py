@@ -63,7 +63,8 @@ class StatusWriter:
         while True:
             wait_s = self._next_write_s()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(driver.changed.wait(), wait_s)
+                async with asyncio.timeout(wait_s):
+                    await driver.changed.wait()
             driver.changed.clear()
             tries = 0 if await self._write_if_due(driver) else tries + 1
             pause_s = min(_RETRY_LIMIT_S, _RETRY_S * 2 ** min(tries, 6)) if tries else _APART_S

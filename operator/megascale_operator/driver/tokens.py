@@ -84,7 +84,8 @@ class Tokens:
         while not any(slot.uid == uid and slot.node == node for slot in self._slots.slots):
             left_s = end - asyncio.get_running_loop().time()
             try:
-                await asyncio.wait_for(self._slots.changed(), max(0.0, left_s))
+                async with asyncio.timeout(max(0.0, left_s)):
+                    await self._slots.changed()
             except TimeoutError:
                 return False
         return True

@@ -1,0 +1,52 @@
+"""Whether a node that lags is slow itself: its matrix products against those of nodes in the same job."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+from typing import Final
+
+from megascale.core import effects as fx
+from megascale.driver.links import Links, NodeLostError, OrderFailedError
+from megascale.fleet.base import Health
+from megascale.rpc import megascale_pb2 as pb
+
+PEERS: Final = 4
+_SECONDS: Final = 2.0
+_DEADLINE_S: Final = 60.0
+_SLOW: Final = 1.15
+_SOUND: Final = 1.05
+
+
+async def compare_speed(links: Links, probe: fx.Probe, term: int) -> Health | None:
+    """Have the node and some of its peers compute at the same time; None = it could not be told.
+
+    All of them also train meanwhile, so only the comparison counts: clearly slower than the peers' median
+    convicts, as fast as they are acquits, in between nobody can tell.
+    """
+    suspect = links.get(probe.node)
+    if suspect is None:
+        return None
+    peers = [link.node for link in links if link.node != probe.node and link.attempt == suspect.attempt]
+    nodes = [probe.node, *peers[:PEERS]]
+    speeds = await asyncio.gather(*(_speed(links, node, probe, term) for node in nodes))
+    others = [speed for speed in speeds[1:] if speed > 0.0]
+    if not others or speeds[0] <= 0.0:
+        return None
+    ratio = statistics.median(others) / speeds[0]
+    detail = f"its matrix products run at {1.0 / ratio:.0%} of the speed of {len(others)} peers"
+    if ratio >= _SLOW:
+        return Health(healthy=False, detail=detail)
+    return Health(healthy=True, detail=detail) if ratio <= _SOUND else None
+
+
+async def _speed(links: Links, node: str, probe: fx.Probe, term: int) -> float:
+    order = pb.DriverMessage(
+        term=term,
+        command_id=f"{probe.effect_id}/speed",
+        measure_speed=pb.MeasureSpeed(seconds=_SECONDS, deadline_s=_DEADLINE_S),
+    )
+    try:
+        return (await links.order(node, order, _DEADLINE_S + 1.0)).speed
+    except (OrderFailedError, NodeLostError, TimeoutError):
+        return 0.0
