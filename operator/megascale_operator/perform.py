@@ -30,19 +30,20 @@ class Performer:
         self._api, self._metrics, self._absorb = api, metrics, absorb
 
     async def perform(self, plan: Plan) -> None:
-        """Do everything that can be done; the first error is raised at the end.
+        """Do everything that can be done, or until a step fails that is needed; the first error is raised.
 
         Raises:
             NotLeaderError: at once; nothing more is sent.
         """
         errors: list[MegascaleError] = []
         for step in plan.steps:
-            todo = iter(step)
-            workers = min(IN_FLIGHT, len(step))
+            todo = iter(step.actions)
+            workers = min(IN_FLIGHT, len(step.actions))
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(self._work(todo)) for _ in range(workers)]
-            errors += [error for task in tasks for error in task.result()]
-            if any(isinstance(error, NotLeaderError) for error in errors):
+            failed = [error for task in tasks for error in task.result()]
+            errors += failed
+            if any(isinstance(error, NotLeaderError) for error in failed) or (step.needed and failed):
                 break
         if errors:
             raise errors[-1] if isinstance(errors[-1], NotLeaderError) else errors[0]

@@ -66,6 +66,7 @@ class Workers(Generic[Key]):
         try:
             await asyncio.wait({task})
         finally:
+            task.add_done_callback(_retrieve)
             if not task.done():
                 task.cancel()
                 await asyncio.wait({task})
@@ -87,3 +88,9 @@ class Workers(Generic[Key]):
             log.warning("%s %s: %s; again in %.1f s", self.name, key, error, delay_s)
         else:
             log.error("%s %s: again in %.1f s", self.name, key, delay_s, exc_info=error)
+
+
+def _retrieve(task: asyncio.Future[float | None]) -> None:
+    """Of a task that is given up, its error is not worth a line in the log."""
+    if not task.cancelled():
+        task.exception()

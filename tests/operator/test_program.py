@@ -1,4 +1,7 @@
-"""The operator as a process against an API server: leading, failing over, being stopped, caring for nodes."""
+"""The operator as a process against an API server: certificates, node care, checks, deletion, probes.
+
+Who leads, and that never two write, is shown in tests/kube/e2e/test_leadership.py.
+"""
 
 from __future__ import annotations
 
@@ -112,89 +115,6 @@ def pods_of(api: Rest, job: str) -> list[str]:
 def all_made(api: Rest, job: str) -> list[str]:
     wanted = [f"{job}-0-0", f"{job}-1-0", f"{job}-2-0", f"{job}-driver-0"]
     return eventually(f"pods of {job}", lambda: pods_of(api, job) == wanted and wanted)
-
-
-def writes(kubeconfig: Path) -> list[dict[str, Any]]:
-    """Granted and refused writes of operators in the server's audit trail, Leases left out."""
-    lines = [json.loads(line) for line in (kubeconfig.parent / "audit.jsonl").read_text().splitlines()]
-    return [
-        one
-        for one in lines
-        if one["agent"].startswith(names.OPERATOR)
-        and one["verb"] not in ("get", "list", "watch")
-        and one["resource"] != "leases"
-    ]
-
-
-def test_one_leads_and_a_rollout_takes_less_than_five_seconds(kubeconfig: Path, api: Rest) -> None:
-    with operator(kubeconfig, "one") as first:
-        led_by(api, "one")
-        job = new_job(api)
-        all_made(api, job)
-        with operator(kubeconfig, "two"):
-            time.sleep(3)
-            assert holder(api) == "one"
-            first.signal(signal.SIGTERM)
-            assert led_by(api, "two") < 5
-            assert first.stop() == 0
-            before = api.get(LEASE)["spec"]["leaseTransitions"]
-            assert before >= 1
-            api.delete(f"/api/v1/namespaces/default/pods/{job}-1-0")
-            eventually("a replacement by the new leader", lambda: f"{job}-1-1" in pods_of(api, job))
-
-
-def test_a_killed_leader_is_followed_within_fifteen_seconds(kubeconfig: Path, api: Rest) -> None:
-    with operator(kubeconfig, "killed") as first:
-        led_by(api, "killed")
-        with operator(kubeconfig, "heir"):
-            job = new_job(api)
-            all_made(api, job)
-            first.signal(signal.SIGKILL)
-            killed = time.monotonic()
-            api.delete(f"/api/v1/namespaces/default/pods/{job}-2-0")
-            eventually("the heir acts", lambda: f"{job}-2-1" in pods_of(api, job))
-            assert time.monotonic() - killed < 15
-
-
-def test_a_stopped_leader_never_writes_again_and_joins_the_queue(kubeconfig: Path, api: Rest) -> None:
-    """Work piles up while it is stopped; when it goes on another leads, and it writes nothing."""
-    with operator(kubeconfig, "stopped") as first:
-        led_by(api, "stopped")
-        with operator(kubeconfig, "successor") as second:
-            job = new_job(api)
-            all_made(api, job)
-            first.signal(signal.SIGSTOP)
-            for name in pods_of(api, job)[:3]:
-                api.delete(f"/api/v1/namespaces/default/pods/{name}")
-            led_by(api, "successor")
-            eventually("the successor acts", lambda: f"{job}-0-1" in pods_of(api, job))
-            seen = len(writes(kubeconfig))
-            first.signal(signal.SIGCONT)
-            api.delete(f"/api/v1/namespaces/default/pods/{job}-0-1")
-            eventually("the successor acts again", lambda: f"{job}-0-2" in pods_of(api, job))
-            time.sleep(3)
-            late = [one for one in writes(kubeconfig)[seen:] if one["agent"].endswith("/stopped")]
-            assert late == []
-            second.signal(signal.SIGTERM)
-            assert led_by(api, "stopped") < 5
-
-
-def test_an_unchanged_job_costs_no_write_and_training_pods_survive_the_operator(
-    kubeconfig: Path, api: Rest
-) -> None:
-    with operator(kubeconfig, "quiet") as program:
-        led_by(api, "quiet")
-        job = new_job(api)
-        all_made(api, job)
-        eventually(
-            "slots bound", lambda: api.get(f"{JOBS}/{job}")["status"]["operator"]["slots"]["bound"] == 3
-        )
-        time.sleep(2)
-        seen = len(writes(kubeconfig))
-        time.sleep(5)
-        assert writes(kubeconfig)[seen:] == []
-        program.stop()
-        assert len(pods_of(api, job)) == 4
 
 
 def test_an_api_server_that_hangs_costs_leadership_and_nothing_else(

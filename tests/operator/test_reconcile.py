@@ -92,6 +92,7 @@ def test_a_restarted_slot_comes_back_to_its_node() -> None:
     world.tick()
     assert "q-2-1" not in world.pods, "its place on the node is not free yet"
     world.kubelet()
+    world.now += 1
     world.tick()
     world.kubelet()
     assert world.pods["q-2-1"]["spec"]["nodeName"] == node
@@ -254,6 +255,20 @@ def test_a_driver_that_fails_at_once_is_not_made_again_at_once() -> None:
     assert not [action for action in plan.actions if isinstance(action, Create)]
     assert plan.requeue_s is not None
     assert plan.requeue_s <= 10
+
+
+def test_slots_are_told_of_a_new_driver_once() -> None:
+    world = running()
+    world.things["ConfigMap", "q-driver"]["data"] = {"driver.json": '{"term": 1}'}
+    assert len([one for one in world.tick().actions if isinstance(one, Patch)]) == 3
+    assert world.look().actions == []
+    world.remove("q-1-0")
+    world.settle()
+    world.kubelet()
+    world.settle()
+    world.things["ConfigMap", "q-driver"]["data"] = {"driver.json": '{"term": 2}'}
+    assert len([one for one in world.tick().actions if isinstance(one, Patch)]) == 3
+    assert world.look().actions == []
 
 
 def test_suspend_waits_for_the_save_and_resume_makes_everything_again() -> None:

@@ -123,9 +123,11 @@ class World:
                 self._create(resource.kind, body)
             case Apply(resource, body, subresource):
                 self._apply(resource.kind, body, subresource)
-            case Patch(resource, _, _, patch):
-                assert resource is TRAINING_JOBS
-                self._patch(patch)
+            case Patch(resource, _, name, patch):
+                if resource is TRAINING_JOBS:
+                    self._patch(patch)
+                else:
+                    self.pods[name]["metadata"]["annotations"] |= patch["metadata"]["annotations"]
             case Delete(resource, _, name, uid, grace_s):
                 self._delete(resource.kind, name, uid, grace_s)
             case DeletePods(_, selector):
@@ -213,7 +215,14 @@ class World:
 
     def run(self, name: str, **status: Any) -> None:
         ready = {"type": "Ready", "status": "True"}
-        self.pods[name]["status"] = {"phase": "Running", "podIP": "10.0.0.1", "conditions": [ready], **status}
+        before = self.pods[name]["status"].get("conditions", [])
+        kept = [one for one in before if one["type"] == "DisruptionTarget"]
+        self.pods[name]["status"] = {
+            "phase": "Running",
+            "podIP": "10.0.0.1",
+            "conditions": [ready, *kept],
+            **status,
+        }
 
     def disrupt(self, name: str, reason: str) -> None:
         conditions = self.pods[name]["status"].setdefault("conditions", [])

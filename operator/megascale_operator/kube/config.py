@@ -26,6 +26,8 @@ async def load_configuration(kubeconfig: Path | None) -> Configuration:
         InputError: neither can be read.
     """
     configuration = Configuration(connection_pool_maxsize=_CONNECTIONS)
+    # Proxies and passwords from the environment are not for the API server, and cost time in each request.
+    configuration.client_session_kwargs = {"trust_env": False}
     try:
         if kubeconfig is None:
             kubernetes_config.load_incluster_config(configuration)  # type: ignore[no-untyped-call]

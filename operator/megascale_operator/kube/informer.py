@@ -80,6 +80,10 @@ class Informer(Generic[R]):
         """Records of one owner."""
         return list(self._owned[owner].values()) if owner in self._owned else []
 
+    def count(self, owner: Hashable) -> int:
+        """How many records that owner has."""
+        return len(self._owned[owner]) if owner in self._owned else 0
+
     def on_change(self, handler: Change[R]) -> None:
         self._handlers.append(handler)
 

@@ -66,18 +66,26 @@ class Note:
     message: str
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Actions side by side; after a `needed` step that failed nothing more is done."""
+
+    actions: tuple[Action, ...]
+    needed: bool = False
+
+
 @dataclass(slots=True)
 class Plan:
     """What to do now, what to tell, and when to look again even if nothing happens."""
 
-    steps: list[list[Action]] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
     requeue_s: float | None = None
 
-    def then(self, *actions: Action) -> None:
+    def then(self, *actions: Action, needed: bool = False) -> None:
         """One more step, if there is anything in it."""
         if actions:
-            self.steps.append(list(actions))
+            self.steps.append(Step(actions, needed))
 
     def again(self, seconds: float) -> None:
         """Look again in that time at the latest."""
@@ -85,4 +93,4 @@ class Plan:
 
     @property
     def actions(self) -> list[Action]:
-        return [action for step in self.steps for action in step]
+        return [action for step in self.steps for action in step.actions]

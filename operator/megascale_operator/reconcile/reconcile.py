@@ -47,12 +47,12 @@ def reconcile(job: Job, observed: Observed, settings: Settings, now: float) -> P
     slots = SlotsPlan(0)
     if phase == "active":
         slots = plan_slots(job, wishes, observed, file, now)
-        _activate(job, slots, observed, settings, plan, now)
+        _activate(job, slots, file, observed, settings, plan, now)
         lifecycle.watch_deadline(job, plan, now)
         plan.again(_LOOK_AGAIN_S)
     else:
+        _publish(job, observed, file, plan, now)
         lifecycle.tear_down(job, observed, plan)
-    _publish(job, observed, file, plan, now)
     _report(job, phase, slots, observed, plan, now)
     if phase == "finished":
         lifecycle.expire(job, plan, now)
@@ -66,13 +66,28 @@ def _add_finalizer(job: Job) -> Patch:
 
 
 def _activate(
-    job: Job, slots: SlotsPlan, observed: Observed, settings: Settings, plan: Plan, now: float
+    job: Job,
+    slots: SlotsPlan,
+    file: SlotsFile,
+    observed: Observed,
+    settings: Settings,
+    plan: Plan,
+    now: float,
 ) -> None:
-    """What an active job needs: objects, its driver, its slots."""
+    """What an active job needs: objects, its driver, its slots.
+
+    Numbers of new pods are written down before the pods are made: no name is ever used twice.
+    """
     plan.then(*_objects(job, observed))
-    plan.then(*_driver(job, observed, settings, plan, now), *slots.remove)
-    if slots.make:
-        pods = SlotPods(job, settings.image, slots.avoid)
+    plan.then(*_driver(job, observed, settings, plan, now))
+    written = _publish(
+        job, observed, file.with_new({one.slot: one.incarnation for one in slots.make}), plan, now
+    )
+    plan.then(*slots.remove)
+    driver = _driver_digest(job, observed)
+    plan.then(*_tell_of_driver(driver, observed.role("slot")))
+    if slots.make and written:
+        pods = SlotPods(job, settings.image, slots.avoid, driver)
         plan.then(*(Create(PODS, pods.make(slot)) for slot in slots.make))
         plan.notes.append(Note("Normal", "SlotsCreated", f"creating {len(slots.make)} slot pods"))
     if slots.again_s is not None:
@@ -119,19 +134,41 @@ def _driver(job: Job, observed: Observed, settings: Settings, plan: Plan, now: f
     return [*actions, Create(PODS, driver_pod(job, last + 1, settings.image))]
 
 
-def _publish(job: Job, observed: Observed, file: SlotsFile, plan: Plan, now: float) -> None:
-    """Write `slots.json` and `driver.crt` if they changed, not more often than once a second."""
+def _driver_digest(job: Job, observed: Observed) -> str:
+    thing = observed.things.get(("ConfigMap", names.driver_map(job.name)))
+    text = thing.text("driver.json") if thing else ""
+    return maps.digest(text) if text else ""
+
+
+def _tell_of_driver(driver: str, slots: list[PodRecord]) -> list[Action]:
+    """Touch pods whose `driver.json` is of an earlier driver.
+
+    A kubelet brings mounted ConfigMaps up to date about once a minute, but at once when the pod changes.
+    """
+    if not driver:
+        return []
+    body = {"metadata": {"annotations": {names.DRIVER: driver}}}
+    return [
+        Patch(PODS, pod.namespace, pod.name, body)
+        for pod in slots
+        if pod.alive and pod.node and pod.driver != driver
+    ]
+
+
+def _publish(job: Job, observed: Observed, file: SlotsFile, plan: Plan, now: float) -> bool:
+    """Write `slots.json` and `driver.crt` if they changed; False = not yet, the last time was too recent."""
     thing = observed.things.get(("ConfigMap", names.slots_map(job.name)))
     text = file.text()
     before = (thing.text("slots.json"), thing.text("driver.crt")) if thing else None
     certificate = observed.driver_crt or (before[1] if before else "")
     if before == (text, certificate):
-        return
+        return True
     wait_s = observed.slots_written_at + SLOTS_PERIOD_S - now
     if wait_s > 0:
         plan.again(wait_s)
-        return
-    plan.then(Apply(CONFIG_MAPS, maps.slots_map(job, text, certificate)))
+        return False
+    plan.then(Apply(CONFIG_MAPS, maps.slots_map(job, text, certificate)), needed=True)
+    return True
 
 
 def _report(

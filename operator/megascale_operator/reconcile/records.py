@@ -31,7 +31,7 @@ class PodRecord:
         check: termination message of the check before joining; failed_check: whether it convicted.
         reason: the pod's own status reason, such as Evicted.
         owner_check: NodeCheck that it belongs to; target: the node that it is to check.
-        message: termination message of its main container.
+        message: termination message of its main container; driver: which driver it was told of.
     """
 
     version: str
@@ -58,6 +58,7 @@ class PodRecord:
     owner_check: str
     target: str
     message: str
+    driver: str
 
     @property
     def finished(self) -> bool:
@@ -102,6 +103,7 @@ def pod_record(pod: Obj) -> PodRecord:
         owner_check=labels.get(names.CHECK, ""),
         target=_target(pod) if names.CHECK in labels else "",
         message=main.message,
+        driver=annotations_of(pod).get(names.DRIVER, ""),
     )
 
 

@@ -45,12 +45,13 @@ class NewSlot:
 class SlotPods:
     """Makes the pods of one job's slots; what all have in common is worked out once."""
 
-    def __init__(self, job: Job, image: str, avoid: tuple[str, ...]) -> None:
+    def __init__(self, job: Job, image: str, avoid: tuple[str, ...], driver: str) -> None:
+        """`driver` is the digest of `driver.json`, "" before there is one."""
         self._job = job
         self._pod: Obj = {
             "apiVersion": PODS.api_version,
             "kind": PODS.kind,
-            "metadata": pod_metadata(job, "", "slot", {}),
+            "metadata": pod_metadata(job, "", "slot", {names.DRIVER: driver} if driver else {}),
             "spec": _spec(job, image, avoid),
         }
         gang_of(job).decorate(self._pod, job)

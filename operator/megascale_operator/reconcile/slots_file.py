@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from megascale_operator.kube.resources import Obj
@@ -40,6 +40,10 @@ class SlotsFile:
             )
         except (ValueError, AttributeError, TypeError):
             return cls()
+
+    def with_new(self, incarnations: Mapping[int, int]) -> SlotsFile:
+        """The same with the numbers of pods that are about to be made."""
+        return replace(self, incarnations={**self.incarnations, **incarnations})
 
     def text(self) -> str:
         document = {
