@@ -192,7 +192,10 @@ _USER: Final[tuple[Rule, ...]] = (
             r"|silent data corruption|SDC detected"
         ),
         ("user_code", "alert"),
-        words="nan|inf|exploded|diverged|spike|non-finite|floatingpoint|scale|silent data|sdc",
+        words=(  # not "inf", which is in every INFO
+            "nan|inf |inf,|inf)|inf'|inf:|inf]|inf}|inf;|inf.|exploded|diverged|spike|non-finite"
+            "|floatingpoint|minimum scale|loss scale|scale already|silent data|sdc"
+        ),
         weight=EXCEPTION,
         min_level="info",
         source="Megatron-core loss checks; ByteRobust table 2 (NaN: 3 infrastructure, 1 user)",

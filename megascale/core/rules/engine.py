@@ -56,7 +56,7 @@ class RuleSet:
         Logs repeat lines that differ in numbers only, so the answer for all words without digits is
         remembered by the line's shape.
         """
-        lowered = text.lower()
+        lowered = f"{text.lower()} "  # a word that ends with a blank is found at the end too
         shape = _DIGITS.sub("0", lowered)
         known = self._shapes.get(shape)
         if known is None:
