@@ -12,6 +12,7 @@ from megascale.engine.faults import FaultInjector
 from megascale.engine.feed import Feed
 from megascale.engine.metrics import MetricsLog
 from megascale.engine.plan import Plan
+from megascale.engine.segments import SegmentClock
 from megascale.engine.state import EngineState
 from megascale.engine.stepper import Stepper, StepResult
 from megascale.model.flops import training_flops
@@ -67,6 +68,7 @@ class Loop:
         faults: FaultInjector,
         saver: Saver,
         peak_flops: float,
+        clock: SegmentClock[Any],
         snapshots: Snapshotter | None = None,
     ) -> None:
         """`peak_flops` is the matmul peak of this rank's device in FLOP/s, 0.0 = unknown."""
@@ -80,6 +82,7 @@ class Loop:
         self._saver = saver
         self._snapshots = snapshots
         self._peak_flops = peak_flops
+        self._segments = clock
         self._control = Control.NONE
         self._stall = 0.0
         self._snapshot_stall = 0.0
@@ -93,6 +96,7 @@ class Loop:
             clip_grad=plan.megatron.optimizer.clip_grad,
             on_forward=lambda index: self._enter(Phase.FORWARD, f"forward {index}", micro_batch=index),
             on_backward=lambda index: self._enter(Phase.BACKWARD, f"backward {index}", micro_batch=index),
+            clock=clock,
         )
         self._flops_per_step = (
             training_flops(plan.shape, data.global_batch, data.sequence_length) / launch.world_size
@@ -140,7 +144,8 @@ class Loop:
         self._faults.reach("step", step)
         clock = _Clock(time.monotonic())
         self._report(phase=Phase.DATA, micro_batch=0)
-        batches = self._feed.load(step)
+        with self._segments.within("data"):
+            batches = self._feed.load(step)
         clock.data = time.monotonic() - clock.start
         self._stepper.forward_backward(batches)
         self._enter(Phase.OPTIMIZER, f"update {step}")

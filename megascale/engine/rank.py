@@ -20,11 +20,13 @@ from megascale.engine.peak import PeakFile, measure_flops, rated_flops
 from megascale.engine.plan import Plan, make_plan
 from megascale.engine.rng import seed_all
 from megascale.engine.saving import Checkpointer
+from megascale.engine.segments import segment_clock
 from megascale.engine.snapshots import Snapshots
 from megascale.engine.state import EngineState, build_engine
 from megascale.errors import CheckpointCorruptError
 from megascale.model.kernels import choose_backend
 from megascale.observe.rankfile import Phase, RankFile
+from megascale.observe.segments import SegmentRing, segments_path
 
 
 def run_rank(launch: RankLaunch, rank_file: RankFile) -> int:
@@ -67,6 +69,9 @@ def run_rank(launch: RankLaunch, rank_file: RankFile) -> int:
             device=device.place,
             within_documents=plan.megatron.model.within_documents,
         )
+        ring = SegmentRing.create(
+            segments_path(launch.rank_file), term=launch.term, attempt=launch.attempt, rank=launch.rank
+        )
         with MetricsLog(launch.run_dir / "metrics.jsonl") as metrics:
             loop = Loop(
                 launch=launch,
@@ -79,6 +84,7 @@ def run_rank(launch: RankLaunch, rank_file: RankFile) -> int:
                 saver=checkpointer,
                 snapshots=snapshots,
                 peak_flops=peak_flops,
+                clock=segment_clock(device.place, ring.append),
             )
             code = loop.run()
         distributed.destroy_process_group()

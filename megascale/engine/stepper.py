@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.pipeline_parallel import get_forward_backward_func
-from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
 from torch import Tensor, distributed
 
 from megascale.engine.feed import MicroBatch
+from megascale.engine.segments import MegatronTimers, SegmentClock, TimedMessages, segment_clock
 from megascale.engine.state import EngineState
 
 
@@ -48,8 +48,12 @@ class Stepper:
         clip_grad: float,
         on_forward: Callable[[int], None],
         on_backward: Callable[[int], None],
+        clock: SegmentClock[Any] | None = None,
     ) -> None:
-        """`on_forward` and `on_backward` are called with the micro-batch as its work begins on this rank."""
+        """`on_forward` and `on_backward` are called with the micro-batch as its work begins on this rank.
+
+        `clock` is told where the time of each step goes; a step ends with its update.
+        """
         self._state = state
         self._micro_batch = micro_batch
         self._sequence_length = sequence_length
@@ -62,9 +66,21 @@ class Stepper:
         self._run = get_forward_backward_func(
             layout.pipeline, layout.interleave if layout.interleave > 1 else None
         )
+        self._clock = clock or segment_clock(state.device, lambda *_: None)
         self._communicator = (
-            P2PCommunicator(state.groups.collection.pp, state.config) if layout.pipeline > 1 else None
+            TimedMessages(state.groups.collection.pp, state.config, self._clock)
+            if layout.pipeline > 1
+            else None
         )
+        self._time()
+
+    def _time(self) -> None:
+        """Have megatron-core say when it computes, and count waits for parameters as what they are."""
+        state = self._state
+        state.config.timers = state.optimizer.config.timers = MegatronTimers(self._clock)
+        for chunk in state.chunks:
+            for group in chunk.bucket_groups:
+                group.finish_param_sync = self._clock.wrapped("allreduce", group.finish_param_sync)
 
     def forward_backward(self, batches: Sequence[MicroBatch]) -> None:
         """Leave the mean gradient of the global batch in the gradient buffers; collective."""
@@ -105,6 +121,12 @@ class Stepper:
 
         With a loss or norm that is not finite nothing is updated, on any rank.
         """
+        with self._clock.within("optimizer"):
+            result = self._update(lr, votes)
+        self._clock.finish(self._state.step + 1)
+        return result
+
+    def _update(self, lr: float, votes: list[float]) -> StepResult:
         state = self._state
         optimizer = state.optimizer
         optimizer.prepare_grads()
@@ -115,7 +137,8 @@ class Stepper:
         tokens = len(self._losses) * self._micro_batch * self._sequence_length if speaks else 0
         agreed = torch.tensor([0.0, 0.0, tokens, *votes], dtype=torch.float64, device=state.device)
         agreed[0], agreed[1] = loss_sum, square
-        distributed.all_reduce(agreed, group=state.groups.world)
+        with self._clock.within("allreduce"):
+            distributed.all_reduce(agreed, group=state.groups.world)
         total, squares, tokens_all, *votes_all = agreed.tolist()
         loss, grad_norm = total / tokens_all, math.sqrt(squares) if squares >= 0 else math.nan
         applied = math.isfinite(loss) and math.isfinite(grad_norm)

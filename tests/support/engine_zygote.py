@@ -1,7 +1,8 @@
 """Forks engine ranks for tests: imports the engine once, then runs one attempt per line of stdin.
 
 A line is {"runDir", "spec", "attempt", "world", "resume", "lineage", "port"}, and "tier" and "snapshots"
-(a folder) where ranks keep snapshots in memory; the answer on stdout is
+(a folder) where ranks keep snapshots in memory, "slow" (a rank) that takes 0.1 s longer for each attention;
+the answer on stdout is
 {"statuses": [...]}, one wait status per rank: an exit code, or minus the signal. Rank r's output goes to
 <runDir>/rank-<r>.log, its rank file is <runDir>/ranks/<r>, made by the caller.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -49,10 +51,24 @@ def _launch(request: dict[str, Any], rank: int) -> RankLaunch:
     )
 
 
+def _slow_down() -> None:
+    from megascale.model.attention import Reference
+
+    attend = Reference.__call__
+
+    def slowly(*inputs: Any) -> Any:
+        time.sleep(0.1)
+        return attend(*inputs)
+
+    Reference.__call__ = slowly  # type: ignore[method-assign]
+
+
 def _run(request: dict[str, Any], rank: int) -> int:
     from megascale.engine.rank import run_rank
 
     launch = _launch(request, rank)
+    if request.get("slow") == rank:
+        _slow_down()
     log = os.open(launch.run_dir / f"rank-{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
