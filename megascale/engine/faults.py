@@ -5,12 +5,29 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Final
 
 from megascale.engine.context import RankLaunch
 from megascale.job.schema import Fault
+
+_THROTTLE: Final = """
+import os, signal, sys, time
+rank = int(sys.argv[1])
+while os.getppid() == rank:
+    for number, seconds in ((signal.SIGSTOP, 0.03), (signal.SIGCONT, 0.01)):
+        os.kill(rank, number)
+        time.sleep(seconds)
+"""
+
+
+def _throttle() -> None:
+    """Start a child that stops this process for three quarters of the time, for as long as it lives."""
+    subprocess.Popen([sys.executable, "-c", _THROTTLE, str(os.getpid())], stdin=subprocess.DEVNULL)
 
 
 def _driver_pid(run_dir: Path) -> int:
@@ -86,6 +103,8 @@ class FaultInjector:
                 self._send_group(os.getpgrp(), signal.SIGKILL)
             case "stopNode":
                 self._send_group(os.getpgrp(), signal.SIGSTOP)
+            case "slowRank":
+                _throttle()
             case "killDriver":
                 self._send(_driver_pid(self._launch.run_dir), signal.SIGKILL)
             case _:

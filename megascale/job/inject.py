@@ -18,6 +18,7 @@ _KINDS: Final = {
     "kill-node": "killNode",
     "stop-rank": "stopRank",
     "stop-node": "stopNode",
+    "slow-rank": "slowRank",
     "kill-driver": "killDriver",
 }
 _FIELDS: Final = ("rank", "node", "step", "point")

@@ -138,10 +138,11 @@ class Remediation(Section):
 class Fault(Section):
     """A fault injected for a demonstration or a test."""
 
-    kind: Literal["killRank", "killNode", "stopRank", "stopNode", "killDriver"]
-    """kill is SIGKILL, stop is SIGSTOP: of a rank's process, a node's agent with its ranks, or the driver."""
+    kind: Literal["killRank", "killNode", "stopRank", "stopNode", "slowRank", "killDriver"]
+    """kill is SIGKILL, stop is SIGSTOP: of a rank's process, a node's agent with its ranks, or the driver; slow
+    stops a rank for three quarters of the time from then on."""
     rank: Natural | None = None
-    """Global rank; for killRank and stopRank."""
+    """Global rank; for killRank, stopRank and slowRank."""
     node: NodeName | None = None
     """Node name, node-0, node-1... on a workstation; for killNode and stopNode."""
     step: Count
@@ -151,7 +152,7 @@ class Fault(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        target = {"Rank": "rank", "Node": "node"}.get(self.kind.removeprefix("kill").removeprefix("stop"))
+        target = {"Rank": "rank", "Node": "node"}.get(self.kind[-4:])
         given = {"rank": self.rank, "node": self.node}
         problems = []
         for name, value in given.items():

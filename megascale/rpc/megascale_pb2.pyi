@@ -194,7 +194,7 @@ class RankSegments(_message.Message):
     def __init__(self, rank: _Optional[int] = ..., first_step: _Optional[int] = ..., compute_s: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class CommandResult(_message.Message):
-    __slots__ = ("command_id", "ok", "reason", "unreaped", "store_port", "snapshots", "wrong")
+    __slots__ = ("command_id", "ok", "reason", "unreaped", "store_port", "snapshots", "wrong", "speed")
     COMMAND_ID_FIELD_NUMBER: _ClassVar[int]
     OK_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
@@ -202,6 +202,7 @@ class CommandResult(_message.Message):
     STORE_PORT_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOTS_FIELD_NUMBER: _ClassVar[int]
     WRONG_FIELD_NUMBER: _ClassVar[int]
+    SPEED_FIELD_NUMBER: _ClassVar[int]
     command_id: str
     ok: bool
     reason: str
@@ -209,7 +210,8 @@ class CommandResult(_message.Message):
     store_port: int
     snapshots: _containers.RepeatedCompositeFieldContainer[Commit]
     wrong: str
-    def __init__(self, command_id: _Optional[str] = ..., ok: _Optional[bool] = ..., reason: _Optional[str] = ..., unreaped: _Optional[_Iterable[int]] = ..., store_port: _Optional[int] = ..., snapshots: _Optional[_Iterable[_Union[Commit, _Mapping]]] = ..., wrong: _Optional[str] = ...) -> None: ...
+    speed: float
+    def __init__(self, command_id: _Optional[str] = ..., ok: _Optional[bool] = ..., reason: _Optional[str] = ..., unreaped: _Optional[_Iterable[int]] = ..., store_port: _Optional[int] = ..., snapshots: _Optional[_Iterable[_Union[Commit, _Mapping]]] = ..., wrong: _Optional[str] = ..., speed: _Optional[float] = ...) -> None: ...
 
 class RankEvidence(_message.Message):
     __slots__ = ("rank", "process_state", "step", "phase", "micro_batch", "stack", "collectives")
@@ -238,7 +240,7 @@ class Evidence(_message.Message):
     def __init__(self, command_id: _Optional[str] = ..., ranks: _Optional[_Iterable[_Union[RankEvidence, _Mapping]]] = ...) -> None: ...
 
 class DriverMessage(_message.Message):
-    __slots__ = ("term", "command_id", "welcome", "host_store", "launch", "kill", "save", "collect_evidence", "leave", "check_numbers")
+    __slots__ = ("term", "command_id", "welcome", "host_store", "launch", "kill", "save", "collect_evidence", "leave", "check_numbers", "measure_speed")
     TERM_FIELD_NUMBER: _ClassVar[int]
     COMMAND_ID_FIELD_NUMBER: _ClassVar[int]
     WELCOME_FIELD_NUMBER: _ClassVar[int]
@@ -249,6 +251,7 @@ class DriverMessage(_message.Message):
     COLLECT_EVIDENCE_FIELD_NUMBER: _ClassVar[int]
     LEAVE_FIELD_NUMBER: _ClassVar[int]
     CHECK_NUMBERS_FIELD_NUMBER: _ClassVar[int]
+    MEASURE_SPEED_FIELD_NUMBER: _ClassVar[int]
     term: int
     command_id: str
     welcome: Welcome
@@ -259,7 +262,8 @@ class DriverMessage(_message.Message):
     collect_evidence: CollectEvidence
     leave: Leave
     check_numbers: CheckNumbers
-    def __init__(self, term: _Optional[int] = ..., command_id: _Optional[str] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., host_store: _Optional[_Union[HostStore, _Mapping]] = ..., launch: _Optional[_Union[Launch, _Mapping]] = ..., kill: _Optional[_Union[Kill, _Mapping]] = ..., save: _Optional[_Union[Save, _Mapping]] = ..., collect_evidence: _Optional[_Union[CollectEvidence, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., check_numbers: _Optional[_Union[CheckNumbers, _Mapping]] = ...) -> None: ...
+    measure_speed: MeasureSpeed
+    def __init__(self, term: _Optional[int] = ..., command_id: _Optional[str] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., host_store: _Optional[_Union[HostStore, _Mapping]] = ..., launch: _Optional[_Union[Launch, _Mapping]] = ..., kill: _Optional[_Union[Kill, _Mapping]] = ..., save: _Optional[_Union[Save, _Mapping]] = ..., collect_evidence: _Optional[_Union[CollectEvidence, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., check_numbers: _Optional[_Union[CheckNumbers, _Mapping]] = ..., measure_speed: _Optional[_Union[MeasureSpeed, _Mapping]] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("attempt", "report_s")
@@ -346,6 +350,14 @@ class CheckNumbers(_message.Message):
     DEADLINE_S_FIELD_NUMBER: _ClassVar[int]
     deadline_s: float
     def __init__(self, deadline_s: _Optional[float] = ...) -> None: ...
+
+class MeasureSpeed(_message.Message):
+    __slots__ = ("seconds", "deadline_s")
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    DEADLINE_S_FIELD_NUMBER: _ClassVar[int]
+    seconds: float
+    deadline_s: float
+    def __init__(self, seconds: _Optional[float] = ..., deadline_s: _Optional[float] = ...) -> None: ...
 
 class WatchRequest(_message.Message):
     __slots__ = ()

@@ -121,7 +121,7 @@ _FAULT: Final = [
         f"{name} must be given for {' and '.join(kinds)}, and for no other kind",
         f".{name}",
     )
-    for name, kinds in (("rank", ("killRank", "stopRank")), ("node", ("killNode", "stopNode")))
+    for name, kinds in (("rank", ("killRank", "stopRank", "slowRank")), ("node", ("killNode", "stopNode")))
 ]
 _MATCH_FIELDS: Final = ("cause", "rule", "category", "xid", "errorType", "message")
 _CAUSE_LIST: Final = ", ".join(CAUSES)

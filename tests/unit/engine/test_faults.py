@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -68,6 +70,30 @@ def test_each_kind_signals_its_target(
     fault = Fault.model_validate({"kind": kind, "step": 3, **address})
     injector(tmp_path, signals, fault).reach("step", 3)
     assert signals.sent == [expected]
+
+
+def test_a_slowed_process_gets_less_done(tmp_path: Path) -> None:
+    program = """
+import json, sys, time
+from pathlib import Path
+from megascale.engine.faults import _throttle
+
+def rate():
+    begin, count = time.monotonic(), 0
+    while time.monotonic() - begin < 0.6:
+        time.sleep(0.001)
+        count += 1
+    return count
+
+before = rate()
+_throttle()
+time.sleep(0.5)
+print(rate() / before)
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert float(ran.stdout) < 0.8
 
 
 def test_it_waits_for_its_step_and_point(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from megascale.job import Fault, parse_inject
         ("kill-rank:rank=1,step=60", Fault(kind="killRank", rank=1, step=60)),
         ("stop-rank:step=40, rank=0, point=commit", Fault(kind="stopRank", rank=0, step=40, point="commit")),
         ("kill-node:node=node-1,step=5", Fault(kind="killNode", node="node-1", step=5)),
+        ("slow-rank:rank=1,step=7", Fault(kind="slowRank", rank=1, step=7)),
         ("kill-driver:step=7", Fault(kind="killDriver", step=7)),
     ],
 )
