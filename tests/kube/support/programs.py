@@ -112,3 +112,11 @@ def proxy(folder: Path, kubeconfig: Path, *clients: str) -> tuple[Program, str]:
     arguments = ["--kubeconfig", str(kubeconfig), "--dir", str(folder), "--clients", *clients]
     program = Program("proxy", arguments, folder / "proxy.log")
     return program, program.start(first_line_s=30.0)
+
+
+def simulated(folder: Path, kubeconfig: Path, *arguments: str) -> tuple[Program, str]:
+    """Simulated nodes, registered when this returns, and the URL of their control port."""
+    folder.mkdir(parents=True, exist_ok=True)
+    given = ["--kubeconfig", str(kubeconfig), "--dir", str(folder), *arguments]
+    program = Program("simulated", given, folder / "simulated.log")
+    return program, program.start(first_line_s=120.0)

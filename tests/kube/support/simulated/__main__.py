@@ -16,7 +16,8 @@ from kubelet.client import Client
 from rest import Cluster
 
 from simulated.control import ControlPort
-from simulated.fleet import Fleet, SimulatedNodes
+from simulated.nodes import Fleet, Nodes
+from simulated.slots import Slots
 from simulated.world import Pace
 
 
@@ -39,15 +40,18 @@ async def _run(kubeconfig: Path, folder: Path, fleet: Fleet, pace: Pace) -> None
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    nodes = SimulatedNodes(Client(Cluster.of(kubeconfig), "kubelet/simulated"), folder, fleet, pace)
-    control = ControlPort(nodes)
+    client = Client(Cluster.of(kubeconfig), "kubelet/simulated")
+    nodes = Nodes(client, fleet)
+    slots = Slots(client, folder, nodes, pace)
+    control = ControlPort(slots)
     try:
-        await nodes.start()
+        await nodes.register()
+        slots.start()
         print(await control.start(), flush=True)
         await stop.wait()
     finally:
         await control.stop()
-        await nodes.stop()
+        await slots.stop()
 
 
 main()

@@ -9,7 +9,7 @@ from typing import Any
 import urllib3
 from aiohttp import web
 
-from simulated.fleet import SimulatedNodes
+from simulated.slots import Slots
 
 Json = dict[str, Any]
 
@@ -17,8 +17,8 @@ Json = dict[str, Any]
 class ControlPort:
     """`POST /racks/N/fail`, `GET /counts`."""
 
-    def __init__(self, nodes: SimulatedNodes) -> None:
-        self._nodes = nodes
+    def __init__(self, slots: Slots) -> None:
+        self._slots = slots
         app = web.Application()
         app.router.add_get("/counts", self._counts)
         app.router.add_post("/racks/{rack}/fail", self._fail)
@@ -34,10 +34,10 @@ class ControlPort:
         await self._runner.cleanup()
 
     async def _counts(self, _: web.Request) -> web.Response:
-        return web.json_response(self._nodes.counts())
+        return web.json_response(self._slots.counts())
 
     async def _fail(self, request: web.Request) -> web.Response:
-        return web.json_response({"lost": self._nodes.fail(int(request.match_info["rack"]))})
+        return web.json_response({"lost": self._slots.fail(int(request.match_info["rack"]))})
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,104 @@
+"""Nodes that exist in the cluster and beat, without machines behind them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import aiohttp
+from kubelet.client import Client
+from kubelet.containers import now
+from rest import Refused
+
+Json = dict[str, Any]
+LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
+TAINT = {"key": "megascale.io/simulated", "value": "true", "effect": "NoSchedule"}
+_AT_ONCE = 32
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """How many nodes, in racks of how many, and how often they renew their Lease (seconds)."""
+
+    nodes: int = 1600
+    rack: int = 32
+    prefix: str = "sim-"
+    lease_s: float = 20.0
+
+
+class Nodes:
+    """Registers nodes and renews their Leases, but for those that were lost."""
+
+    def __init__(self, client: Client, fleet: Fleet) -> None:
+        self._client, self._fleet = client, fleet
+        self.numbers = {f"{fleet.prefix}{n}": n for n in range(fleet.nodes)}
+        self.lost: set[str] = set()
+        self._gate = asyncio.Semaphore(_AT_ONCE)
+
+    def alive(self, name: str) -> bool:
+        """Whether `name` is one of these nodes and beats."""
+        return name in self.numbers and name not in self.lost
+
+    def fail(self, rack: int) -> list[str]:
+        """Every node of a rack goes silent at once; their names."""
+        names = [name for name, number in self.numbers.items() if number // self._fleet.rack == rack]
+        self.lost.update(names)
+        return names
+
+    async def register(self) -> None:
+        await self._all(self._register(name, number) for name, number in self.numbers.items())
+
+    async def _all(self, work: Iterator[Any]) -> None:
+        async def bounded(one: Any) -> None:
+            async with self._gate:
+                await one
+
+        await asyncio.gather(*(bounded(one) for one in work))
+
+    async def _register(self, name: str, number: int) -> None:
+        rack = str(number // self._fleet.rack)
+        labels = {
+            "kubernetes.io/hostname": name,
+            "megascale.io/simulated": "true",
+            "topology.kubernetes.io/rack": rack,
+        }
+        capacity = {"cpu": "96", "memory": "1Ti", "pods": "110", "nvidia.com/gpu": "8"}
+        beat = {
+            "lastHeartbeatTime": now(),
+            "lastTransitionTime": now(),
+            "reason": "KubeletReady",
+            "message": "ready",
+        }
+        status = {
+            "capacity": capacity,
+            "allocatable": capacity,
+            "conditions": [{"type": "Ready", "status": "True"} | beat],
+        }
+        node = {"metadata": {"name": name, "labels": labels}, "spec": {"taints": [TAINT]}, "status": status}
+        with contextlib.suppress(Refused):
+            await self._client.insist("POST", "/api/v1/nodes", node)
+        await self._renew(name)
+
+    async def _renew(self, name: str) -> None:
+        spec = {"holderIdentity": name, "leaseDurationSeconds": 40}
+        spec |= {"renewTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")}
+        with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+            try:
+                await self._client.request(
+                    "PATCH", f"{LEASES}/{name}", {"spec": spec}, "application/merge-patch+json"
+                )
+            except Refused as refused:
+                if refused.code == 404:
+                    await self._client.request("POST", LEASES, {"metadata": {"name": name}, "spec": spec})
+
+    async def beat(self) -> None:
+        """Renew one Lease after the other, evenly over the period."""
+        while True:
+            for name in self.numbers:
+                if name not in self.lost:
+                    await self._renew(name)
+                await asyncio.sleep(self._fleet.lease_s / len(self.numbers))
