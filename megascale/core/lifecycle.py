@@ -23,6 +23,7 @@ from megascale.core.turn import Turn
 _KILL_SLACK_S: Final = 5.0
 _GONE_KEPT_S: Final = 3600.0
 _RESTARTING: Final = "(restarting)"
+_PACE_MARKS: Final = 32
 
 
 def assemble(turn: Turn) -> None:
@@ -145,8 +146,16 @@ def _startup_bound_s(turn: Turn, *, resumes: bool, tier: str, warm: bool) -> flo
 
 
 def _price_lost_work(turn: Turn, step: int) -> None:
-    """Productive time spent after `step`, which comes next again, was lost."""
+    """Productive time spent after `step`, which comes next again, was lost.
+
+    A script that resumes from checkpoints of its own shows only by its first step how far it fell back.
+    """
     ledger = turn.record.ledger
+    if step == 0 and not turn.policy.reports_steps:
+        for at, productive in turn.live.pace[:: max(1, len(turn.live.pace) // _PACE_MARKS)]:
+            ledger.mark_step(at, productive)
+        turn.live.unpriced = bool(turn.live.pace)
+        return
     reached = next((productive for at, productive in turn.live.pace if at >= step), None)
     if step > max(ledger.marks, default=0) and reached is not None:
         ledger.mark_step(step, reached)

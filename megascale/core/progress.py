@@ -139,6 +139,10 @@ def _note_step(turn: Turn, node: str, rank: RankProgress) -> None:
         record.clock.observe_phase(left, ended - live.progress_at)
     live.phase = rank.phase
     if rank.step > live.step:
+        if live.unpriced:
+            live.unpriced = False
+            record.ledger.charge(turn.now)
+            record.ledger.lose_work_after(rank.step - 1)
         record.clock.observe_step(rank.step_seconds)
         live.step, live.progress_at = rank.step, _seen_between(turn, rank.progress_at)
         if record.incident and not turn.policy.reports_steps:

@@ -314,6 +314,7 @@ class Live:
         silence: heap of (when to judge, node); absent: nodes that summarised reports leave out.
         cut_off_until: most nodes are silent, and until then it is not believed.
         pace: (step, productive seconds when it was completed), newest last.
+        unpriced: what the last restart lost is not known before the first step that follows it.
         stall_s: time the slowest rank was blocked by saves in this attempt; snapshot_s: by snapshots alone.
         snapshots: node -> the newest snapshots that all its ranks hold in memory, oldest first.
         evidence_id: the CollectEvidence that is being answered; asked: the nodes it is for.
@@ -333,6 +334,7 @@ class Live:
     phase: str = "startup"
     phases: PhaseBoard = field(default_factory=PhaseBoard)
     pace: list[tuple[int, float]] = field(default_factory=list)
+    unpriced: bool = False
     milestones: Milestones = field(default_factory=Milestones)
     exits: dict[int, int] = field(default_factory=dict)
     stall_s: float = 0.0

@@ -11,7 +11,7 @@ from megascale.core.state import Stage
 def launched(**changes: object) -> Core:
     """A job of one node whose script was just started, at time 10."""
     core = Core(Policy(nodes=1, steps=100, reports_steps=False, **changes))  # type: ignore[arg-type]
-    core.step(ev.DriverStarted(1), 0.0)
+    core.step(ev.DriverStarted(1), 0.5)
     core.step(ev.NodeJoined("node-0", "a", 0, (), {}), 1.0)
     _answer_launch(core, 10.0)
     return core
@@ -73,3 +73,29 @@ def test_a_told_script_is_asked_to_save_first() -> None:
     report(core, 11.0, 1, 1.0)
     effects = core.step(ev.ManualCommand("stop", "Ctrl-C"), 20.0)
     assert [type(effect).__name__ for effect in effects] == ["SaveNow"]
+
+
+def _restarted(told: int, resumed: int) -> dict[str, float]:
+    """Seconds by phase after a crash at step `told` and a restart whose first step was after `resumed`."""
+    core = launched()
+    for step in range(1, told + 1):
+        report(core, 10.0 + step, step, 1.0)
+    core.step(ev.RankExited("node-0", "a", 1, 0, signal=9, at=10.0 + told), 10.0 + told)
+    (kill,) = [name for name, pending in core.record.pending.items() if pending.kind == "Kill"]
+    core.step(ev.EffectDone(kill, {}), 11.0 + told)
+    _answer_launch(core, 12.0 + told)
+    report(core, 13.0 + told, resumed + 1, 1.0)
+    return core.record.ledger.seconds
+
+
+def test_a_script_with_checkpoints_of_its_own_loses_what_it_does_again() -> None:
+    seconds = _restarted(told=40, resumed=35)
+    # steps 36 to 40, and the second until its first step told where it was
+    assert 5.0 <= seconds["lostWork"] <= 7.0
+    assert 34.0 <= seconds["productive"] <= 36.0
+
+
+def test_a_script_that_starts_over_loses_everything() -> None:
+    seconds = _restarted(told=40, resumed=0)
+    assert seconds["productive"] <= 1.0
+    assert seconds["lostWork"] >= 40.0
