@@ -5,29 +5,36 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+
 from megascale.engine.context import RankLaunch
 from megascale.job.schema import Fault
 
-_THROTTLE: Final = """
-import os, signal, sys, time
-rank = int(sys.argv[1])
-while os.getppid() == rank:
-    for number, seconds in ((signal.SIGSTOP, 0.03), (signal.SIGCONT, 0.01)):
-        os.kill(rank, number)
-        time.sleep(seconds)
-"""
+_DRAG: Final = 2.0
 
 
-def _throttle() -> None:
-    """Start a child that stops this process for three quarters of the time, for as long as it lives."""
-    subprocess.Popen([sys.executable, "-c", _THROTTLE, str(os.getpid())], stdin=subprocess.DEVNULL)
+class _Drag:
+    """Makes every forward pass of this process take three times as long."""
+
+    def __init__(self) -> None:
+        self._depth, self._began = 0, 0.0
+        register_module_forward_pre_hook(self._enter)
+        register_module_forward_hook(self._leave)
+
+    def _enter(self, _module: object, _inputs: object) -> None:
+        if self._depth == 0:
+            self._began = time.monotonic()
+        self._depth += 1
+
+    def _leave(self, _module: object, _inputs: object, _output: object) -> None:
+        self._depth -= 1
+        if self._depth == 0:
+            time.sleep(_DRAG * (time.monotonic() - self._began))
 
 
 def _driver_pid(run_dir: Path) -> int:
@@ -104,7 +111,7 @@ class FaultInjector:
             case "stopNode":
                 self._send_group(os.getpgrp(), signal.SIGSTOP)
             case "slowRank":
-                _throttle()
+                _Drag()
             case "killDriver":
                 self._send(_driver_pid(self._launch.run_dir), signal.SIGKILL)
             case _:

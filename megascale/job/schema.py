@@ -140,7 +140,7 @@ class Fault(Section):
 
     kind: Literal["killRank", "killNode", "stopRank", "stopNode", "slowRank", "killDriver"]
     """kill is SIGKILL, stop is SIGSTOP: of a rank's process, a node's agent with its ranks, or the driver; slow
-    stops a rank for three quarters of the time from then on."""
+    makes the forward passes of a rank take three times as long from then on."""
     rank: Natural | None = None
     """Global rank; for killRank, stopRank and slowRank."""
     node: NodeName | None = None

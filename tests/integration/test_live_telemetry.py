@@ -43,6 +43,6 @@ def test_a_slow_rank_is_suspected_and_its_node_probed(jobs: Jobs) -> None:
     assert [one["node"] for one in found] == ["node-1"] * len(found)
     assert "above stage peers" in found[0]["reason"]
     assert [event["node"] for event in run.events("Probe")] == ["node-1"] * len(found)
-    # The machine is sound: a process that is stopped most of the time does not convict its node.
+    # The node is sound, only a process on it is slow: that convicts nobody.
     assert found[0]["action"] == "none"
     assert read(folder).get("excluded", {}) == {}

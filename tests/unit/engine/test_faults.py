@@ -72,28 +72,26 @@ def test_each_kind_signals_its_target(
     assert signals.sent == [expected]
 
 
-def test_a_slowed_process_gets_less_done(tmp_path: Path) -> None:
+def test_forward_passes_of_a_slow_rank_take_three_times_as_long(tmp_path: Path) -> None:
     program = """
-import json, sys, time
+import sys, time
 from pathlib import Path
-from megascale.engine.faults import _throttle
+from torch import nn, zeros
+from megascale.engine.faults import _Drag
 
-def rate():
-    begin, count = time.monotonic(), 0
-    while time.monotonic() - begin < 0.6:
-        time.sleep(0.001)
-        count += 1
-    return count
+class Inner(nn.Module):
+    def forward(self, x):
+        time.sleep(0.05)
+        return x
 
-before = rate()
-_throttle()
-time.sleep(0.5)
-print(rate() / before)
+model = nn.Sequential(Inner(), Inner())
+_Drag()
+begin = time.monotonic()
+model(zeros(1))
+print(time.monotonic() - begin)
 """
-    ran = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
-    )
-    assert float(ran.stdout) < 0.8
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert float(ran.stdout) >= 0.3
 
 
 def test_it_waits_for_its_step_and_point(tmp_path: Path) -> None:
