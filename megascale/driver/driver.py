@@ -41,7 +41,7 @@ from megascale.fleet.base import SlotEvent
 from megascale.job import TrainingJob
 from megascale.observe.rundir import RunDir, write_atomically
 from megascale.rpc import megascale_pb2 as pb
-from megascale.rpc.connect import CHANNEL_OPTIONS
+from megascale.rpc.connect import SERVER_OPTIONS
 from megascale.rpc.megascale_pb2_grpc import add_DriverServicer_to_server
 
 _RETRY_S: Final = 0.5
@@ -96,7 +96,7 @@ class Driver:
         Raises:
             FencedError: a driver of a higher term took over.
         """
-        server = grpc.aio.server(options=CHANNEL_OPTIONS)
+        server = grpc.aio.server(options=SERVER_OPTIONS)
         add_DriverServicer_to_server(Service(self, self._plugs.listener), server)  # type: ignore[no-untyped-call]
         endpoint = await self._plugs.listener.open(server)
         await server.start()

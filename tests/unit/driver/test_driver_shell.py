@@ -1,0 +1,143 @@
+"""A real driver with real streams; record and fleet are the test's."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import grpc
+import pytest
+from simulated.agent import SimulatedAgent
+from simulated.world import Pace, World
+
+from megascale.agent.place import Place
+from megascale.core import events as ev
+from megascale.core.codec import Json
+from megascale.core.state import Stage
+from megascale.driver.driver import Driver
+from megascale.driver.listener import LocalListener, bind
+from megascale.driver.log import EventLog
+from megascale.driver.plug import Plugs
+from megascale.driver.record import LocalRecord
+from megascale.errors import FencedError, InputError, UnreachableError
+from megascale.fleet.base import Health, SlotEvent
+from megascale.job import load_job
+from megascale.observe.rundir import RunDir
+
+SILENCE_S = 4
+
+
+class Fleet:
+    """Nodes come by themselves and are never asked for."""
+
+    async def start(self, on_event: Callable[[SlotEvent], None]) -> None: ...
+
+    async def acquire(self, count: int, avoid: tuple[str, ...]) -> None: ...
+
+    async def release(self, node: str) -> None: ...
+
+    async def restart(self, node: str) -> None: ...
+
+    async def quarantine(self, node: str, incident: str) -> None: ...
+
+    async def probe(self, node: str) -> Health:
+        return Health(healthy=None, detail=f"{node} is made up")
+
+    async def close(self) -> None: ...
+
+
+class Record(LocalRecord):
+    """A record whose store can be away, and that a successor can take over."""
+
+    away = False
+    fenced = False
+
+    async def write(self, snapshot: Json) -> None:
+        if self.fenced:
+            raise FencedError("a driver of term 9 took over")
+        if self.away:
+            raise UnreachableError("the record's store is away")
+        await super().write(snapshot)
+
+
+async def until(holds: Callable[[], bool], timeout_s: float = 60.0) -> None:
+    for _ in range(int(timeout_s / 0.05)):
+        if holds():
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError("waited in vain")
+
+
+def drive(folder: Path, scenario: Callable[[Driver, Record], Awaitable[None]]) -> None:
+    """Run `scenario` beside a driver of two nodes that train."""
+    run = RunDir(folder)
+    health = {"heartbeatSeconds": 1, "silenceSeconds": SILENCE_S}
+    spec = {"nodes": 2, "spareNodes": 0, "steps": 10**6, "health": health}
+    spec["runtime"] = {"command": {"args": ["python", "none.py"]}}
+    head = {"apiVersion": "megascale.io/v1alpha1", "kind": "TrainingJob", "metadata": {"name": "j"}}
+    run.job_file.write_text(json.dumps(head | {"spec": spec}))
+
+    async def main() -> None:
+        record = Record(run, "j")
+        plugs = Plugs(record, Fleet(), LocalListener(run), EventLog(run))
+        driver = await Driver.take_over(run, load_job(run.job_file), plugs)
+        world = World(Pace(0.05, 0.05, 0.1), 10**6)
+        async with asyncio.timeout(100.0):
+            driving = asyncio.create_task(driver.run())
+            agents = [
+                asyncio.create_task(SimulatedAgent(Place.local(folder, f"n{n}"), world, 1, 0.5).run())
+                for n in range(2)
+            ]
+            try:
+                await until(lambda: driver.core.record.stage is Stage.RUNNING)
+                await scenario(driver, record)
+            finally:
+                for task in (driving, *agents):
+                    task.cancel()
+                ends = await asyncio.gather(driving, *agents, return_exceptions=True)
+        if isinstance(ends[0], Exception):
+            raise ends[0]
+
+    asyncio.run(main())
+
+
+def test_what_passed_while_decisions_waited_is_held_against_nobody(tmp_path: Path) -> None:
+    async def scenario(driver: Driver, record: Record) -> None:
+        record.away = True
+        driver.post(ev.ManualCommand("save", "so that there is something to write"))
+        await asyncio.sleep(SILENCE_S * 1.75)
+        step = driver.core.live.step
+        record.away = False
+        await until(lambda: driver.core.live.step > step)
+        assert driver.core.record.stage is Stage.RUNNING
+        assert driver.core.record.incidents == []
+        assert driver.core.record.incident is None
+        (alert,) = [one["message"] for one in driver.board.document()["alerts"]]
+        assert "decisions wait for it" in alert
+
+    drive(tmp_path, scenario)
+    kinds = [json.loads(line).get("event", {}) for line in (tmp_path / "events.jsonl").open()]
+    assert [event["term"] for event in kinds if event.get("kind") == "DriverStarted"] == [1, 1]
+
+
+def test_a_driver_that_was_superseded_ends(tmp_path: Path) -> None:
+    async def scenario(driver: Driver, record: Record) -> None:
+        record.fenced = True
+        driver.post(ev.ManualCommand("save", "so that there is something to write"))
+        await asyncio.sleep(5.0)
+
+    with pytest.raises(FencedError, match="term 9 took over"):
+        drive(tmp_path, scenario)
+
+
+def test_a_reachable_address_needs_tls() -> None:
+    async def scenario() -> None:
+        server = grpc.aio.server()
+        for host in ("0.0.0.0", "10.0.0.1", "node-1"):
+            with pytest.raises(InputError, match="without TLS only a loopback address is allowed"):
+                bind(server, host, None)
+        assert bind(server, "127.0.0.1", None).startswith("127.0.0.1:")
+
+    asyncio.run(scenario())
