@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,25 +38,48 @@ def table_floors(hardware: str) -> dict[str, Floor]:
     }
 
 
-def baseline_floors(path: Path, hardware: str) -> dict[str, Floor]:
-    """Least figures by check from a baseline that `write_baseline` made on this hardware.
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """Figures that `write_baseline` recorded.
+
+    Attributes:
+        path: where they were read from.
+        floors: least figures by check.
+    """
+
+    path: Path
+    hardware: str
+    floors: dict[str, Floor]
+
+    def floors_on(self, hardware: str) -> dict[str, Floor]:
+        """The floors for a node of this hardware.
+
+        Raises:
+            InputError: they were recorded on other hardware.
+        """
+        if self.hardware != hardware:
+            raise InputError(
+                f"--baseline {self.path}: recorded on {self.hardware!r}, this node is {hardware!r}; "
+                "record it here"
+            )
+        return self.floors
+
+
+def read_baseline(path: Path) -> Baseline:
+    """Read a baseline.
 
     Raises:
-        InputError: the file cannot be read, or is of other hardware.
+        InputError: the file cannot be read, or is none.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        recorded, figures = document["hardware"], document["figures"]
+        recorded, figures = str(document["hardware"]), document["figures"]
         floors = {str(k): Floor(_BASELINE_SHARE * float(v), "baseline") for k, v in figures.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"--baseline {path}: not a baseline ({error}); make one with --record-baseline"
         ) from error
-    if recorded != hardware:
-        raise InputError(
-            f"--baseline {path}: recorded on {recorded!r}, this node is {hardware!r}; record it here"
-        )
-    return floors
+    return Baseline(path, recorded, floors)
 
 
 def write_baseline(path: Path, hardware: str, checks: Iterable[Check]) -> None:

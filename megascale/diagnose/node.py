@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from megascale.diagnose.checks import NodeReport, judge
-from megascale.diagnose.expected import baseline_floors, table_floors, write_baseline
+from megascale.diagnose.expected import read_baseline, table_floors, write_baseline
 from megascale.diagnose.worker_client import Worker, WorkerGoneError, WorkerInfo, usable_cpus
 
 _CPU_RANKS: Final = 2
@@ -98,12 +98,13 @@ async def check_node(
         InputError: the baseline cannot be read, is of other hardware, or cannot be written.
     """
     begin = time.monotonic()
+    recorded = read_baseline(baseline) if baseline else None
     progress("importing torch")
     async with Worker(options.fault) as worker:
         info = await worker.start()
         found = await examine(worker, info, options, "127.0.0.1", progress)
-    if baseline:
-        floors = baseline_floors(baseline, found.hardware)
+    if recorded:
+        floors = recorded.floors_on(found.hardware)
     else:
         floors = table_floors(found.hardware) if info.gpus else {}
     checks = judge(found.answers, floors)

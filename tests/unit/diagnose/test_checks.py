@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megascale.diagnose.checks import MESSAGE_BYTES, Check, Floor, NodeReport, judge
-from megascale.diagnose.expected import baseline_floors, table_floors, write_baseline
+from megascale.diagnose.expected import read_baseline, table_floors, write_baseline
 from megascale.errors import InputError
 
 
@@ -116,12 +116,12 @@ def test_other_hardware_is_not_in_the_table(name):
 def test_a_baseline_is_read_back_for_the_same_hardware_only(tmp_path: Path):
     path = tmp_path / "b.json"
     write_baseline(path, "AMD EPYC x2", [Check("memory", "unknown", 10.0, "GB/s"), Check("bits", "ok")])
-    floors = baseline_floors(path, "AMD EPYC x2")
+    floors = read_baseline(path).floors_on("AMD EPYC x2")
     assert set(floors) == {"memory"}
     assert judge([answer(0, memory=4.0)], floors)[0].status == "slow"
     assert judge([answer(0, memory=8.0)], floors)[0].status == "ok"
     with pytest.raises(InputError, match="this node is 'AMD EPYC x4'"):
-        baseline_floors(path, "AMD EPYC x4")
+        read_baseline(path).floors_on("AMD EPYC x4")
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"hardware": "x", "figures": 3}', '{"figures": {}}'])
@@ -129,4 +129,4 @@ def test_a_damaged_baseline_is_bad_input(tmp_path: Path, text):
     path = tmp_path / "b.json"
     path.write_text(text)
     with pytest.raises(InputError, match="record-baseline"):
-        baseline_floors(path, "x")
+        read_baseline(path)
