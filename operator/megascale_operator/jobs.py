@@ -19,7 +19,9 @@ from megascale_operator.kube.queue import KeyedQueue
 from megascale_operator.kube.resources import (
     CONFIG_MAPS,
     NODES,
+    TRAINING_JOBS,
     Obj,
+    Resource,
 )
 from megascale_operator.nodecare.care import NodeCare
 from megascale_operator.perform import Performer
@@ -55,6 +57,7 @@ class _Memory:
     ended: dict[str, PodRecord] = field(default_factory=dict)
     incarnations: dict[int, int] = field(default_factory=dict)
     slots_written_at: float = 0.0
+    status_written_at: float = 0.0
     manifest: tuple[tuple[str, int], Job] | None = None
 
 
@@ -148,10 +151,12 @@ class JobController:
         self._care.ask(key, job.spec.remediation.mode, wishes.quarantine)
         observed = await self._observe(job, key, memory, pods, now)
         plan = reconcile(job, observed, self._settings, now)
-        writes_slots = _writes_slots(plan, job)
         again_s = await self._carry_out(obj, plan)
-        if writes_slots:
-            memory.slots_written_at = self._clock.utc()
+        done_at = self._clock.utc()
+        if _applies(plan, TRAINING_JOBS, job.name):
+            memory.status_written_at = done_at
+        if _applies(plan, CONFIG_MAPS, names.slots_map(job.name)):
+            memory.slots_written_at = done_at
             for pod in observed.ended:
                 memory.ended.pop(pod.uid, None)
         return again_s
@@ -189,6 +194,7 @@ class JobController:
             granted=granted,
             refused=refused,
             slots_written_at=memory.slots_written_at,
+            status_written_at=memory.status_written_at,
         )
 
     async def _look_for_nodes(self, pods: tuple[PodRecord, ...]) -> None:
@@ -228,11 +234,8 @@ class JobController:
         return plan.requeue_s
 
 
-def _writes_slots(plan: Plan, job: Job) -> bool:
-    name = names.slots_map(job.name)
+def _applies(plan: Plan, resource: Resource, name: str) -> bool:
     return any(
-        isinstance(action, Apply)
-        and action.resource is CONFIG_MAPS
-        and action.body["metadata"]["name"] == name
+        isinstance(action, Apply) and action.resource is resource and action.body["metadata"]["name"] == name
         for action in plan.actions
     )

@@ -220,6 +220,18 @@ def test_deletion_waits_for_the_save_and_leaves_nothing(kubeconfig: Path, api: R
         eventually("the job is gone", lambda: job not in str(api.get(JOBS)))
 
 
+def test_a_job_that_somebody_else_manages_is_left_alone(kubeconfig: Path, api: Rest) -> None:
+    with operator(kubeconfig, "modest"):
+        led_by(api, "modest")
+        other = new_job(api, managedBy="kueue.x-k8s.io/multikueue")
+        mine = new_job(api)
+        all_made(api, mine)
+        assert pods_of(api, other) == []
+        found = api.get(f"{JOBS}/{other}")
+        assert not found["metadata"].get("finalizers")
+        assert "status" not in found
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

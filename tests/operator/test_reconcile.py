@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from kube_world import World, avoided, job_object, node_object
 from megascale_operator.kube.clock import stamp
 from megascale_operator.reconcile import names
-from megascale_operator.reconcile.plan import Create, Delete, Patch
+from megascale_operator.reconcile.plan import Apply, Create, Delete, Patch
 
 NODES = ("n1", "n2", "n3", "n4", "n5", "n6")
 
@@ -69,6 +69,23 @@ def test_slots_are_written_at_most_once_a_second() -> None:
     plan = world.look()
     assert not any(isinstance(action, Create) for action in plan.actions)
     assert plan.requeue_s == pytest.approx(0.7, abs=0.01)
+
+
+def test_counts_alone_are_written_every_two_seconds_and_news_at_once() -> None:
+    world = World()
+    world.nodes = {name: node_object(name) for name in NODES}
+    writes = 0
+    for index in range(40):
+        world.now += 0.1
+        if index == 10:
+            world.kubelet()
+        if index % 4 == 0:
+            for pod in world.slots()[: index // 10]:
+                world.run(pod["metadata"]["name"])
+        writes += any(isinstance(one, Apply) and one.subresource for one in world.tick().actions)
+    world.settle()
+    assert world.job["status"]["operator"]["slots"]["ready"] == 3
+    assert writes <= 5
 
 
 def test_a_released_slot_is_replaced_and_its_node_avoided() -> None:
@@ -290,6 +307,20 @@ def test_suspend_waits_for_the_save_and_resume_makes_everything_again() -> None:
     assert sorted(world.pods) == ["q-0-1", "q-1-1", "q-2-1", "q-driver-1"]
     world.settle()
     assert world.condition("Suspended") == "False"
+
+
+def test_a_job_that_is_resumed_smaller_does_not_get_its_old_size() -> None:
+    world = running()
+    world.edit(suspend=True)
+    world.driver_says(stage="suspended", wishes={"slots": 3})
+    for _ in range(4):
+        world.now += 1
+        world.tick()
+        world.kubelet()
+    world.settle()
+    world.edit(suspend=False, spareNodes=0)
+    world.settle()
+    assert len(world.slots()) == 2
 
 
 def test_what_the_driver_said_of_an_earlier_suspension_does_not_count() -> None:

@@ -75,6 +75,7 @@ class World:
     ended: list[PodRecord] = field(default_factory=list)
     gone_nodes: set[str] = field(default_factory=set)
     written_at: float = 0.0
+    told_at: float = 0.0
     created: list[str] = field(default_factory=list)
     driver_crt: str = ""
     granted: tuple[tuple[str, str], ...] = ()
@@ -97,6 +98,7 @@ class World:
             granted=self.granted,
             refused=self.refused,
             slots_written_at=self.written_at,
+            status_written_at=self.told_at,
         )
         return reconcile(job, observed, self.settings, self.now)
 
@@ -113,7 +115,8 @@ class World:
         """Reconcile once a second until there is nothing to do."""
         for _ in range(most):
             self.now += 1.0
-            if not self.tick().actions:
+            plan = self.tick()
+            if not plan.actions and (plan.requeue_s is None or plan.requeue_s > 2.0):
                 return
         raise AssertionError(f"still busy after {most} looks: {self.look().actions}")
 
@@ -150,6 +153,7 @@ class World:
     def _apply(self, kind: str, body: Obj, subresource: str) -> None:
         if kind == "TrainingJob":
             assert subresource == "status"
+            self.told_at = self.now
             self.job.setdefault("status", {}).update(copy.deepcopy(body["status"]))
             return
         if body["metadata"]["name"] == names.slots_map(self.job["metadata"]["name"]):

@@ -148,6 +148,9 @@ def wishes_of(job: Job) -> Wishes:
     if not isinstance(said, dict):
         return Wishes()
     slots = said.get("slots")
+    if job.driver.get("stage") == "suspended":
+        # Said before the job was resumed, perhaps with other sizes.
+        slots = None
     return Wishes(
         slots=slots if isinstance(slots, int) and slots >= 0 else None,
         avoid=tuple(sorted(_texts(said.get("avoidNodes")))),

@@ -33,7 +33,7 @@ class Observed:
         incarnations: the highest number each slot ever had, as far as this process knows.
         ca_pem: of the CA that signs drivers; driver_crt: for the CSR that the driver published, "" if none.
         granted: nodes quarantined for this job, with the incident; refused: refusals of node care.
-        slots_written_at: Unix seconds at which this process last wrote `slots.json`.
+        slots_written_at, status_written_at: Unix seconds at which this process last wrote them.
     """
 
     pods: tuple[PodRecord, ...] = ()
@@ -46,6 +46,7 @@ class Observed:
     granted: tuple[tuple[str, str], ...] = ()
     refused: tuple[Obj, ...] = ()
     slots_written_at: float = 0.0
+    status_written_at: float = 0.0
 
     def role(self, role: str) -> list[PodRecord]:
         return [pod for pod in self.pods if pod.role == role]

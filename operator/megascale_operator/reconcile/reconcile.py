@@ -20,6 +20,8 @@ from megascale_operator.reconcile.slots_file import SlotsFile, next_file
 
 SLOTS_PERIOD_S: Final = 1.0
 """`slots.json` is written at most this often."""
+COUNTS_PERIOD_S: Final = 2.0
+"""Counts of slots in the status are brought up to date at most this often."""
 _LOOK_AGAIN_S: Final = 30.0
 _DRIVER_PAUSE_S: Final = 10.0
 _MOST_REFUSALS: Final = 20
@@ -197,14 +199,22 @@ def _report(
         **lifecycle.times(job, phase, has_slots=bool(slots.make or observed.role("slot")), now=now),
     }
     plan.notes += transitions(job, conditions)
-    if any(job.status.get(key) != value for key, value in status.items()):
-        plan.then(
-            Apply(
-                TRAINING_JOBS,
-                {"metadata": {"name": job.name, "namespace": job.namespace}, "status": status},
-                "status",
-            )
-        )
+    if all(job.status.get(key) == value for key, value in status.items()):
+        return
+    wait_s = observed.status_written_at + COUNTS_PERIOD_S - now
+    if wait_s > 0 and _essence(job.status) == _essence({**job.status, **status}):
+        plan.again(wait_s)
+        return
+    body = {"metadata": {"name": job.name, "namespace": job.namespace}, "status": status}
+    plan.then(Apply(TRAINING_JOBS, body, "status"))
+
+
+def _essence(status: Obj) -> Obj:
+    """The status without counts of slots, which change with every pod that comes up."""
+    operator = {key: value for key, value in (status.get("operator") or {}).items() if key != "slots"}
+    conditions = [(one["type"], one["status"], one["reason"]) for one in status.get("conditions") or ()]
+    rest = {key: value for key, value in status.items() if key != "nodes"}
+    return {**rest, "operator": operator, "conditions": conditions}
 
 
 def _refusals(job: Job, wanted: list[Obj], now: float) -> list[Obj]:

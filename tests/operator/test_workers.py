@@ -1,0 +1,81 @@
+"""Workers: one object that cannot be handled is no trouble for the others. In virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+
+import pytest
+from megascale_operator.kube.clock import Clock
+from megascale_operator.kube.errors import NotLeaderError
+from megascale_operator.kube.queue import KeyedQueue
+from megascale_operator.metrics import Metrics
+from megascale_operator.workers import STUCK_S, Workers
+from virtual_time import VirtualLoop, run_virtual
+
+
+def test_a_mistake_with_one_key_is_logged_and_tried_again_later(caplog: pytest.LogCaptureFixture) -> None:
+    async def main(loop: VirtualLoop) -> None:
+        looks: list[tuple[str, float]] = []
+
+        async def reconcile(key: str) -> float | None:
+            looks.append((key, loop.time()))
+            if key == "broken":
+                raise KeyError("metadata")
+            return 10.0
+
+        queue: KeyedQueue[str] = KeyedQueue(loop.time, seed=1)
+        metrics = Metrics()
+        running = asyncio.create_task(Workers("jobs", queue, reconcile, Clock(loop.time), metrics).run())
+        queue.add("broken")
+        queue.add("sound")
+        await asyncio.sleep(60)
+        running.cancel()
+        sound = [at for key, at in looks if key == "sound"]
+        broken = [at for key, at in looks if key == "broken"]
+        assert len(sound) == 6
+        gaps = [later - earlier for earlier, later in itertools.pairwise(broken)]
+        assert gaps == sorted(gaps)
+        assert gaps[0] <= 1.0
+        assert b"megascale_operator_reconcile_errors_total" in metrics.page()
+
+    with caplog.at_level(logging.ERROR):
+        run_virtual(main)
+    assert "KeyError" in caplog.text
+
+
+def test_who_does_not_lead_any_more_is_no_error() -> None:
+    async def main(loop: VirtualLoop) -> None:
+        async def reconcile(key: str) -> float | None:
+            raise NotLeaderError("held back")
+
+        queue: KeyedQueue[str] = KeyedQueue(loop.time)
+        metrics = Metrics()
+        running = asyncio.create_task(Workers("jobs", queue, reconcile, Clock(loop.time), metrics).run())
+        queue.add("a")
+        await asyncio.sleep(1)
+        assert len(queue) == 0
+        assert b'reconcile_errors_total{controller="jobs"}' not in metrics.page()
+        running.cancel()
+
+    run_virtual(main)
+
+
+def test_work_that_makes_no_progress_is_found() -> None:
+    async def main(loop: VirtualLoop) -> None:
+        async def reconcile(key: str) -> float | None:
+            await asyncio.Event().wait()
+            return None
+
+        queue: KeyedQueue[str] = KeyedQueue(loop.time)
+        workers = Workers("jobs", queue, reconcile, Clock(loop.time), Metrics())
+        running = asyncio.create_task(workers.run())
+        queue.add("a")
+        await asyncio.sleep(STUCK_S - 1)
+        assert workers.stuck() == []
+        await asyncio.sleep(2)
+        assert workers.stuck() == ["jobs a"]
+        running.cancel()
+
+    run_virtual(main)
