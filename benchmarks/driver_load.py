@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -177,6 +178,7 @@ def _measure(folder: Path, nodes: int, seconds: float) -> dict[str, Any]:
         "driver CPU a beat": f"{spent / wall / (nodes / BEAT_S) * 1e6:.0f} us",
         "driver memory": f"{memory:.0f} MiB",
         "event log": f"{logged:.0f} KiB/s",
+        "load average of the machine": f"{os.getloadavg()[0]:.0f}",
         "all joined and training after": f"{joined_s:.0f} s (agents share the machine)",
     }
 
