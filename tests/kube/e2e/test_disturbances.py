@@ -17,7 +17,7 @@ from suite.jobs import Job, driver
 from suite.manifests import training_job
 from suite.site import OPERATORS, PODS, Site
 
-pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
+pytestmark = [pytest.mark.multiprocess, pytest.mark.slow, pytest.mark.timeout(600)]
 Json = dict[str, Any]
 NODES = 6
 

@@ -6,7 +6,7 @@ import pytest
 from suite.manifests import training_job
 from suite.site import Site
 
-pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
+pytestmark = [pytest.mark.multiprocess, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def test_a_job_trains_to_its_end_and_leaves_nothing_running(site: Site, namespace: str) -> None:

@@ -14,7 +14,7 @@ from suite.manifests import training_job
 from suite.site import OPERATORS, Site
 from suite.trail import overlaps, writes
 
-pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
+pytestmark = [pytest.mark.multiprocess, pytest.mark.slow, pytest.mark.timeout(600)]
 TAKEOVER_S, ROLLOUT_S = 15.0, 5.0
 
 

@@ -36,7 +36,7 @@ class Patience:
 
     silent_node_s: float
     orphaned_pods_s: float
-    usual_s: float = 90.0
+    usual_s: float = 150.0
 
 
 DOUBLE, REAL = Patience(3.0, 2.0), Patience(60.0, 120.0, 180.0)

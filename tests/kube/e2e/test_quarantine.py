@@ -1,0 +1,75 @@
+"""Bad nodes are taken out of service within bounds, and only a person, or a check, puts them back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from objects import eventually, fresh
+from suite.jobs import driver
+from suite.manifests import training_job
+from suite.site import OPERATORS, Site
+
+pytestmark = [pytest.mark.multiprocess, pytest.mark.slow, pytest.mark.timeout(600)]
+Json = dict[str, Any]
+MARK, TAINT = "megascale.io/quarantine", "megascale.io/quarantined"
+
+
+@pytest.fixture(scope="module")
+def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    kubeconfig = request.config.getoption("--kubeconfig", default=None)
+    with Site(tmp_path_factory.mktemp("site"), kubeconfig, nodes=5, mode="Enforce") as site:
+        site.start_operator(OPERATORS[0])
+        yield site
+
+
+def node(site: Site, name: str) -> Json:
+    return site.api.get(f"/api/v1/nodes/{name}")
+
+
+def own_taints(site: Site, name: str) -> list[Json]:
+    return [one for one in node(site, name)["spec"].get("taints", ()) if one["key"] == TAINT]
+
+
+def test_quarantine_breaker_and_a_person_who_knows_better(site: Site) -> None:
+    namespace = site.namespace(fresh("e2e"))
+    body = training_job("strict", site.folder / "state", steps=100_000, step_s=0.05)
+    body["spec"] |= {"remediation": {"mode": "Enforce"}}
+    job = site.job(namespace, body)
+    eventually(lambda: len(site.ranks(job)) == 2 or None, job.patience_s)
+    # Somebody else's taint on the node must survive everything.
+    bad = sorted(site.ranks(job))[0]
+    theirs = {"key": "example.com/theirs", "effect": "PreferNoSchedule"}
+    site.api.json_patch(f"/api/v1/nodes/{bad}", [{"op": "add", "path": "/spec/taints", "value": [theirs]}])
+    site.control.act(bad, "stop")
+    eventually(lambda: own_taints(site, bad) or None, 2 * job.patience_s)
+    marked = node(site, bad)
+    assert marked["spec"]["unschedulable"] is True
+    assert set(json.loads(marked["metadata"]["annotations"][MARK])["set"]) == {"cordon", "taint"}
+    assert theirs["key"] in {one["key"] for one in marked["spec"]["taints"]}
+    job.until(lambda one: bad in str(one["status"]["operator"]["quarantined"]), "granted")
+    eventually(lambda: len(site.ranks(job)) == 2 or None, job.patience_s)
+
+    # A second one is refused: one node in ten, but always one, may be out.
+    worse = sorted(site.ranks(job))[0]
+    site.control.act(worse, "stop")
+    refused = job.until(
+        lambda one: any(
+            entry["node"] == worse and "breaker open" in entry["reason"]
+            for entry in one["status"]["operator"]["refusals"]
+        ),
+        "refused",
+        2 * job.patience_s,
+    )
+    assert own_taints(site, worse) == []
+    assert worse in driver(refused)["wishes"]["avoidNodes"]
+
+    # A person puts the first one back: our taint goes, theirs stays, and it is not quarantined again.
+    site.control.act(bad, "start")
+    site.api.merge(f"/api/v1/nodes/{bad}", {"spec": {"unschedulable": None}})
+    eventually(lambda: not own_taints(site, bad) or None, job.patience_s)
+    back = node(site, bad)
+    assert theirs["key"] in {one["key"] for one in back["spec"]["taints"]}
+    assert json.loads(back["metadata"]["annotations"][MARK])["overridden"] > 0
