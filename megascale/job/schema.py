@@ -139,8 +139,8 @@ class Fault(Section):
     """A fault injected for a demonstration or a test."""
 
     kind: Literal["killRank", "killNode", "stopRank", "stopNode", "slowRank", "killDriver"]
-    """kill is SIGKILL, stop is SIGSTOP: of a rank's process, a node's agent with its ranks, or the driver; slow
-    makes the forward passes of a rank take three times as long from then on."""
+    """kill is SIGKILL, stop is SIGSTOP: of a rank's process, a node's agent with its ranks, or the driver;
+    slow makes the forward passes of a rank take three times as long from then on."""
     rank: Natural | None = None
     """Global rank; for killRank, stopRank and slowRank."""
     node: NodeName | None = None

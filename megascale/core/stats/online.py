@@ -1,8 +1,8 @@
 """Straggler detection while the job runs: bounded memory, one pass of vector operations per step.
 
 The same rule as for whole traces (compute against stage peers, k of n windows), without hindsight. A stage on
-one node has no peers elsewhere: its ratio to the other stages is compared with what it was. Memory: eight rows
-and two short histories of one float per rank, about 4 MB at 12,288 ranks.
+one node has no peers elsewhere: its ratio to the other stages is compared with what it was. Memory: eight
+rows and two short histories of one float per rank, about 4 MB at 12,288 ranks.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from pydantic.alias_generators import to_camel
 
 from megascale.job.presets import PRESETS
 from megascale.job.rules import BYTE_VOCAB_SIZE
-from megascale_operator.crd.rule import Rule, either, implies, table, text
+from megascale_operator.crd.rule import Rule, either, implies, table
 
 
 def _shape(model: str, name: str, otherwise: str) -> str:
@@ -34,7 +34,6 @@ class _Model:
         self.ffn = _shape(at, "ffn_hidden_size", f"4 * {self.hidden}")
         self.experts = _shape(at, "experts", "0")
         self.experts_per_token = _shape(at, "experts_per_token", "1")
-        self.block = _shape(at, "block", text("parallel"))
         self.vocabulary = _shape(at, "vocab_size", str(BYTE_VOCAB_SIZE))
 
 
@@ -67,11 +66,6 @@ def model_rules() -> list[Rule]:
             f"{model.experts} == 0 || {model.experts_per_token} <= {model.experts}",
             "expertsPerToken must not be more than experts",
             ".expertsPerToken",
-        ),
-        Rule(
-            f"{model.experts} == 0 || {model.block} == 'serial'",
-            "experts need block serial: the parallel block is not made for them",
-            ".block",
         ),
         Rule("self == oldSelf", "the model cannot be changed: its checkpoints have this shape"),
     ]
@@ -132,6 +126,12 @@ DATA: Final = [
         "size(self.blend) == 0 || size(self.prepareFrom) == 0",
         "prepareFrom makes one dataset, but data is a blend of several",
         ".prepareFrom",
+    ),
+    Rule(
+        "!has(self.batchRamp) || self.batchRamp.start <= self.globalBatch"
+        " && (self.globalBatch - self.batchRamp.start) % self.batchRamp.increment == 0",
+        "globalBatch less the ramp's start must be a multiple of its increment",
+        ".batchRamp.start",
     ),
 ]
 OPTIMIZER: Final = [

@@ -18,22 +18,24 @@ _LEAST: Final = either("self", "minNodes", "self.nodes")
 """What the job may shrink to."""
 
 
-def _fits(nodes: str) -> tuple[str, str, str]:
-    """Layout and batch divide evenly over the ranks of `nodes` nodes: ranks, waves, interleaved waves."""
+def _fits(nodes: str) -> tuple[str, str, str, str]:
+    """Layout and batch divide evenly over the ranks of `nodes` nodes: ranks, waves, interleaved, the ramp."""
     megatron = "self.runtime.megatron"
     layout, data = f"{megatron}.parallelism", f"{megatron}.data"
     world = f"({nodes} * self.ranksPerNode)"
     replica = f"({layout}.tensor * {layout}.pipeline * {layout}.context)"
     wave = f"({data}.microBatch * ({world} / {replica}))"
     interleaved = f"({layout}.interleave == 1 || {data}.globalBatch / {wave} % {layout}.pipeline == 0)"
-    return f"{world} % {replica} == 0", f"{data}.globalBatch % {wave} == 0", interleaved
+    unit = f"({wave} * ({layout}.interleave == 1 ? 1 : {layout}.pipeline))"
+    ramp = f"(!has({data}.batchRamp) || {data}.batchRamp.increment % {unit} == 0)"
+    return f"{world} % {replica} == 0", f"{data}.globalBatch % {wave} == 0", interleaved, ramp
 
 
 def _size_rules() -> list[Rule]:
     """nodes, minNodes and the layout."""
     megatron = "self.runtime.megatron"
     trains = f"has({megatron})"
-    ranks, batch, interleaved = _fits("self.nodes")
+    ranks, batch, interleaved, ramp = _fits("self.nodes")
     return [
         Rule(f"{_LEAST} <= self.nodes", "minNodes must not be more than nodes", ".minNodes"),
         Rule(
@@ -53,8 +55,14 @@ def _size_rules() -> list[Rule]:
             ".runtime.megatron.data.globalBatch",
         ),
         Rule(
+            implies(f"{trains} && {ranks} && {batch} && {interleaved}", ramp),
+            "the ramp's increment must be a multiple of microBatch x data-parallel size,"
+            " and with interleave of that times pipeline",
+            ".runtime.megatron.data.batchRamp.increment",
+        ),
+        Rule(
             implies(
-                f"{trains} && {ranks} && {batch} && {interleaved} && {_LEAST} < self.nodes",
+                f"{trains} && {ranks} && {batch} && {interleaved} && {ramp} && {_LEAST} < self.nodes",
                 " && ".join(_fits(_LEAST)),
             ),
             "layout and globalBatch must fit minNodes x ranksPerNode ranks too",

@@ -12,6 +12,7 @@ from megascale.fleet.base import FleetRefusedError, Health, SlotEvent
 from megascale.rpc import megascale_pb2 as pb
 from megascale_operator.driver.slots import Gone, Slot, Slots
 from megascale_operator.kube.resources import Obj
+from megascale_operator.reconcile.leaving import Leaving
 
 _MOST: Final = 64
 _REASON: Final = 500
@@ -80,7 +81,8 @@ class KubernetesFleet:
         self.changed()
 
     def _tell_leaving(self, slot: Slot) -> None:
-        if not slot.leaving.startswith(_OURS):
+        """A notice to save and swap; of a slot that failed only its end is told, as the fault that it is."""
+        if not slot.leaving.startswith(_OURS) and Leaving.was_planned(slot.leaving):
             self._on_event(SlotEvent(slot.node, slot.leaving, time.time(), planned=True, leaving=True))
 
     def _tell_gone(self, gone: Gone) -> None:
