@@ -12,6 +12,9 @@ from suite.site import OPERATORS, Site
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kubeconfig", type=Path, default=None, help="real API server for tests/kube/e2e")
+    parser.addoption(
+        "--slots", type=int, default=60, help="size of the large job of tests/kube/e2e/test_scale.py"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -26,3 +29,9 @@ def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture
 def namespace(site: Site) -> str:
     return site.namespace(fresh("e2e"))
+
+
+@pytest.fixture
+def slots(request: pytest.FixtureRequest) -> int:
+    """Nodes of the large job; 1536 needs both cores of a machine for minutes."""
+    return int(request.config.getoption("--slots", default=60))

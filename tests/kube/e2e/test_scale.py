@@ -1,0 +1,88 @@
+"""One large job on simulated nodes: created, training, a rack lost, recovered (`--slots 1536`: full size)."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+
+import psutil
+import pytest
+from objects import eventually, fresh
+from programs import simulated
+from simulated.control import Racks
+from suite.jobs import Job, driver
+from suite.manifests import training_job
+from suite.site import OPERATORS, Site
+from suite.trail import writes
+
+from megascale.core.names import unpack
+
+pytestmark = [pytest.mark.multiprocess, pytest.mark.slow, pytest.mark.timeout(600)]
+RACK = 6
+_PATIENCE_S = 240.0
+
+
+@pytest.fixture(scope="module")
+def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    kubeconfig = request.config.getoption("--kubeconfig", default=None)
+    with Site(tmp_path_factory.mktemp("site"), kubeconfig, nodes=1, node_grace_s=60.0) as site:
+        site.start_operator(OPERATORS[0])
+        yield site
+
+
+@pytest.mark.timeout(900)
+def test_many_slots_and_a_rack_that_is_lost(site: Site, slots: int) -> None:
+    namespace = site.namespace(fresh("e2e"))
+    nodes, spares = slots, RACK + 4
+    arguments = ("--nodes", str(nodes + spares + 2 * RACK), "--rack", str(RACK))
+    program, url = simulated(site.folder / "simulated", site.kubeconfig, *arguments)
+    with program:
+        racks, folder = Racks(url), site.folder / "state"
+        body = training_job("large", folder, steps=1_000_000)
+        spec = body["spec"] | {"nodes": nodes, "minNodes": nodes - RACK, "spareNodes": spares}
+        spec["health"] |= {"heartbeatSeconds": 5, "silenceSeconds": 20}
+        spec["template"]["spec"] |= {
+            "nodeSelector": {"megascale.io/simulated": "true"},
+            "tolerations": [{"key": "megascale.io/simulated", "operator": "Exists"}],
+        }
+        before, begin = cpu_s(site), time.time()
+        job = site.job(namespace, body | {"spec": spec})
+        eventually(lambda: racks.counts()["slots"] >= nodes + spares or None, _PATIENCE_S)
+        created = [line for line in writes(site.faults.trail(), OPERATORS[0]) if is_pod(line["path"])]
+        span_s = created[-1]["time"] - created[0]["began"]
+        print(f"{len(created)} pods created in {span_s:.1f} s; operator {cpu_s(site) - before:.1f} s CPU")
+        job.until_step(2, _PATIENCE_S)
+        print(f"apply to step 2 as status tells it: {time.time() - begin:.1f} s")
+        attempt = driver(job.get())["attempt"]
+
+        lost = racks.fail(0)
+        at = time.time()
+        found = job.until(
+            lambda one: driver(one).get("attempt", 0) > attempt and driver(one).get("stage") == "running",
+            "recovered",
+            _PATIENCE_S,
+        )
+        print(f"{len(lost)} nodes lost; running again after {time.time() - at:.1f} s")
+        step = driver(found)["step"]
+        job.until_step(step + 2, _PATIENCE_S)
+        assert len(assigned(site, job)) == nodes
+        assert set(lost).isdisjoint(assigned(site, job))
+
+
+def assigned(site: Site, job: Job) -> list[str]:
+    """The nodes that have ranks, by the driver's record."""
+    path = f"/api/v1/namespaces/{job.namespace}/configmaps/{job.name}-record"
+    record = json.loads(site.api.get(path)["data"]["record.json"])
+    return unpack(record["core"]["assignment"])
+
+
+def is_pod(path: str) -> bool:
+    return path.partition("?")[0].endswith("/pods")
+
+
+def cpu_s(site: Site) -> float:
+    process = site.operators[OPERATORS[0]].process
+    assert process is not None
+    times = psutil.Process(process.pid).cpu_times()
+    return times.user + times.system
