@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
 from ruamel.yaml.nodes import Node, ScalarNode, SequenceNode
 from ruamel.yaml.reader import ReaderError
 
@@ -18,6 +19,7 @@ Path = tuple[str | int, ...]
 
 MAX_BYTES: Final = 1_000_000
 _MAX_VALUES: Final = 100_000
+_MAX_DEPTH: Final = 64
 _TAG: Final = "tag:yaml.org,2002:"
 _COLLECTION_TAGS: Final = frozenset({f"{_TAG}map", f"{_TAG}seq"})
 _PLAIN_TAGS: Final = frozenset(
@@ -89,6 +91,7 @@ def parse(text: str, file: str, *, takes_text: Callable[[Path], bool | None] = l
 def _compose(text: str, file: str) -> list[Node]:
     """Node graphs of the documents that are not empty."""
     try:
+        _bound_depth(text, file)
         nodes = list(YAML(typ="safe", pure=True).compose_all(text))
     except ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
@@ -104,9 +107,20 @@ def _compose(text: str, file: str) -> list[Node]:
         raise _unreadable(file, f"YAML syntax: {problem}", at, hint=hint) from error
     except YAMLError as error:
         raise _unreadable(file, f"YAML syntax: {error}") from error
-    except RecursionError as error:
-        raise _unreadable(file, "is nested too deeply") from error
     return [node for node in nodes if not _is_empty(node)]
+
+
+def _bound_depth(text: str, file: str) -> None:
+    """Composing recurses, parsing does not: what would exhaust the stack is found first."""
+    depth = 0
+    for event in YAML(typ="safe", pure=True).parse(text):
+        if isinstance(event, CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, CollectionEndEvent):
+            depth -= 1
+        if depth > _MAX_DEPTH:
+            line = event.start_mark.line + 1
+            raise _unreadable(file, f"is nested more than {_MAX_DEPTH} levels deep", line)
 
 
 def _is_empty(node: Node) -> bool:
