@@ -167,6 +167,34 @@ _USER: Final[tuple[Rule, ...]] = (
         example="ImportError: /opt/venv/flash_attn_2_cuda.so: undefined symbol: _ZN2at4_ops5zeros",
     ),
     rule(
+        "framework-compiler",
+        (
+            r"\b(?:BackendCompilerFailed|InternalTorchDynamoError|InductorError|LoweringException"
+            r"|CompilationError)\b"
+        ),
+        ("framework", "fail_job"),
+        words="compil|dynamo|inductor|lowering",
+        weight=EXCEPTION + 2,
+        min_level="error",
+        source="torch.compile and Triton: the same graph fails to compile again",
+        unless=r"CUDA error|out of memory",
+        example="torch._dynamo.exc.BackendCompilerFailed: backend='inductor' raised:",
+    ),
+    rule(
+        "framework-assert",
+        r"\bINTERNAL ASSERT FAILED\b",
+        ("framework", "restart"),
+        words="internal assert",
+        weight=EXCEPTION + 1,
+        min_level="error",
+        source="torch's c10/util/Exception.h: an invariant of its own is broken",
+        unless=r"CUDA error|NCCL error",
+        example=(
+            'RuntimeError: it != handles.end() INTERNAL ASSERT FAILED at "/build/c10/cuda/pool.cpp":88,'
+            " please report a bug to PyTorch."
+        ),
+    ),
+    rule(
         "driver-library",
         (
             r"(?:libcuda|libnvidia-ml|libnvidia-\w+)\.so\S*: cannot open shared object"
@@ -228,15 +256,14 @@ _USER: Final[tuple[Rule, ...]] = (
             r"|DataParallel|No backend type associated"
             r"|Default process group has not been initialized|Boolean value of Tensor"
             r"|inconsistent tensor size|Input type .* and weight type|must match the size"
-            r"|BackendCompilerFailed|torch\._dynamo\.exc\.|InductorError|LoweringException"
-            r"|CompilationError|no_sync|already been marked as ready"
+            r"|torch\._dynamo\.exc\.(?:Unsupported|UserError)|no_sync|already been marked as ready"
             r"|leaf Variable that requires grad|OutOfResources: "
         ),
         ("user_code", "fail_job"),
         words=(
             "mat1|shape|mismatch|state_dict|size|tensor|grad|graph a second|expected|inplace"
             "|scalar type|dimension|index out of|cannot be cast|not implemented|dataparallel"
-            "|backend type|process group|boolean|weight type|compil|dynamo|inductor|lowering"
+            "|backend type|process group|boolean|weight type|dynamo"
             "|unused param|no_sync|marked as ready|leaf variable|checkpointerror"
             "|outofresources"
         ),

@@ -138,7 +138,7 @@ _SWITCH: Final[tuple[Rule, ...]] = (
     ),
     rule(
         "sxid-fatal",
-        r"\bSXid \([^)]*\)\s*:\s*\d+,.*\bFatal\b",
+        r"\bSXid \([^)]*\)\s*:\s*\d+,.*\bFatal\b|(?<!non-)\bfatal error: NVSwitch\b.*\bSXid\b",
         ("gpu", "replace_node"),
         words="sxid",
         weight=HARDWARE,
