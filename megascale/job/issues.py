@@ -95,7 +95,7 @@ def _missing_field(path: Path, root: Place) -> tuple[str, str | None]:
     if get_origin(place.annotation) is Literal:
         return "is required", f"add {path[-1]}: {wanted}"
     meaning = explain("", place).description.split(". ")[0].rstrip(".")
-    return f"is required, expected {wanted}", meaning[0].lower() + meaning[1:]
+    return f"is required, expected {wanted}", meaning[:1].lower() + meaning[1:] or None
 
 
 def _wrong_value(value: object, place: Place) -> tuple[str, str | None]:

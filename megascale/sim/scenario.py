@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
+from pydantic.alias_generators import to_camel
 
-from megascale.errors import InputError, ManifestError
+from megascale.core.policy import Policy
+from megascale.errors import InputError, ManifestError, ManifestIssue
 from megascale.job.base import Section, did_you_mean
 from megascale.job.describe import Place
-from megascale.job.document import parse
+from megascale.job.document import dotted, parse
 from megascale.job.issues import issues_of
 from megascale.sim.delays import Distribution
 
 BUILT_IN: Final = Path(__file__).parent / "scenarios"
 COMMON: Final = BUILT_IN / "_stages.yaml"
+THRESHOLDS: Final = frozenset(
+    to_camel(each.name) for each in dataclasses.fields(Policy) if each.type in ("float", "int", "bool")
+)
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Basis = Literal["cited", "measured", "derived", "assumed"]
@@ -65,8 +72,11 @@ class FaultClass(Section):
     """
 
     name: str
+    """What the class is called in tables."""
     weight: Positive
+    """Its share of the faults, relative to the other weights."""
     symptom: Literal["crash", "hang", "unclearHang", "nodeDown", "flap", "userError", "nan", "drain"]
+    """What the job sees of it."""
     persistent: Share = 0.0
     sign: str = ""
     xid: int | None = None
@@ -83,25 +93,37 @@ class Failures(Section):
     """
 
     per_node_day: Annotated[float, Field(ge=0)]
+    """Faults per node and day, all classes together."""
     source: str
+    """Where the rate comes from."""
     mix_source: str
+    """Where the weights of the classes come from."""
     classes: list[FaultClass]
+    """The failure mix."""
     recurs: Duration
+    """How long after a restart a persistent fault strikes again."""
     check_recall: Annotated[float, Field(ge=0, le=1)] = 0.7
     false_silence_per_node_hour: Annotated[float, Field(ge=0)] = 0.0
+    """Sound nodes taken for silent."""
     false_hang_per_hour: Annotated[float, Field(ge=0)] = 0.0
+    """Sound steps that take long enough to be taken for a hang."""
     false_source: str = ""
+    """Where the two rates of false alarms come from."""
 
 
 class Checkpoints(Section):
     """Durable checkpoints, and snapshots in the memory of other nodes (`memoryEverySteps` 0 = none)."""
 
     every_seconds: Positive
+    """Time between durable checkpoints."""
     stall_seconds: Annotated[float, Field(ge=0)]
+    """How long one holds up training."""
     memory_every_steps: Annotated[int, Field(ge=0)] = 0
     memory_stall_seconds: Annotated[float, Field(ge=0)] = 0.0
     basis: Basis
+    """How its durations are known."""
     source: str
+    """Where they come from."""
 
 
 class PolicyChange(Section):
@@ -134,22 +156,38 @@ class Scenario(Section):
     """A whole simulated campaign."""
 
     name: str
+    """What `megascale simulate` calls it."""
     title: str
+    """One line for tables and pictures."""
     gpus: Annotated[int, Field(ge=1)]
+    """GPUs that train, spares not counted."""
     gpus_per_node: Annotated[int, Field(ge=1)] = 8
     days: Positive
+    """How long the campaign lasts."""
     spares: Annotated[int, Field(ge=0)]
+    """Idle nodes kept ready."""
     fleet_nodes: Annotated[int, Field(ge=0)] = 0
+    """Further free nodes that can be asked for."""
     step_seconds: Positive
+    """Time of a step without trouble."""
     step_source: str
+    """Where the step time comes from."""
     failures: Failures
+    """How often nodes fail, and of what."""
     checkpoints: Checkpoints
+    """When state is saved, and what that costs."""
     stages: dict[str, Duration]
+    """Durations that differ from the common ones, by name of the stage."""
     policies: dict[str, PolicyChange] = Field(default_factory=dict)
+    """Other ways of running the same job, by name; `ours` is always there."""
     figures: list[Figure] = Field(default_factory=list)
+    """Published figures to compare with."""
     calibrated: str = ""
+    """The one parameter that was fitted, and to what."""
     assumptions: list[str] = Field(default_factory=list)
+    """What had to be assumed, in words."""
     goal: str = ""
+    """The result this scenario is to show."""
 
     @property
     def nodes(self) -> int:
@@ -163,6 +201,7 @@ class CommonStages(Section):
 
 
 S = TypeVar("S", bound=Section)
+_Named = tuple[tuple[str | int, ...], str, Collection[str]]  # where, the name, names that are known
 
 
 def names() -> list[str]:
@@ -187,17 +226,22 @@ def load(name: str) -> Scenario:
     raise InputError(f"no scenario {name!r} ({hint})")
 
 
-def _read(path: Path, kind: type[S]) -> S:
+def _read(file: Path, kind: type[S], names: Callable[[S], Iterable[_Named]] = lambda _: ()) -> S:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as a scenario: {error}") from error
-    document = parse(text, str(path))
+        raise InputError(f"{file}: cannot be read as a scenario: {error}") from error
+    document = parse(text, str(file))
     issues = list(document.issues.values())
     try:
         scenario = kind.model_validate(document.data, by_alias=True, by_name=False)
     except ValidationError as error:
         raise ManifestError(issues + issues_of(error, document, Place(kind))) from error
+    for path, name, known in names(scenario):
+        if name not in known:
+            hint = did_you_mean(name, known) or f"known are {', '.join(sorted(known))}"
+            message = f'unknown name "{name}"'
+            issues.append(ManifestIssue(dotted(path), message, document.file, document.line_of(path), hint))
     if issues:
         raise ManifestError(issues)
     return scenario
@@ -206,9 +250,19 @@ def _read(path: Path, kind: type[S]) -> S:
 @functools.cache
 def _load(path: Path) -> Scenario:
     """The file over the common stage durations."""
-    scenario = _read(path, Scenario)
-    stages = {**_read(COMMON, CommonStages).stages, **scenario.stages}
-    return scenario.model_copy(update={"stages": stages})
+    common = _read(COMMON, CommonStages).stages
+
+    def names(scenario: Scenario) -> Iterator[_Named]:
+        yield from ((("stages", name), name, common) for name in scenario.stages)
+        for policy, change in scenario.policies.items():
+            at = ("policies", policy)
+            yield from (((*at, "stages", name), name, common) for name in change.stages)
+            yield from (((*at, "thresholds", name), name, THRESHOLDS) for name in change.thresholds)
+        for index, figure in enumerate(scenario.figures):
+            yield ("figures", index, "policy"), figure.policy, {"ours", *scenario.policies}
+
+    scenario = _read(path, Scenario, names)
+    return scenario.model_copy(update={"stages": common | scenario.stages})
 
 
 def under_policy(scenario: Scenario, policy: str) -> tuple[Scenario, dict[str, float]]:

@@ -155,6 +155,30 @@ def test_unknown_scenarios_and_fields_are_told(tmp_path: Path) -> None:
     assert {"sparse", "days"} <= {issue.path for issue in caught.value.issues}
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "path"),
+    [
+        ("stages: {}\n", "stages: {forq: {seconds: 1, basis: assumed, source: x}}\n", "stages.forq"),
+        ("hangMarginS", "hangMargin", "policies.requeue.thresholds.hangMargin"),
+        ("policy: ours", "policy: theirs", "figures[0].policy"),
+    ],
+)
+def test_names_that_mean_nothing_are_told(tmp_path: Path, old: str, new: str, path: str) -> None:
+    bad = tmp_path / "mine.yaml"
+    text = (Path(__file__).parents[3] / "megascale/sim/scenarios/b200-504.yaml").read_text()
+    bad.write_text(text.replace(old, new, 1))
+    with pytest.raises(ManifestError) as caught:
+        load(str(bad))
+    assert [issue.path for issue in caught.value.issues] == [path]
+
+
+def test_required_fields_are_told_with_their_meaning(tmp_path: Path) -> None:
+    bad = tmp_path / "mine.yaml"
+    bad.write_text("name: mine\n")
+    with pytest.raises(ManifestError, match=r"days: is required.*how long the campaign lasts"):
+        load(str(bad))
+
+
 def test_estimate_has_an_interval() -> None:
     assert estimate([1.0]).plus_minus is None
     found = estimate([1.0, 2.0, 3.0])
