@@ -31,6 +31,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from megascale.data.indexed import IndexedWriter, bin_path, idx_path
 from megascale.data.node_loader import NodeBatch, NodeSamples, start_loader
+from megascale.data.ramp import BatchSizes
 from megascale.data.reading import Samples
 from megascale.data.samples import SampleStream
 
@@ -81,9 +82,14 @@ def rank_main(setup: Setup, rank: int) -> None:
     """One rank: read all its micro-batches as fast as they come, then some with a pause after each step."""
     torch.set_num_threads(1)
     ranks, steps, barrier = setup.ranks, setup.steps, setup.barrier
-    batch = NodeBatch(SEQUENCE, MICRO_BATCH * MICRO_BATCHES * ranks, MICRO_BATCH, tuple(range(ranks)), ranks)
-    starts = [start for _, start in batch.pieces() if start // MICRO_BATCH % ranks == rank]
-    firsts = [step * batch.global_batch + start for step in range(steps + WAITED_STEPS) for start in starts]
+    sizes = BatchSizes.constant(MICRO_BATCH * MICRO_BATCHES * ranks)
+    batch = NodeBatch(SEQUENCE, sizes, MICRO_BATCH, tuple(range(ranks)), ranks, with_documents=False)
+    firsts = [
+        first
+        for step in range(1, steps + WAITED_STEPS + 1)
+        for _, first in batch.pieces(step)
+        if first // MICRO_BATCH % ranks == rank
+    ]
     source = _open(setup, rank, batch)
     if setup.way == "DataLoader":
         assert isinstance(source, SampleStream)
@@ -171,7 +177,7 @@ the same tokens (checksums equal).
 {{rows}}
 
 Memory is anonymous and shared memory (proportional set size) of ranks and helpers, the ranks' own included.
-`shared` also computes and ships the document numbers of every token; the other two do not."""
+None of them computes document numbers, which attention within documents would need."""
 
 
 def main() -> None:

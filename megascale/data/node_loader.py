@@ -6,7 +6,7 @@ and gets an answer when the slot is ready; asking for s also says that it is don
 file on tmpfs that every rank maps, read only.
 
     slot   micro-batches x data ranks of this node x micro-batch rows of
-           tokens (sequence_length + 1) and document numbers (sequence_length), int32
+           tokens (sequence_length + 1) and, where asked for, document numbers (sequence_length), int32
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megascale.data.forking import die_with_parent
+from megascale.data.ramp import BatchSizes
 from megascale.data.reading import Samples
 from megascale.errors import DataError
 
@@ -40,35 +41,35 @@ class NodeBatch:
     """Which samples of a global batch the ranks of one node need.
 
     Attributes:
+        batches: samples of each step over all ranks.
         data_ranks: data-parallel ranks on this node, ascending; ranks that share one share its samples.
         data_size: data-parallel size of the job.
+        with_documents: whether ranks ask for document numbers.
     """
 
     sequence_length: int
-    global_batch: int
+    batches: BatchSizes
     micro_batch: int
     data_ranks: tuple[int, ...]
     data_size: int
-
-    @property
-    def micro_batches(self) -> int:
-        return self.global_batch // (self.micro_batch * self.data_size)
+    with_documents: bool = True
 
     @property
     def rows(self) -> int:
-        """Samples of a step that the node needs."""
-        return self.micro_batches * len(self.data_ranks) * self.micro_batch
+        """Samples of a full step that the node needs."""
+        return self.batches.full // self.data_size * len(self.data_ranks)
 
     @property
     def slot_bytes(self) -> int:
-        return 4 * self.rows * (2 * self.sequence_length + 1)
+        values = self.sequence_length + 1 + (self.sequence_length if self.with_documents else 0)
+        return 4 * self.rows * values
 
-    def pieces(self) -> Iterator[tuple[int, int]]:
-        """(row in the slot, first sample within the global batch) of each `micro_batch` samples."""
-        row = 0
-        for index in range(self.micro_batches):
+    def pieces(self, step: int) -> Iterator[tuple[int, int]]:
+        """(row in the slot, sample) of each `micro_batch` samples of a step."""
+        first, row = self.batches.before(step), 0
+        for index in range(self.batches.at(step) // (self.micro_batch * self.data_size)):
             for rank in self.data_ranks:
-                yield row, (index * self.data_size + rank) * self.micro_batch
+                yield row, first + (index * self.data_size + rank) * self.micro_batch
                 row += self.micro_batch
 
 
@@ -189,12 +190,13 @@ class _Loader:
                     other.send(_STEP.pack(wanted))
 
     def _fill(self, step: int) -> None:
-        first = (step - 1) * self._batch.global_batch
-        tokens, documents = self._slots.tokens(step), self._slots.documents(step)
+        tokens = self._slots.tokens(step)
+        documents = self._slots.documents(step) if self._batch.with_documents else None
         size = self._batch.micro_batch
-        for row, start in self._batch.pieces():
-            tokens[row : row + size] = self._samples.batch(first + start, size)
-            documents[row : row + size] = self._samples.documents(first + start, size)
+        for row, sample in self._batch.pieces(step):
+            tokens[row : row + size] = self._samples.batch(sample, size)
+            if documents is not None:
+                documents[row : row + size] = self._samples.documents(sample, size)
         self._read = step
 
 
@@ -208,8 +210,8 @@ class NodeSamples:
             DataError: there is no loader.
         """
         self._batch = batch
-        self._rows = {start: row for row, start in batch.pieces()}
-        self._step = 0
+        self._rows: dict[int, int] = {}
+        self._rows_step = self._step = 0
         try:
             self._slots = _Slots(_memory_path(place), batch, writable=False)
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -227,7 +229,13 @@ class NodeSamples:
         return self._slots.tokens(step)[row : row + count].astype(np.int64)
 
     def documents(self, first_index: int, count: int) -> NDArray[np.int32]:
-        """Document numbers of the inputs, int32 (micro_batch, sequence_length)."""
+        """Document numbers of the inputs, int32 (micro_batch, sequence_length).
+
+        Raises:
+            ValueError: the loader was started without them.
+        """
+        if not self._batch.with_documents:
+            raise ValueError("this loader brings no document numbers")
         step, row = self._find(first_index, count)
         return self._slots.documents(step)[row : row + count].copy()
 
@@ -237,15 +245,18 @@ class NodeSamples:
 
     def _find(self, first_index: int, count: int) -> tuple[int, int]:
         """(step, row in its slot) of a stretch; waits until it is read."""
-        step, start = divmod(first_index, self._batch.global_batch)
-        row = self._rows.get(start)
+        step = self._batch.batches.step_of(first_index)
+        if step != self._rows_step:
+            self._rows = {sample: row for row, sample in self._batch.pieces(step)}
+            self._rows_step = step
+        row = self._rows.get(first_index)
         if row is None or count != self._batch.micro_batch:
             raise ValueError(
                 f"samples {first_index} to {first_index + count} are no micro-batch of this node"
             )
-        if step + 1 != self._step:
-            self._wait_for(step + 1)
-        return step + 1, row
+        if step != self._step:
+            self._wait_for(step)
+        return step, row
 
     def _wait_for(self, step: int) -> None:
         try:

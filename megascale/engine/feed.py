@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from megascale.data.ramp import BatchSizes
 from megascale.data.reading import Samples
 
 
@@ -28,7 +29,7 @@ class MicroBatch(NamedTuple):
 class Feed:
     """Cuts global batches into this rank's micro-batches.
 
-    Step s uses samples [(s - 1) * global_batch, s * global_batch) of the job. Micro-batch m of
+    Step s uses the samples [batches.before(s), batches.before(s + 1)) of the job. Micro-batch m of
     data-parallel rank d of D starts at (m * D + d) * micro_batch within it, so the samples of a step do
     not depend on D.
     """
@@ -37,7 +38,7 @@ class Feed:
         self,
         samples: Samples,
         *,
-        global_batch: int,
+        batches: BatchSizes,
         micro_batch: int,
         data_rank: int,
         data_size: int,
@@ -45,19 +46,18 @@ class Feed:
         within_documents: bool = False,
     ) -> None:
         self._samples = samples
-        self._global_batch = global_batch
+        self._batches = batches
         self._micro_batch = micro_batch
         self._data_rank = data_rank
         self._data_size = data_size
         self._device = device
         self._within_documents = within_documents
-        self.micro_batches = global_batch // (micro_batch * data_size)
 
     def load(self, step: int) -> list[MicroBatch]:
         """The micro-batches of `step` (1-based)."""
-        first = (step - 1) * self._global_batch
+        first = self._batches.before(step)
         loaded = []
-        for index in range(self.micro_batches):
+        for index in range(self._batches.at(step) // (self._micro_batch * self._data_size)):
             start = first + (index * self._data_size + self._data_rank) * self._micro_batch
             rows = self._bring(torch.from_numpy(self._samples.batch(start, self._micro_batch)))
             borders = self._borders(start) if self._within_documents else None

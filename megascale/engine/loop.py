@@ -98,9 +98,7 @@ class Loop:
             on_backward=lambda index: self._enter(Phase.BACKWARD, f"backward {index}", micro_batch=index),
             clock=clock,
         )
-        self._flops_per_step = (
-            training_flops(plan.shape, data.global_batch, data.sequence_length) / launch.world_size
-        )
+        self._flops_per_sample = training_flops(plan.shape, 1, data.sequence_length) / launch.world_size
 
     def _report(self, **changes: Any) -> None:  # noqa: ANN401 - fields of the rank record
         self._rank_file.update(updated_at=time.monotonic(), **changes)
@@ -180,13 +178,14 @@ class Loop:
     def _publish(self, result: StepResult, lr: float, clock: _Clock) -> None:
         step = self._state.step
         seconds = clock.end - clock.start
-        flops = self._flops_per_step / seconds
+        flops = self._flops_per_sample * self._plan.batches.at(step) / seconds
+        tokens = self._plan.tokens_until(step)
         self._first_step_at = self._first_step_at or clock.end
         self._report(
             step=step,
             loss=result.loss,
             grad_norm=result.grad_norm,
-            tokens=step * self._plan.tokens_per_step,
+            tokens=tokens,
             progress_at=clock.end,
             first_step_at=self._first_step_at,
             step_seconds=seconds,
@@ -206,7 +205,7 @@ class Loop:
                 "loss": result.loss,
                 "gradNorm": result.grad_norm,
                 "lr": lr,
-                "tokens": step * self._plan.tokens_per_step,
+                "tokens": tokens,
                 "stepSeconds": seconds,
                 "dataSeconds": clock.data,
                 "stallSeconds": self._stall,

@@ -54,10 +54,11 @@ def _node_batch(launch: RankLaunch, plan: Plan) -> NodeBatch:
     data = plan.megatron.data
     return NodeBatch(
         sequence_length=data.sequence_length,
-        global_batch=data.global_batch,
+        batches=plan.batches,
         micro_batch=data.micro_batch,
         data_ranks=tuple(sorted({place.data for place in places})),
         data_size=plan.layout.data,
+        with_documents=plan.megatron.model.within_documents,
     )
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
+from typing import Literal
 
+import torch
+from torch import distributed
+
+from megascale.engine.groups import Groups
 from megascale.job.megatron import Overlap as Asked
 from megascale.model.layout import Layout
+from megascale.model.symmetric import unsupported
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +35,7 @@ class Overlap:
         parameter_gather: all-gather of updated parameters beside the next forward pass, the first of them
             beside loading its data.
         pipeline: sends and receives between stages beside compute (interleaved 1F1B).
+        tensor: the parallel block's gathers and scatters inside the products around them.
         bucket_size: parameters per message, None = megatron-core's choice.
         features: all of them with reasons, for the log.
     """
@@ -37,6 +43,7 @@ class Overlap:
     gradient_reduce: bool
     parameter_gather: bool
     pipeline: bool
+    tensor: bool
     bucket_size: int | None
     features: tuple[Feature, ...]
 
@@ -55,27 +62,60 @@ def _pipeline(layout: Layout, *, asked: bool) -> Feature:
     return Feature("pipeline", on=asked, reason="supported" if asked else "switched off")
 
 
-def _tensor(layout: Layout, *, asked: bool) -> Feature:
-    if layout.tensor == 1:
-        return Feature("tensor", on=False, reason="one tensor-parallel rank has nothing to send")
-    if not asked:
-        return Feature("tensor", on=False, reason="switched off")
-    if importlib.util.find_spec("transformer_engine") is None:
-        return Feature("tensor", on=False, reason="Transformer Engine is not installed")
-    return Feature("tensor", on=False, reason="these blocks do not use Transformer Engine's linears")
+def _tensor(layout: Layout, block: str, obstacle: str | None, *, asked: bool) -> Feature:
+    missing = {
+        "one tensor-parallel rank has nothing to send": layout.tensor == 1,
+        "needs sequence parallelism: sums over ranks cannot be cut": not layout.sequence,
+        "needs the parallel block": block != "parallel",
+        "switched off": not asked,
+    }
+    for reason, holds in missing.items():
+        if holds:
+            return Feature("tensor", on=False, reason=reason)
+    return Feature("tensor", on=obstacle is None, reason=obstacle or "supported")
 
 
-def decide(asked: Asked, layout: Layout) -> Overlap:
-    """What is on under `layout`; a gather can only be overlapped where reduces are (megatron-core's rule)."""
+def tensor_obstacle(groups: Groups, device: torch.device, ranks_per_node: int) -> str | None:
+    """Why tensor-parallel ranks cannot read each other's memory, the same on all of them; collective.
+
+    Args:
+        ranks_per_node: ranks on this node, whose numbers are those of their GPUs.
+    """
+    group, size, place = groups.collection.tp, groups.layout.tensor, groups.place
+    if size == 1:
+        return None
+    first = (device.index or 0) - place.tensor
+    inside = first >= 0 and first + size <= ranks_per_node
+    own = unsupported(device, list(range(first, first + size)) if inside else [])
+    if own is None and not inside:
+        own = "tensor-parallel ranks are on several nodes"
+    lacking = torch.tensor(float(own is not None), device=device)
+    distributed.all_reduce(lacking, group=group)
+    return own or ("another tensor-parallel rank cannot" if lacking.item() else None)
+
+
+def decide(
+    asked: Asked,
+    layout: Layout,
+    *,
+    block: Literal["parallel", "serial"] = "parallel",
+    obstacle: str | None = None,
+) -> Overlap:
+    """What is on under `layout`; a gather can only be overlapped where reduces are (megatron-core's rule).
+
+    `obstacle` is why tensor-parallel ranks cannot read each other's memory, from `tensor_obstacle`.
+    """
     reduce = _data("gradientReduce", layout, asked=asked.gradient_reduce)
     gather = _data("parameterGather", layout, asked=asked.parameter_gather)
     if gather.on and not reduce.on:
         gather = Feature("parameterGather", on=False, reason="needs gradientReduce")
     pipeline = _pipeline(layout, asked=asked.pipeline)
+    tensor = _tensor(layout, block, obstacle, asked=asked.tensor)
     return Overlap(
         gradient_reduce=reduce.on,
         parameter_gather=gather.on,
         pipeline=pipeline.on,
+        tensor=tensor.on,
         bucket_size=asked.bucket_size,
-        features=(reduce, gather, pipeline, _tensor(layout, asked=asked.tensor)),
+        features=(reduce, gather, pipeline, tensor),
     )

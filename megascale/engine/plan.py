@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from megascale.data.ramp import BatchSizes
 from megascale.engine.context import RankLaunch
 from megascale.errors import InputError
 from megascale.job import from_mapping
@@ -29,8 +30,16 @@ class Plan:
     layout: Layout
 
     @property
-    def tokens_per_step(self) -> int:
-        return self.megatron.data.global_batch * self.megatron.data.sequence_length
+    def batches(self) -> BatchSizes:
+        """Samples of each step."""
+        data, ramp = self.megatron.data, self.megatron.data.batch_ramp
+        if ramp is None:
+            return BatchSizes.constant(data.global_batch)
+        return BatchSizes(data.global_batch, ramp.start, ramp.increment, ramp.every_steps)
+
+    def tokens_until(self, step: int) -> int:
+        """Tokens that the job has used when `step` is complete."""
+        return self.batches.before(step + 1) * self.megatron.data.sequence_length
 
 
 def make_plan(launch: RankLaunch) -> Plan:

@@ -15,7 +15,7 @@ from megascale.engine.groups import Groups, build_groups, connect
 from megascale.engine.loop import Loop
 from megascale.engine.metrics import MetricsLog
 from megascale.engine.node_data import NodeData
-from megascale.engine.overlap import decide
+from megascale.engine.overlap import decide, tensor_obstacle
 from megascale.engine.peak import PeakFile, measure_flops, rated_flops
 from megascale.engine.plan import Plan, make_plan
 from megascale.engine.rng import seed_all
@@ -55,14 +55,12 @@ def run_rank(launch: RankLaunch, rank_file: RankFile) -> int:
         checkpointer = Checkpointer(launch, plan, state, rank_file, faults)
         snapshots = Snapshots.open(launch, state) if launch.snapshot_folders else None
         _resume(launch, checkpointer, snapshots)
-        rank_file.update(
-            loaded_at=time.monotonic(), step=state.step, tokens=state.step * plan.tokens_per_step
-        )
+        rank_file.update(loaded_at=time.monotonic(), step=state.step, tokens=plan.tokens_until(state.step))
         peak_flops = _peak_flops(launch, device)
         rank_file.update(peak_flops=peak_flops)
         feed = Feed(
             node_data.connect(),
-            global_batch=data.global_batch,
+            batches=plan.batches,
             micro_batch=data.micro_batch,
             data_rank=groups.place.data,
             data_size=groups.layout.data,
@@ -123,7 +121,12 @@ def _build(launch: RankLaunch, plan: Plan, groups: Groups, device: Device) -> En
     megatron = plan.megatron
     dtype = device.dtype(megatron.precision)
     attention = choose_backend(megatron.model.attention, device.place, dtype)
-    overlap = decide(megatron.overlap, plan.layout)
+    overlap = decide(
+        megatron.overlap,
+        plan.layout,
+        block=plan.shape.block,
+        obstacle=tensor_obstacle(groups, device.place, launch.local_world_size),
+    )
     if launch.rank == 0:
         print(
             f"attention: {attention.backend.name} ({attention.reason})",

@@ -71,7 +71,7 @@ class Checkpointer:
                 job_state={
                     "step": step,
                     "updates": self._state.inner.updates,
-                    "nextSample": step * self._plan.megatron.data.global_batch,
+                    "nextSample": self._plan.batches.before(step + 1),
                 },
                 rank_state={"rng": rng_state()},
                 layout={"tensor": layout.tensor, "pipeline": layout.pipeline, "data": layout.data},

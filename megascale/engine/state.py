@@ -100,6 +100,8 @@ def _build_chunks(
     sequence_length: int,
     groups: Groups,
     backend: Backend | None,
+    *,
+    overlap_tensor: bool,
 ) -> list[Gpt]:
     layout, place = groups.layout, groups.place
     last_stage = layout.pipeline - 1
@@ -113,6 +115,7 @@ def _build_chunks(
             last=place.pipeline == last_stage and chunk == layout.interleave - 1,
             chunk=chunk if layout.interleave > 1 else None,
             backend=backend,
+            overlap_tensor=overlap_tensor,
         )
         for chunk in range(layout.interleave)
     ]
@@ -215,7 +218,7 @@ def build_engine(
         overlap: communication beside compute. None = all that leaves parameters the same on all ranks after
             each step; with overlapped gathers they are whole only from the next forward pass on.
     """
-    overlap = overlap or decide(Asked(parameter_gather=False), groups.layout)
+    overlap = overlap or decide(Asked(parameter_gather=False, tensor=False), groups.layout)
     config = transformer_config(
         shape,
         groups.layout,
@@ -224,7 +227,7 @@ def build_engine(
         recompute=recompute,
         overlap_pipeline=overlap.pipeline,
     )
-    models = _build_chunks(shape, config, sequence_length, groups, backend)
+    models = _build_chunks(shape, config, sequence_length, groups, backend, overlap_tensor=overlap.tensor)
     boxes = [box for model in models for box in parameter_boxes(model, shape)]
     if seed is not None:
         initialise(boxes, shape, seed)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor, distributed
 
@@ -143,8 +142,8 @@ class Stepper:
         loss, grad_norm = total / tokens_all, math.sqrt(squares) if squares >= 0 else math.nan
         applied = math.isfinite(loss) and math.isfinite(grad_norm)
         if applied:
-            if self._clip_grad > 0.0:
-                clip_grad_by_total_norm_fp32(optimizer.get_parameters(), self._clip_grad, grad_norm)
+            if 0.0 < self._clip_grad < grad_norm:
+                state.inner.scale_gradients(self._clip_grad / grad_norm)
             for group in state.inner.param_groups:
                 group["lr"] = lr
             optimizer.step_with_ready_grads()
@@ -152,8 +151,8 @@ class Stepper:
 
     def _local_square_norm(self) -> Tensor:
         """Sum of squares of the gradients this rank owns, each parameter counted on one rank; fp64."""
-        square = torch.zeros((), dtype=torch.float64, device=self._state.device)
-        for gradient in self._state.optimizer.get_main_grads_for_grad_norm():
-            norm = torch.linalg.vector_norm(gradient, dtype=torch.float64)
-            square += norm * norm
-        return square
+        gradients = self._state.optimizer.get_main_grads_for_grad_norm()
+        if not gradients:
+            return torch.zeros((), dtype=torch.float64, device=self._state.device)
+        norms = torch._foreach_norm(gradients, 2, dtype=torch.float64)  # noqa: SLF001 - no other name
+        return torch.stack(norms).square_().sum()

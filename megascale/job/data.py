@@ -20,6 +20,17 @@ class BlendPart(Section):
     """Its share of the samples, relative to the other weights."""
 
 
+class BatchRamp(Section):
+    """Smaller batches in the first steps: start, then increment more after every everySteps steps."""
+
+    start: Count
+    """Samples of the first steps; globalBatch less a multiple of increment."""
+    increment: Count
+    """Samples added at a time; a multiple of microBatch x data-parallel size (x pipeline with interleave)."""
+    every_steps: Count
+    """Steps between two increments."""
+
+
 class Data(Section):
     """Training data and how it is cut into batches."""
 
@@ -45,6 +56,8 @@ class Data(Section):
     """Samples a rank works on at once; bounded by its memory."""
     global_batch: Count
     """Samples per step over all ranks; a multiple of microBatch x data-parallel size."""
+    batch_ramp: BatchRamp | None = None
+    """How the batch grows to globalBatch in the first steps; null = it is globalBatch from the first on."""
 
     @property
     def datasets(self) -> list[tuple[str, float]]:

@@ -190,7 +190,8 @@ class Overlap(Section):
     pipeline: bool = True
     """Send and receive between stages while computing; needs interleave."""
     tensor: bool = True
-    """Gather and reduce-scatter inside the products of tensor-parallel layers; needs Transformer Engine."""
+    """Gather and reduce-scatter inside the parallel block's products, over symmetric memory; needs sequence
+    and tensor-parallel ranks whose GPUs read each other's memory (NVLink)."""
     bucket_size: Annotated[Count | None, Words(default="40 million, or 1 million x data-parallel size")] = (
         None
     )

@@ -27,7 +27,7 @@ def _shape(layers: int, hidden: int, heads: int) -> dict[str, _Value]:
 
 PRESETS: Final[dict[str, dict[str, _Value]]] = {
     "tiny": _shape(4, 128, 4) | {"window": 64},
-    "tiny-moe": _shape(2, 64, 4) | {"block": "serial", "experts": 4, "experts_per_token": 2},
+    "tiny-moe": _shape(2, 64, 4) | {"experts": 4, "experts_per_token": 2},
     "gpt-175b": _GPT | _shape(96, 12_288, 128),
     "gpt-530b": _GPT | _shape(105, 20_480, 160),
     "llama-7b": _LLAMA | _shape(32, 4096, 32) | {"ffn_hidden_size": 11_008},

@@ -8,6 +8,7 @@ from megascale.job.base import Problem
 from megascale.job.data import BYTE_TOKENIZER
 
 if TYPE_CHECKING:
+    from megascale.job.data import Data
     from megascale.job.megatron import Megatron, Model, Parallelism
     from megascale.job.schema import Fault, JobSpec
 
@@ -89,7 +90,21 @@ def _world_problems(spec: JobSpec, megatron: Megatron) -> list[Problem]:
         )
         hint = f"use a multiple of {per_wave * layout.pipeline}"
         return [Problem((*_MEGATRON, "data", "globalBatch"), message, hint)]
-    return []
+    return _ramp_wave_problems(data, per_wave * _pipelined(layout), ranks)
+
+
+def _pipelined(layout: Parallelism) -> int:
+    """What the number of micro-batches of a step is a multiple of."""
+    return layout.pipeline if layout.interleave > 1 else 1
+
+
+def _ramp_wave_problems(data: Data, unit: int, ranks: str) -> list[Problem]:
+    """The ramp's increment against what divides every batch."""
+    ramp = data.batch_ramp
+    if ramp is None or ramp.increment % unit == 0:
+        return []
+    message = f"{ramp.increment} is not a multiple of {unit}, which every batch of {ranks} has to be"
+    return [Problem((*_MEGATRON, "data", "batchRamp", "increment"), message, f"use a multiple of {unit}")]
 
 
 def _fits(megatron: Megatron, world: int) -> bool:
@@ -100,7 +115,8 @@ def _fits(megatron: Megatron, world: int) -> bool:
     per_wave = data.micro_batch * (world // layout.ranks_per_replica)
     if data.global_batch % per_wave:
         return False
-    return layout.interleave == 1 or data.global_batch // per_wave % layout.pipeline == 0
+    unit = per_wave * _pipelined(layout)
+    return not data.global_batch % unit and (data.batch_ramp is None or not data.batch_ramp.increment % unit)
 
 
 def _fault_problems(spec: JobSpec, index: int, fault: Fault) -> list[Problem]:
@@ -149,10 +165,6 @@ def _expert_problems(model: Model) -> list[Problem]:
     if model.experts_per_token > model.experts:
         message = f"{model.experts_per_token} is more than experts {model.experts}"
         problems.append(Problem(("model", "expertsPerToken"), message, f"use 1 to {model.experts}"))
-    if model.block == "parallel":
-        message = "the parallel block is not made for experts"
-        hint = "set block to serial: the router sends tokens around by itself, which the arms cannot share"
-        problems.append(Problem(("model", "block"), message, hint))
     return problems
 
 
@@ -206,6 +218,16 @@ def _data_problems(megatron: Megatron) -> list[Problem]:
             "sequence parallelism splits the sequence over the tensor ranks",
         )
         problems += _multiple(path, data.sequence_length, layout.tensor, f"tensor {layout.tensor}", hint)
+    if (
+        data.batch_ramp is not None
+        and (data.global_batch - data.batch_ramp.start) % data.batch_ramp.increment
+    ):
+        message = f"{data.batch_ramp.start} does not reach globalBatch {data.global_batch}"
+        hint = f"globalBatch - start must be a multiple of increment {data.batch_ramp.increment}"
+        problems.append(Problem(("data", "batchRamp", "start"), message, hint))
+    elif data.batch_ramp is not None and data.batch_ramp.start > data.global_batch:
+        message = f"{data.batch_ramp.start} is more than globalBatch {data.global_batch}"
+        problems.append(Problem(("data", "batchRamp", "start"), message, "the batch grows, it never shrinks"))
     if data.prepare_from and data.tokenizer == BYTE_TOKENIZER and model.vocab_size < BYTE_VOCAB_SIZE:
         message = (
             f"{model.vocab_size} is less than the {BYTE_VOCAB_SIZE} token ids that data.prepareFrom makes"

@@ -25,6 +25,7 @@ from megascale.model.attention import Backend, WindowedAttention
 from megascale.model.experts import mixture
 from megascale.model.norms import NORMS
 from megascale.model.shape import ModelShape
+from megascale.model.symmetric import gather_products, scatter_products
 
 
 class _Attention(SelfAttention):  # type: ignore[misc] # megatron-core is untyped
@@ -51,7 +52,11 @@ class _Block(MegatronModule, BaseTransformerLayer):  # type: ignore[misc] # mega
 
     Attributes:
         layer_number: 1-based index in the whole model, over all pipeline stages.
+        column, row: the linear layers that are cut over their outputs and over their inputs.
     """
+
+    column: type[ColumnParallelLinear] = ColumnParallelLinear
+    row: type[RowParallelLinear] = RowParallelLinear
 
     def __init__(
         self,
@@ -73,11 +78,11 @@ class _Block(MegatronModule, BaseTransformerLayer):  # type: ignore[misc] # mega
         self.attention = _Attention(
             config,
             SelfAttentionSubmodules(
-                linear_qkv=ColumnParallelLinear,
+                linear_qkv=self.column,
                 core_attention=functools.partial(
                     WindowedAttention, window=shape.window_of(self.layer_number - 1), backend=backend
                 ),
-                linear_proj=RowParallelLinear,
+                linear_proj=self.row,
                 q_layernorm=head_norm,
                 k_layernorm=head_norm,
             ),
@@ -90,7 +95,7 @@ class _Block(MegatronModule, BaseTransformerLayer):  # type: ignore[misc] # mega
         else:
             self.mlp = MLP(
                 config,
-                MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear),
+                MLPSubmodules(linear_fc1=self.column, linear_fc2=self.row),
                 ffn_hidden_size=config.ffn_hidden_size,
                 tp_group=self.tp_group,
             )
@@ -117,21 +122,31 @@ class SerialBlock(_Block):
 
 
 class ParallelBlock(_Block):
-    """y = x + Attn(LN(x)) + MLP(LN(x)) with one shared norm.
+    """y = x + Attn(LN(x)) + MLP(LN(x)) with one shared norm (MegaScale 3.1).
 
     Both arms read the same tensor and are added, so under tensor parallelism they share one collective
-    on the way in and one on the way out, half of what the serial block needs.
+    on the way in and one on the way out, half of what the serial block needs. A mixture of experts sends its
+    tokens around by itself: there only attention's arm passes these two.
     """
 
     def __init__(self, config: TransformerConfig, shape: ModelShape, **placement: Any) -> None:  # noqa: ANN401
         super().__init__(config, shape, **placement)
-        for column in (self.attention.linear_qkv, self.mlp.linear_fc1):
+        self._routed = shape.experts is not None
+        for column in self._columns():
             column.sequence_parallel = False
             column.allreduce_dgrad = False
             column.disable_grad_reduce = True
-        for row in (self.attention.linear_proj, self.mlp.linear_fc2):
+        for row in self._rows():
             # megatron-core's name for "the caller reduces the output".
             row.explicit_expert_comm = True
+
+    def _columns(self) -> list[ColumnParallelLinear]:
+        """The layers that read what the block gathers."""
+        return [self.attention.linear_qkv, *([] if self._routed else [self.mlp.linear_fc1])]
+
+    def _rows(self) -> list[RowParallelLinear]:
+        """The layers whose sum the block reduces."""
+        return [self.attention.linear_proj, *([] if self._routed else [self.mlp.linear_fc2])]
 
     def _share_in(self, x: Tensor) -> Tensor:
         """(s / tp, b, h) under sequence parallelism or (s, b, h) to (s, b, h) on every rank."""
@@ -160,10 +175,50 @@ class ParallelBlock(_Block):
         rotary_pos_emb: Tensor | None = None,
         **_unused: Any,  # noqa: ANN401 - cross attention, inference and packing
     ) -> tuple[Tensor, None]:
-        normed = self._share_in(self.norm(hidden_states))
-        attended, _ = self.attention(normed, attention_mask, rotary_pos_emb=rotary_pos_emb)
-        widened, _ = self.mlp(normed)
+        normed = self.norm(hidden_states)
+        shared = self._share_in(normed)
+        attended, _ = self.attention(shared, attention_mask, rotary_pos_emb=rotary_pos_emb)
+        if self._routed:
+            widened, _ = self.mlp(normed)
+            return hidden_states + self._share_out(attended) + widened, None
+        widened, _ = self.mlp(shared)
         return hidden_states + self._share_out(attended + widened), None
+
+
+class _HandedColumn(ColumnParallelLinear):  # type: ignore[misc] # megatron-core is untyped
+    """Hands on its product, which the block has computed."""
+
+    def forward(self, input_: Tensor, *_unused: Any, **_also: Any) -> tuple[Tensor, None]:  # noqa: ANN401
+        return input_, None
+
+
+class _HandedRow(RowParallelLinear):  # type: ignore[misc] # megatron-core is untyped
+    """Hands on its input, whose product the block computes."""
+
+    def forward(self, input_: Tensor) -> tuple[Tensor, None]:
+        return input_, None
+
+
+class OverlappedBlock(ParallelBlock):
+    """The parallel block under sequence parallelism, its collectives inside the products around them."""
+
+    column, row = _HandedColumn, _HandedRow
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None,
+        rotary_pos_emb: Tensor | None = None,
+        **_unused: Any,  # noqa: ANN401 - cross attention, inference and packing
+    ) -> tuple[Tensor, None]:
+        normed = self.norm(hidden_states)
+        heads, *wide = gather_products(normed, [column.weight for column in self._columns()], self.tp_group)
+        arms = [self.attention(heads, attention_mask, rotary_pos_emb=rotary_pos_emb)[0]]
+        arms += [self.mlp(values)[0] for values in wide]
+        hidden_states = hidden_states + scatter_products(
+            arms, [row.weight for row in self._rows()], self.tp_group
+        )
+        return hidden_states + self.mlp(normed)[0] if self._routed else hidden_states, None
 
 
 BLOCKS = {"parallel": ParallelBlock, "serial": SerialBlock}

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from megascale.model.attention import Backend, Reference
-from megascale.model.blocks import BLOCKS
+from megascale.model.blocks import BLOCKS, OverlappedBlock
 from megascale.model.layout import Layout
 from megascale.model.loss import token_losses
 from megascale.model.norms import NORMS
@@ -39,6 +39,8 @@ def _expert_options(shape: ModelShape) -> dict[str, Any]:
     return {
         "num_moe_experts": shape.experts,
         "moe_router_topk": shape.experts_per_token,
+        # The only expert's share among the chosen is always 1: the router would learn nothing from it.
+        "moe_router_pre_softmax": shape.experts_per_token == 1,
         "moe_ffn_hidden_size": shape.ffn_hidden_size,
         "moe_router_dtype": "fp32",
         "moe_token_dispatcher_type": "alltoall",
@@ -109,16 +111,18 @@ class Gpt(GPTModel):  # type: ignore[misc] # megatron-core is untyped
         last: bool,
         chunk: int | None,
         backend: Backend | None = None,
+        overlap_tensor: bool = False,
     ) -> None:
         """Build the layers of this rank's model chunk `chunk` (None without interleaving).
 
         `first` holds the embedding, `last` the final norm and the output layer; `backend` computes attention,
-        None = the reference.
+        None = the reference. `overlap_tensor` puts the parallel block's collectives inside its products.
         """
         layers = config.num_layers // config.pipeline_model_parallel_size
         layers //= config.virtual_pipeline_model_parallel_size or 1
         layer = ModuleSpec(
-            module=BLOCKS[shape.block], params={"shape": shape, "backend": backend or Reference()}
+            module=OverlappedBlock if overlap_tensor else BLOCKS[shape.block],
+            params={"shape": shape, "backend": backend or Reference()},
         )
         # Tied embeddings of the first and last stage start equal because both are initialised by name;
         # without an embedding group megatron-core skips the all-reduce that would make them equal.

@@ -44,6 +44,17 @@ def _link(stride: int, size: int, gpus_per_node: int) -> Link:
     return "node" if stride * size <= gpus_per_node else "network"
 
 
+def _passes(shape: ModelShape, layout: Layout) -> float:
+    """Times that a layer moves (ranks - 1) / ranks of a full activation, forward and backward together."""
+    passes = _GATHERS[shape.block, layout.sequence]
+    if shape.experts is None:
+        return passes
+    # Of what the two arms share or send one after the other attention's part is left; the experts' tokens are
+    # gathered and scattered in both directions, each as often as it has experts.
+    attention = passes if shape.block == "parallel" else passes / 2
+    return attention + 4 * shape.experts_per_token
+
+
 def traffic(
     shape: ModelShape,
     layout: Layout,
@@ -56,7 +67,7 @@ def traffic(
     """Bytes a GPU of the first pipeline stage sends per step, ring algorithms, bf16 activations.
 
     Not counted: the loss's and the norms' few values per token, control messages, checkpoints. Experts are
-    not spread over ranks, so a mixture sends what the serial block sends.
+    cut over the tensor ranks, not spread over others, and are taken to get equally many tokens.
     """
     tokens = sequence_length * micro_batch
     activation = tokens * shape.hidden_size * ACTIVATION_BYTES
@@ -64,7 +75,7 @@ def traffic(
     if layout.tensor > 1:
         moved = (layout.tensor - 1) / layout.tensor * activation
         layers = shape.num_layers // layout.pipeline
-        per_micro_batch = layers * _GATHERS[shape.block, layout.sequence] + 2  # the embedding's output
+        per_micro_batch = layers * _passes(shape, layout) + 2  # the embedding's output
         count = round(per_micro_batch * moved * micro_batches)
         link = _link(1, layout.tensor, gpus_per_node)
         found.append(Traffic("tensor", "activations and their gradients between layers", link, count))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from megascale.optim.fused import Tables
 
 CACHED: Final = 16_384
 """Values per piece: four fp32 tensors and a temporary take 320 KB, within most second-level caches."""
@@ -31,6 +35,31 @@ class AdamW(torch.optim.AdamW):
         self, groups: list[dict[str, Any]], *, lr: float, betas: tuple[float, float], eps: float
     ) -> None:
         super().__init__(groups, lr=lr, betas=betas, eps=eps, fused=self.torch_fuses)
+        self._scale = 1.0
+
+    @functools.cached_property
+    def tables(self) -> Tables:
+        """What the Triton kernels work on."""
+        from megascale.optim.fused import Tables
+
+        return Tables()
+
+    def scale_gradients(self, factor: float) -> None:
+        """Have the next `step` multiply gradients with `factor` first; clips without a pass of its own."""
+        self._scale = factor
+
+    def take_scale(self) -> float:
+        """The factor of this step; from here on it is 1 again."""
+        factor, self._scale = self._scale, 1.0
+        return factor
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Update every parameter that has a gradient."""
+        loss = evaluated(closure)
+        multiply_gradients(with_gradients(self), self.take_scale())
+        super().step()
+        return loss
 
     def allocate_state(self) -> None:
         """Create `step` (fp32 scalar) and the moments for every parameter that has none."""
@@ -53,8 +82,7 @@ class AdamW(torch.optim.AdamW):
             state["step"].fill_(float(count))
 
 
-@dataclass(frozen=True, slots=True)
-class Todo:
+class Todo(NamedTuple):
     """What one group has to update: parameters with their gradients, and the group's settings."""
 
     settings: dict[str, Any]
@@ -72,15 +100,24 @@ def with_gradients(optimizer: AdamW) -> list[Todo]:
     return found
 
 
+def fuses(todo: list[Todo]) -> bool:
+    """Whether the tensors are where Triton kernels run, and Triton is there."""
+    return bool(todo) and todo[0].parameters[0].is_cuda and importlib.util.find_spec("triton") is not None
+
+
+def multiply_gradients(todo: list[Todo], factor: float) -> None:
+    """Scale all gradients in place."""
+    if factor != 1.0:
+        for group in todo:
+            torch._foreach_mul_(group.gradients, factor)
+
+
 def blocks(*lists: list[Tensor]) -> Iterator[tuple[list[Tensor], ...]]:
     """The tensors of several lists, matching by position, in pieces for multi-tensor operations.
 
-    On a GPU everything at once. A CPU runs such operations one after the other: there pieces are so small
-    that all operations find them in the cache, which is what fusing is for.
+    They run one after the other: pieces are so small that all of them find them in a CPU's cache, which is
+    what fusing is for. GPUs have `megascale.optim.fused`.
     """
-    if lists[0][0].is_cuda:
-        yield lists
-        return
     for tensors in zip(*lists, strict=True):
         yield from zip(*([[piece] for piece in t.view(-1).split(CACHED)] for t in tensors), strict=True)
 

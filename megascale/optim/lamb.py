@@ -12,7 +12,6 @@ authors' code the ratio is 1 for parameters without weight decay (norms), and wh
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -20,7 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, distributed
 
-from megascale.optim.adamw import AdamW, Todo, blocks, evaluated, with_gradients
+from megascale.optim.adamw import AdamW, Todo, blocks, evaluated, fuses, multiply_gradients, with_gradients
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +73,6 @@ def update_directions(
     torch._foreach_copy_(gradients, directions)
 
 
-@functools.cache
-def compiled_directions() -> Callable[..., None]:
-    """`update_directions` as one kernel: 28 bytes per parameter (w, g, m, v read; m, v, u written).
-
-    With the norms (8) and the update (12) a step moves 48; 44 is the floor when the norms ride along.
-    """
-    return torch.compile(update_directions, fullgraph=True)
-
-
 class Lamb(AdamW):
     """LAMB; without `place` it works on whole parameters of one process."""
 
@@ -123,48 +113,72 @@ class Lamb(AdamW):
         """Update every parameter that has a gradient; gradients are used up as scratch space."""
         loss = evaluated(closure)
         self.allocate_state()
-        todo = with_gradients(self)
-        for group in todo:
-            self._turn_into_directions(group)
-        ratios = self._trust_ratios(
-            [parameter for group in todo for parameter in group.parameters],
-            [direction for group in todo for direction in group.gradients],
-        )
+        todo, scale = with_gradients(self), self.take_scale()
+        fused = fuses(todo)
+        if not fused:
+            multiply_gradients(todo, scale)
+        turn = self._turn_at_once if fused else self._turn_in_blocks
+        apply = self._apply_at_once if fused else self._apply_in_turn
+        squares = [turn(index, group, scale) for index, group in enumerate(todo)]
+        ratios = self._trust_ratios([parameter for group in todo for parameter in group.parameters], squares)
         begin = 0
-        for group in todo:
+        for index, group in enumerate(todo):
             end = begin + len(group.parameters)
-            lr = group.settings["lr"]
-            if group.settings["weight_decay"] == 0.0:
-                torch._foreach_add_(group.parameters, group.gradients, alpha=-lr)
-            else:
-                torch._foreach_mul_(group.gradients, list((ratios[begin:end] * lr).unbind()))
-                torch._foreach_add_(group.parameters, group.gradients, alpha=-1)
+            # Without weight decay the ratio is 1.
+            whole = torch.ones_like(ratios[begin:end])
+            own = whole if group.settings["weight_decay"] == 0.0 else ratios[begin:end]
+            apply(index, group, own * group.settings["lr"])
             begin = end
         return loss
 
-    def _turn_into_directions(self, todo: Todo) -> None:
-        """Replace gradients by the update directions u, and bring the moments up to date."""
+    def _advance(self, todo: Todo) -> tuple[list[Tensor], list[Tensor], Factors]:
+        """Count the step; the moments and the numbers of this one."""
         states = [self.state[parameter] for parameter in todo.parameters]
         torch._foreach_add_([state["step"] for state in states], 1)
-        turn = compiled_directions() if todo.parameters[0].is_cuda else update_directions
-        factors = Factors.of(todo.settings, float(states[0]["step"]))
         means, squares = ([state[name] for state in states] for name in self.moments)
-        for w, g, m, v in blocks(todo.parameters, todo.gradients, means, squares):
-            turn(w, g, m, v, factors)
+        return means, squares, Factors.of(todo.settings, float(states[0]["step"]))
 
-    def _trust_ratios(self, parameters: list[Tensor], directions: list[Tensor]) -> Tensor:
-        """|w| / |u| of the whole parameter behind each tensor, fp32 (parameters,)."""
+    def _turn_in_blocks(self, index: int, todo: Todo, scale: float) -> Tensor:  # noqa: ARG002 - as its fused twin
+        """Replace gradients by the update directions u, and bring the moments up to date.
+
+        Returns:
+            Square sums of each tensor's values and directions, fp64 (tensors, 2).
+        """
+        means, squares, factors = self._advance(todo)
+        for w, g, m, v in blocks(todo.parameters, todo.gradients, means, squares):
+            update_directions(w, g, m, v, factors)
+        norms = [
+            torch.stack(torch._foreach_norm(tensors, 2, dtype=torch.float64))  # noqa: SLF001 - no other name
+            for tensors in (todo.parameters, todo.gradients)
+        ]
+        return torch.stack(norms, dim=1).square_()
+
+    def _turn_at_once(self, index: int, todo: Todo, scale: float) -> Tensor:
+        """The same in one kernel."""
+        means, squares, factors = self._advance(todo)
+        table = self.tables.of(index, todo.parameters, todo.gradients, means, squares)
+        return table.lamb_directions(factors, scale)
+
+    def _apply_in_turn(self, index: int, todo: Todo, rates: Tensor) -> None:  # noqa: ARG002 - as its fused twin
+        """w -= rate * u with a rate per tensor."""
+        torch._foreach_mul_(todo.gradients, list(rates.unbind()))
+        torch._foreach_add_(todo.parameters, todo.gradients, alpha=-1)
+
+    def _apply_at_once(self, index: int, todo: Todo, rates: Tensor) -> None:
+        """The same in one kernel, on the table that the directions were made with."""
+        means, squares = ([self.state[p][name] for p in todo.parameters] for name in self.moments)
+        self.tables.of(index, todo.parameters, todo.gradients, means, squares).lamb_apply(rates)
+
+    def _trust_ratios(self, parameters: list[Tensor], local: list[Tensor]) -> Tensor:
+        """|w| / |u| of the whole parameter behind each tensor, fp32 (parameters,), from local square sums."""
         ranges = self._ranges or {p: Range(index, counted=True) for index, p in enumerate(parameters)}
         squares = torch.zeros(
             (self._parameters or len(parameters), 2), dtype=torch.float64, device=self._device
         )
-        counted = [pair for pair in zip(parameters, directions, strict=True) if ranges[pair[0]].counted]
+        counted = tuple(at for at, parameter in enumerate(parameters) if ranges[parameter].counted)
         if counted:
-            index = self._on_device(tuple(ranges[parameter].index for parameter, _ in counted))
-            for column in (0, 1):
-                values = [pair[column] for pair in counted]
-                norms = torch.stack(torch._foreach_norm(values, 2, dtype=torch.float64))  # noqa: SLF001 - no other name
-                squares[:, column].index_add_(0, index, norms * norms)
+            index = self._on_device(tuple(ranges[parameters[at]].index for at in counted))
+            squares.index_add_(0, index, torch.cat(local)[self._on_device(counted)])
         if self._group is not None:
             distributed.all_reduce(squares, group=self._group)
         weight, update = squares.sqrt_().unbind(dim=1)

@@ -13,8 +13,9 @@ from collections.abc import Callable
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
-from megascale.optim.adamw import AdamW, blocks, evaluated, with_gradients
+from megascale.optim.adamw import AdamW, Todo, blocks, evaluated, fuses, multiply_gradients, with_gradients
 
 
 class Lion(AdamW):
@@ -28,15 +29,34 @@ class Lion(AdamW):
         """Update every parameter that has a gradient."""
         loss = evaluated(closure)
         self.allocate_state()
-        for todo in with_gradients(self):
-            group, parameters, gradients = todo.settings, todo.parameters, todo.gradients
-            beta1, beta2 = group["betas"]
-            means = [self.state[p]["exp_avg"] for p in parameters]
-            torch._foreach_add_([self.state[p]["step"] for p in parameters], 1)
-            for w, g, m in blocks(parameters, gradients, means):
+        todo, scale = with_gradients(self), self.take_scale()
+        for group in todo:
+            torch._foreach_add_([self.state[p]["step"] for p in group.parameters], 1)
+        if fuses(todo):
+            self._step_fused(todo, scale)
+            return loss
+        multiply_gradients(todo, scale)
+        for settings, parameters, gradients in todo:
+            beta1, beta2 = settings["betas"]
+            for w, g, m in blocks(parameters, gradients, self._means(parameters)):
                 updates = torch._foreach_lerp(m, g, 1 - beta1)  # noqa: SLF001 - no other name
                 torch._foreach_sign_(updates)
-                torch._foreach_mul_(w, 1 - group["lr"] * group["weight_decay"])
-                torch._foreach_add_(w, updates, alpha=-group["lr"])
+                torch._foreach_mul_(w, 1 - settings["lr"] * settings["weight_decay"])
+                torch._foreach_add_(w, updates, alpha=-settings["lr"])
                 torch._foreach_lerp_(m, g, 1 - beta2)
         return loss
+
+    def _means(self, parameters: list[Tensor]) -> list[Tensor]:
+        return [self.state[p]["exp_avg"] for p in parameters]
+
+    def _step_fused(self, todo: list[Todo], scale: float) -> None:
+        for index, (settings, parameters, gradients) in enumerate(todo):
+            beta1, beta2 = settings["betas"]
+            table = self.tables.of(index, parameters, gradients, self._means(parameters))
+            table.lion(
+                lr=settings["lr"],
+                beta1=beta1,
+                beta2=beta2,
+                weight_decay=settings["weight_decay"],
+                scale=scale,
+            )

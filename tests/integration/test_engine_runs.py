@@ -78,7 +78,8 @@ def test_every_layout_trains_like_one_process(
 
 
 @pytest.mark.parametrize(
-    ("world", "parallelism"), [(2, {}), (4, {"pipeline": 2, "interleave": 2}), (4, {"tensor": 2})]
+    ("world", "parallelism"),
+    [(2, {}), (4, {"pipeline": 2, "interleave": 2}), (4, {"tensor": 2, "sequence": True})],
 )
 def test_overlap_changes_no_bit(world: int, parallelism: dict[str, Any], new_job: Any, spec: Any) -> None:
     """Every switch off against all on, with buckets so small that a chunk has several."""
@@ -92,6 +93,9 @@ def test_overlap_changes_no_bit(world: int, parallelism: dict[str, Any], new_job
     assert "overlap parameterGather: off (switched off)" in off.logs()
     interleaved = "interleave" in parallelism
     assert ("overlap pipeline: on" in on.logs()) == interleaved
+    split = "tensor" in parallelism
+    assert ("overlap tensor: off (needs GPUs, this rank has cpu)" in on.logs()) == split
+    assert ("overlap tensor: off (switched off)" in off.logs()) == split
 
 
 @pytest.mark.parametrize("layout", ["dp2", "tp2", "pp2-interleaved", "tp2-pp2"])
@@ -184,6 +188,22 @@ def test_a_failing_save_raises_an_alert_and_training_goes_on(new_job: Any, spec:
     assert len(job.losses()) == STEPS
     assert job.logs().count('megascale.alert {"kind": "checkpointSaveFailed"') == 3
     assert job.record_of(0).saved_step == -1
+
+
+def test_a_batch_that_grows_uses_every_sample_once(new_job: Any, spec: Any) -> None:
+    """2, 2, 4, 4, 6 samples: alike on one rank and on two, and across a restart within the ramp."""
+    ramp = {"globalBatch": 6, "batchRamp": {"start": 2, "increment": 2, "everySteps": 2}}
+    whole, split, broken = new_job("whole"), new_job("split"), new_job("broken")
+    whole.complete(spec(1, data=ramp), 1)
+    split.complete(spec(2, data=ramp), 2)
+    assert split.losses() == pytest.approx(whole.losses(), rel=TOLERANCE["data"])
+    assert [record["tokens"] // 32 for record in whole.records().values()] == [2, 4, 8, 12, 18]
+    fault = [{"kind": "killRank", "rank": 0, "step": 4}]
+    broken.attempt(spec(2, data=ramp, faults=fault), 2)
+    broken.complete(spec(2, data=ramp), 2, resume=Commit(step=2, attempt=1))
+    assert broken.losses() == split.losses()
+    saved = CheckpointStore(broken.folder / "checkpoints").manifest(Commit(step=4, attempt=2))
+    assert saved.job_state["nextSample"] == 12
 
 
 def test_a_request_to_stop_reaches_all_ranks_in_the_same_step(new_job: Any, spec: Any) -> None:

@@ -34,7 +34,7 @@ def fitting(draw: st.DrawFn) -> Json:
         "ffnHiddenSize": tensor * draw(small),
     }
     if experts:
-        model |= {"experts": experts, "expertsPerToken": draw(st.integers(1, 2)), "block": "serial"}
+        model |= {"experts": experts, "expertsPerToken": draw(st.integers(1, 2))}
     layout = {
         "tensor": tensor,
         "pipeline": pipeline,
@@ -47,6 +47,9 @@ def fitting(draw: st.DrawFn) -> Json:
         "microBatch": micro,
         "globalBatch": micro * data * waves,
     }
+    unit = micro * data * (pipeline if interleave > 1 else 1)
+    if draw(st.booleans()) and batch["globalBatch"] > unit:
+        batch |= {"batchRamp": {"start": unit, "increment": unit, "everySteps": 10}}
     size = {"nodes": world // per_node, "ranksPerNode": per_node, "steps": 100}
     return size | {"runtime": {"megatron": {"model": model, "parallelism": layout, "data": batch}}}
 
@@ -71,6 +74,10 @@ changes = st.one_of(
     st.tuples(st.just(f"{LAYOUT}.sequence"), st.booleans()),
     st.tuples(st.just(f"{MODEL}.vocabSize"), st.sampled_from([256, 257])),
     st.tuples(st.just(f"{DATA}.prepareFrom"), st.just(["y"])),
+    st.tuples(
+        st.just(f"{DATA}.batchRamp"),
+        st.fixed_dictionaries(dict.fromkeys(("start", "increment", "everySteps"), st.integers(1, 8))),
+    ),
 )
 omissions = st.sampled_from(
     [f"{MODEL}.{n}" for n in ("numLayers", "hiddenSize", "attentionHeads", "ffnHiddenSize")]

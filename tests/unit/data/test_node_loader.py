@@ -11,6 +11,7 @@ import pytest
 
 from megascale.data.indexed import IndexedWriter, bin_path, idx_path
 from megascale.data.node_loader import NodeBatch, NodeSamples, _Loader, _memory_path, _Slots
+from megascale.data.ramp import BatchSizes
 from megascale.data.samples import SampleStream
 from megascale.errors import DataError
 
@@ -18,15 +19,18 @@ LOADER = """
 import os, sys
 from pathlib import Path
 from megascale.data.node_loader import NodeBatch, start_loader
+from megascale.data.ramp import BatchSizes
 from megascale.data.samples import SampleStream
 
 prefix, place, ranks, first = sys.argv[1:]
 samples = SampleStream.open(Path(prefix), 8, seed=3)
-pid = start_loader(samples, NodeBatch(8, 24, 2, (1, 2), 4), Path(place), int(ranks), first_step=int(first))
+batch = NodeBatch(8, BatchSizes(24, 8, 8, 22), 2, (1, 2), 4)
+pid = start_loader(samples, batch, Path(place), int(ranks), first_step=int(first))
 print("ready", flush=True)
 os.waitpid(pid, 0)
 """
-BATCH = NodeBatch(sequence_length=8, global_batch=24, micro_batch=2, data_ranks=(1, 2), data_size=4)
+RAMP = BatchSizes(full=24, start=8, increment=8, every_steps=22)
+BATCH = NodeBatch(sequence_length=8, batches=RAMP, micro_batch=2, data_ranks=(1, 2), data_size=4)
 
 
 @pytest.fixture
@@ -49,8 +53,8 @@ def start(tmp_path: Path, ranks: int, first: int) -> subprocess.Popen[str]:
 
 def compare(stream: SampleStream, samples: NodeSamples, data_rank: int, steps: range) -> None:
     for step in steps:
-        for micro_batch in range(BATCH.micro_batches):
-            first = (step - 1) * 24 + (micro_batch * 4 + data_rank) * 2
+        for micro_batch in range(RAMP.at(step) // 8):
+            first = RAMP.before(step) + (micro_batch * 4 + data_rank) * 2
             assert (samples.batch(first, 2) == stream.batch(first, 2)).all()
             assert (samples.documents(first, 2) == stream.documents(first, 2)).all()
 

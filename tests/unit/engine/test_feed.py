@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megascale.data.ramp import BatchSizes
 from megascale.engine.feed import Feed
 
 LENGTH = 4
@@ -26,7 +27,7 @@ def feeds(*, global_batch: int, micro_batch: int, data_size: int) -> list[Feed]:
     return [
         Feed(
             Numbered(),
-            global_batch=global_batch,
+            batches=BatchSizes.constant(global_batch),
             micro_batch=micro_batch,
             data_rank=rank,
             data_size=data_size,
@@ -60,7 +61,7 @@ def test_labels_are_the_tokens_one_further() -> None:
 def test_documents_end_at_their_borders_and_with_their_row() -> None:
     """Rows 0 1 2 3, 1 2 3 4 and 2 3 4 5."""
     place = {"data_rank": 0, "data_size": 1, "device": torch.device("cpu"), "within_documents": True}
-    (batch,) = Feed(Numbered(), global_batch=3, micro_batch=3, **place).load(1)  # type: ignore[arg-type]
+    (batch,) = Feed(Numbered(), batches=BatchSizes.constant(3), micro_batch=3, **place).load(1)  # type: ignore[arg-type]
     assert batch.borders is not None
     assert batch.borders.dtype is torch.int32
     assert batch.borders.tolist() == [0, 4, 7, 8, 10, 12]

@@ -38,7 +38,7 @@ def test_data_parallelism_follows_from_the_ranks_of_the_launch() -> None:
     assert make_plan(launch(4, tensor=2)).layout.data == 2
     shrunk = make_plan(launch(2, tensor=2))
     assert (shrunk.layout.tensor, shrunk.layout.data) == (2, 1)
-    assert shrunk.tokens_per_step == 24 * 32
+    assert shrunk.tokens_until(2) == 2 * 24 * 32
 
 
 def test_ranks_that_do_not_fit_the_layout_are_refused() -> None:

@@ -73,7 +73,9 @@ class Reference:
             return self.one_mlp(f"{layer}.mlp", x)
         chances = torch.softmax(x @ self.weights[f"{layer}.mlp.router.weight"].t(), dim=-1)
         best, chosen = chances.topk(self.shape.experts_per_token, dim=-1)
-        shares = torch.zeros_like(chances).scatter(-1, chosen, best / best.sum(-1, keepdim=True))
+        if self.shape.experts_per_token > 1:
+            best = best / best.sum(-1, keepdim=True)
+        shares = torch.zeros_like(chances).scatter(-1, chosen, best)
         parts = [
             shares[..., e : e + 1] * self.one_mlp(f"{layer}.mlp.experts.{e}", x)
             for e in range(self.shape.experts)
@@ -140,9 +142,10 @@ def test_losses_and_gradients_equal_plain_torch(choices: dict[str, Any], build: 
         torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-5)
 
 
-def test_experts_equal_plain_torch(build: Build) -> None:
+@pytest.mark.parametrize(("block", "chosen"), [("parallel", 2), ("serial", 2), ("parallel", 1)])
+def test_experts_equal_plain_torch(block: str, chosen: int, build: Build) -> None:
     """Losses only: gradients hold the balancing loss too."""
-    shape = shape_of(block="serial", activation="swiglu", experts=4, experts_per_token=2)
+    shape = shape_of(block=block, activation="swiglu", experts=4, experts_per_token=chosen)
     model = build(shape, SEQUENCE)
     reference = Reference({box.name: box.parameter for box in parameter_boxes(model, shape)}, shape)
     tokens = torch.randint(0, shape.vocab_size, (3, SEQUENCE))
