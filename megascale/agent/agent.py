@@ -133,9 +133,11 @@ class Agent:
             pod=self._place.pod,
         )
         exits = [self._fenced(exit=report) for report in self._ranks.exits]
-        return [self._fenced(hello=hello), *exits, self._fenced(report=self._ranks.report())]
+        return [self._fenced(hello=hello), self._fenced(report=self._ranks.report()), *exits]
 
     def _on_exit(self, report: pb.RankExit) -> None:
+        # How far the rank came goes ahead: what ends the job must not come before its last step.
+        self._link.send(self._fenced(report=self._ranks.report()))
         self._link.send(self._fenced(exit=report))
         if self._place.pod:
             # The pod's log outlives the rank, and people can read it without the store.

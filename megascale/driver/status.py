@@ -24,6 +24,7 @@ class StatusBoard:
         self._job, self._core, self._links = job, core, links
         self._alerts: deque[dict[str, Any]] = deque(maxlen=20)
         self._samples: deque[tuple[int, float, int]] = deque(maxlen=_RATE_WINDOW)
+        self._loss: Any = None
 
     def alert(self, message: str) -> None:
         """Keep a message for people."""
@@ -60,7 +61,7 @@ class StatusBoard:
             "attempt": record.attempt,
             "step": max(core.live.step, record.best_step if record.finish_state else 0),
             "steps": core.policy.steps,
-            "loss": _loss(self._links),
+            "loss": self._newest_loss(),
             "stepSeconds": leader.step_seconds if leader else None,
             "tokensPerSecond": self._tokens_per_second(),
             "mfu": _mfu(self._links, record.attempt),
@@ -78,6 +79,13 @@ class StatusBoard:
             r for link in self._links if link.attempt == self._core.record.attempt for r in link.report.ranks
         ]
         return max(ranks, key=lambda rank: rank.step, default=None)
+
+    def _newest_loss(self) -> Any:  # noqa: ANN401 - a float, or a word where it is not finite
+        """Of the newest step; it stays when the ranks are gone."""
+        known = [r for link in self._links for r in link.report.ranks if r.HasField("loss")]
+        if known:
+            self._loss = encode(max(known, key=lambda rank: rank.step).loss)
+        return self._loss
 
     def _tokens_per_second(self) -> float | None:
         points = [
@@ -149,11 +157,6 @@ def _rank(rank: pb.RankStatus) -> dict[str, Any]:
         "snapshotStep": rank.snapshot_step if rank.snapshot_step >= 0 else None,
         "mfu": rank.flops / rank.peak_flops if rank.peak_flops else None,
     }
-
-
-def _loss(links: Links) -> Any:  # noqa: ANN401 - a float, or a word where it is not finite
-    known = [r for link in links for r in link.report.ranks if r.HasField("loss")]
-    return encode(max(known, key=lambda rank: rank.step).loss) if known else None
 
 
 def _mfu(links: Links, attempt: int) -> float | None:

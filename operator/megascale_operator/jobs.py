@@ -26,7 +26,7 @@ from megascale_operator.kube.resources import (
 from megascale_operator.nodecare.care import NodeCare
 from megascale_operator.perform import Performer
 from megascale_operator.reconcile import names
-from megascale_operator.reconcile.job import Job, wishes_of
+from megascale_operator.reconcile.job import Job, granted_to, wishes_of
 from megascale_operator.reconcile.lifecycle import delete
 from megascale_operator.reconcile.observed import Observed, Settings
 from megascale_operator.reconcile.plan import Apply, Plan
@@ -148,7 +148,7 @@ class JobController:
             await self._recorder.tell(obj, "Warning", "InvalidSpec", str(error))
             return None
         wishes = wishes_of(job)
-        self._care.ask(key, job.spec.remediation.mode, wishes.quarantine)
+        self._care.ask(key, job.spec.remediation.mode, wishes.quarantine, granted_to(job))
         observed = await self._observe(job, key, memory, pods, now)
         plan = reconcile(job, observed, self._settings, now)
         again_s = await self._carry_out(obj, plan)

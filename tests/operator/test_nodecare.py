@@ -130,6 +130,15 @@ def test_who_uncordons_a_node_gets_it_back_and_is_not_overruled() -> None:
     )
 
 
+def test_a_node_that_was_released_is_not_taken_again_for_the_same_incident() -> None:
+    """The driver's wish stands until it has read the answer, which may be after the release."""
+    obj = quarantined(node_object("n1"))
+    obj = patched(obj, patches.release(node_record(obj)))
+    same = decide(node_record(obj), request(), "Enforce", "", NOW + 60, granted_before=True)
+    assert (same.operations, same.granted) == ([], True)
+    assert decide(node_record(obj), request(incident="i-9"), "Enforce", "", NOW + 60).operations
+
+
 def test_who_takes_our_taint_away_keeps_the_cordon() -> None:
     obj = quarantined(node_object("n1"))
     obj["spec"]["taints"] = []

@@ -257,6 +257,12 @@ def test_metrics_and_probes(kubeconfig: Path, api: Rest) -> None:
         )
 
 
+def slots_of(api: Rest, job: str) -> str:
+    """Nodes of the job's slots as the operator sees them."""
+    text = api.get(f"/api/v1/namespaces/default/configmaps/{job}-slots")["data"]["slots.json"]
+    return " ".join(slot["node"] for slot in json.loads(text)["slots"])
+
+
 def check_pods(api: Rest) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = api.get(
         "/api/v1/namespaces/megascale-system/pods", labelSelector=names.CHECK
@@ -279,7 +285,9 @@ def test_a_node_check_releases_a_quarantined_node_after_two_passes(kubeconfig: P
             if pod["spec"].get("nodeName") == "n-sick":
                 name = pod["metadata"]["name"]
                 api.delete(f"/api/v1/namespaces/default/pods/{name}", {"gracePeriodSeconds": 0})
-        say(api, job, wishes={"slots": 3, "avoidNodes": ["n-sick"]})
+        # The wish stands, and yet a node that was released must not be taken again for it.
+        say(api, job, wishes={"slots": 3, "avoidNodes": ["n-sick"], "quarantine": [wish]})
+        eventually("nobody is on it", lambda: "n-sick" not in slots_of(api, job))
         checks = "/apis/megascale.io/v1alpha1/nodechecks"
         kind = {"apiVersion": "megascale.io/v1alpha1", "kind": "NodeCheck"}
         api.create(checks, {**kind, "metadata": {"name": "after-repair"}, "spec": {"nodes": ["n-sick"]}})
@@ -301,6 +309,8 @@ def test_a_node_check_releases_a_quarantined_node_after_two_passes(kubeconfig: P
         node = api.get("/api/v1/nodes/n-sick")
         assert names.TAINT not in str(node["spec"])
         assert names.QUARANTINE not in node["metadata"]["annotations"]
+        time.sleep(1.0)
+        assert not api.get("/api/v1/nodes/n-sick")["spec"].get("unschedulable"), "not taken again"
         status = eventually(
             "it is complete",
             lambda: (found := api.get(f"{checks}/after-repair")["status"]).get("completionTime") and found,

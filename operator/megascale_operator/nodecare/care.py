@@ -61,8 +61,18 @@ class NodeCare:
         """`tell(job)` is called when there is something new in its answers."""
         self._tell_job = tell
 
-    def ask(self, job: ObjectKey, mode: str, wishes: tuple[QuarantineWish, ...]) -> None:
-        """All that a job wishes now."""
+    def ask(
+        self,
+        job: ObjectKey,
+        mode: str,
+        wishes: tuple[QuarantineWish, ...],
+        granted: frozenset[tuple[str, str]] = frozenset(),
+    ) -> None:
+        """All that a job wishes now.
+
+        Args:
+            granted: (node, incident) that the job's status lists as granted, by whichever operator.
+        """
         name = "/".join(job)
         requests = tuple(Request(name, wish.node, wish.incident, wish.reason, mode) for wish in wishes)
         if requests == self._requests.get(job, ()):
@@ -72,6 +82,8 @@ class NodeCare:
         for key in [key for key in self._answers if key[0] == job and key[1:] not in wanted]:
             del self._answers[key]
         for request in requests:
+            if (request.node, request.incident) in granted:
+                self._answers.setdefault((job, request.node, request.incident), _Answer(granted=True))
             self.queue.add(request.node)
 
     def forget(self, job: ObjectKey) -> None:
@@ -114,7 +126,15 @@ class NodeCare:
                 node = self._nodes.get(name)
         again_s = _LOOK_AGAIN_S if node is not None and node.quarantine else None
         for job, request in self._asking(name):
-            decision = decide(node, request, self._mode, self._breaker(now), now)
+            before = self._answers.get((job, name, request.incident))
+            decision = decide(
+                node,
+                request,
+                self._mode,
+                self._breaker(now),
+                now,
+                granted_before=before is not None and before.granted,
+            )
             if decision.operations:
                 await self._quarantine(name, request, decision)
                 node = self._nodes.get(name)

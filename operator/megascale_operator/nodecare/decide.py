@@ -53,11 +53,20 @@ def effective_mode(ceiling: str, wanted: str) -> str:
     return MODES[min(MODES.index(ceiling), MODES.index(wanted))]
 
 
-def decide(node: NodeRecord | None, request: Request, ceiling: str, breaker: str, now: float) -> Decision:
+def decide(
+    node: NodeRecord | None,
+    request: Request,
+    ceiling: str,
+    breaker: str,
+    now: float,
+    *,
+    granted_before: bool = False,
+) -> Decision:
     """Grant or refuse one request.
 
     Args:
         breaker: why nothing may be quarantined, "" if something may.
+        granted_before: this very request was granted; a node that was released since is left in service.
     """
     if node is None:
         return Decision([], refused=f"there is no node {request.node}", cause="unknown")
@@ -72,7 +81,7 @@ def decide(node: NodeRecord | None, request: Request, ceiling: str, breaker: str
             words = f"a person put {node.name} back into service"
             return Decision([], mark, words, "person", left_s if left_s > 0 else None)
         mark = None
-    if mark and MODES.index(mark.mode) >= MODES.index(mode):
+    if granted_before if mark is None else MODES.index(mark.mode) >= MODES.index(mode):
         return Decision([], mark)
     if mark is None and breaker:
         return Decision([], refused=f"breaker open: {breaker}", cause="breaker", again_s=60.0)

@@ -142,6 +142,12 @@ class Wishes:
     quarantine: tuple[QuarantineWish, ...] = ()
 
 
+def granted_to(job: Job) -> frozenset[tuple[str, str]]:
+    """(node, incident) of the quarantines that its status lists as granted."""
+    listed = (job.status.get("operator") or {}).get("quarantined") or ()
+    return frozenset((str(one["node"]), str(one.get("incident", ""))) for one in listed)
+
+
 def wishes_of(job: Job) -> Wishes:
     """What the driver wishes; entries that make no sense are left out."""
     said: Any = job.driver.get("wishes")

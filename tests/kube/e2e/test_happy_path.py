@@ -14,5 +14,6 @@ def test_a_job_trains_to_its_end_and_leaves_nothing_running(site: Site, namespac
     job.until_step(5)
     assert len(job.pods("slot")) == 3
     done = job.until_state("Completed")
-    assert done["status"]["driver"]["step"] == 20
+    last = done["status"]["driver"]
+    assert (last["step"], last["loss"]) == (20, "0.05000")
     assert job.condition("Complete") == "True"
