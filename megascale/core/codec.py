@@ -10,7 +10,7 @@ import dataclasses
 import enum
 import math
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -25,13 +25,18 @@ def encode(value: Any) -> Json:  # noqa: ANN401 - any dataclass tree
     if kind in _PLAIN:
         plain: Json = value
         return plain
+    if kind is float:
+        return value if math.isfinite(value) else str(value)
     fields = _fields_of(kind)
     if fields is not None:
-        return {
-            field.name: encode(item)
-            for field in fields
-            if not _is_default(field, item := getattr(value, field.name))
-        }
+        # A loop, not a comprehension with a helper: every beat of every node is written to the log.
+        told: dict[str, Json] = {}
+        for name, default, factory in fields:
+            item = getattr(value, name)
+            if item == default or (factory is not None and item == factory()):
+                continue
+            told[name] = item if type(item) in _PLAIN else encode(item)
+        return told
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     return encode(value.value) if isinstance(value, enum.Enum) else _encode_container(value)
@@ -48,9 +53,18 @@ def _encode_container(value: object) -> Json:
 
 
 @cache
-def _fields_of(kind: type) -> tuple[dataclasses.Field[Any], ...] | None:
-    """The fields of a dataclass, None for any other type; looking them up each time is slow."""
-    return dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else None
+def _fields_of(kind: type) -> tuple[tuple[str, Any, Callable[[], Any] | None], ...] | None:
+    """Name, default (MISSING equals nothing) and factory of a dataclass's fields, None for any other type."""
+    if not dataclasses.is_dataclass(kind):
+        return None
+    return tuple(
+        (
+            each.name,
+            each.default,
+            None if each.default_factory is dataclasses.MISSING else each.default_factory,
+        )
+        for each in dataclasses.fields(kind)
+    )
 
 
 def decode(kind: type[T], data: Json) -> T:
@@ -61,14 +75,6 @@ def decode(kind: type[T], data: Json) -> T:
     """
     decoded: T = _decode(kind, data)
     return decoded
-
-
-def _is_default(field: dataclasses.Field[Any], value: object) -> bool:
-    if field.default is not dataclasses.MISSING:
-        return bool(value == field.default)
-    if field.default_factory is not dataclasses.MISSING:
-        return bool(value == field.default_factory())
-    return False
 
 
 @cache

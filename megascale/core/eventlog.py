@@ -19,6 +19,7 @@ from megascale.core.machine import CORE_VERSION, Core
 from megascale.core.policy import Policy
 
 _EVENTS: Final[dict[str, Any]] = {kind.__name__: kind for kind in ev.Event.__args__}
+_to_text: Final = json.JSONEncoder(separators=(",", ":")).encode
 _EFFECTS: Final[dict[str, Any]] = {kind.__name__: kind for kind in fx.Effect.__args__}
 
 
@@ -59,14 +60,14 @@ def tagged(value: ev.Event | fx.Effect) -> dict[str, Json]:
 def header_line(header: Header) -> str:
     # `encode` leaves out defaults, and the default of this one changes with every version
     fields = {"core_version": header.core_version, **cast(dict[str, Json], encode(header))}
-    return json.dumps({"header": fields}, separators=(",", ":"))
+    return _to_text({"header": fields})
 
 
 def entry_line(entry: Entry) -> str:
     line: dict[str, Any] = {"at": entry.at, "event": tagged(entry.event)}
     if entry.effects:
         line["effects"] = [tagged(effect) for effect in entry.effects]
-    return json.dumps(line, separators=(",", ":"))
+    return _to_text(line)
 
 
 def parse_line(line: str) -> Header | Entry:
