@@ -38,7 +38,11 @@ class Strike:
 
 
 class FailureProcess:
-    """Strikes nodes at random, at the scenario's rate, until the campaign ends."""
+    """Strikes nodes at random, at the scenario's rate, until the campaign ends.
+
+    When something strikes, and what, depends on the seed alone and not on the policy: policies are compared
+    under the same faults.
+    """
 
     def __init__(self, world: World, scenario: Scenario, seed: object, strikes: list[Strike]) -> None:
         self._world, self._scenario, self._seed = world, scenario, seed
@@ -53,19 +57,22 @@ class FailureProcess:
 
     def start(self) -> None:
         failures, nodes = self._scenario.failures, self._scenario.nodes
-        self._repeat(nodes * failures.per_node_day / DAY_S, self._strike_someone)
-        self._repeat(nodes * failures.false_silence_per_node_hour / 3600.0, self._false_silence)
-        self._repeat(failures.false_hang_per_hour / 3600.0, self._false_hang)
+        self._repeat("faults", nodes * failures.per_node_day / DAY_S, self._strike_someone)
+        false_silences_per_s = nodes * failures.false_silence_per_node_hour / 3600.0
+        self._repeat(FALSE_SILENCE, false_silences_per_s, lambda _: self._false_silence())
+        self._repeat(FALSE_HANG, failures.false_hang_per_hour / 3600.0, lambda _: self._false_hang())
 
-    def _repeat(self, rate_per_s: float, action: Callable[[], None]) -> None:
+    def _repeat(self, name: str, rate_per_s: float, action: Callable[[random.Random], None]) -> None:
+        """A Poisson process with a source of randomness of its own."""
         if rate_per_s <= 0 or not math.isfinite(rate_per_s):
             return
+        rng = random.Random(f"{self._seed}/failures/{name}")
 
         def again() -> None:
-            action()
-            self._world.agenda.after(self._rng.expovariate(rate_per_s), again)
+            action(rng)
+            self._world.agenda.after(rng.expovariate(rate_per_s), again)
 
-        self._world.agenda.after(self._rng.expovariate(rate_per_s), again)
+        self._world.agenda.after(rng.expovariate(rate_per_s), again)
 
     def _victim(self) -> tuple[Run, Machine] | None:
         """A node of the newest run that still has its ranks."""
@@ -76,10 +83,10 @@ class FailureProcess:
         machine = self._world.cluster.machines[self._rng.choice(run.nodes)]
         return (run, machine) if machine.run is run and machine.ranks else None
 
-    def _strike_someone(self) -> None:
+    def _strike_someone(self, rng: random.Random) -> None:
         classes = self._scenario.failures.classes
-        chosen = self._rng.choices(classes, [each.weight for each in classes])[0]
-        persistent = self._rng.random() < chosen.persistent
+        chosen = rng.choices(classes, [each.weight for each in classes])[0]
+        persistent = rng.random() < chosen.persistent
         found = self._victim()
         if found is None:
             return
