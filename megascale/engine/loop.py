@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -10,6 +9,7 @@ from typing import Any, Final, Protocol
 from megascale.engine.context import RankLaunch
 from megascale.engine.faults import FaultInjector
 from megascale.engine.feed import Feed
+from megascale.engine.garbage import PlannedCollection
 from megascale.engine.metrics import MetricsLog
 from megascale.engine.plan import Plan
 from megascale.engine.segments import SegmentClock
@@ -23,7 +23,6 @@ from megascale.optim.schedules import learning_rate
 EXIT_COMPLETED: Final = 0
 EXIT_SAVED: Final = 76
 """Saved and stopped because it was asked to."""
-_COLLECT_EVERY_STEPS: Final = 100
 
 
 class Saver(Protocol):
@@ -119,19 +118,16 @@ class Loop:
         return code
 
     def _run_steps(self) -> int:
-        # Garbage collection in the middle of a step would make all other ranks wait.
-        gc.collect()
-        gc.freeze()
-        gc.disable()
-        while self._state.step < self._plan.spec.steps:
-            result = self._step(self._state.step + 1)
-            wants_save, wants_exit = (vote > 0 for vote in result.votes)
-            if wants_save or wants_exit or self._is_save_due():
-                self._save()
-            if wants_exit and self._state.step < self._plan.spec.steps:
-                return EXIT_SAVED
-            if self._state.step % _COLLECT_EVERY_STEPS == 0:
-                gc.collect()
+        with PlannedCollection(self._state.step) as garbage:
+            while self._state.step < self._plan.spec.steps:
+                result = self._step(self._state.step + 1)
+                wants_save, wants_exit = (vote > 0 for vote in result.votes)
+                saves = wants_save or wants_exit or self._is_save_due()
+                if saves:
+                    self._save()
+                if wants_exit and self._state.step < self._plan.spec.steps:
+                    return EXIT_SAVED
+                garbage.after(self._state.step, saved=saves)
         return EXIT_COMPLETED
 
     def _is_save_due(self) -> bool:

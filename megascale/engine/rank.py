@@ -7,6 +7,7 @@ import time
 
 from torch import distributed
 
+from megascale.engine.affinity import bus_address, cores_beside, stay_on
 from megascale.engine.context import RankLaunch
 from megascale.engine.device import Device, open_device
 from megascale.engine.faults import FaultInjector
@@ -47,6 +48,8 @@ def run_rank(launch: RankLaunch, rank_file: RankFile) -> int:
     data = plan.megatron.data
     node_data = NodeData(launch, plan)
     with open_device(launch.local_rank) as device:
+        if device.place.type == "cuda":
+            print(stay_on(cores_beside(bus_address(device.place))), flush=True)
         groups = _join(launch, plan, device)
         rank_file.update(groups_at=time.monotonic())
         seed_all(plan.megatron.seed, groups.place)

@@ -132,10 +132,14 @@ class Stepper:
         square = self._local_square_norm()
         # Each tensor-parallel rank of the last stage knows the loss; one of them says it.
         speaks = state.groups.place.tensor == 0 and bool(self._losses)
-        loss_sum = torch.stack(self._losses).sum() if speaks else torch.zeros((), dtype=torch.float64)
         tokens = len(self._losses) * self._micro_batch * self._sequence_length if speaks else 0
-        agreed = torch.tensor([0.0, 0.0, tokens, *votes], dtype=torch.float64, device=state.device)
-        agreed[0], agreed[1] = loss_sum, square
+        # Filled by the device: values brought from the host one by one would make it wait for each.
+        agreed = torch.zeros(3 + len(votes), dtype=torch.float64, device=state.device)
+        if speaks:
+            agreed[0] = torch.stack(self._losses).sum()
+        agreed[1] = square
+        for at, value in enumerate((tokens, *votes), start=2):
+            agreed[at].fill_(value)
         with self._clock.within("allreduce"):
             distributed.all_reduce(agreed, group=state.groups.world)
         total, squares, tokens_all, *votes_all = agreed.tolist()
