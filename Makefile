@@ -5,6 +5,7 @@ PYTHON ?= $(shell for p in python3.12 python3.13 python3.11 python3; do $$p -c '
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TEST_STAMP := $(VENV)/.test-installed
 
 .PHONY: install run test lint test-kube test-sim bench proto clean
 
@@ -16,6 +17,10 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
+$(TEST_STAMP): $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,kernels]'
+	@touch $@
+
 run: $(STAMP)
 	$(BIN)/megascale run examples/quickstart.yaml
 
@@ -25,7 +30,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: lint
+test: $(TEST_STAMP) lint
 	$(BIN)/pytest
 
 # Only a file given on this command line counts: one in the environment must not send tests to somebody's cluster.
