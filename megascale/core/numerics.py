@@ -29,6 +29,8 @@ from megascale.core.turn import Turn
 
 _CONFIRMED_STEPS: Final = {"not_a_number": 2, "jump": 5, "spike": 5}
 _SAME_STEP: Final = 5
+_TOO_OFTEN: Final = 3
+_DAY_S: Final = 86400.0
 
 
 def observe(turn: Turn, rank: RankProgress) -> None:
@@ -85,6 +87,19 @@ def _act(turn: Turn, watch: NumericsWatch) -> None:
     record.anomaly_step = first_step
     taint(turn, first_step - 1)
     respond(turn, fault)
+    _count_roll_back(turn, replay=() if again else _how_to_find_the_node(turn))
+
+
+def _count_roll_back(turn: Turn, replay: tuple[str, ...]) -> None:
+    """Steps are made between them, so no bound on restarts stops roll-backs that come again and again."""
+    record = turn.record
+    record.roll_backs = [at for at in record.roll_backs if at > turn.now - _DAY_S][-_TOO_OFTEN:]
+    record.roll_backs.append(turn.now)
+    if len(record.roll_backs) != _TOO_OFTEN or record.incident is None:
+        return
+    words = "; ".join((f"wrong numbers {_TOO_OFTEN} times within a day", *replay))
+    record.incident.add_evidence(words)
+    turn.emit(fx.Page, words, incident=record.incident.id)
 
 
 def on_checked(turn: Turn, convicted: Json) -> None:
@@ -99,6 +114,7 @@ def on_checked(turn: Turn, convicted: Json) -> None:
         incident.add_evidence("the checks found no node that computes wrong numbers")
         assemble(turn)
         return
+    turn.record.roll_backs.clear()
     for name in guilty[1:]:
         exclude(turn, name, incident, reason=f"{name} computes wrong numbers: {found[name]}")
     reason = f"{guilty[0]} computes wrong numbers: {found[guilty[0]]}; {incident.reason}"

@@ -133,7 +133,7 @@ class Policy:
     node_failures_per_day: float = 3.8e-3
     straggler_slowdown: float = 0.05
     check_numbers: bool = False
-    check_s: float = 120.0
+    check_s: float = 300.0
     quarantine: bool = False
     shadow: bool = False
     shadow_detectors: tuple[str, ...] = ()

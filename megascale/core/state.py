@@ -222,6 +222,7 @@ class Record:
         failures: faults charged to a budget over the job's life.
         shadowed: by detector, how often it would have acted.
         anomaly_step: step of the last jump of the loss that was acted on.
+        roll_backs: when wrong numbers led to one since a node was last found to compute them, newest last.
     """
 
     term: int = 0
@@ -266,6 +267,7 @@ class Record:
     suspended_by_spec: bool = False
     shadowed: dict[str, int] = field(default_factory=dict)
     anomaly_step: int = -1
+    roll_backs: list[float] = field(default_factory=list)
     finish_state: str = ""
     finish_reason: str = ""
     ledger: Ledger = field(default_factory=Ledger)

@@ -128,7 +128,7 @@ def test_check_that_finds_nothing_leaves_the_roll_back(running):
 @pytest.mark.parametrize("how", ["overdue", "failed"])
 def test_check_without_an_answer_convicts_nobody(running, how):
     job = stopped_by_nan(running)
-    job = job.wait(121.0) if how == "overdue" else job.fails(fx.CheckNodes)
+    job = job.wait(301.0) if how == "overdue" else job.fails(fx.CheckNodes)
     assert (job.stage, job.record.excluded) == (Stage.LAUNCHING, {})
     assert not job.pending(fx.CheckNodes)
 
