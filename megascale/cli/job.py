@@ -114,7 +114,8 @@ def _summary(job: TrainingJob) -> str:
     parts = (
         " x ".join(f"{name} {size}" for name, size in sizes.items() if size > 1) or "one copy of the model"
     )
-    return f"{text}; {parts}; {data.global_batch} samples of {data.sequence_length} tokens a step"
+    ramp = f"{data.batch_ramp.start} to " if data.batch_ramp else ""
+    return f"{text}; {parts}; {ramp}{data.global_batch} samples of {data.sequence_length} tokens a step"
 
 
 def _print_explained(explained: Explained) -> None:

@@ -108,8 +108,8 @@ class Parallelism(Section):
     """Stages the layers are split into."""
     context: Ways = 1
     """Ranks that share each sequence; 1 so far: for long sequences use tensor with sequence: true."""
-    expert: Annotated[int, Field(ge=1, le=1), Words("1: these models have no experts")] = 1
-    """Ranks that share the experts of a mixture-of-experts model."""
+    expert: Annotated[int, Field(ge=1, le=1), Words("1: experts are cut over the tensor ranks")] = 1
+    """Ranks that share the experts of a mixture; 1 so far: each expert is cut over the tensor ranks."""
     interleave: Ways = 1
     """Chunks of layers per pipeline stage: a smaller bubble for more messages (MegaScale 3.2)."""
     sequence: bool = False

@@ -12,12 +12,13 @@ Several weights share one pass over the links. The backward pass of one is the f
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, distributed
 
-_MEMORY = "torch.distributed._symmetric_memory"
+_MEMORY: Final = "torch.distributed._symmetric_memory"
+_PIPELINE: Final = "_pipelined_produce_and_all2all"
 
 
 def unsupported(device: torch.device, peers: list[int]) -> str | None:
@@ -30,9 +31,12 @@ def unsupported(device: torch.device, peers: list[int]) -> str | None:
     others = [peer for peer in peers if peer != device.index]
     if not all(torch.cuda.can_device_access_peer(device, other) for other in others):
         return f"GPU {device.index} cannot read the memory of all of {others}"
+    memory = importlib.import_module(_MEMORY)
+    if not hasattr(memory, _PIPELINE):
+        return f"torch {torch.__version__} has no {_PIPELINE}"
     try:
-        importlib.import_module(_MEMORY).empty(1, device=device)
-    except (AttributeError, ImportError, RuntimeError) as error:
+        memory.empty(1, device=device)
+    except RuntimeError as error:
         return f"no symmetric memory: {error}"
     return None
 
@@ -59,8 +63,7 @@ def _scatter(inputs: list[Tensor], matrices: list[Tensor], group: distributed.Pr
         for values, matrix in zip(rows[1:], matrices[1:], strict=True):
             out.addmm_(values[rank], matrix)
 
-    memory = importlib.import_module(_MEMORY)
-    memory._pipelined_produce_and_all2all(produce, parts, group.group_name)  # noqa: SLF001 - see above
+    getattr(importlib.import_module(_MEMORY), _PIPELINE)(produce, parts, group.group_name)
     return parts.view(ranks, sequence // ranks, batch, width).sum(dim=0)
 
 

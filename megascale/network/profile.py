@@ -19,20 +19,16 @@ def environment(network: Network, run_dir: Path) -> dict[str, str]:
     """
     if network.profile == "node":
         return {}
-    recorder = str(network.flight_recorder)
     found = {
         "NCCL_IB_TIMEOUT": str(network.ib_timeout),
         "NCCL_IB_RETRY_CNT": str(network.ib_retry_count),
         "TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC": str(network.nccl_timeout_seconds),
         "TORCH_NCCL_RANKS_PER_ROOT": str(network.ranks_per_root),
-        "TORCH_FR_BUFFER_SIZE": recorder,
-        "TORCH_NCCL_TRACE_BUFFER_SIZE": recorder,  # its name before torch 2.8
+        "TORCH_FR_BUFFER_SIZE": str(network.flight_recorder),
     }
     if network.flight_recorder:
-        dump = {"TORCH_NCCL_DUMP_ON_TIMEOUT": "1"}
-        for name in ("TORCH_FR_DUMP_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE"):
-            dump[name] = str(run_dir.absolute() / FLIGHT_RECORDS / "rank-")
-        found |= dump
+        found["TORCH_NCCL_DUMP_ON_TIMEOUT"] = "1"
+        found["TORCH_FR_DUMP_TEMP_FILE"] = str(run_dir.absolute() / FLIGHT_RECORDS / "rank-")
     return found
 
 

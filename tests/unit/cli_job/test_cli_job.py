@@ -39,6 +39,13 @@ def test_validate_says_what_the_job_would_do() -> None:
     assert "data 2" in result.stdout
 
 
+def test_validate_says_how_the_batch_grows() -> None:
+    text = Path(EXAMPLE).read_text()
+    ramp = "globalBatch: 16\n        batchRamp: {start: 8, increment: 8, everySteps: 5}"
+    result = CliRunner().invoke(app, ["validate", "-"], input=text.replace("globalBatch: 16", ramp))
+    assert "; 8 to 16 samples of " in result.stdout, result.output
+
+
 def test_validate_prints_every_problem_of_every_file(wrong: str) -> None:
     result = CliRunner().invoke(app, ["validate", wrong, EXAMPLE, "nowhere.yaml"])
     assert result.exit_code == 2
