@@ -55,6 +55,9 @@ class _NoFleet:
 
     async def quarantine(self, node: str, incident: str) -> None: ...
 
+    def labels(self, node: str) -> dict[str, str]:  # noqa: ARG002 - where made-up nodes are
+        return {}
+
     async def probe(self, node: str) -> Health:
         return Health(healthy=None, detail=f"{node} is made up")
 

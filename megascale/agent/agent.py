@@ -43,10 +43,10 @@ class Agent:
     def __init__(self, place: Place) -> None:
         self._place, self._node = place, place.node
         self._incarnation = secrets.token_hex(4)
-        self._zygote = Zygote()
+        self._job = load_job(place.job_file)
+        self._zygote = Zygote(engine=self._job.spec.runtime.megatron is not None)
         self._ranks = Ranks(place, self._zygote, self._on_exit)
         self._link = Link(place, self._greeting, self._obey)
-        self._job = load_job(place.job_file)
         self._report_s = float(self._job.spec.health.heartbeat_seconds)
         self._leaving = asyncio.Event()
         self._exit_code = 0
@@ -85,12 +85,19 @@ class Agent:
         """Everything a launch needs that takes long: the engine in memory, in a pod also the data."""
         megatron = self._job.spec.runtime.megatron
         if megatron is None:
+            self._start(self._warm_up())
             return
         if self._place.pod:
             from megascale.data.ensure import ensure_prepared
 
             await asyncio.to_thread(ensure_prepared, megatron.data, megatron.model.vocab_size)
         await self._zygote.ensure()
+
+    async def _warm_up(self) -> None:
+        """Only the first node of a launch hosts a store, but any spare may become it."""
+        # A launch tries again, and tells the driver why it cannot.
+        with contextlib.suppress(MegascaleError, OSError):
+            await self._zygote.ensure()
 
     def _on_terminate(self) -> None:
         """The slot goes away: have the driver move on, and the ranks save while there is time."""

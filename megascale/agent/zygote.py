@@ -1,14 +1,16 @@
 """The zygote: a process that has imported the engine once and forks ranks from it.
 
 Importing torch and Megatron-core takes seconds; a fork of a process that has done so takes
-milliseconds. Requests and answers are JSON messages on a SEQPACKET socket whose descriptor is the only
-argument. Ranks are forked twice, so that they become children of the agent (a subreaper), which sees
-their exit at once and keeps them when the zygote is replaced.
+milliseconds. Requests and answers are JSON messages on a SEQPACKET socket whose descriptor is the first
+argument; with `store` as the second nothing but stores can be forked, which is what jobs need that run a
+command of their own. Ranks are forked twice, so that they become children of the agent (a subreaper),
+which sees their exit at once and keeps them when the zygote is replaced.
 """
 
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import os
 import signal
@@ -36,9 +38,12 @@ def main() -> None:
     """Serve fork requests until the agent closes its end."""
     die_with_parent()
     connection = socket.socket(fileno=int(sys.argv[1]))
-    from megascale import engine
+    if sys.argv[2:] == ["store"]:
+        importlib.import_module("torch._C._distributed_c10d")
+    else:
+        from megascale import engine
 
-    engine.preload()
+        engine.preload()
     gc.collect()
     gc.freeze()
     connection.send(json.dumps({"ready": True}).encode())

@@ -31,9 +31,14 @@ class ZygoteError(MegascaleError):
 
 
 class Zygote:
-    """One zygote process at a time; requests are answered in order."""
+    """One zygote process at a time; requests are answered in order.
 
-    def __init__(self) -> None:
+    Args:
+        engine: whether ranks are to be forked; else only stores, by a zygote that has much less in memory.
+    """
+
+    def __init__(self, *, engine: bool) -> None:
+        self._arguments = [] if engine else ["store"]
         self._process: asyncio.subprocess.Process | None = None
         self._socket: socket.socket | None = None
         self._digest = ""
@@ -93,6 +98,7 @@ class Zygote:
                 "-m",
                 "megascale.agent.zygote",
                 str(theirs.fileno()),
+                *self._arguments,
                 pass_fds=(theirs.fileno(),),
                 env={**os.environ, **_ENVIRONMENT},
             )

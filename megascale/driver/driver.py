@@ -196,7 +196,7 @@ class Driver:
         link.send(pb.DriverMessage(term=self.term, welcome=welcome))
         self.links.attach(link)
         hello = message.hello
-        labels = dict(hello.labels)
+        labels = {**self._plugs.fleet.labels(link.node), **hello.labels}
         ranks = tuple(int(rank) for rank in hello.ranks)
         # Before the node itself, which may be what the next launch waits for.
         for event in snapshot_events(link.node, hello.snapshots):

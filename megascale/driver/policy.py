@@ -35,6 +35,7 @@ def policy_of(job: TrainingJob, *, shared_machine: bool = False) -> Policy:
         spare_nodes=spare_nodes(job, shared_machine=shared_machine),
         spares_after_launch=shared_machine,
         min_nodes=spec.min_nodes,
+        topology_keys=tuple(reversed(spec.scheduling.topology_keys)),
         ranks_per_node=spec.ranks_per_node,
         node_counts=spec.node_counts,
         pipeline=layout.pipeline if layout else 1,

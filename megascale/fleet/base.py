@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -49,6 +49,9 @@ class Fleet(Protocol):
 
     async def quarantine(self, node: str, incident: str) -> None:
         """Take the node out of service for everybody."""
+
+    def labels(self, node: str) -> Mapping[str, str]:
+        """What is known of where the node is in the network (`Policy.topology_keys`)."""
 
     async def probe(self, node: str) -> Health:
         """Whether the node is alive, asked past its agent."""

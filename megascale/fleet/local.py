@@ -143,6 +143,9 @@ class LocalFleet:
     async def quarantine(self, node: str, incident: str) -> None:
         raise FleetRefusedError(f"local nodes cannot be quarantined ({node}, {incident})")
 
+    def labels(self, node: str) -> dict[str, str]:  # noqa: ARG002 - one machine has no network
+        return {}
+
     async def probe(self, node: str) -> Health:
         slot = self._slots.get(node)
         if slot is None or slot.gone.is_set():

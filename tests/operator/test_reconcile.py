@@ -54,6 +54,16 @@ def test_a_new_job_gets_its_objects_its_driver_and_a_slot_per_node_and_spare() -
     assert [slot["ready"] for slot in slots_file(world)["slots"]] == [True, True, True]
 
 
+def test_the_driver_is_told_where_in_the_network_its_slots_are() -> None:
+    world = running(scheduling={"topologyKeys": ["zone", "rack"]})
+    first = slots_file(world)["slots"][0]["node"]
+    labels = {"zone": "z1", "rack": "r7", "other": "x"}
+    world.nodes[first] = node_object(first, metadata={"labels": labels})
+    world.settle()
+    told = [slot["domains"] for slot in slots_file(world)["slots"]]
+    assert told == [["z1", "r7"], ["", ""], ["", ""]]
+
+
 def test_an_unchanged_job_is_not_written() -> None:
     world = running()
     for _ in range(10):

@@ -16,11 +16,11 @@ from megascale.driver.driver import Driver
 from megascale.driver.plug import Plugs
 from megascale.driver.store_log import StoreLog
 from megascale.errors import FencedError, MegascaleError
-from megascale.job import TrainingJob, from_mapping
+from megascale.job import TrainingJob
 from megascale.observe.rundir import RunDir
 from megascale_operator.driver.fleet import KubernetesFleet
 from megascale_operator.driver.listener import ClusterListener
-from megascale_operator.driver.orders import Orders
+from megascale_operator.driver.orders import Orders, checkpoint_uri, manifest_of
 from megascale_operator.driver.record import KubernetesRecord, RecordWatch
 from megascale_operator.driver.slots import Slots
 from megascale_operator.driver.status import StatusWriter
@@ -32,6 +32,7 @@ from megascale_operator.reconcile import names
 log = logging.getLogger(__name__)
 
 RUN_DIR: Final = Path("/run/megascale/work")
+JOB_FILE: Final = Path("/run/megascale/job/job.yaml")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ class Options:
     pod: str
     pod_ip: str
     run_dir: Path = RUN_DIR
+    job_file: Path = JOB_FILE
     kubeconfig: Path | None = None
 
 
@@ -59,6 +61,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--run-dir", type=Path, default=RUN_DIR, help=f"folder to write to (default: {RUN_DIR})"
     )
+    parser.add_argument(
+        "--job-file", type=Path, default=JOB_FILE, help=f"what the slots run (default: {JOB_FILE})"
+    )
     parser.add_argument("--kubeconfig", type=Path, help="how to reach the cluster from outside of it")
     return parser
 
@@ -73,11 +78,12 @@ async def serve(options: Options) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
     async with await RestApi.connect(options.kubeconfig) as api:
         job = await api.get(TRAINING_JOBS, options.job, options.namespace)
-        manifest = from_mapping({key: job[key] for key in ("apiVersion", "kind", "metadata", "spec")})
+        uri = checkpoint_uri(options.job_file)
+        manifest = manifest_of(job, uri)
         options.run_dir.mkdir(parents=True, exist_ok=True)
         run = RunDir(options.run_dir)
         slots = Slots(api, options.namespace, options.job)
-        fleet = KubernetesFleet(slots)
+        fleet = KubernetesFleet(slots, manifest.spec.scheduling.topology_keys)
         status = StatusWriter(api, options.namespace, options.job, options.pod, fleet)
         tokens = Tokens(api.get_path, slots, names.audience(options.namespace, str(job["metadata"]["uid"])))
         plugs = Plugs(
@@ -95,7 +101,7 @@ async def serve(options: Options) -> None:
             log=StoreLog(run.checkpoints(manifest.spec.checkpoint.uri)),
             companions=(
                 RecordWatch(api, options.namespace, options.job),
-                Orders(api, options.namespace, job, fleet, status),
+                Orders(api, options.namespace, job, fleet, status, uri),
                 status,
             ),
         )

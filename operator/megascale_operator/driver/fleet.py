@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from megascale.driver.driver import Driver
@@ -29,8 +29,8 @@ class KubernetesFleet:
         changed: called when there is something new to wish.
     """
 
-    def __init__(self, slots: Slots) -> None:
-        self._slots = slots
+    def __init__(self, slots: Slots, topology_keys: Sequence[str] = ()) -> None:
+        self._slots, self._topology_keys = slots, tuple(topology_keys)
         self._driver: Driver | None = None
         self._on_event: Callable[[SlotEvent], None] = lambda _event: None
         self.changed: Callable[[], None] = lambda: None
@@ -201,6 +201,12 @@ class KubernetesFleet:
         if slot.phase not in ("Running", "Pending"):
             return Health(healthy=False, detail=f"its pod is {slot.phase}")
         return Health(healthy=None, detail="its pod runs but its agent does not answer")
+
+    def labels(self, node: str) -> dict[str, str]:
+        """The topology labels of the node, as far as it has them."""
+        slot = self._slots.on(node)
+        named = zip(self._topology_keys, slot.domains if slot else (), strict=False)
+        return {key: value for key, value in named if value}
 
     async def close(self) -> None:
         """Agents leave by themselves; the operator removes their pods once the status is final."""

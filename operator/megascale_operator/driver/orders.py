@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+from pathlib import Path
 from typing import Any, Final
 
 from megascale.core import events as ev
 from megascale.core.state import Stage
 from megascale.driver.driver import Driver
 from megascale.errors import FencedError, ManifestError
-from megascale.job import from_mapping
+from megascale.job import TrainingJob, from_mapping
 from megascale.rpc import megascale_pb2 as pb
 from megascale_operator.driver.fleet import KubernetesFleet
 from megascale_operator.driver.follow import follow
@@ -24,12 +25,41 @@ log = logging.getLogger(__name__)
 _COMMAND_BYTES: Final = 4096
 
 
+def checkpoint_uri(job_file: Path) -> str:
+    """The place of the checkpoints that the operator wrote into the slots' manifest, "" if it is not there."""
+    try:
+        spec = json.loads(job_file.read_text())["spec"]
+    except FileNotFoundError:
+        return ""
+    return str((spec.get("checkpoint") or {}).get("uri") or "")
+
+
+def manifest_of(job: Obj, uri: str) -> TrainingJob:
+    """The job as its slots have it: one without a place for its checkpoints uses `uri`, "" = their pods.
+
+    Raises:
+        ManifestError: the spec is not good.
+    """
+    mapping = {key: job[key] for key in ("apiVersion", "kind", "metadata", "spec")}
+    checkpoint = job["spec"].get("checkpoint") or {}
+    if uri and not checkpoint.get("uri"):
+        mapping["spec"] = {**job["spec"], "checkpoint": {**checkpoint, "uri": uri}}
+    return from_mapping(mapping)
+
+
 class Orders:
-    """A companion. `job` is the object that the driver started with."""
+    """A companion. `job` is the object that the driver started with, `uri` the place of its checkpoints."""
 
     def __init__(
-        self, api: KubeApi, namespace: str, job: Obj, fleet: KubernetesFleet, status: StatusWriter
+        self,
+        api: KubeApi,
+        namespace: str,
+        job: Obj,
+        fleet: KubernetesFleet,
+        status: StatusWriter,
+        uri: str = "",
     ) -> None:
+        self._uri = uri
         self._api, self._namespace, self._fleet, self._status = api, namespace, fleet, status
         self._name: str = job["metadata"]["name"]
         self._uid: str = job["metadata"]["uid"]
@@ -64,7 +94,7 @@ class Orders:
     def _change_spec(self, driver: Driver, job: Obj) -> None:
         generation = int(job["metadata"]["generation"])
         try:
-            manifest = from_mapping({key: job[key] for key in ("apiVersion", "kind", "metadata", "spec")})
+            manifest = manifest_of(job, self._uri)
         except ManifestError as error:
             driver.board.alert(f"generation {generation} of the spec is not good and not used: {error}")
         else:

@@ -22,7 +22,11 @@ CERTIFICATE: Final = "driver.crt"
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A slot's pod; `leaving` says why it is on its way out, "" = it stays."""
+    """A slot's pod; `leaving` says why it is on its way out, "" = it stays.
+
+    Attributes:
+        domains: of its node, in the order of the job's topology keys; "" = not known.
+    """
 
     pod: str
     uid: str
@@ -32,6 +36,7 @@ class Slot:
     ready: bool
     leaving: str
     restarts: int
+    domains: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +108,7 @@ def _slot(entry: dict[str, Any]) -> Slot:
         ready=bool(entry.get("ready", False)),
         leaving=str(entry.get("leaving", "")),
         restarts=int(entry.get("restarts") or 0),
+        domains=tuple(str(value) for value in entry.get("domains") or ()),
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from megascale_operator.kube.resources import Obj
 from megascale_operator.reconcile.records import Nodes, PodRecord, ThingRecord
+from megascale_operator.reconcile.storage import CheckpointRoot
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,11 +16,13 @@ class Settings:
 
     Attributes:
         mode: the most that may be done to nodes: Observe, Annotate or Enforce.
+        checkpoint_root: for jobs that name no place for their checkpoints, None = there is none.
     """
 
     image: str
     namespace: str = "megascale-system"
     mode: str = "Observe"
+    checkpoint_root: CheckpointRoot | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,10 @@ _LOOK_AGAIN_S: Final = 30.0
 _DRIVER_PAUSE_S: Final = 10.0
 _MOST_REFUSALS: Final = 20
 _MOST_QUARANTINED: Final = 64
+_IN_PODS: Final = (
+    "spec.checkpoint.uri is not set and the operator has no --checkpoint-root: checkpoints stay in the pods and "
+    "are lost with them, so that a lost node sends the job back to its first step"
+)
 
 
 def reconcile(job: Job, observed: Observed, settings: Settings, now: float) -> Plan:
@@ -45,6 +49,7 @@ def reconcile(job: Job, observed: Observed, settings: Settings, now: float) -> P
         observed.nodes,
         wishes,
         now,
+        job.spec.scheduling.topology_keys,
     )
     slots = SlotsPlan(0)
     if phase == "active":
@@ -92,6 +97,8 @@ def _activate(
         pods = SlotPods(job, settings.image, slots.avoid, driver)
         plan.then(*(Create(PODS, pods.make(slot)) for slot in slots.make))
         plan.notes.append(Note("Normal", "SlotsCreated", f"creating {len(slots.make)} slot pods"))
+        if not job.started_at and not job.spec.checkpoint.uri and job.spec.runtime.megatron:
+            plan.notes.append(Note("Warning", "CheckpointsInPods", _IN_PODS))
     if slots.again_s is not None:
         plan.again(slots.again_s)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -62,8 +62,13 @@ def next_file(
     nodes: Nodes,
     wishes: Wishes,
     now: float,
+    topology_keys: Sequence[str] = (),
 ) -> SlotsFile:
-    """The document for the pods that are there now; who is missing is told in `gone`."""
+    """The document for the pods that are there now; who is missing is told in `gone`.
+
+    Args:
+        topology_keys: node labels whose values are told of every slot, in this order.
+    """
     pods = sorted(pods, key=lambda pod: (pod.slot, pod.incarnation))
     present = {pod.uid for pod in pods if not pod.finished}
     told = {entry["uid"] for entry in before.gone}
@@ -80,12 +85,15 @@ def next_file(
     numbers = [*known.items(), *((pod.slot, pod.incarnation) for pod in (*pods, *ended))]
     for slot, incarnation in numbers:
         incarnations[slot] = max(incarnation, incarnations.get(slot, 0))
-    entries = tuple(_entry(pod, leaving_of(pod, nodes, wishes), nodes) for pod in pods if not pod.finished)
+    entries = tuple(
+        _entry(pod, leaving_of(pod, nodes, wishes), nodes, topology_keys) for pod in pods if not pod.finished
+    )
     return SlotsFile(entries, tuple(gone[-GONE_KEPT:]), incarnations)
 
 
-def _entry(pod: PodRecord, leaving: Leaving | None, nodes: Nodes) -> Obj:
+def _entry(pod: PodRecord, leaving: Leaving | None, nodes: Nodes, keys: Sequence[str]) -> Obj:
     node = nodes.get(pod.node)
+    labels = dict(node.labels) if node else {}
     return {
         "slot": pod.slot,
         "incarnation": pod.incarnation,
@@ -99,6 +107,7 @@ def _entry(pod: PodRecord, leaving: Leaving | None, nodes: Nodes) -> Obj:
         "leaving": leaving.reason if leaving else "",
         "exit": pod.exit,
         "restarts": pod.restarts,
+        "domains": [labels.get(key, "") for key in keys],
     }
 
 

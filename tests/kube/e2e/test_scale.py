@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 
 import psutil
 import pytest
@@ -42,6 +43,7 @@ def test_many_slots_and_a_rack_that_is_lost(site: Site, slots: int) -> None:
         body = training_job("large", folder, steps=1_000_000)
         spec = body["spec"] | {"nodes": nodes, "minNodes": nodes - RACK, "spareNodes": spares}
         spec["health"] |= {"heartbeatSeconds": 5, "silenceSeconds": 20}
+        spec["scheduling"] = {"topologyKeys": ["topology.kubernetes.io/rack"]}
         spec["template"]["spec"] |= {
             "nodeSelector": {"megascale.io/simulated": "true"},
             "tolerations": [{"key": "megascale.io/simulated", "operator": "Exists"}],
@@ -55,6 +57,10 @@ def test_many_slots_and_a_rack_that_is_lost(site: Site, slots: int) -> None:
         job.until_step(2, _PATIENCE_S)
         print(f"apply to step 2 as status tells it: {time.time() - begin:.1f} s")
         attempt = driver(job.get())["attempt"]
+        # The driver knows the racks: each gives the job ranks that follow one another.
+        racks_in_order = [int(name.rpartition("-")[2]) // RACK for name in assigned(site, job)]
+        runs = sum(1 for one, other in pairwise(racks_in_order) if one != other) + 1
+        assert runs == len(set(racks_in_order))
 
         lost = racks.fail(0)
         at = time.time()
@@ -64,6 +70,8 @@ def test_many_slots_and_a_rack_that_is_lost(site: Site, slots: int) -> None:
             _PATIENCE_S,
         )
         print(f"{len(lost)} nodes lost; running again after {time.time() - at:.1f} s")
+        # Nodes of one rack, lost at once: none of them is blamed for it.
+        assert driver(found)["wishes"]["avoidNodes"] == []
         step = driver(found)["step"]
         job.until_step(step + 2, _PATIENCE_S)
         assert len(assigned(site, job)) == nodes

@@ -42,6 +42,9 @@ class Fleet:
 
     async def quarantine(self, node: str, incident: str) -> None: ...
 
+    def labels(self, node: str) -> dict[str, str]:  # noqa: ARG002
+        return {}
+
     async def probe(self, node: str) -> Health:
         return Health(healthy=None, detail=f"{node} is made up")
 
