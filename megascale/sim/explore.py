@@ -17,6 +17,7 @@ from megascale.sim.mishaps import Mishap
 from megascale.sim.trial import Outcome, mishaps_of, run_trial, transcript
 
 FAILURES_SHOWN = 5
+PROGRESS_EVERY = 1000
 
 
 def minimise(seed: int, indices: Sequence[int]) -> tuple[int, ...]:
@@ -48,12 +49,19 @@ def explore(seeds: Sequence[int], jobs: int) -> tuple[list[Outcome], collections
     """Run seeds over processes; the failures, and how the others ended."""
     failures: list[Outcome] = []
     states: collections.Counter[str] = collections.Counter()
+    begun = time.monotonic()
     with multiprocessing.get_context("spawn").Pool(jobs) as pool:
         for outcome in pool.imap_unordered(run_trial, seeds, chunksize=50):
             states[outcome.state or "no end"] += 1
             if outcome.violation:
                 failures.append(outcome)
                 print(f"seed {outcome.seed}: {outcome.violation}", file=sys.stderr, flush=True)
+            if (done := states.total()) % PROGRESS_EVERY == 0:
+                left_s = (time.monotonic() - begun) * (len(seeds) / done - 1)
+                progress = (
+                    f"{done:,} of {len(seeds):,} seeds, {len(failures)} violations, {left_s:.0f} s left"
+                )
+                print(progress, file=sys.stderr, flush=True)
             if len(failures) >= FAILURES_SHOWN:
                 pool.terminate()
                 break
