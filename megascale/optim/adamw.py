@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
@@ -101,8 +100,8 @@ def with_gradients(optimizer: AdamW) -> list[Todo]:
 
 
 def fuses(todo: list[Todo]) -> bool:
-    """Whether the tensors are where Triton kernels run, and Triton is there."""
-    return bool(todo) and todo[0].parameters[0].is_cuda and importlib.util.find_spec("triton") is not None
+    """Whether the tensors are where Triton kernels run."""
+    return bool(todo) and todo[0].parameters[0].is_cuda
 
 
 def multiply_gradients(todo: list[Todo], factor: float) -> None:
@@ -112,14 +111,14 @@ def multiply_gradients(todo: list[Todo], factor: float) -> None:
             torch._foreach_mul_(group.gradients, factor)
 
 
-def blocks(*lists: list[Tensor]) -> Iterator[tuple[list[Tensor], ...]]:
-    """The tensors of several lists, matching by position, in pieces for multi-tensor operations.
+def blocks(*lists: list[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+    """The tensors of several lists, matching by position, in flat pieces.
 
-    They run one after the other: pieces are so small that all of them find them in a CPU's cache, which is
-    what fusing is for. GPUs have `megascale.optim.fused`.
+    Pieces are so small that all operations on one find it in a CPU's cache, which is what fusing is for. GPUs
+    have `megascale.optim.fused`.
     """
     for tensors in zip(*lists, strict=True):
-        yield from zip(*([[piece] for piece in t.view(-1).split(CACHED)] for t in tensors), strict=True)
+        yield from zip(*(tensor.view(-1).split(CACHED) for tensor in tensors), strict=True)
 
 
 def evaluated(closure: Callable[[], float] | None) -> float | None:

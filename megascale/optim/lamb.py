@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, distributed
 
-from megascale.optim.adamw import AdamW, Todo, blocks, evaluated, fuses, multiply_gradients, with_gradients
+from megascale.optim.adamw import AdamW, Todo, blocks, evaluated, fuses, with_gradients
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,24 +53,31 @@ class Factors:
         return cls(beta1, beta2, *corrections, group["eps"], group["weight_decay"])
 
 
-def update_directions(
-    parameters: list[Tensor],
-    gradients: list[Tensor],
-    means: list[Tensor],
-    squares: list[Tensor],
-    factors: Factors,
+def turn_into_direction(
+    weight: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, step: Tensor, factors: Factors
 ) -> None:
-    """m, v and u for many tensors at once; u takes the place of the gradient."""
-    torch._foreach_lerp_(means, gradients, 1 - factors.beta1)
-    torch._foreach_mul_(squares, factors.beta2)
-    torch._foreach_addcmul_(squares, gradients, gradients, value=1 - factors.beta2)
-    scales = torch._foreach_div(squares, factors.correction2)  # noqa: SLF001 - no other name
-    torch._foreach_sqrt_(scales)
-    torch._foreach_add_(scales, factors.eps)
-    directions = torch._foreach_div(means, scales)  # noqa: SLF001 - no other name
-    torch._foreach_div_(directions, factors.correction1)
-    torch._foreach_add_(directions, parameters, alpha=factors.weight_decay)
-    torch._foreach_copy_(gradients, directions)
+    """On a CPU: m and v brought up to date, u in place of the gradient; tensors of one shape.
+
+    torch's fused Adam with rate 1 leaves minus the direction in parameters that were zero.
+    """
+    moved = torch.zeros_like(weight)
+    torch._fused_adamw_(
+        [moved],
+        [gradient],
+        [mean],
+        [square],
+        [],
+        [step],
+        lr=1.0,
+        beta1=factors.beta1,
+        beta2=factors.beta2,
+        weight_decay=0.0,
+        eps=factors.eps,
+        amsgrad=False,
+        maximize=False,
+    )
+    torch.mul(weight, factors.weight_decay, out=gradient)
+    gradient.sub_(moved)
 
 
 class Lamb(AdamW):
@@ -115,8 +122,6 @@ class Lamb(AdamW):
         self.allocate_state()
         todo, scale = with_gradients(self), self.take_scale()
         fused = fuses(todo)
-        if not fused:
-            multiply_gradients(todo, scale)
         turn = self._turn_at_once if fused else self._turn_in_blocks
         apply = self._apply_at_once if fused else self._apply_in_turn
         squares = [turn(index, group, scale) for index, group in enumerate(todo)]
@@ -145,8 +150,11 @@ class Lamb(AdamW):
             Square sums of each tensor's values and directions, fp64 (tensors, 2).
         """
         means, squares, factors = self._advance(todo)
+        step = self.state[todo.parameters[0]]["step"]
         for w, g, m, v in blocks(todo.parameters, todo.gradients, means, squares):
-            update_directions(w, g, m, v, factors)
+            if scale != 1.0:
+                g.mul_(scale)
+            turn_into_direction(w, g, m, v, step, factors)
         norms = [
             torch.stack(torch._foreach_norm(tensors, 2, dtype=torch.float64))  # noqa: SLF001 - no other name
             for tensors in (todo.parameters, todo.gradients)
@@ -161,8 +169,8 @@ class Lamb(AdamW):
 
     def _apply_in_turn(self, index: int, todo: Todo, rates: Tensor) -> None:  # noqa: ARG002 - as its fused twin
         """w -= rate * u with a rate per tensor."""
-        torch._foreach_mul_(todo.gradients, list(rates.unbind()))
-        torch._foreach_add_(todo.parameters, todo.gradients, alpha=-1)
+        for weight, direction, rate in zip(todo.parameters, todo.gradients, rates.tolist(), strict=True):
+            weight.sub_(direction, alpha=rate)
 
     def _apply_at_once(self, index: int, todo: Todo, rates: Tensor) -> None:
         """The same in one kernel, on the table that the directions were made with."""

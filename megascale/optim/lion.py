@@ -39,11 +39,9 @@ class Lion(AdamW):
         for settings, parameters, gradients in todo:
             beta1, beta2 = settings["betas"]
             for w, g, m in blocks(parameters, gradients, self._means(parameters)):
-                updates = torch._foreach_lerp(m, g, 1 - beta1)  # noqa: SLF001 - no other name
-                torch._foreach_sign_(updates)
-                torch._foreach_mul_(w, 1 - settings["lr"] * settings["weight_decay"])
-                torch._foreach_add_(w, updates, alpha=-settings["lr"])
-                torch._foreach_lerp_(m, g, 1 - beta2)
+                update = torch.lerp(m, g, 1 - beta1).sign_()
+                w.mul_(1 - settings["lr"] * settings["weight_decay"]).sub_(update, alpha=settings["lr"])
+                m.lerp_(g, 1 - beta2)
         return loss
 
     def _means(self, parameters: list[Tensor]) -> list[Tensor]:

@@ -16,7 +16,7 @@ from triton.runtime import interpreter
 from megascale.optim import lamb as lamb_module
 from megascale.optim import lion as lion_module
 from megascale.optim.fused import CHUNK, TensorTable
-from megascale.optim.lamb import Factors, Lamb, update_directions
+from megascale.optim.lamb import Factors, Lamb, turn_into_direction
 from megascale.optim.lion import Lion
 
 SIZES = [3, 700, CHUNK, CHUNK + 5, 2 * CHUNK + 4096]
@@ -58,13 +58,13 @@ def worst(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> float:
 def lamb() -> dict[str, float]:
     w, g, m, v = tensors(1), tensors(2), tensors(3), tensors(4, positive=True)
     w2, g2, m2, v2 = ([t.clone() for t in part] for part in (w, g, m, v))
-    table, factors = TensorTable(w, g, m, v), Factors(0.9, 0.95, 0.27, 0.14, 1e-6, 0.1)
+    settings = {"betas": (0.9, 0.95), "eps": 1e-6, "weight_decay": 0.1}
+    table, factors = TensorTable(w, g, m, v), Factors.of(settings, 3.0)
     with counted() as moved:
         squares = table.lamb_directions(factors, 0.5)
         table.lamb_apply(torch.arange(1.0, len(SIZES) + 1) * 1e-3)
-    for gradient in g2:
-        gradient.mul_(0.5)
-    update_directions(w2, g2, m2, v2, factors)
+    for weight, gradient, mean, square in zip(w2, g2, m2, v2, strict=True):
+        turn_into_direction(weight, gradient.mul_(0.5), mean, square, torch.tensor(3.0), factors)
     exact = torch.tensor(
         [[float(t.double().square().sum()) for t in pair] for pair in zip(w2, g2, strict=True)]
     )
