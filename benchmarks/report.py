@@ -38,5 +38,9 @@ def write_result(name: str, body: str) -> Path:
     date = time.strftime("%Y-%m-%d")
     path = RESULTS / f"{name}-{date}.md"
     command = " ".join(["python", *sys.argv])
-    path.write_text(f"# {name}, {date}\n\n- machine: {machine()}\n- command: `{command}`\n\n{body}\n")
+    load = f"{os.getloadavg()[0]:.1f} on {len(os.sched_getaffinity(0))} cores"
+    path.write_text(
+        f"# {name}, {date}\n\n- machine: {machine()}\n- load average at the end: {load}\n"
+        f"- command: `{command}`\n\n{body}\n"
+    )
     return path

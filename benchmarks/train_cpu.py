@@ -1,6 +1,6 @@
 """Training throughput on one CPU thread: the engine against plain torch, as a share of the matmul ceiling.
 
-    nice -n 19 python benchmarks/train_cpu.py [--repeats 5]
+    nice -n 19 python benchmarks/train_cpu.py [--repeats 9]
 
 The `tiny` shape of the quickstart, fp32, whole steps (data left out), in processor time. It shows what the
 engine's own Python costs and what the window saves where attention is not a fused kernel; it says nothing of
@@ -10,47 +10,60 @@ GPUs.
 from __future__ import annotations
 
 import argparse
+import statistics
+import time
+from collections.abc import Callable
 
 import torch
 from report import write_result
-from train_gpu import STAGES, Case, Clock, Stage, ours, plain, staged, world
+from train_gpu import STAGES, Case, Stage, ours, plain, staged, world
 
 from megascale.engine.device import open_device
-from megascale.engine.peak import measure_flops
 from megascale.job.megatron import Model
 from megascale.model.flops import training_flops
 from megascale.model.shape import ModelShape
 
+MATMUL, SQUARE = "matmul", 1024
 RIVAL = "plain torch, eager"
 SEQUENCE, MICRO_BATCH, MICRO_BATCHES = 256, 4, 2
+
+
+def rounds(todo: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Median processor time of each call; all in turn, so that a slow moment of the machine meets all."""
+    times: dict[str, list[float]] = {name: [] for name in todo}
+    for index in range(repeats + 1):
+        for name, call in todo.items():
+            begin = time.process_time()
+            call()
+            if index:
+                times[name].append(time.process_time() - begin)
+    return {name: statistics.median(taken) for name, taken in times.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--repeats", type=int, default=5)
-    options = parser.parse_args()
+    parser.add_argument("--repeats", type=int, default=9)
+    repeats = parser.parse_args().repeats
     torch.set_num_threads(1)
     shape = ModelShape.of(Model.model_validate({"preset": "tiny", "block": "serial", "windowPattern": "L"}))
     case = Case("tiny", shape, tensor=1, sequence=SEQUENCE, window=64, micro_batch=MICRO_BATCH)
-    lamb = Stage("+ LAMB", "parallel", windowed=True, optimizer="lamb")
-    peak = measure_flops(0.5)
-    rows: list[tuple[str, float, float]] = []
+    stages = [*STAGES[:3], Stage("+ LAMB", "parallel", windowed=True, optimizer="lamb")]
+    shapes = {stage.name: staged(case, stage) for stage in stages} | {RIVAL: shape}
+    square = torch.ones(SQUARE, SQUARE)
+    todo: dict[str, Callable[[], object]] = {MATMUL: lambda: square @ square}
     with open_device(0) as device, world(case, device):
-        clock = Clock(device.place, options.repeats)
-        todo = [
-            (stage.name, staged(case, stage), ours(case, stage, device, "eager"))
-            for stage in (*STAGES[:3], lamb)
-        ]
-        todo.append((RIVAL, shape, plain(case, device, "eager")))
-        for name, measured, step in todo:
-            seconds = clock.seconds(step, warm_up=1)
-            flops = training_flops(measured, MICRO_BATCH * MICRO_BATCHES, SEQUENCE) / seconds
-            rows.append((name, MICRO_BATCH * MICRO_BATCHES * SEQUENCE / seconds, flops / peak))
-    rival = rows[-1][1]
+        todo |= {stage.name: ours(case, stage, device, "eager") for stage in stages}
+        todo[RIVAL] = plain(case, device, "eager")
+        seconds = rounds(todo, repeats)
+    peak = 2 * SQUARE**3 / seconds[MATMUL]
+    tokens = MICRO_BATCH * MICRO_BATCHES * SEQUENCE
     table = "\n".join(
-        f"| {name} | {tokens:,.0f} | {share:.1%} | {tokens / rival:.2f} |" for name, tokens, share in rows
+        f"| {name} | {tokens / seconds[name]:,.0f}"
+        f" | {training_flops(own, MICRO_BATCH * MICRO_BATCHES, SEQUENCE) / seconds[name] / peak:.1%}"
+        f" | {seconds[RIVAL] / seconds[name]:.2f} |"
+        for name, own in shapes.items()
     )
     size = f"{MICRO_BATCHES} x {MICRO_BATCH} x {SEQUENCE} tokens"
     body = f"""One thread, matmul {peak / 1e9:.1f} GFLOP/s in fp32; steps of {size}, processor time.
