@@ -1,7 +1,7 @@
 """Preparation in parts: each is a small dataset, made by one worker, and kept when a run is killed.
 
-Files are cut into parts of about 32 MiB, the same way whatever the number of workers, so the result does not
-depend on it. A part counts as made when its .json is there, which is renamed into place last.
+Files are cut into some 64 parts of 1 to 32 MiB, the same way whatever the number of workers, so the result
+does not depend on it. A part counts as made when its .json is there, which is renamed into place last.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ from megascale.data.indexed import IndexedWriter, bin_path, idx_path
 from megascale.data.tokenizer import Tokenizer, open_tokenizer
 from megascale.errors import DataError
 
-_PART_BYTES: Final = 1 << 25
+_PARTS: Final = 64
+_LEAST_BYTES: Final = 1 << 20
+_MOST_BYTES: Final = 1 << 25
 _EXAMPLES: Final = 3
 
 
@@ -61,16 +63,17 @@ class PartFacts:
 
 
 def plan_parts(files: Sequence[Path], sizes: Sequence[int]) -> list[list[Span]]:
-    """Consecutive spans of about 32 MiB; only uncompressed JSONL is cut within a file."""
+    """Consecutive spans of a 64th of all, but 1 to 32 MiB; only uncompressed JSONL is cut within a file."""
+    part_bytes = min(max(sum(sizes) // _PARTS, _LEAST_BYTES), _MOST_BYTES)
     parts: list[list[Span]] = [[]]
-    room = _PART_BYTES
+    room = part_bytes
     for path, size in zip(files, sizes, strict=True):
-        step = _PART_BYTES if Span(path, 0, size).is_divisible else max(size, 1)
+        step = part_bytes if Span(path, 0, size).is_divisible else max(size, 1)
         for start in range(0, max(size, 1), step):
             span = Span(path, start, min(start + step, size))
             if parts[-1] and span.end - span.start > room:
                 parts.append([])
-                room = _PART_BYTES
+                room = part_bytes
             parts[-1].append(span)
             room -= span.end - span.start
     return parts

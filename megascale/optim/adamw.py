@@ -56,7 +56,11 @@ class AdamW(torch.optim.AdamW):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Update every parameter that has a gradient."""
         loss = evaluated(closure)
-        multiply_gradients(with_gradients(self), self.take_scale())
+        todo, scale = with_gradients(self), self.take_scale()
+        # torch's name for what the fused kernel divides gradients by as it reads them.
+        self.grad_scale = (
+            torch.full((), 1 / scale, device=todo[0].parameters[0].device) if todo and scale != 1.0 else None
+        )
         super().step()
         return loss
 

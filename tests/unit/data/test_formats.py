@@ -115,7 +115,7 @@ def test_a_file_cut_into_spans_gives_each_line_once(tmp_path: Path) -> None:
 def test_parts_do_not_depend_on_workers_and_neither_does_the_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parts_module, "_PART_BYTES", 1000)
+    monkeypatch.setattr(parts_module, "_LEAST_BYTES", 1000)
     (tmp_path / "a.jsonl").write_bytes(jsonl(TEXTS))
     (tmp_path / "b.txt").write_text(TEXTS[0])
     sources = [str(tmp_path / "a.jsonl"), str(tmp_path / "b.txt")]
@@ -129,16 +129,25 @@ def test_parts_do_not_depend_on_workers_and_neither_does_the_result(
     assert documents(tmp_path / "one") == [*TEXTS, TEXTS[0]]
 
 
-def test_only_uncompressed_jsonl_is_cut(tmp_path: Path) -> None:
-    big = parts_module._PART_BYTES * 2 + 5
-    plan = plan_parts([Path("a.jsonl"), Path("b.txt"), Path("c.jsonl.gz")], [big, big, big])
-    assert [[(s.path.name, s.end - s.start) for s in part] for part in plan] == [
-        [("a.jsonl", parts_module._PART_BYTES)],
-        [("a.jsonl", parts_module._PART_BYTES)],
+def test_only_uncompressed_jsonl_is_cut() -> None:
+    mib = 1 << 20
+    files = [Path("a.jsonl"), Path("b.txt"), Path("c.jsonl.gz")]
+    assert [
+        [(s.path.name, s.end - s.start) for s in part]
+        for part in plan_parts(files, [2 * mib + 5, 3 * mib, mib])
+    ] == [
+        [("a.jsonl", mib)],
+        [("a.jsonl", mib)],
         [("a.jsonl", 5)],
-        [("b.txt", big)],
-        [("c.jsonl.gz", big)],
+        [("b.txt", 3 * mib)],
+        [("c.jsonl.gz", mib)],
     ]
+
+
+@pytest.mark.parametrize(("size", "part"), [(5 << 20, 1 << 20), (128 << 20, 2 << 20), (1 << 40, 1 << 25)])
+def test_parts_are_a_64th_within_bounds(size: int, part: int) -> None:
+    first, *_ = plan_parts([Path("a.jsonl")], [size])
+    assert [(span.start, span.end) for span in first] == [(0, part)]
 
 
 KILLED = """
@@ -147,7 +156,7 @@ from pathlib import Path
 from megascale.data import parts
 from megascale.data.prepare import prepare
 
-parts._PART_BYTES = 1000
+parts._LEAST_BYTES = 1000
 made = 0
 original = parts._make_part
 
@@ -170,7 +179,7 @@ def test_a_killed_run_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     path.write_bytes(jsonl(TEXTS))
     command = [sys.executable, "-c", KILLED, str(path), str(tmp_path / "x")]
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
-    monkeypatch.setattr(parts_module, "_PART_BYTES", 1000)
+    monkeypatch.setattr(parts_module, "_LEAST_BYTES", 1000)
     made: list[Path] = []
     original = parts_module._make_part
     monkeypatch.setattr(
@@ -186,7 +195,7 @@ def test_a_killed_run_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_parts_of_changed_text_are_not_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts_module, "_PART_BYTES", 1000)
+    monkeypatch.setattr(parts_module, "_LEAST_BYTES", 1000)
     path = tmp_path / "a.jsonl"
     path.write_bytes(jsonl(TEXTS) + b"bad\n")
     with pytest.raises(DataError):
