@@ -20,7 +20,7 @@ _EPILOG: Final = """examples:
   python -m megascale.diagnose --light --local --json --termination-log /dev/termination-log
   python -m megascale.diagnose --light --local --ranks 8
   python -m megascale.diagnose --serve 10.0.0.7:7070 --token-file token
-exit codes: 0 nothing is wrong (the JSON says healthy or unknown), 1 the node is convicted, 2 bad usage,
+exit codes: 0 nothing is wrong (the JSON says healthy, or unknown), 1 the node is convicted, 2 bad usage,
   3 the checks cannot be started"""
 
 

@@ -1,6 +1,7 @@
 """What is known about one node after its checks, and the verdict. Pure.
 
 "unknown" is a figure that nothing can be held against, or a check that could not be made: never healthy.
+Of a CPU by itself no speed is expected: right numbers are enough (decision 0073).
 """
 
 from __future__ import annotations
@@ -101,7 +102,8 @@ class NodeReport:
         if self.faults:
             return "; ".join(explain(check) for check in self.faults)
         if self.verdict == "healthy":
-            return "every check passed"
+            free = ", ".join(one.name for one in self.checks if one.value is not None and not one.floor)
+            return f"the numbers are right; nothing says how fast: {free}" if free else "every check passed"
         open_checks = ", ".join(check.name for check in self.checks if check.status == "unknown")
         if not open_checks:
             return "nothing was checked"
@@ -148,12 +150,14 @@ def explain(check: Check) -> str:
     return f"{check.name} {words}{f': {check.detail}' if check.detail else ''}"
 
 
-def judge(answers: Iterable[Mapping[str, Any]], floors: Mapping[str, Floor]) -> list[Check]:
+def judge(
+    answers: Iterable[Mapping[str, Any]], floors: Mapping[str, Floor], *, needs_floor: bool = True
+) -> list[Check]:
     """Checks from the answers of all ranks: of each check the worst rank counts.
 
     Args:
         answers: per rank `rank` and `measures` (check, value, unit, wrong), or `error`.
-        floors: by check.
+        floors: by check; needs_floor: whether a figure without one is unknown, else it is ok.
     """
     found: dict[str, Check] = {}
     for answer in answers:
@@ -163,7 +167,10 @@ def judge(answers: Iterable[Mapping[str, Any]], floors: Mapping[str, Floor]) -> 
                 found, Check(answer.get("op", "ranks"), "failed", detail=f"{where}: {answer['error']}")
             )
         for measure in answer.get("measures", ()):
-            _keep_worse(found, _judge_one(measure, floors.get(measure["check"]), where))
+            check = _judge_one(measure, floors.get(measure["check"]), where)
+            _keep_worse(
+                found, check if needs_floor or check.status != "unknown" else replace(check, status="ok")
+            )
     return list(found.values())
 
 

@@ -107,7 +107,7 @@ async def check_node(
         floors = recorded.floors_on(found.hardware)
     else:
         floors = table_floors(found.hardware) if info.gpus else {}
-    checks = judge(found.answers, floors)
+    checks = judge(found.answers, floors, needs_floor=bool(info.gpus or recorded))
     if record:
         write_baseline(record, found.hardware, checks)
     return NodeReport(node, found.hardware, tuple(checks), time.monotonic() - begin)

@@ -10,15 +10,15 @@ from typing import Final
 
 import torch
 
-_RATED_BF16: Final = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
-"""Dense bf16 FLOP/s without sparsity, from the vendor's data sheets (SXM parts)."""
+from megascale.hardware import rated
+
 _SIZE: Final = 768
 _SECONDS: Final = 0.15
 
 
 def rated_flops(device_name: str) -> float:
     """Rated dense bf16 FLOP/s of an accelerator, 0.0 when it is not in the table."""
-    return next((rate for name, rate in _RATED_BF16.items() if name in device_name), 0.0)
+    return rated(device_name).get("gemm", 0.0) * 1e12
 
 
 def measure_flops(seconds: float = _SECONDS) -> float:

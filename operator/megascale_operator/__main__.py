@@ -14,6 +14,7 @@ from megascale_operator.main import Options, serve
 from megascale_operator.nodecare.breaker import Limits
 from megascale_operator.nodecare.mark import MODES
 from megascale_operator.reconcile.observed import Settings
+from megascale_operator.reconcile.storage import CheckpointRoot
 
 _EPILOG: Final = """examples:
   python -m megascale_operator --namespace megascale-system --mode Observe --image IMAGE
@@ -37,6 +38,12 @@ def _parser() -> argparse.ArgumentParser:
         default="Observe",
         help="the most that is done to bad nodes; jobs may lower it",
     )
+    add(
+        "--checkpoint-root",
+        default="",
+        metavar="PLACE",
+        help="for jobs without checkpoint.uri: a URI, a folder that every node has, or claim:NAME",
+    )
     add("--kubeconfig", type=Path, help="API server to use; default: the cluster this pod runs in")
     add("--identity", default="", help="name in the Lease; default: host name and a random part")
     add("--metrics-port", type=int, default=8080, help="port of /metrics, 0 = any")
@@ -53,21 +60,26 @@ def main() -> int:
     logging.basicConfig(
         level=given.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
+    try:
+        return _run(given)
+    except MegascaleError as error:
+        sys.stderr.write(f"megascale operator: {error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(given: argparse.Namespace) -> int:
+    root = CheckpointRoot.parse(given.checkpoint_root)
     options = Options(
-        settings=Settings(given.image, given.namespace, given.mode),
+        settings=Settings(given.image, given.namespace, given.mode, root),
         kubeconfig=given.kubeconfig,
         identity=given.identity,
         metrics_port=given.metrics_port,
         health_port=given.health_port,
         limits=Limits(given.max_quarantines_per_hour, given.max_quarantined_share),
     )
-    try:
-        asyncio.run(serve(options))
-    except MegascaleError as error:
-        sys.stderr.write(f"megascale operator: {error}\n")
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 130
+    asyncio.run(serve(options))
     return 0
 
 

@@ -135,6 +135,8 @@ class JobController:
             self.queue.forget(key)
             return None
         obj = record.obj
+        if self._settings.checkpoint_root:
+            obj = self._settings.checkpoint_root.fill(obj)
         if (obj["spec"].get("managedBy") or MANAGER) != MANAGER:
             return None
         now = self._clock.utc()

@@ -55,7 +55,15 @@ def install(kubeconfig: Path, *arguments: str) -> None:
 @pytest.fixture(scope="module")
 def installed(kubeconfig: Path) -> Path:
     """A cluster with the operator's objects on it."""
-    install(kubeconfig, "--image", "registry.example.com:5000/a/m:2", "--mode", "Enforce")
+    install(
+        kubeconfig,
+        "--image",
+        "registry.example.com:5000/a/m:2",
+        "--mode",
+        "Enforce",
+        "--checkpoint-root",
+        "claim:checkpoints",
+    )
     return kubeconfig
 
 
@@ -81,6 +89,7 @@ def test_install_is_what_was_asked_for(installed: Path, api: Rest) -> None:
     values = {variable["name"]: variable.get("value") for variable in container["env"]}
     assert container["image"] == values["IMAGE"] == "registry.example.com:5000/a/m:2"
     assert values["MODE"] == "Enforce"
+    assert values["CHECKPOINT_ROOT"] == "claim:checkpoints"
 
 
 def test_doctor_says_what_is_missing_and_what_is_well(installed: Path, api: Rest) -> None:

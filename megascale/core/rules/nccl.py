@@ -256,6 +256,7 @@ _PEERS: Final[tuple[Rule, ...]] = (
         ("network", "restart"),
         words="gloo|closed by peer",
         weight=PEER,
+        scope="consequence",
         source="gloo tcp transport",
         unless=r"Rank \d+ is connected to|interface",
         example=(

@@ -53,6 +53,14 @@ def install(
     image: Annotated[
         str | None, typer.Option("--image", help="Image of the operator and of jobs that name no other.")
     ] = None,
+    checkpoint_root: Annotated[
+        str,
+        typer.Option(
+            "--checkpoint-root",
+            help="Where jobs without checkpoint.uri keep theirs: s3://bucket/prefix, a folder that every "
+            "node has, or claim:NAME, a PersistentVolumeClaim of the job's namespace.",
+        ),
+    ] = "",
     wait: Annotated[int, typer.Option("--wait", min=0, help="Seconds to wait for its pods; 0 = none.")] = 180,
     only_print: Annotated[
         bool, typer.Option("--print", help="Print what would be applied; change nothing.")
@@ -64,9 +72,11 @@ def install(
 ) -> None:
     """Apply the CRDs and the operator; run it again to upgrade. Jobs go on meanwhile."""
     from megascale_operator.cluster.install import install as apply
+    from megascale_operator.reconcile.storage import CheckpointRoot
 
     kubectl, manifests = _open(kubeconfig, context, source)
-    rendered = manifests.rendered(kubectl, overlay, mode, image)
+    CheckpointRoot.parse(checkpoint_root)
+    rendered = manifests.rendered(kubectl, overlay, mode, image, checkpoint_root)
     if only_print:
         sys.stdout.write(rendered)
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from dataclasses import dataclass
@@ -49,7 +50,9 @@ class Manifests:
         """Names of the overlays."""
         return sorted(path.name for path in (self.source / "deploy" / "overlays").iterdir() if path.is_dir())
 
-    def rendered(self, kubectl: Kubectl, overlay: str, mode: str, image: str | None) -> str:
+    def rendered(
+        self, kubectl: Kubectl, overlay: str, mode: str, image: str | None, checkpoint_root: str = ""
+    ) -> str:
         """What is applied, as YAML.
 
         Raises:
@@ -60,12 +63,12 @@ class Manifests:
         with tempfile.TemporaryDirectory() as folder:
             place = Path(folder).resolve()
             deploy = os.path.relpath(self.source / "deploy", place)
-            text = _kustomization(deploy, overlay, COMPONENTS[mode], image)
+            text = _kustomization(deploy, overlay, COMPONENTS[mode], image, checkpoint_root)
             (place / "kustomization.yaml").write_text(text)
             return kubectl.run("kustomize", str(place))
 
 
-def _kustomization(deploy: str, overlay: str, component: str | None, image: str | None) -> str:
+def _kustomization(deploy: str, overlay: str, component: str | None, image: str | None, root: str) -> str:
     lines = [
         "apiVersion: kustomize.config.k8s.io/v1beta1",
         "kind: Kustomization",
@@ -73,6 +76,15 @@ def _kustomization(deploy: str, overlay: str, component: str | None, image: str 
     ]
     if component:
         lines.append(f"components: [{deploy}/components/{component}]")
+    if root:
+        env = [{"name": "CHECKPOINT_ROOT", "value": root}]
+        pod = {"containers": [{"name": "operator", "env": env}]}
+        patch = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": OPERATOR}}
+        # JSON is YAML
+        lines += [
+            "patches:",
+            f"- patch: {json.dumps(json.dumps(patch | {'spec': {'template': {'spec': pod}}}))}",
+        ]
     if image:
         name, _, tag = _split(image)
         operator = "spec.template.spec.containers.[name=operator]"

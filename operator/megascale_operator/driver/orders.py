@@ -26,7 +26,7 @@ _COMMAND_BYTES: Final = 4096
 
 
 def checkpoint_uri(job_file: Path) -> str:
-    """The place of the checkpoints that the operator wrote into the slots' manifest, "" if it is not there."""
+    """Where the slots put checkpoints, by what the operator gave them to run; "" = into their pods."""
     try:
         spec = json.loads(job_file.read_text())["spec"]
     except FileNotFoundError:

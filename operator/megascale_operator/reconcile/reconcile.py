@@ -27,8 +27,8 @@ _DRIVER_PAUSE_S: Final = 10.0
 _MOST_REFUSALS: Final = 20
 _MOST_QUARANTINED: Final = 64
 _IN_PODS: Final = (
-    "spec.checkpoint.uri is not set and the operator has no --checkpoint-root: checkpoints stay in the pods and "
-    "are lost with them, so that a lost node sends the job back to its first step"
+    "spec.checkpoint.uri is not set and the operator has no --checkpoint-root: checkpoints stay in the pods "
+    "and are lost with them, so that a lost node sends the job back to its first step"
 )
 
 

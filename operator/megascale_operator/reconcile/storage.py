@@ -8,10 +8,9 @@ from urllib.parse import urlsplit
 
 from megascale.errors import InputError
 from megascale_operator.kube.resources import Obj
-from megascale_operator.reconcile import names
 
 CLAIM: Final = "claim:"
-PLACE: Final = f"{names.RUN}/checkpoints"
+PLACE: Final = "/mnt/checkpoints"
 """Where a folder or a claim is mounted in slots and drivers."""
 _VOLUME: Final = "default-checkpoints"
 _UID: Final = 8

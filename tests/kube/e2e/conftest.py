@@ -17,12 +17,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """A cluster with four nodes and one operator that leads."""
+    """A cluster with four nodes and one operator that leads; tests leave it as they found it.
+
+    Jobs that name no place for their checkpoints have one under `site.checkpoints`.
+    """
     folder = tmp_path_factory.mktemp("site")
     with Site(folder, request.config.getoption("--kubeconfig", default=None)) as site:
-        site.start_operator(OPERATORS[0])
+        site.checkpoints.mkdir()
+        site.start_operator(OPERATORS[0], "--checkpoint-root", str(site.checkpoints))
         yield site
 
 

@@ -18,6 +18,14 @@ pytestmark = [pytest.mark.multiprocess, pytest.mark.slow, pytest.mark.timeout(60
 TAKEOVER_S, ROLLOUT_S = 15.0, 5.0
 
 
+@pytest.fixture(scope="module")
+def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    kubeconfig = request.config.getoption("--kubeconfig", default=None)
+    with Site(tmp_path_factory.mktemp("site"), kubeconfig) as site:
+        site.start_operator(OPERATORS[0])
+        yield site
+
+
 @pytest.fixture(autouse=True)
 def _never_two_writers(site: Site) -> Iterator[None]:
     """Both replicas run before each test; afterwards the trail of all requests is looked through."""

@@ -33,7 +33,7 @@ def own_taints(site: Site, name: str) -> list[Json]:
     return [one for one in node(site, name)["spec"].get("taints", ()) if one["key"] == TAINT]
 
 
-def test_quarantine_breaker_and_a_person_who_knows_better(site: Site) -> None:
+def test_quarantine_breaker_and_release_by_a_check(site: Site) -> None:
     namespace = site.namespace(fresh("e2e"))
     body = training_job("strict", site.folder / "state", steps=100_000, step_s=0.05)
     body["spec"] |= {"remediation": {"mode": "Enforce"}}
@@ -66,10 +66,40 @@ def test_quarantine_breaker_and_a_person_who_knows_better(site: Site) -> None:
     assert own_taints(site, worse) == []
     assert worse in driver(refused)["wishes"]["avoidNodes"]
 
-    # A person puts the first one back: our taint goes, theirs stays, and it is not quarantined again.
+    # The first one is repaired and passes its check: what we set goes, what others set stays.
     site.control.act(bad, "start")
-    site.api.merge(f"/api/v1/nodes/{bad}", {"spec": {"unschedulable": None}})
-    eventually(lambda: not own_taints(site, bad) or None, job.patience_s)
+    eventually(lambda: ready(site, bad) or None, job.patience_s)
+    theirs_too = next(name for name in nodes(site) if name not in (bad, worse, *site.ranks(job)))
+    site.api.merge(f"/api/v1/nodes/{theirs_too}", {"spec": {"unschedulable": True}})
+    done = checked(site, [bad, theirs_too, sorted(site.ranks(job))[0]])
+    assert {group["result"] for group in done["groups"]} == {"passed", "skipped"}
+    assert (done["passed"], done["skipped"]) == (2, 1)
     back = node(site, bad)
+    assert not back["spec"].get("unschedulable")
+    assert own_taints(site, bad) == []
+    assert MARK not in back["metadata"]["annotations"]
     assert theirs["key"] in {one["key"] for one in back["spec"]["taints"]}
-    assert json.loads(back["metadata"]["annotations"][MARK])["overridden"] > 0
+    assert node(site, theirs_too)["spec"]["unschedulable"] is True
+
+
+def nodes(site: Site) -> list[str]:
+    return sorted(one["metadata"]["name"] for one in site.api.get("/api/v1/nodes")["items"])
+
+
+def ready(site: Site, name: str) -> bool:
+    conditions = node(site, name)["status"]["conditions"]
+    return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
+
+
+def checked(site: Site, names: list[str]) -> Json:
+    """Apply a NodeCheck for the nodes, one at a time; its status when it is complete."""
+    check = fresh("check")
+    kind = {"apiVersion": "megascale.io/v1alpha1", "kind": "NodeCheck", "metadata": {"name": check}}
+    site.apply({**kind, "spec": {"nodes": names, "maxConcurrent": 1}})
+    path = f"/apis/megascale.io/v1alpha1/nodechecks/{check}"
+
+    def look() -> Json | None:
+        status: Json = site.api.get(path).get("status") or {}
+        return status if status.get("completionTime") else None
+
+    return eventually(look, 2 * site.patience.usual_s)

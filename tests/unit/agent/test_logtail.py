@@ -46,3 +46,11 @@ def test_last_lines(tmp_path: Path) -> None:
     assert LogTail(log).last_lines(3) == []
     log.write_text("".join(f"line {number}\n\n" for number in range(100)))
     assert LogTail(log).last_lines(3) == ["line 97", "line 98", "line 99"]
+
+
+def test_losing_a_peer_says_nothing_about_this_node(tmp_path: Path) -> None:
+    log = tmp_path / "rank-0.log"
+    log.write_text(
+        "RuntimeError: [../gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:24770\n"
+    )
+    assert LogTail(log).new_findings() == []

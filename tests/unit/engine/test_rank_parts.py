@@ -70,6 +70,7 @@ def test_the_peak_is_measured_once_per_node(tmp_path: Path) -> None:
 
 def test_peak_rates() -> None:
     assert rated_flops("NVIDIA H200") == 989e12
+    assert rated_flops("NVIDIA H100 PCIe") == 756e12
     assert rated_flops("something new") == 0.0
     assert 1e8 < measure_flops(0.02) < 1e14
 

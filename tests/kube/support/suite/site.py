@@ -61,6 +61,11 @@ class Site:
             self._stack = stack.pop_all()
         return self
 
+    @property
+    def checkpoints(self) -> Path:
+        """Where a test's operator may have checkpoints put."""
+        return self.folder / "checkpoints"
+
     def _start(self, stack: ExitStack) -> None:
         self.patience = REAL if self.kubeconfig else DOUBLE
         if self.kubeconfig is None:
