@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import comb
+from math import exp, lgamma, log, log1p
+
+from megascale.model.layout import Layout, Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,23 +44,39 @@ def collisions(flows: int, uplinks: int, speedup: float = 1.0) -> Collisions:
         raise ValueError(f"{flows} flows over {uplinks} uplinks of speed {speedup:g}")
     if flows == 0:
         return Collisions(0, uplinks, 0.0, 1.0)
+    if uplinks == 1:
+        share = min(1.0, speedup / flows)
+        return Collisions(flows, uplinks, float(share < 1), share)
     slowed = speed = 0.0
-    chance = 1 / uplinks
     for others in range(flows):
-        likely = comb(flows - 1, others) * chance**others * (1 - chance) ** (flows - 1 - others)
+        likely = _likelihood(others, flows - 1, 1 / uplinks)
         share = min(1.0, speedup / (others + 1))
         speed += likely * share
         slowed += likely * (share < 1)
     return Collisions(flows, uplinks, slowed, speed)
 
 
-def ring_flows(switches: Sequence[str], nics_per_node: int = 1) -> dict[str, int]:
-    """Flows that leave each switch when nodes talk to the next in rank order, the last to the first.
+def _likelihood(hits: int, tries: int, chance: float) -> float:
+    """Binomial, by logarithms: the coefficient of a thousand flows is no float."""
+    coefficient = lgamma(tries + 1) - lgamma(hits + 1) - lgamma(tries - hits + 1)
+    return exp(coefficient + hits * log(chance) + (tries - hits) * log1p(-chance))
+
+
+def data_ring_flows(switches: Sequence[str], layout: Layout, gpus_per_node: int) -> dict[str, int]:
+    """Flows that leave each switch when every rank sends to the next of its data-parallel ring.
 
     Args:
-        switches: top-of-rack switch of each node, in rank order.
-        nics_per_node: network cards of a node on that switch, one flow each.
+        switches: top-of-rack switch of each node, in the order of ranks; every GPU has a card of its own.
+
+    Raises:
+        ValueError: nodes and GPUs do not make the layout's ranks.
     """
-    following = [*switches[1:], *switches[:1]]
-    crossing = Counter(here for here, there in zip(switches, following, strict=True) if here != there)
-    return {switch: crossing[switch] * nics_per_node for switch in dict.fromkeys(switches)}
+    if len(switches) * gpus_per_node != layout.world_size:
+        raise ValueError(f"{len(switches)} nodes x {gpus_per_node} GPUs are not {layout.world_size} ranks")
+    leaving = Counter(dict.fromkeys(switches, 0))
+    for rank in range(layout.world_size):
+        place = Place.of(rank, layout)
+        following = layout.rank_of(place.tensor, (place.data + 1) % layout.data, place.pipeline)
+        here, there = switches[rank // gpus_per_node], switches[following // gpus_per_node]
+        leaving[here] += here != there
+    return dict(leaving)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import random
+import re
 from pathlib import Path
 
 import pytest
+from click.testing import Result
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from megascale.cli.network import app
 from megascale.core.rules import BUILTIN, RuleSet, classify_text
+from megascale.errors import InputError
 from megascale.job.network import Network
-from megascale.network.ecmp import collisions, ring_flows
+from megascale.model.layout import Layout
+from megascale.network.ecmp import collisions, data_ring_flows
 from megascale.network.profile import environment, explain
 
 
@@ -68,10 +73,53 @@ def test_no_flows_and_a_single_flow_do_not_collide() -> None:
         collisions(3, 0)
 
 
-def test_nodes_of_a_switch_in_a_row_send_one_flow_out_of_it() -> None:
-    assert ring_flows(["a", "a", "a", "b", "b"], nics_per_node=8) == {"a": 8, "b": 8}
-    assert ring_flows(["a", "b", "a", "b"]) == {"a": 2, "b": 2}
-    assert ring_flows(["a", "a"]) == {"a": 0}
+def test_more_flows_than_a_float_has_coefficients_for() -> None:
+    many = collisions(20_000, 100)
+    assert many.slowed_share == pytest.approx(1.0)
+    assert many.mean_speed == pytest.approx(100 / 20_000, rel=0.01)
+    assert collisions(4, 1).mean_speed == 0.25
+
+
+def test_rings_leave_a_switch_once_where_its_nodes_are_in_a_row() -> None:
+    layout = Layout(tensor=8, pipeline=1, data=5)
+    assert data_ring_flows(["a", "a", "a", "b", "b"], layout, 8) == {"a": 8, "b": 8}
+    assert data_ring_flows(["a", "b", "a", "b"], Layout(tensor=2, pipeline=1, data=4), 2) == {"a": 4, "b": 4}
+    # Two stages, each a ring within its switch.
+    assert data_ring_flows(["a", "a", "b", "b"], Layout(tensor=1, pipeline=2, data=4), 2) == {"a": 0, "b": 0}
+    with pytest.raises(ValueError, match="2 nodes x 8 GPUs are not 8 ranks"):
+        data_ring_flows(["a", "b"], Layout(tensor=8, pipeline=1, data=1), 8)
+
+
+def placement(tmp_path: Path, text: str, *options: str) -> Result:
+    path = tmp_path / "nodes.txt"
+    path.write_text(text)
+    arguments = ["collisions", "--placement", str(path), "--layout", "tp=8,dp=4", "--uplinks", "8", *options]
+    return CliRunner().invoke(app, arguments)
+
+
+def test_a_placement_is_compared_with_the_order_of_switches(tmp_path: Path) -> None:
+    text = "# rank order\nn0 leaf-1\nn1 leaf-2\nn2 leaf-1\nn3 leaf-2\n"
+    out = placement(tmp_path, text).stdout
+    assert "leaf-1: 16 flows over 8 uplinks: 87% are slowed" in out
+    assert (
+        "32 flows leave switches, 27.7 of them slowed; with nodes in the order of their switches 16 and"
+        in out
+    )
+    document = json.loads(placement(tmp_path, text, "--json").stdout)
+    assert document["slowedFlows"] > 2 * document["slowedFlowsInOrderOfSwitches"]
+    assert document["switches"]["leaf-2"]["flows"] == 16
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("n0 leaf-1 x\n", 'nodes.txt:1: got "n0 leaf-1 x"'),
+        ("n0 leaf-1\n", "1 nodes x 8 GPUs are not 32 ranks"),
+    ],
+)
+def test_placements_that_do_not_fit(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
+        raise placement(tmp_path, text).exception or AssertionError
 
 
 def test_the_command_line_says_it() -> None:
