@@ -116,6 +116,7 @@ def running(started: Running) -> Iterator[Running]:
             started.site.control.act(node, "thaw" if state["state"] == "frozen" else "start")
 
 
+@pytest.mark.minutes
 def test_the_api_server_is_away_and_training_does_not_notice(running: Running) -> None:
     """Refused for 15 s, then silent for 60 s: not one rank is restarted."""
     site = running.site
