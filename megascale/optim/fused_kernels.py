@@ -3,7 +3,7 @@
 """The Triton kernels of `megascale.optim.fused`; see there. Triton's language has no type annotations.
 
 Each program works on one chunk of one tensor: `table` holds the addresses of matching tensors (rows), `sizes`
-their values, `chunk_tensor` and `chunk_start` say what each chunk is.
+their values, `chunk_tensor` and `chunk_number` say whose chunk it is, and which.
 """
 
 import triton
@@ -20,11 +20,21 @@ def _address(table, row, column, COLUMNS: tl.constexpr, ALIGNED: tl.constexpr):
 
 
 @triton.jit
+def _values(start, offset, size, BLOCK: tl.constexpr, ALIGNED: tl.constexpr):
+    """Positions within a tensor, and which of them it has. Aligned, four neighbours are all in or all out."""
+    at = start + offset + tl.arange(0, BLOCK)
+    inside = at < size
+    if ALIGNED:
+        inside = tl.max_constancy(inside, [4])
+    return at, inside
+
+
+@triton.jit
 def directions(
     table,
     sizes,
     chunk_tensor,
-    chunk_start,
+    chunk_number,
     squares,
     scale,
     new1,
@@ -41,7 +51,7 @@ def directions(
     """LAMB: moments brought up to date, u in place of g, square sums of w and u per chunk."""
     chunk = tl.program_id(0)
     row = tl.load(chunk_tensor + chunk)
-    start = tl.load(chunk_start + chunk)
+    start = tl.load(chunk_number + chunk) * CHUNK
     size = tl.load(sizes + row)
     w_at = _address(table, row, 0, 4, ALIGNED)
     g_at = _address(table, row, 1, 4, ALIGNED)
@@ -50,8 +60,7 @@ def directions(
     w_square = tl.zeros([BLOCK], tl.float32)
     u_square = tl.zeros([BLOCK], tl.float32)
     for offset in range(0, CHUNK, BLOCK):
-        at = start + offset + tl.arange(0, BLOCK)
-        inside = at < size
+        at, inside = _values(start, offset, size, BLOCK, ALIGNED)
         w = tl.load(w_at + at, mask=inside, other=0.0)
         g = tl.load(g_at + at, mask=inside, other=0.0) * scale
         m = tl.load(m_at + at, mask=inside, other=0.0)
@@ -73,7 +82,7 @@ def apply(
     table,
     sizes,
     chunk_tensor,
-    chunk_start,
+    chunk_number,
     rates,
     ALIGNED: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -82,14 +91,13 @@ def apply(
     """w -= rate * u with the tensor's rate."""
     chunk = tl.program_id(0)
     row = tl.load(chunk_tensor + chunk)
-    start = tl.load(chunk_start + chunk)
+    start = tl.load(chunk_number + chunk) * CHUNK
     size = tl.load(sizes + row)
     rate = tl.load(rates + row)
     w_at = _address(table, row, 0, 4, ALIGNED)
     u_at = _address(table, row, 1, 4, ALIGNED)
     for offset in range(0, CHUNK, BLOCK):
-        at = start + offset + tl.arange(0, BLOCK)
-        inside = at < size
+        at, inside = _values(start, offset, size, BLOCK, ALIGNED)
         w = tl.load(w_at + at, mask=inside, other=0.0)
         u = tl.load(u_at + at, mask=inside, other=0.0)
         tl.store(w_at + at, w - rate * u, mask=inside)
@@ -100,7 +108,7 @@ def lion(
     table,
     sizes,
     chunk_tensor,
-    chunk_start,
+    chunk_number,
     scale,
     lr,
     new1,
@@ -113,14 +121,13 @@ def lion(
     """Lion: w and m from g."""
     chunk = tl.program_id(0)
     row = tl.load(chunk_tensor + chunk)
-    start = tl.load(chunk_start + chunk)
+    start = tl.load(chunk_number + chunk) * CHUNK
     size = tl.load(sizes + row)
     w_at = _address(table, row, 0, 3, ALIGNED)
     g_at = _address(table, row, 1, 3, ALIGNED)
     m_at = _address(table, row, 2, 3, ALIGNED)
     for offset in range(0, CHUNK, BLOCK):
-        at = start + offset + tl.arange(0, BLOCK)
-        inside = at < size
+        at, inside = _values(start, offset, size, BLOCK, ALIGNED)
         w = tl.load(w_at + at, mask=inside, other=0.0)
         g = tl.load(g_at + at, mask=inside, other=0.0) * scale
         m = tl.load(m_at + at, mask=inside, other=0.0)

@@ -19,6 +19,8 @@ from megascale.optim.fused import CHUNK, TensorTable
 from megascale.optim.lamb import Factors, Lamb, turn_into_direction
 from megascale.optim.lion import Lion
 
+EVEN = [4, 700, CHUNK, 2 * CHUNK + 4096]
+"""Sizes of which threads move four values at once."""
 SIZES = [3, 700, CHUNK, CHUNK + 5, 2 * CHUNK + 4096]
 
 
@@ -45,9 +47,9 @@ def counted() -> Iterator[dict[str, int]]:
     builder.create_masked_load, builder.create_masked_store = load, store
 
 
-def tensors(seed: int, *, positive: bool = False) -> list[torch.Tensor]:
+def tensors(seed: int, sizes: list[int] = SIZES, *, positive: bool = False) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    made = [torch.randn(size, generator=generator) for size in SIZES]
+    made = [torch.randn(size, generator=generator) for size in sizes]
     return [t.abs_() for t in made] if positive else made
 
 
@@ -95,14 +97,14 @@ def whole_steps(kind: type[Lamb] | type[Lion]) -> float:
     for fused in (True, False):
         for module in (lamb_module, lion_module):
             module.fuses = lambda _todo, fused=fused: fused  # type: ignore[assignment]
-        weights = [t.requires_grad_() for t in tensors(1)]
+        weights = [t.requires_grad_() for t in tensors(1, EVEN)]
         groups: list[dict[str, Any]] = [
             {"params": weights[::2], "weight_decay": 0.1},
             {"params": weights[1::2], "weight_decay": 0.0},
         ]
         optimizer = kind(groups, lr=1e-2, betas=(0.9, 0.95), eps=1e-6)
         for step in range(3):
-            for weight, gradient in zip(weights, tensors(10 + step), strict=True):
+            for weight, gradient in zip(weights, tensors(10 + step, EVEN), strict=True):
                 weight.grad = gradient
             optimizer.scale_gradients(0.7)
             optimizer.step()
