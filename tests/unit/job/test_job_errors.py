@@ -127,7 +127,14 @@ ONE_WRONG_FIELD = [
         ['"tinny"', "gpt-175b"],
         "mean tiny?",
     ),
-    ("tensor: 1", "expert: 2", 15, "spec.runtime.megatron.parallelism.expert", ["got 2", "no experts"], None),
+    (
+        "tensor: 1",
+        "expert: 2",
+        15,
+        "spec.runtime.megatron.parallelism.expert",
+        ["got 2", "cut over the tensor ranks"],
+        None,
+    ),
     (
         "prepareFrom: [python-stdlib]",
         "prepareFrom: python-stdlib",
