@@ -3,6 +3,7 @@
     python benchmarks/core.py [--nodes 1536]
 
 Beats are the bulk: every node reports its 8 ranks once a period. The other rows are the rare, large events.
+Times are processor time.
 Writes `benchmarks/results/core-<date>.md`.
 """
 
