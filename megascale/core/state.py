@@ -322,6 +322,7 @@ class Live:
         evidence_id: the CollectEvidence that is being answered; asked: the nodes it is for.
         signals: recent hardware events and log lines that may explain a fault.
         probes: Probe effects that are to confirm a straggler.
+        assigned: the assignment, and the same as a set.
     """
 
     nodes: dict[str, Node] = field(default_factory=dict)
@@ -350,3 +351,4 @@ class Live:
     speed: DecayDetector = field(default_factory=pace_detector)
     stragglers: StragglerDetector | None = None
     probes: dict[str, Suspicion] = field(default_factory=dict)
+    assigned: tuple[tuple[str, ...], frozenset[str]] = ((), frozenset())

@@ -99,7 +99,14 @@ class Turn:
 
     def holds_ranks(self, node: str) -> bool:
         """Whether the node is one that the current attempt runs on."""
-        return self.ranks_active() and node in self.record.assignment
+        return self.ranks_active() and node in self._assigned()
+
+    def _assigned(self) -> frozenset[str]:
+        """The assignment as a set, made once for each: every beat of thousands of nodes asks."""
+        names, kept = self.record.assignment, self.live.assigned
+        if kept[0] is not names:
+            kept = self.live.assigned = names, frozenset(names)
+        return kept[1]
 
     def in_use(self, node: str) -> bool:
         """Whether ranks run on the node, or may still do so until they are stopped."""
