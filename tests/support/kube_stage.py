@@ -136,6 +136,7 @@ class Stage:
         folder.mkdir()
         pod = names.driver_pod(NAME, incarnation)
         arguments = ["--namespace", self.namespace, "--job", NAME, "--pod", pod, "--pod-ip", "127.0.0.1"]
+        arguments += ["--metrics-port", "0"]
         arguments += ["--run-dir", str(folder / "work"), "--kubeconfig", str(self.kubeconfig)]
         program = Program("megascale_operator.driver", arguments, folder / "driver.log")
         term = self.address().get("term", 0)

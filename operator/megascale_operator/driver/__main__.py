@@ -20,6 +20,7 @@ from megascale.job import TrainingJob
 from megascale.observe.rundir import RunDir
 from megascale_operator.driver.fleet import KubernetesFleet
 from megascale_operator.driver.listener import ClusterListener
+from megascale_operator.driver.metrics import PORT, MetricsServer
 from megascale_operator.driver.orders import Orders, checkpoint_uri, manifest_of
 from megascale_operator.driver.record import KubernetesRecord, RecordWatch
 from megascale_operator.driver.slots import Slots
@@ -45,6 +46,7 @@ class Options:
     pod_ip: str
     run_dir: Path = RUN_DIR
     job_file: Path = JOB_FILE
+    metrics_port: int = PORT
     kubeconfig: Path | None = None
 
 
@@ -63,6 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--job-file", type=Path, default=JOB_FILE, help=f"what the slots run (default: {JOB_FILE})"
+    )
+    parser.add_argument(
+        "--metrics-port", type=int, default=PORT, help=f"port of /metrics, 0 = any (default: {PORT})"
     )
     parser.add_argument("--kubeconfig", type=Path, help="how to reach the cluster from outside of it")
     return parser
@@ -103,6 +108,7 @@ async def serve(options: Options) -> None:
                 RecordWatch(api, options.namespace, options.job),
                 Orders(api, options.namespace, job, fleet, status, uri),
                 status,
+                MetricsServer(options.pod_ip, options.metrics_port),
             ),
         )
         await _drive(run, manifest, plugs, fleet, slots, status, stopping)

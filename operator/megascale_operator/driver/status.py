@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 MANAGER: Final = "megascale-driver"
 _PERIOD_S: Final = 15.0
+_ALIVE_S: Final = 45.0
+"""A status that does not change is told again: the operator takes a driver for silent after 90 s."""
 _APART_S: Final = 0.5
 _RETRY_S: Final = 0.5
 _RETRY_LIMIT_S: Final = 10.0
@@ -54,7 +56,7 @@ class StatusWriter:
         self.generation = 0
         self.last_command: Obj | None = None
         self._written: Obj = {}
-        self._written_at = float("-inf")
+        self._written_at = self._told_at = float("-inf")
 
     async def run(self, driver: Driver) -> None:
         """Write until cancelled; an API server that is away is tried again, with back-off."""
@@ -80,11 +82,10 @@ class StatusWriter:
         status = self.status(driver)
         urgent = any(status.get(key) != self._written.get(key) for key in _URGENT)
         due = time.monotonic() >= self._written_at + _PERIOD_S
-        if status == self._written or not (urgent or due):
-            if status == self._written:
-                self._written_at = time.monotonic()
+        if status == self._written and time.monotonic() < self._told_at + _ALIVE_S:
+            self._written_at = time.monotonic()
             return True
-        return await self._write(status)
+        return await self._write(status) if urgent or due else True
 
     async def _write(self, status: Obj) -> bool:
         body = {
@@ -97,6 +98,7 @@ class StatusWriter:
             log.warning("the status of %s cannot be written: %s", self._job, error)
             return False
         self._written, self._written_at = status, time.monotonic()
+        self._told_at = self._written_at
         return True
 
     async def finish(self, driver: Driver) -> None:

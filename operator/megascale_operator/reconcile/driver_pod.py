@@ -23,6 +23,7 @@ from megascale_operator.reconcile.pods import (
 _GONE_AFTER_S: Final = 30
 """A driver on a silent node is replaced after this; the new one's term fences the old one."""
 _GRACE_S: Final = 30
+METRICS_PORT: Final = 8080
 
 
 def driver_pod(job: Job, incarnation: int, image: str) -> Obj:
@@ -33,6 +34,7 @@ def driver_pod(job: Job, incarnation: int, image: str) -> Obj:
     container["args"] = [
         "--namespace", job.namespace, "--job", job.name, "--pod", "$(POD_NAME)", "--pod-ip", "$(POD_IP)",
     ]  # fmt: skip
+    container["ports"] = [{"name": "metrics", "containerPort": METRICS_PORT}]
     own = [
         field_env("POD_NAME", "metadata.name"),
         field_env("POD_IP", "status.podIP"),

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import urllib3
 from objects import eventually, fresh
+from prometheus_client.parser import text_string_to_metric_families
 from suite.jobs import Job, driver
 from suite.manifests import training_job
 from suite.site import OPERATORS, PODS, Site
@@ -159,6 +161,24 @@ def test_faults_on_every_kind_of_request_only_delay(running: Running) -> None:
     step = running.step()
     running.job.until(lambda one: driver(one).get("step", 0) >= step, "reported again")
     assert site.ranks(running.job) == ranks
+
+
+def test_the_driver_tells_prometheus_how_its_job_does(running: Running) -> None:
+    step = running.step()
+    eventually(
+        lambda: metrics(running.job.pods("driver")[0])["megascale_job_step"] >= step or None,
+        running.job.patience_s,
+    )
+
+
+def metrics(pod: dict[str, Any]) -> dict[str, float]:
+    """What the pod tells on the port that the PodMonitor names."""
+    (port,) = (
+        one["containerPort"] for one in pod["spec"]["containers"][0]["ports"] if one["name"] == "metrics"
+    )
+    text = urllib3.request("GET", f"http://{pod['status']['podIP']}:{port}/metrics").data.decode()
+    samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
+    return {sample.name: sample.value for sample in samples if not sample.labels}
 
 
 def test_a_killed_driver_comes_back_and_training_goes_on(running: Running) -> None:

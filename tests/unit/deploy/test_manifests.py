@@ -12,8 +12,13 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
+from kube_world import job_object
+from megascale_operator.reconcile.driver_pod import driver_pod
+from megascale_operator.reconcile.job import Job
 from megascale_operator.reconcile.names import CA_SECRET, OPERATOR
 from megascale_operator.reconcile.rbac import _rules as driver_rules
+
+from megascale.job import from_mapping
 
 ROOT = Path(__file__).parents[3]
 BUILDS = ("base", "overlays/dev", "overlays/production", "overlays/monitoring", "job-namespace")
@@ -31,6 +36,10 @@ def built(folder: str) -> tuple[Json, ...]:
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     return tuple(yaml.safe_load_all(done.stdout))
+
+
+def container_ports(pod: Json) -> list[Json]:
+    return pod["spec"]["containers"][0]["ports"]
 
 
 def kinds(folder: str, kind: str) -> dict[str, Json]:
@@ -183,7 +192,13 @@ def test_monitors_find_the_pods() -> None:
     assert selector.items() <= labels.items()
     ports = {port["name"] for port in container(deployment(built("overlays/monitoring")))["ports"]}
     assert {e["port"] for e in monitors["megascale-operator"]["spec"]["podMetricsEndpoints"]} <= ports
-    assert monitors["megascale-drivers"]["spec"]["namespaceSelector"] == {"any": True}
+    drivers = monitors["megascale-drivers"]["spec"]
+    assert drivers["namespaceSelector"] == {"any": True}
+    obj = job_object("q")
+    manifest = from_mapping({key: value for key, value in obj.items() if key != "status"})
+    pod = driver_pod(Job(obj, manifest), 0, "image")
+    assert drivers["selector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+    assert {e["port"] for e in drivers["podMetricsEndpoints"]} <= {p["name"] for p in container_ports(pod)}
 
 
 def test_the_image_is_built_in_stages_and_runs_as_nobody() -> None:
