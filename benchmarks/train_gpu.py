@@ -31,12 +31,13 @@ from report import write_result
 from torch import distributed
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from megascale.engine.compiling import compile_chunks
 from megascale.engine.device import Device, open_device
 from megascale.engine.feed import MicroBatch
 from megascale.engine.groups import build_groups
 from megascale.engine.peak import rated_flops
 from megascale.engine.rng import seed_all
-from megascale.engine.state import EngineState, build_engine
+from megascale.engine.state import build_engine
 from megascale.engine.stepper import Stepper
 from megascale.job.megatron import Optimizer
 from megascale.model.flops import training_flops
@@ -186,7 +187,7 @@ def ours(case: Case, stage: Stage, device: Device, compiler: str) -> Callable[[]
         backend=choose_backend(asked, device.place, dtype).backend,  # type: ignore[arg-type]
     )
     if stage.compiled:
-        compile_layers(state, compiler)
+        compile_chunks(state.chunks, compiler)
     stepper = Stepper(
         state,
         micro_batch=case.micro_batch,
@@ -204,12 +205,6 @@ def ours(case: Case, stage: Stage, device: Device, compiler: str) -> Callable[[]
         return result
 
     return step
-
-
-def compile_layers(state: EngineState, compiler: str) -> None:
-    for chunk in state.chunks:
-        for layer in chunk.module.decoder.layers:
-            layer.compile(backend=compiler)
 
 
 def staged(case: Case, stage: Stage) -> ModelShape:

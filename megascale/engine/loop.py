@@ -83,6 +83,7 @@ class Loop:
         self._peak_flops = peak_flops
         self._segments = clock
         self._control = Control.NONE
+        self._compiles = plan.megatron.compile
         self._stall = 0.0
         self._snapshot_stall = 0.0
         self._collectives = 0
@@ -93,8 +94,8 @@ class Loop:
             micro_batch=data.micro_batch,
             sequence_length=data.sequence_length,
             clip_grad=plan.megatron.optimizer.clip_grad,
-            on_forward=lambda index: self._enter(Phase.FORWARD, f"forward {index}", micro_batch=index),
-            on_backward=lambda index: self._enter(Phase.BACKWARD, f"backward {index}", micro_batch=index),
+            on_forward=lambda index: self._compute(Phase.FORWARD, "forward", index),
+            on_backward=lambda index: self._compute(Phase.BACKWARD, "backward", index),
             clock=clock,
         )
         self._flops_per_sample = training_flops(plan.shape, 1, data.sequence_length) / launch.world_size
@@ -110,6 +111,11 @@ class Loop:
         """
         self._collectives += 1
         self._report(phase=phase, collectives=self._collectives, collective=collective, **changes)
+
+    def _compute(self, phase: Phase, name: str, index: int) -> None:
+        """Enter a pass over micro-batch `index`; what is compiled in the first step makes it no hang."""
+        shown = Phase.COMPILE if self._compiles else phase
+        self._enter(shown, f"{name} {index}", micro_batch=index)
 
     def run(self) -> int:
         """Train from `state.step` on; returns the exit code."""
@@ -147,6 +153,7 @@ class Loop:
         result = self._stepper.update(lr, self._votes())
         self._state.prefetch_parameters()
         clock.end = time.monotonic()
+        self._compiles = False
         self._state.step = step
         self._publish(result, lr, clock)
         self._snapshot(clock)

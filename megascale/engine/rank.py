@@ -8,6 +8,7 @@ import time
 from torch import distributed
 
 from megascale.engine.affinity import bus_address, cores_beside, stay_on
+from megascale.engine.compiling import compile_chunks
 from megascale.engine.context import RankLaunch
 from megascale.engine.device import Device, open_device
 from megascale.engine.faults import FaultInjector
@@ -137,7 +138,7 @@ def _build(launch: RankLaunch, plan: Plan, groups: Groups, device: Device) -> En
             sep="\n",
             flush=True,
         )
-    return build_engine(
+    state = build_engine(
         plan.shape,
         megatron.optimizer,
         groups,
@@ -149,6 +150,9 @@ def _build(launch: RankLaunch, plan: Plan, groups: Groups, device: Device) -> En
         backend=attention.backend,
         overlap=overlap,
     )
+    if megatron.compile:
+        compile_chunks(state.chunks)
+    return state
 
 
 def _peak_flops(launch: RankLaunch, device: Device) -> float:

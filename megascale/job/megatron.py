@@ -218,3 +218,5 @@ class Megatron(Section):
     recompute: Literal["none", "selective", "full"] = "none"
     """Activations computed again in the backward pass to save memory: none; selective: those of attention;
     full: all but each layer's input."""
+    compile: bool = False
+    """Compile layers and loss to fused kernels (torch.compile) in the first step, which takes minutes."""
