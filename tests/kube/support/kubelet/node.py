@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -61,7 +62,9 @@ class Node:
         self.state = "down"
 
     def _address(self, last: int) -> str:
-        return f"127.{64 + self._number // 250}.{self._number % 250 + 1}.{last}"
+        """Pods choose their ports as if they were alone, so two kubelets of a machine have two networks."""
+        network = 64 + (os.getpid() + self._number // 250) % 64
+        return f"127.{network}.{self._number % 250 + 1}.{last}"
 
     async def start(self) -> None:
         """Register, beat, and run the pods that are bound here."""
