@@ -2,8 +2,8 @@
 
     nice -n 10 python benchmarks/convergence.py [--tokens 999424] [--data PREFIX]
 
-Every family (optimizer, batch, block) gets the same number of learning rates, a factor of two apart, around
-its optimum, and every run sees the same tokens in the same order, each once, so the training loss is that of
+Every family (optimizer, batch, block) gets three or more learning rates, a factor of two apart, around its
+optimum, and every run sees the same tokens in the same order, each once, so the training loss is that of
 unseen text. A family is judged by its best run. Writes `benchmarks/results/convergence-<date>.json` and
 `.png`; a run that the day's record holds already is not done again.
 
@@ -83,10 +83,10 @@ class Variant:
     batch: int
 
 
-_RATES = (0.006, 0.012, 0.003)
+_RATES = (0.006, 0.003, 0.012)
 FAMILIES = (
-    Family("AdamW, batch 1x", "parallel", WINDOW, "adamw", BATCH, (0.003, 0.006, 0.0015)),
-    Family("LAMB, batch 4x", "parallel", WINDOW, "lamb", 4 * BATCH, (0.01, 0.02, 0.005)),
+    Family("AdamW, batch 1x", "parallel", WINDOW, "adamw", BATCH, (0.006, 0.003, 0.012, 0.0015)),
+    Family("LAMB, batch 4x", "parallel", WINDOW, "lamb", 4 * BATCH, (0.01, 0.005, 0.02)),
     Family("AdamW, batch 4x", "parallel", WINDOW, "adamw", 4 * BATCH, _RATES),
     Family("AdamW, batch 4x, all keys", "parallel", None, "adamw", 4 * BATCH, _RATES),
     Family("AdamW, batch 4x, all keys, serial block", "serial", None, "adamw", 4 * BATCH, _RATES),
@@ -95,11 +95,12 @@ FAMILIES = (
 
 def variants() -> list[Variant]:
     """All runs; the likely learning rate of every family first, so that a run cut short is of use."""
-    return [
-        Variant(f.name, f.block, f.window, f.optimizer, f.rates[index], f.batch)
-        for index in range(len(_RATES))
+    found = [
+        (index, Variant(f.name, f.block, f.window, f.optimizer, rate, f.batch))
         for f in FAMILIES
+        for index, rate in enumerate(f.rates)
     ]
+    return [variant for _, variant in sorted(found, key=lambda pair: pair[0])]
 
 
 def train(variant: Variant, samples: SampleStream, tokens: int) -> dict[str, Any]:
@@ -205,6 +206,9 @@ def plot(runs: list[dict[str, Any]], path: Path) -> None:
     )
     left.legend(fontsize=8, loc="upper right")
     right.set(xscale="log", xlabel="highest learning rate", title="Loss over the last 5% of the tokens")
+    rates = sorted({run["variant"]["lr"] for run in runs})
+    right.set_xticks(rates, [f"{rate:g}" for rate in rates], rotation=45)
+    right.minorticks_off()
     for axes in (left, right):
         axes.grid(visible=True, alpha=0.3)
     figure.savefig(path, dpi=110)
