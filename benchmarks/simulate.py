@@ -2,9 +2,10 @@
 
     python benchmarks/simulate.py [--seeds 8] [--quick]
 
-Three tables: CPU seconds and memory of 12,288 GPUs for 54 days; how the cost grows with days, nodes and
+Four tables: CPU seconds and memory of 12,288 GPUs for 54 days; how the cost grows with days, nodes and
 faults; the reference result at 1x, 2x and 4x of every stage duration and against other policies, with 95%
-intervals over seeds. CPU seconds, not wall time, so that other work on the machine counts little.
+intervals over seeds; published figures beside simulated ones (three seeds). CPU seconds, not wall time, so
+that other work on the machine counts little.
 Writes `benchmarks/results/simulate-<date>.md`.
 """
 
@@ -21,7 +22,8 @@ from report import write_result
 
 from megascale.sim.compare import Estimate, Variant, run_variants
 from megascale.sim.failures import DAY_S
-from megascale.sim.scenario import load
+from megascale.sim.scenario import load, names
+from megascale.sim.validity import compare_figures
 
 REFERENCE = "reference-12288"
 _ONE = """\
@@ -105,6 +107,22 @@ def _variant(variant: Variant) -> str:
     )
 
 
+def validity_table(seeds: Sequence[int]) -> list[str]:
+    """Every figure that a scenario says was published, under the policy it was published for."""
+    head = "| scenario | figure | policy | published | simulated | residual |"
+    lines = ["## Published and simulated", "", head, "|---|---|---|---|---|---|"]
+    for scenario in map(load, names()):
+        policies = list(dict.fromkeys(figure.policy for figure in scenario.figures))
+        for each in compare_figures(scenario, run_variants(scenario, policies=policies, seeds=seeds)):
+            figure = each.figure
+            bound = {"atLeast": ">= ", "atMost": "<= "}.get(figure.relation, "")
+            lines.append(
+                f"| {scenario.name} | {figure.name} | {figure.policy} | {bound}{figure.value:g} | "
+                f"{each.simulated:.4g} | {each.residual:+.1%} |"
+            )
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -114,6 +132,8 @@ def main() -> None:
     options = parser.parse_args()
     lines = cost_tables(quick=options.quick)
     lines += ["", *result_tables(range(options.seeds), quick=options.quick)]
+    if not options.quick:
+        lines += ["", *validity_table(range(3))]
     text = "\n".join(lines)
     print(text)
     if not options.quick:
