@@ -31,9 +31,8 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Two at a time: tests of several processes mostly wait.
 test: $(TEST_STAMP) lint
-	$(BIN)/pytest --numprocesses 2 --dist loadfile
+	$(BIN)/pytest
 
 # Only a file given on this command line counts: one in the environment must not send tests to somebody's cluster.
 test-kube: $(STAMP)
