@@ -68,7 +68,7 @@ def test_quarantine_breaker_and_release_by_a_check(site: Site) -> None:
 
     # The first one is repaired and passes its check: what we set goes, what others set stays.
     site.control.act(bad, "start")
-    eventually(lambda: ready(site, bad) or None, job.patience_s)
+    eventually(lambda: (ready(site, bad) and len(site.ranks(job)) == 2) or None, job.patience_s)
     theirs_too = next(name for name in nodes(site) if name not in (bad, worse, *site.ranks(job)))
     site.api.merge(f"/api/v1/nodes/{theirs_too}", {"spec": {"unschedulable": True}})
     done = checked(site, [bad, theirs_too, sorted(site.ranks(job))[0]])
