@@ -91,10 +91,10 @@ def _change_leader(site: Site, how: signal.Signals, name: str, found: Figures) -
 
 
 def _rest(site: Site, namespace: str, found: Figures) -> None:
-    """Writes of the operator about a job at rest that is looked at five times."""
+    """Writes of the operator about a job at rest that is looked at five times, and in the 5 s after that."""
     job = site.job(namespace, training_job(fresh("rest"), site.folder / "state", suspend=True))
     job.until(lambda one: one.get("status", {}).get("observedGeneration") == 1, "observed")
-    time.sleep(5.0)
+    time.sleep(5.0)  # What its creation leads to is over.
     begin = len(site.faults.trail())
     for number in range(5):
         job.patch({"metadata": {"annotations": {"touched": str(number)}}})

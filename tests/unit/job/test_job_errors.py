@@ -402,6 +402,20 @@ def test_all_broken_rules_are_reported_at_once() -> None:
     assert "spec.runtime.megatron.model.attentionHeads" in paths
 
 
+def refused_on_eight_nodes(runtime: dict[str, Any]) -> dict[str, str]:
+    """What is wrong with `runtime` by field."""
+    with pytest.raises(ManifestError) as caught:
+        from_mapping(
+            {
+                "apiVersion": "megascale.io/v1alpha1",
+                "kind": "TrainingJob",
+                "metadata": {"name": "x"},
+                "spec": {"steps": 1, "nodes": 8, "runtime": runtime},
+            }
+        )
+    return {issue.path: issue.message for issue in caught.value.issues}
+
+
 @pytest.mark.parametrize(
     ("layout", "path", "message"),
     [
@@ -421,16 +435,7 @@ def test_all_broken_rules_are_reported_at_once() -> None:
 def test_layouts_that_do_not_divide(layout: dict[str, int], path: str, message: str) -> None:
     data = {"path": "x", "sequenceLength": 4, "microBatch": 1, "globalBatch": 2}
     runtime = {"megatron": {"model": {"preset": "tiny"}, "parallelism": layout, "data": data}}
-    with pytest.raises(ManifestError) as caught:
-        from_mapping(
-            {
-                "apiVersion": "megascale.io/v1alpha1",
-                "kind": "TrainingJob",
-                "metadata": {"name": "x"},
-                "spec": {"steps": 1, "nodes": 8, "runtime": runtime},
-            }
-        )
-    found = {issue.path: issue.message for issue in caught.value.issues}
+    found = refused_on_eight_nodes(runtime)
     assert message in found[f"spec.runtime.megatron.{path}"]
 
 
@@ -447,16 +452,7 @@ def test_ramps_that_do_not_fit(ramp: dict[str, int], field: str, message: str) -
     runtime = {
         "megatron": {"model": {"preset": "tiny"}, "data": data | {"batchRamp": ramp | {"everySteps": 5}}}
     }
-    with pytest.raises(ManifestError) as caught:
-        from_mapping(
-            {
-                "apiVersion": "megascale.io/v1alpha1",
-                "kind": "TrainingJob",
-                "metadata": {"name": "x"},
-                "spec": {"steps": 1, "nodes": 8, "runtime": runtime},
-            }
-        )
-    found = {issue.path: issue.message for issue in caught.value.issues}
+    found = refused_on_eight_nodes(runtime)
     assert message in found[f"spec.runtime.megatron.data.batchRamp.{field}"]
 
 
