@@ -95,7 +95,8 @@ def _missing_field(path: Path, root: Place) -> tuple[str, str | None]:
     if get_origin(place.annotation) is Literal:
         return "is required", f"add {path[-1]}: {wanted}"
     meaning = explain("", place).description.split(". ")[0].rstrip(".")
-    return f"is required, expected {wanted}", meaning[:1].lower() + meaning[1:] or None
+    is_acronym = meaning[1:2].isupper()
+    return f"is required, expected {wanted}", meaning if is_acronym else meaning[:1].lower() + meaning[1:]
 
 
 def _wrong_value(value: object, place: Place) -> tuple[str, str | None]:
