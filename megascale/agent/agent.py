@@ -49,6 +49,7 @@ class Agent:
         self._link = Link(place, self._greeting, self._obey)
         self._report_s = float(self._job.spec.health.heartbeat_seconds)
         self._leaving = asyncio.Event()
+        self._ending: pb.HardwareEvent | None = None
         self._exit_code = 0
         self._order = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -104,19 +105,20 @@ class Agent:
         if not self._place.pod or not self._ranks.alive:
             self._leaving.set()
             return
-        self._link.send(
-            self._fenced(
-                hardware=pb.HardwareEvent(sign="drain", text="its pod is being ended", at=time.time())
-            )
-        )
+        self._ending = pb.HardwareEvent(sign="drain", text="its pod is being ended", at=time.time())
+        self._link.send(self._fenced(hardware=self._ending))
         self._start(self._save_before_the_end())
 
     async def _save_before_the_end(self) -> None:
         """With a driver the whole job saves and swaps the node; without one the ranks do so on their own."""
-        if not self._link.connected:
-            self._ranks.request_save(self._ranks.attempt, leave=True)
+        ended = asyncio.create_task(self._ranks.ended())
+        alone = asyncio.create_task(self._link.disconnected.wait())
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._ranks.ended(), self._place.grace_s)
+            async with asyncio.timeout(self._place.grace_s):
+                await asyncio.wait((ended, alone), return_when=asyncio.FIRST_COMPLETED)
+                if not ended.done():
+                    self._ranks.request_save(self._ranks.attempt, leave=True)
+                    await ended
         self._leaving.set()
 
     def _fenced(self, **body: Any) -> pb.AgentMessage:  # noqa: ANN401 - one of the message bodies
@@ -139,8 +141,10 @@ class Agent:
             host=self._place.host if self._place.pod else "",
             pod=self._place.pod,
         )
+        # Ahead of the exits: ranks that left because their pod ends are no fault of the node.
+        ending = [self._fenced(hardware=self._ending)] if self._ending else []
         exits = [self._fenced(exit=report) for report in self._ranks.exits]
-        return [self._fenced(hello=hello), self._fenced(report=self._ranks.report()), *exits]
+        return [self._fenced(hello=hello), *ending, self._fenced(report=self._ranks.report()), *exits]
 
     def _on_exit(self, report: pb.RankExit) -> None:
         # How far the rank came goes ahead: what ends the job must not come before its last step.

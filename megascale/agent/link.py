@@ -23,7 +23,7 @@ _OUTBOX: Final = 1024
 class Link:
     """Keeps one stream open. `greet` gives the messages that begin a stream, `obey` handles what comes.
 
-    `connected` is set while a stream is up. Messages that cannot be sent are dropped: whatever must not
+    `disconnected` is set while no stream is up. Messages that cannot be sent are dropped: whatever must not
     be lost is part of the next greeting.
     """
 
@@ -33,7 +33,8 @@ class Link:
         greet: Callable[[], list[pb.AgentMessage]],
         obey: Callable[[pb.DriverMessage], Awaitable[None]],
     ) -> None:
-        self.connected = False
+        self.disconnected = asyncio.Event()
+        self.disconnected.set()
         self.last_contact = asyncio.get_running_loop().time()
         self._place, self._greet, self._obey = place, greet, obey
         self._outbox: asyncio.Queue[pb.AgentMessage] = asyncio.Queue(_OUTBOX)
@@ -44,6 +45,10 @@ class Link:
         """Queue a message for the current stream."""
         if self.connected and not self._outbox.full():
             self._outbox.put_nowait(message)
+
+    @property
+    def connected(self) -> bool:
+        return not self.disconnected.is_set()
 
     @property
     def highest_term(self) -> int:
@@ -74,14 +79,14 @@ class Link:
             try:
                 for message in self._greet():
                     await call.write(message)
-                self.connected = True
+                self.disconnected.clear()
                 came_up = await self._converse(call)
             except (grpc.aio.AioRpcError, asyncio.InvalidStateError, asyncio.CancelledError) as error:
                 if isinstance(error, asyncio.CancelledError):
                     call.cancel()
                     raise
             finally:
-                self.connected = False
+                self.disconnected.set()
                 self._drain()
         return came_up
 

@@ -96,6 +96,8 @@ class Driver:
         Raises:
             FencedError: a driver of a higher term took over.
         """
+        # Ahead of everything that agents and slots tell: the core knows no nodes before it.
+        self.post(ev.DriverStarted(self.term))
         server = grpc.aio.server(options=SERVER_OPTIONS)
         add_DriverServicer_to_server(Service(self, self._plugs.listener), server)  # type: ignore[no-untyped-call]
         endpoint = await self._plugs.listener.open(server)
@@ -103,7 +105,6 @@ class Driver:
         await self._plugs.listener.announce(endpoint, self.term)
         self._run.summary_file.unlink(missing_ok=True)
         await self._plugs.fleet.start(self._on_slot_event)
-        self.post(ev.DriverStarted(self.term))
         self._scan_commits()
         record = self.core.record
         if self._plugs.reopens and record.stage is Stage.FINISHED and not record.pending:

@@ -208,6 +208,17 @@ def test_an_agent_that_ended_well_is_released_and_one_that_failed_is_not() -> No
     assert {"q-0-1", "q-1-1"} <= set(world.pods)
 
 
+def test_an_agent_that_the_kubelet_ended_was_not_released_by_its_driver() -> None:
+    world = running()
+    ended = {"state": {"terminated": {"exitCode": 0}}, "restartCount": 0}
+    world.pods["q-0-0"]["metadata"]["deletionTimestamp"] = stamp(world.now)
+    evicted = {"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"}
+    world.run("q-0-0", phase="Succeeded", containerStatuses=[ended])
+    world.run("q-1-0", phase="Succeeded", containerStatuses=[ended], conditions=[evicted])
+    world.settle()
+    assert sorted(gone(world)) == [(0, "deleted", True), (1, "evicted: EvictionByEvictionAPI", True)]
+
+
 def test_a_container_restart_is_the_kubelets_and_a_crash_loop_is_ours() -> None:
     world = running()
     asked = {"state": {"running": {}}, "lastState": {"terminated": {"exitCode": 75}}, "restartCount": 5}

@@ -193,11 +193,12 @@ class Stage:
         return int(path.read_text()) if path.exists() else 0
 
     def close(self) -> None:
+        # Without a driver the ranks save and leave at once.
+        for program in self.drivers:
+            program.stop()
         for slot in self.slots:
             if slot.program:
                 slot.program.stop(15.0)
-        for program in self.drivers:
-            program.stop()
 
 
 def eventually(look: Callable[[], Any], timeout_s: float = 100.0) -> Any:

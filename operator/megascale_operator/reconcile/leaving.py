@@ -50,9 +50,10 @@ def outcome_of(pod: PodRecord, nodes: Nodes, wishes: Wishes, earlier: str) -> Le
     """Why the pod is gone; `earlier` is what was told while it was leaving."""
     if earlier and earlier != "deleted":
         return Leaving(earlier)
-    if pod.phase == "Succeeded":
-        return Leaving("released: the agent ended")
     leaving = leaving_of(pod, nodes, wishes)
+    if pod.phase == "Succeeded":
+        # An agent ends well whoever tells it to: only one that nobody deletes was told by its driver.
+        return leaving or Leaving("released: the agent ended")
     if leaving and (leaving.reason != "deleted" or pod.phase != "Failed"):
         return leaving
     if pod.phase == "Failed":
