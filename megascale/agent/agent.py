@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from megascale.agent.keeper import Keeper
 from megascale.agent.kernel_log import KernelLog
-from megascale.agent.link import Link
+from megascale.agent.link import Link, beat_is_due
 from megascale.agent.place import Place
 from megascale.agent.processes import become_subreaper
 from megascale.agent.ranks import Ranks
@@ -224,7 +224,6 @@ class Agent:
 
     async def _report_changes(self) -> None:
         """Beat every heartbeat; report milestones at once and mere progress at most every `_report_s`."""
-        loop = asyncio.get_running_loop()
         heartbeat_s = float(self._job.spec.health.heartbeat_seconds)
         sent_at, sent, segments_at = 0.0, pb.Report(), 0.0
         while True:
@@ -233,14 +232,13 @@ class Agent:
                 self._link.send(self._fenced(log=finding))
             for event in self._kernel_log.new_events() if self._kernel_log else ():
                 self._link.send(self._fenced(hardware=event))
-            report = self._ranks.report()
-            age_s = loop.time() - sent_at
-            due = age_s >= heartbeat_s or (report != sent and age_s >= self._report_s)
-            if due or _milestones(report) != _milestones(sent):
+            report, now = self._ranks.report(), time.time()
+            period_s = self._report_s if report != sent else heartbeat_s
+            if beat_is_due(sent_at, now, period_s) or _milestones(report) != _milestones(sent):
                 self._link.send(self._fenced(report=report))
-                sent_at, sent = loop.time(), report
-            if loop.time() - segments_at >= max(PERIOD_S, self._report_s):
-                segments_at = loop.time()
+                sent_at, sent = now, report
+            if beat_is_due(segments_at, now, max(PERIOD_S, self._report_s)):
+                segments_at = now
                 if segments := self._ranks.segments():
                     self._link.send(self._fenced(segments=segments))
 

@@ -8,13 +8,14 @@ import secrets
 import time
 from typing import Any
 
-from megascale.agent.link import Link
+from megascale.agent.link import Link, beat_is_due
 from megascale.agent.place import Place
 from megascale.rpc import megascale_pb2 as pb
 from simulated.world import Attempt, World
 
 _STORE_PORT = 29500
 _TICK_S = 0.25
+_LATE_S = 0.005
 
 
 class SimulatedAgent:
@@ -124,16 +125,17 @@ class SimulatedAgent:
     async def _beat(self) -> None:
         """Report every heartbeat, and milestones at once."""
         sent: tuple[Any, ...] = ()
-        due = asyncio.get_running_loop().time() + random.uniform(0, self._heartbeat_s)
+        now = time.time()
+        sent_at = now - random.uniform(0, self._heartbeat_s)
         while True:
-            await asyncio.sleep(
-                _TICK_S if self._young() else max(_TICK_S, due - asyncio.get_running_loop().time())
-            )
-            now = asyncio.get_running_loop().time()
-            reached = (self._number, self._attempt.milestones(time.time()) if self._attempt else ())
-            if now < due and reached == sent:
+            # Real agents look every 50 ms; hundreds of pretended ones share a process.
+            until = now + _TICK_S if self._young() else max(now + _TICK_S, sent_at + self._report_s)
+            await asyncio.sleep(until - until % _TICK_S + _LATE_S - now)
+            now = time.time()
+            reached = (self._number, self._attempt.milestones(now) if self._attempt else ())
+            if not beat_is_due(sent_at, now, self._report_s) and reached == sent:
                 continue
-            sent, due = reached, now + self._report_s
+            sent, sent_at = reached, now
             self._link.send(self._fenced(report=self._report()))
             self._end_when_done()
 
