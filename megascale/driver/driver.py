@@ -238,12 +238,13 @@ class Driver:
 
     def _on_report(self, link: AgentLink, report: pb.Report) -> None:
         link.report = report
-        self.post(ev.NodeReport(link.node, link.incarnation, link.attempt, node_progress(report.ranks)))
-        if report.ranks:
-            self.board.sample(foremost(report.ranks))
-        for saved in {(rank.saved_step, rank.saved_attempt) for rank in report.ranks}:
-            if saved[0] >= 0:
-                self._see_commit(Commit(*saved))
+        # Each look into a message's list makes its entries anew, and this runs for every beat of every node.
+        ranks = list(report.ranks)
+        self.post(ev.NodeReport(link.node, link.incarnation, link.attempt, node_progress(ranks)))
+        if ranks:
+            self.board.sample(foremost(ranks))
+        for saved in {(rank.saved_step, rank.saved_attempt) for rank in ranks if rank.saved_step >= 0}:
+            self._see_commit(Commit(*saved))
 
     def _on_segments(self, segments: pb.SegmentTimes) -> None:
         record = self.core.record
