@@ -14,6 +14,7 @@ from megascale.core.turn import Turn
 _FORGOTTEN: Final = 0.02
 _HISTORIES_KEPT: Final = 64
 _REASONS_KEPT: Final = 16
+_REFUSALS_TOLD: Final = 16
 WEIGHTS: Final = {
     "crash": 1.0,
     "hang": 1.0,
@@ -94,7 +95,7 @@ def exclude(
     if bound and not forced:
         refusal = f"{node} is not excluded: {bound}"
         incident.add_evidence(refusal)
-        turn.emit(fx.Page, refusal, incident=incident.id)
+        tell_refusal(turn, node, refusal, incident)
         return False
     if not forced:
         record.exclusion_times.append(turn.now)
@@ -108,6 +109,18 @@ def exclude(
         turn.emit(fx.RequestQuarantine, reason, node=node, incident=incident.id)
     release_unwanted(turn)
     return True
+
+
+def tell_refusal(turn: Turn, node: str, words: str, incident: Incident) -> None:
+    """Page because automation may not take the node out: once an hour for a node, and for so many nodes."""
+    record = turn.record
+    record.refused = {name: at for name, at in record.refused.items() if at > turn.now - HOUR_S}
+    if node in record.refused or len(record.refused) >= _REFUSALS_TOLD:
+        return
+    record.refused[node] = turn.now
+    if len(record.refused) == _REFUSALS_TOLD:
+        words += f"; the last page of this kind about this job for up to {HOUR_S / 60:g} minutes"
+    turn.emit(fx.Page, words, incident=incident.id)
 
 
 def readmit(turn: Turn, node: str, *, by_person: bool) -> None:

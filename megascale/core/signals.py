@@ -6,9 +6,8 @@ from dataclasses import replace
 from typing import Any, Final, cast
 
 from megascale.core import drain
-from megascale.core import effects as fx
 from megascale.core.attribution import EXPLAINABLE, MACHINE, correlated, hardware_fault
-from megascale.core.blame import exclude
+from megascale.core.blame import exclude, tell_refusal
 from megascale.core.breakers import exclusion_bound
 from megascale.core.events import HardwareEvent, LogMatch
 from megascale.core.incidents import Fault, note_aside
@@ -159,7 +158,7 @@ def _convict(turn: Turn, fault: Fault) -> None:
         return
     if bound := exclusion_bound(turn):
         incident = note_aside(turn, fault, "none", bound)
-        turn.emit(fx.Page, f"{fault.reason}; {fault.node} is not replaced: {bound}", incident=incident.id)
+        tell_refusal(turn, fault.node, f"{fault.reason}; {fault.node} is not replaced: {bound}", incident)
         return
     if _sharpens_open_incident(turn, fault):
         reattribute(turn, fault)

@@ -217,6 +217,7 @@ class Record:
         shared: network domains that lost many nodes at once, and when.
         history: times of the incidents a node was blamed for.
         draining: nodes that will go away soon, and why.
+        refused: bad nodes that automation may not take out, and when a person was told.
         waiting_since: since when a launch waits for nodes, 0.0 = it does not.
         failures_in_row, failures_at_step: without a new step; of these, at the same step `failed_step`.
         failures: faults charged to a budget over the job's life.
@@ -245,6 +246,7 @@ class Record:
     blame: dict[str, Blame] = field(default_factory=dict)
     history: dict[str, list[float]] = field(default_factory=dict)
     draining: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, float] = field(default_factory=dict)
     container_restarts: dict[str, float] = field(default_factory=dict)
     restarts: dict[str, int] = field(default_factory=dict)
     failures: int = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from megascale.core import effects as fx
+from megascale.core.blame import tell_refusal
 from megascale.core.breakers import exclusion_bound
 from megascale.core.events import ProbeResult, SegmentTimes
 from megascale.core.incidents import Fault, note_aside
@@ -73,7 +74,8 @@ def on_probe(turn: Turn, event: ProbeResult) -> None:
         return
     elif bound := exclusion_bound(turn):
         incident = note_aside(turn, fault, "none", bound)
-        turn.emit(fx.Page, f"{suspicion.node} is slow but not replaced: {bound}", incident=incident.id)
+        words = f"{suspicion.node} is slow but not replaced: {bound}"
+        tell_refusal(turn, suspicion.node, words, incident)
     elif turn.record.stage is Stage.RUNNING and idle_nodes(turn):
         swap_out(turn, fault, "slower than its peers, and the probe confirmed it")
     else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from megascale.agent.link import beat_is_due
@@ -18,7 +20,7 @@ def test_beats_are_a_period_apart_and_fall_on_common_times(period_s: float) -> N
             if beat_is_due(sent_at, now, period_s):
                 beats.append(now)
                 sent_at = now
-        gaps = [later - earlier for earlier, later in zip(beats, beats[1:], strict=False)]
+        gaps = [later - earlier for earlier, later in itertools.pairwise(beats)]
         assert sum(gaps) / len(gaps) == pytest.approx(period_s, rel=0.01)
         assert max(gaps) <= period_s + slot_s
         # each at the first look after a slot began

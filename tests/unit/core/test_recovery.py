@@ -178,6 +178,27 @@ def test_hourly_bound_stops_exclusions_and_pages(running):
     assert job.recovers().stage is Stage.RUNNING
 
 
+def test_a_node_that_may_not_be_excluded_pages_once_an_hour(running):
+    job = running(2, max_nodes_per_hour=0)
+    for _ in range(3):
+        job.hardware("n-1", "xid", 79).train(30)
+    assert len(job.heard(fx.Page)) == 1
+    job.hardware("n-0", "xid", 79)
+    assert len(job.heard(fx.Page)) == 1
+    job.record.refused = {name: at - 3600.0 for name, at in job.record.refused.items()}
+    job.hardware("n-1", "xid", 79)
+    assert len(job.heard(fx.Page)) == 1
+
+
+def test_nodes_that_may_not_be_excluded_do_not_flood_the_pager(running):
+    job = running(40, max_nodes_per_hour=0)
+    for index in range(40):
+        job.hardware(f"n-{index}", "xid", 79)
+    pages = job.heard(fx.Page)
+    assert len(pages) == 16
+    assert "the last page of this kind" in pages[-1].reason
+
+
 def test_evictions_by_hand_do_not_use_up_the_bound(running):
     job = running(2, spare_nodes=9, max_nodes_per_hour=1)
     for index in (2, 3, 4):
