@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 from aiohttp import web
 from megascale_operator.kube.client import RestApi
+from megascale_operator.kube.clock import Clock
 from megascale_operator.kube.errors import ApiError, ApiUnreachableError, GoneError, OverloadedError
+from megascale_operator.kube.informer import Informer
 from megascale_operator.kube.resources import CONFIG_MAPS
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -142,6 +144,26 @@ def test_a_silent_watch_is_broken_and_an_error_in_it_is_raised(
             await follow()
 
     with_server(tmp_path, silent, main)
+
+
+def test_a_server_that_ends_every_watch_at_once_is_not_asked_in_a_loop(tmp_path: Path) -> None:
+    asked: list[float] = []
+
+    async def hasty(request: web.Request) -> web.Response:
+        if "watch" in request.query:
+            asked.append(time.monotonic())
+            return web.Response(text="")
+        return web.json_response({"kind": "ConfigMapList", "metadata": {"resourceVersion": "7"}, "items": []})
+
+    async def main(api: RestApi) -> None:
+        informer: Informer[Any] = Informer(api, CONFIG_MAPS, lambda _object: None, Clock())
+        following = asyncio.create_task(informer.run())
+        await asyncio.sleep(3.0)
+        following.cancel()
+
+    with_server(tmp_path, hasty, main)
+    assert 2 <= len(asked) <= 5
+    assert asked[1] - asked[0] >= 0.5
 
 
 def test_a_rotated_token_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

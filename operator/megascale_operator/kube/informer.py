@@ -37,6 +37,11 @@ Change = Callable[[R | None, R | None], None]
 """Called with (before, after): None before = new, None after = gone."""
 
 
+async def _pause(failures: int) -> None:
+    delay_s = min(_MAX_DELAY_S, _FIRST_DELAY_S * 2.0 ** min(failures, 10))
+    await asyncio.sleep(random.uniform(0.5, 1.0) * delay_s)
+
+
 class Informer(Generic[R]):
     """Runs until cancelled; whatever the API server does, it comes back.
 
@@ -103,8 +108,7 @@ class Informer(Generic[R]):
             except MegascaleError as error:
                 failures += 1
                 log.warning("%s: %s", self.resource.plural, error)
-            delay_s = min(_MAX_DELAY_S, _FIRST_DELAY_S * 2.0 ** min(failures, 10))
-            await asyncio.sleep(random.uniform(0.5, 1.0) * delay_s)
+            await _pause(failures)
 
     async def _list(self) -> str:
         """Replace everything; the resourceVersion to watch from."""
@@ -129,6 +133,7 @@ class Informer(Generic[R]):
         """Watch, and watch again from where it ended, until the server forgets that place."""
         failures = 0
         while True:
+            began = self._clock.monotonic()
             try:
                 async with self._api.watch(
                     self.resource, self._namespace, selector=self._selector, since=version
@@ -141,13 +146,15 @@ class Informer(Generic[R]):
                             self._drop([(namespace_of(event.object), name_of(event.object))])
                         elif event.type != "BOOKMARK":
                             self._put(event.object)
+                # Nobody may watch in a loop on a server that ends every watch at once.
+                failures = failures + 1 if self._clock.monotonic() - began < _FIRST_DELAY_S else 0
             except GoneError:
                 raise
             except MegascaleError as error:
                 failures += 1
                 log.warning("%s: %s", self.resource.plural, error)
-                delay_s = min(_MAX_DELAY_S, _FIRST_DELAY_S * 2.0 ** min(failures, 10))
-                await asyncio.sleep(random.uniform(0.5, 1.0) * delay_s)
+            if failures:
+                await _pause(failures)
 
     def _heard(self) -> None:
         self.heard_at = self._clock.monotonic()
