@@ -97,7 +97,7 @@ def made(site: Site, count: int, timeout_s: float) -> list[dict[str, Any]]:
         created = [line for line in lines if _makes_a_pod(line) and line["code"] in (0, 201)]
         if len(created) > count:
             return created
-        time.sleep(0.5)  # The trail is read anew each time.
+        time.sleep(2.0)  # The trail is read anew each time, on the cores that make the pods.
     raise AssertionError(f"only {len(created)} pods made in {timeout_s:g} s")
 
 
