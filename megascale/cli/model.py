@@ -135,10 +135,12 @@ def parse_layout(text: str) -> Layout:
     """
     from megascale.model.layout import Layout
 
-    sizes: dict[str, int] = {"tensor": 1, "pipeline": 1, "data": 1}
+    sizes: dict[str, int] = {}
     sequence = False
     for part in text.split(","):
         name, _, value = part.strip().partition("=")
+        if _SIZES.get(name) in sizes:
+            raise InputError(f"--layout is {text}: names {name} twice")
         if name == "sp" and not value:
             sequence = True
         elif name in _SIZES and value.isdecimal() and int(value) >= 1:
@@ -148,7 +150,7 @@ def parse_layout(text: str) -> Layout:
                 f'--layout has "{part}", expected tp=, pp=, dp= or vpp= with a number from 1 on, or sp, '
                 "such as tp=8,pp=8,dp=192,sp"
             )
-    return Layout(**sizes, sequence=sequence)
+    return Layout(**{"tensor": 1, "pipeline": 1, "data": 1, **sizes}, sequence=sequence)
 
 
 def _check(shape: ModelShape, layout: Layout, sequence_length: int) -> None:
@@ -188,7 +190,7 @@ def _text(document: dict[str, Any]) -> str:
     idle = f"{bubble['idleOverWork']:.1%} of the working time, {bubble['idleOverStep']:.1%} of the step"
     lines = [
         f"{document['preset']}: {document['parameters']:,} parameters{used}",
-        f"{document['gpus']:,} GPUs, {batch}",
+        f"{document['gpus']:,} GPU{'s' * (document['gpus'] > 1)}, {batch}",
         "",
         f"memory per GPU (fullest: {fullest})",
         *(f"  {name:12} {_gib(memory[name]):>11}" for name in ("weights", "gradients", "optimizer")),

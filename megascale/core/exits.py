@@ -121,7 +121,8 @@ def fault_of(event: RankExited) -> Fault:
     elif event.error_type:
         cause, reason = "user_code", f"{where} raised {event.error_type}: {_first_line(text)}"
     else:
-        cause, reason = "crash", f"{where} exited with code {event.exit_code}"
+        said = f": {_first_line(verdict.line)}" if verdict.action == "fail_job" else ""
+        cause, reason = "crash", f"{where} exited with code {event.exit_code}{said}"
     return Fault(
         cause,
         reason,

@@ -74,7 +74,9 @@ def _from_json(where: str, line: bytes, text_key: str) -> Document:
         text = found.get(text_key) if isinstance(found, dict) else None
         if not isinstance(found, dict):
             problem = f"is a JSON {type(found).__name__}, expected an object with {text_key!r}"
-        elif not isinstance(text, str):
+        elif text_key in found and not isinstance(text, str):
+            problem = f"has no text under {text_key!r}, but a JSON {type(text).__name__}"
+        elif text_key not in found:
             keys = ", ".join(map(repr, list(found)[:5])) or "none"
             problem = f"has no text under {text_key!r}; its keys: {keys}"
     except ValueError as error:

@@ -130,7 +130,9 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(jobs: Jobs, undisturbed
     jobs.manifest("damaged", steps=30)
     run = jobs.run(manifest)
     assert run.code == 0, run.stderr
-    (incident,) = run.summary["incidents"]
+    # The other rank may be heard first, having lost its peer; then that is an incident before this one.
+    *echoes, incident = run.summary["incidents"]
+    assert [echo["cause"] for echo in echoes] in ([], ["crash"])
     assert (incident["cause"], incident["action"]) == ("checkpoint_corrupt", "roll_back")
     assert run.events("Launch")[-1]["resume"] == {"step": 15, "attempt": 1}
     assert run.losses() == undisturbed.losses()

@@ -221,6 +221,13 @@ RULES: Final[tuple[Rule, ...]] = (
         "watchdog timeout set to 1800 s, error_handler enabled",
     ),
     _benign(
+        "network-profile",
+        r"^network: (?:NCCL_IB_TIMEOUT=|collectives end after |flight recorder: |communicators are made by )",
+        "network: ",
+        "network: flight recorder: the last 200 collectives of each rank are written to flight/ on a timeout",
+        "the first lines of a rank's log, from the job's network profile",
+    ),
+    _benign(
         "documentation",
         (
             r"\b(?:documentation|runbook|explains?|means that|for (?:more|further) (?:information|details)"

@@ -105,13 +105,13 @@ _USER: Final[tuple[Rule, ...]] = (
             r"|DuplicateKeyError)\b|Could not override|In '[^']+': |Key '[^']+' (?:is )?not in"
             r"|unrecognized (?:configuration|arguments)|No such option|Missing (?:option|argument)"
             r"|Error: Invalid value for|world size \(\d+\) is not divisible|is not divisible by"
-            r"|must be divisible|not a multiple of|^usage: \S+\.py"
+            r"|must be divisible|not a multiple of|^usage: \S+\.py|^\S*python\S*: can't open file '"
         ),
         ("user_code", "fail_job"),
         words=(
             "error: |config|missing|override|interpolation|validation|hydra|instantiation|usage"
             "|scanner|tomldecode|duplicatekey|in '|key '|unrecognized|no such option|divisible"
-            "|multiple of"
+            "|multiple of|can't open file"
         ),
         weight=EXCEPTION,
         min_level="error",

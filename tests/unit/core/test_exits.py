@@ -46,6 +46,16 @@ def test_cause_of_an_end(event, cause, echo):
     assert (event.cause, event.consequence) == (cause, echo)
 
 
+def test_a_script_that_is_not_there_is_the_users_mistake():
+    tail = (
+        "network: flight recorder: the last 200 collectives of each rank are written to flight/ on a timeout",
+        "python: can't open file '/work/tarin.py': [Errno 2] No such file or directory",
+    )
+    fault = ended(code=2, tail=tail)
+    assert (fault.consequence, fault.category, fault.action) == (False, "user_code", "fail_job")
+    assert fault.reason == f"rank 3 on n-1 exited with code 2: {tail[1]}"
+
+
 def test_reason_names_rank_node_and_words():
     fault = ended(code=1, error="KeyError", message="'tokens'\nmore")
     assert fault.reason == "rank 3 on n-1 raised KeyError: 'tokens'"

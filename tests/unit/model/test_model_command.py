@@ -56,7 +56,8 @@ def test_the_text_holds_the_figures() -> None:
         "network  data: gradients",
     ):
         assert part in text
-    assert "nothing is sent" in run("show", "tiny")
+    assert "1 GPU, 8,192 tokens" in (alone := run("show", "tiny"))
+    assert "nothing is sent" in alone
 
 
 def test_layouts() -> None:
@@ -72,6 +73,7 @@ def test_layouts() -> None:
         (("gpt-3",), "PRESET is gpt-3, expected one of tiny"),
         (("tiny", "--layout", "tp=3"), "attentionHeads: 4 is not a multiple of 3"),
         (("tiny", "--layout", "vpp=2"), "vpp needs pp"),
+        (("tiny", "--layout", "tp=2,dp=2,tp=4"), "--layout is tp=2,dp=2,tp=4: names tp twice"),
         (("tiny", "--layout", "dp=4", "--global-batch", "6"), "--global-batch is 6, expected a multiple"),
         (("tiny", "--block", "both"), "--block is both"),
         (("tiny", "--optimizer", "sgd"), "--optimizer is sgd"),

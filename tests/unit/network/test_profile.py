@@ -28,7 +28,15 @@ def test_silence_before_an_error_is_ibs_formula(exponent: int, seconds: float) -
     (line, *_) = explain(network)
     assert f"4.096 us x 2^{exponent} x 7 = {seconds:.1f} s" in line
     assert ("break the connection" in line) == (seconds < 10)
-    assert classify_text(line, RuleSet(BUILTIN)).action == "none"
+
+
+@pytest.mark.parametrize(
+    "network", [Network(), Network(ib_timeout=18, flight_recorder=0), Network(profile="node")], ids=repr
+)
+def test_its_lines_are_no_signs_of_a_fault(network: Network) -> None:
+    for line in explain(network):
+        verdict = classify_text(line, RuleSet(BUILTIN))
+        assert (verdict.category, verdict.scope) == ("benign", "cause"), line
 
 
 def test_the_profile_becomes_environment(tmp_path: Path) -> None:
