@@ -6,12 +6,14 @@ import contextlib
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
+_LINE_EVERY_S: Final = 30.0
 app = typer.Typer(no_args_is_help=True, help="Make token files from text and look into them.")
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
@@ -139,18 +141,31 @@ def info(
 
 @contextlib.contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A callback (bytes done, bytes in all) behind a bar on stderr; no bar when stderr is no terminal."""
+    """A callback (bytes done, bytes in all) behind a bar on stderr; plain lines when that is no terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield lambda _done, _total: None
+        yield _plain_lines(title)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(title, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def _plain_lines(title: str, clock: Callable[[], float] = time.monotonic) -> Callable[[int, int], None]:
+    """Progress for logs: a line on stderr every `_LINE_EVERY_S`, none for what is done sooner."""
+    said_at = clock()
+
+    def on_progress(done: int, total: int) -> None:
+        nonlocal said_at
+        if total and done < total and clock() - said_at >= _LINE_EVERY_S:
+            said_at = clock()
+            _say(f"{title}: {done / 1e6:,.1f} of {total / 1e6:,.1f} MB, {done / total:.0%}")
+
+    return on_progress
 
 
 def _say(line: str) -> None:
