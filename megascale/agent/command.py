@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from megascale.agent.zygote import interface_environment, torchrun_environment
@@ -20,8 +20,7 @@ from megascale.network.profile import environment as network_environment
 def command_environment(launch: RankLaunch, given: Mapping[str, str]) -> dict[str, str]:
     """What the program sees: this process's environment, `given` over it, and what torchrun sets.
 
-    `python` is the interpreter that MegaScale runs under. Ranks talk over the interface of their node's
-    address unless the environment names another.
+    Ranks talk over the interface of their node's address unless the environment names another.
     """
     nodes = launch.world_size // launch.local_world_size
     defaults = {"OMP_NUM_THREADS": "1", **interface_environment(launch)}
@@ -37,9 +36,26 @@ def command_environment(launch: RankLaunch, given: Mapping[str, str]) -> dict[st
         "TORCHELASTIC_RUN_ID": launch.job,
         "TORCHELASTIC_MAX_RESTARTS": str(launch.spec["spec"]["recovery"]["maxRestarts"]),
         "PYTHONUNBUFFERED": environment.get("PYTHONUNBUFFERED", "1"),
-        "PATH": os.pathsep.join((str(Path(sys.executable).parent), environment.get("PATH", os.defpath))),
+        "PATH": search_path(environment),
     }
     return environment
+
+
+def search_path(environment: Mapping[str, str]) -> str:
+    """Where programs are looked for: `python` is the interpreter that MegaScale runs under."""
+    return os.pathsep.join((str(Path(sys.executable).parent), environment.get("PATH", os.defpath)))
+
+
+def program_of(args: Sequence[str], path: str) -> str:
+    """The file of the program that `args` start.
+
+    Raises:
+        InputError: there is no such program.
+    """
+    program = shutil.which(args[0], path=path)
+    if program is None:
+        raise InputError(f"spec.runtime.command.args: {args[0]}: no such program in {Path.cwd()} or on PATH")
+    return program
 
 
 def spawn(args: list[str], environment: dict[str, str], log: Path) -> int:
@@ -49,9 +65,7 @@ def spawn(args: list[str], environment: dict[str, str], log: Path) -> int:
         InputError: there is no such program.
         OSError: it cannot be started.
     """
-    program = shutil.which(args[0], path=environment["PATH"])
-    if program is None:
-        raise InputError(f"spec.runtime.command.args: {args[0]}: no such program in {Path.cwd()} or on PATH")
+    program = program_of(args, environment["PATH"])
     with log.open("ab") as output:
         actions = [
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),

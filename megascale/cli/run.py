@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import socket
 import sys
@@ -79,10 +80,14 @@ def _end(summary: dict[str, Any], *, as_json: bool) -> None:
 
 def _prepare(rundir: RunDir, job: TrainingJob, view: View, *, fresh: bool) -> None:
     """Everything that can be wrong is found before a process is started."""
+    from megascale.agent.command import program_of, search_path
     from megascale.driver.record import read_record
     from megascale.job import resolved_yaml
     from megascale.observe.rundir import write_atomically
 
+    command = job.spec.runtime.command
+    if command is not None:
+        program_of(command.args, search_path(os.environ | command.env))
     if fresh and rundir.root.exists():
         shutil.rmtree(rundir.root)
     try:

@@ -132,9 +132,10 @@ def test_a_script_with_two_more_lines_has_progress_hang_detection_and_checkpoint
     assert len(list((run.folder / "checkpoints" / "commits").iterdir())) == 2
 
 
-def test_a_program_that_does_not_exist_fails_the_job_by_name(folder: Jobs) -> None:
+def test_a_program_that_does_not_exist_is_named_before_anything_starts(folder: Jobs) -> None:
     path = write_manifest(folder, "typo", "train.py", 5)
     path.write_text(path.read_text().replace("[python,", "[pyhton,"))
     run = folder.run(path)
-    assert run.code == 1
-    assert "spec.runtime.command.args: pyhton: no such program" in run.summary["reason"]
+    assert run.code == 2
+    assert "spec.runtime.command.args: pyhton: no such program" in run.stderr
+    assert not (run.folder / "record.json").exists()
