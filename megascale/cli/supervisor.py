@@ -84,6 +84,8 @@ class Supervisor:
             if not owner:
                 raise UnreachableError("the driver went away and the run that owns it is gone too")
             if self._driver_lives():
+                # A driver that is closing answers nobody: each try costs a channel.
+                await asyncio.sleep(_RETRY_S)
                 continue
             code = self._driver.wait() if self._driver else None
             deaths = deaths + 1 if loop.time() - started < _QUICK_DEATH_S else 1

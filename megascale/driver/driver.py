@@ -157,7 +157,8 @@ class Driver:
             self.changed.set()
         for effect in effects:
             self._performer.start(effect)
-        if record.stage is Stage.FINISHED and not record.pending:
+        # What waits may reopen the job: the end is only the end when nothing does.
+        if record.stage is Stage.FINISHED and not record.pending and not self._inbox:
             self.done.set()
         elif waited_s > self.core.policy.silence_s / 3.0:
             # Beats were not heard in the meantime: as after a restart, that is held against nobody.
