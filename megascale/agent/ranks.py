@@ -153,7 +153,10 @@ class Ranks:
     def _ended(self, rank: int, how: Exit) -> None:
         entry = self._ranks[rank]
         if entry.child.killed:
-            return
+            if not entry.file.read_last_words():
+                return
+            # It had failed by itself and only took its time to end.
+            how = Exit(code=1, signal=None)
         report = self._exit_report(entry, how)
         self.exits.append(report)
         self._on_exit(report)

@@ -104,6 +104,7 @@ def test_interrupt_saves_and_the_next_run_resumes(jobs: Jobs, undisturbed: Run) 
     second = jobs.run(manifest)
     assert second.code == 0, second.stderr
     assert second.losses() == undisturbed.losses()
+    assert [event["term"] for event in second.events("DriverStarted")] == [1, 2]
     third = jobs.run(manifest)
     assert third.code == 0
     assert "complete at step 30" in third.stderr
@@ -130,9 +131,7 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(jobs: Jobs, undisturbed
     jobs.manifest("damaged", steps=30)
     run = jobs.run(manifest)
     assert run.code == 0, run.stderr
-    # The other rank may be heard first, having lost its peer; then that is an incident before this one.
-    *echoes, incident = run.summary["incidents"]
-    assert [echo["cause"] for echo in echoes] in ([], ["crash"])
+    (incident,) = run.summary["incidents"]
     assert (incident["cause"], incident["action"]) == ("checkpoint_corrupt", "roll_back")
     assert run.events("Launch")[-1]["resume"] == {"step": 15, "attempt": 1}
     assert run.losses() == undisturbed.losses()

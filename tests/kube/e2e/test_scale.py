@@ -51,7 +51,7 @@ def test_many_slots_and_a_rack_that_is_lost(site: Site, slots: int) -> None:
         }
         before, begin = cpu_s(site), time.time()
         job = site.job(namespace, body | {"spec": spec})
-        created = made(site, nodes + spares, patience_s)
+        created = made(site, job, nodes + spares, patience_s)
         spent_s = cpu_s(site) - before
         span_s = created[-1]["time"] - created[0]["began"]
         print(f"{len(created)} pods created in {span_s:.1f} s; operator {spent_s:.1f} s CPU", flush=True)
@@ -88,17 +88,19 @@ def assigned(site: Site, job: Job) -> list[str]:
     return unpack(record["core"]["assignment"])
 
 
-def made(site: Site, count: int, timeout_s: float) -> list[dict[str, Any]]:
-    """Wait until the operator has made so many pods; what it asked for."""
-    end = time.monotonic() + timeout_s
-    while time.monotonic() < end:
-        lines = [line for line in site.faults.trail() if line["client"] == OPERATORS[0]]
-        # Code 0: the answer came too late for the operator, which is no failure.
-        created = [line for line in lines if _makes_a_pod(line) and line["code"] in (0, 201)]
-        if len(created) > count:
-            return created
-        time.sleep(2.0)  # The trail is read anew each time, on the cores that make the pods.
-    raise AssertionError(f"only {len(created)} pods made in {timeout_s:g} s")
+def made(site: Site, job: Job, count: int, timeout_s: float) -> list[dict[str, Any]]:
+    """Wait until so many of the job's slots are on nodes; the operator's requests that made its pods."""
+    job.until(lambda one: bound(one) >= count, f"{count} slots on nodes", timeout_s)
+    lines = [line for line in site.faults.trail() if line["client"] == OPERATORS[0]]
+    # Code 0: the answer came too late for the operator, which is no failure.
+    created = [line for line in lines if _makes_a_pod(line) and line["code"] in (0, 201)]
+    assert len(created) > count
+    return created
+
+
+def bound(job: dict[str, Any]) -> int:
+    slots = job.get("status", {}).get("operator", {}).get("slots", {})
+    return int(slots.get("bound", 0))
 
 
 def _makes_a_pod(line: dict[str, Any]) -> bool:

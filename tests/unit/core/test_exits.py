@@ -49,7 +49,7 @@ def test_cause_of_an_end(event, cause, echo):
 def test_a_script_that_is_not_there_is_the_users_mistake():
     tail = (
         "network: flight recorder: the last 200 collectives of each rank are written to flight/ on a timeout",
-        "python: can't open file '/work/tarin.py': [Errno 2] No such file or directory",
+        "python: can't open file '/job/tarin.py': [Errno 2] No such file or directory",
     )
     fault = ended(code=2, tail=tail)
     assert (fault.consequence, fault.category, fault.action) == (False, "user_code", "fail_job")

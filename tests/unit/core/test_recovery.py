@@ -278,6 +278,16 @@ def test_damaged_checkpoint_is_stepped_over(running):
     assert any("step 5" in page.reason for page in job.heard(fx.Page))
 
 
+def test_damaged_checkpoint_heard_after_a_rank_that_lost_its_peer_is_what_happened(running):
+    job = running(2)
+    job.train(5).commit(3).commit(5).exit(1, sig=9).done(fx.Kill).done(fx.Launch)
+    job.exit(1, 1, error="RuntimeError", message="gloo: Connection closed by peer")
+    job.exit(0, 1, error="CheckpointCorruptError", message="checksum").done(fx.Kill)
+    found = job.incident
+    assert (found.id, found.cause, found.action) == ("i-2", "checkpoint_corrupt", "roll_back")
+    assert job.resumed_from() == Commit(3, 1)
+
+
 def test_damaged_checkpoint_that_is_not_named_is_the_one_restored(running):
     job = running(2)
     job.train(5).commit(3).commit(5).exit(1, sig=9).done(fx.Kill).done(fx.Launch)
