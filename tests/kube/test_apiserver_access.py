@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ssl
 from typing import Any
 
 import pytest
+import urllib3
 from objects import config_map, fresh, pod, refusal
 from rest import Cluster, Refused, Rest
 
@@ -127,3 +129,18 @@ def test_workloads_may_read_the_keys_that_sign_their_tokens(api: Rest) -> None:
     keys = client.get("/openid/v1/jwks")["keys"]
     assert [one["alg"] for one in keys] == ["RS256"]
     assert client.get("/.well-known/openid-configuration")["jwks_uri"].endswith("/openid/v1/jwks")
+
+
+def test_keys_of_tokens_are_served_as_nothing_but_a_key_set(api: Rest) -> None:
+    headers = {"Authorization": f"Bearer {api.cluster.token}", "Accept": "application/json"}
+    context = ssl.create_default_context(cadata=api.cluster.ca_pem)
+    with urllib3.PoolManager(ssl_context=context) as pool:
+        answer = pool.request("GET", f"{api.cluster.url}/openid/v1/jwks", headers=headers)
+    assert answer.status == 406
+
+
+def test_a_role_that_is_not_there_cannot_be_given_away(api: Rest) -> None:
+    client = account(api, rule("rolebindings", "create", group="rbac.authorization.k8s.io"))
+    ref = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": fresh("none")}
+    binding = {"metadata": {"name": fresh("who")}, "roleRef": ref}
+    assert refusal(lambda: client.create(f"{RBAC}/namespaces/default/rolebindings", binding)).code == 404

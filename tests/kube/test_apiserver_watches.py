@@ -43,10 +43,18 @@ def test_an_object_that_leaves_the_selector_is_deleted_for_the_watch(api: Rest) 
 def test_bookmarks_advance_a_quiet_watch(api: Rest) -> None:
     api.create(CONFIGMAPS, config_map(fresh("noise")))
     version = api.get(CONFIGMAPS)["metadata"]["resourceVersion"]
-    with api.watch("/api/v1/nodes", resourceVersion=version, allowWatchBookmarks=True) as events:
+    query = {"resourceVersion": version, "allowWatchBookmarks": True}
+    with api.watch(CONFIGMAPS, fieldSelector=f"metadata.name={fresh('none')}", **query) as events:
         bookmark = next(events)
     assert bookmark["type"] == "BOOKMARK"
     assert int(bookmark["object"]["metadata"]["resourceVersion"]) >= int(version)
+
+
+def test_a_kind_that_never_changed_has_no_bookmarks(api: Rest) -> None:
+    version = api.get("/api/v1/nodes")["metadata"]["resourceVersion"]
+    query = {"resourceVersion": version, "allowWatchBookmarks": True, "timeoutSeconds": 2}
+    with api.watch("/api/v1/nodes", **query) as events:
+        assert list(events) == []
 
 
 def test_a_watch_ends_at_its_timeout(api: Rest) -> None:

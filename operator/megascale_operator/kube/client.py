@@ -31,13 +31,16 @@ from megascale_operator.kube.resources import Obj, Resource, name_of
 
 REQUEST_TIMEOUT_S: Final = 10.0
 SILENCE_S: Final = 70.0
-"""A watch that brings nothing, not even a bookmark, for this long is broken; bookmarks come each minute."""
-_WATCH_S: Final = (240, 480)
+"""A watch that brings nothing and does not end for this long is broken."""
+_WATCH_S: Final = (40, 60)
+"""Shorter than that: bookmarks come each minute, but none for a kind that never changed."""
 _TRIES: Final = 4
 _FIRST_DELAY_S: Final = 0.2
 _MAX_DELAY_S: Final = 5.0
 _PATCH_TYPES: Final = {"merge": "application/merge-patch+json", "json": "application/json-patch+json"}
 _APPLY_TYPE: Final = "application/apply-patch+yaml"
+_ACCEPT: Final = "application/json, application/jwk-set+json"
+"""The second for the keys of tokens alone: the API server serves them as nothing else."""
 _UNREACHABLE: Final = (aiohttp.ClientError, TimeoutError, OSError)
 
 
@@ -257,7 +260,7 @@ class RestApi:
         content_type: str,
         timeout: aiohttp.ClientTimeout,
     ) -> RESTResponse:
-        headers = {"Accept": "application/json", "User-Agent": self._agent}
+        headers = {"Accept": _ACCEPT, "User-Agent": self._agent}
         if content_type:
             headers["Content-Type"] = content_type
         token = await self._configuration.get_api_key_with_prefix("BearerToken")

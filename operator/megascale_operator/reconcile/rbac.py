@@ -9,14 +9,9 @@ from megascale_operator.reconcile.maps import with_digest
 
 
 def rights(job: Job) -> list[tuple[Resource, Obj]]:
-    """ServiceAccounts, Role and RoleBinding."""
+    """ServiceAccounts and the Role."""
     driver, slot = names.driver_account(job.name), names.slot_account(job.name)
     role = {"metadata": job.metadata(driver, "driver"), "rules": _rules(job.name)}
-    binding = {
-        "metadata": job.metadata(driver, "driver"),
-        "roleRef": {"apiGroup": ROLES.group, "kind": ROLES.kind, "name": driver},
-        "subjects": [{"kind": "ServiceAccount", "name": driver, "namespace": job.namespace}],
-    }
     accounts = [
         {"metadata": job.metadata(driver, "driver"), "automountServiceAccountToken": True},
         {"metadata": job.metadata(slot, "slot"), "automountServiceAccountToken": False},
@@ -24,8 +19,18 @@ def rights(job: Job) -> list[tuple[Resource, Obj]]:
     return [
         *((SERVICE_ACCOUNTS, with_digest(account)) for account in accounts),
         (ROLES, with_digest(role)),
-        (ROLE_BINDINGS, with_digest(binding)),
     ]
+
+
+def binding(job: Job) -> tuple[Resource, Obj]:
+    """The RoleBinding, which is refused where the Role is not there yet."""
+    driver = names.driver_account(job.name)
+    body = {
+        "metadata": job.metadata(driver, "driver"),
+        "roleRef": {"apiGroup": ROLES.group, "kind": ROLES.kind, "name": driver},
+        "subjects": [{"kind": "ServiceAccount", "name": driver, "namespace": job.namespace}],
+    }
+    return ROLE_BINDINGS, with_digest(body)
 
 
 def _rules(job: str) -> list[Obj]:

@@ -12,7 +12,7 @@ from megascale_operator.reconcile.driver_pod import driver_pod
 from megascale_operator.reconcile.job import Job, wishes_of
 from megascale_operator.reconcile.observed import Observed, Settings
 from megascale_operator.reconcile.plan import Action, Apply, Create, Delete, Note, Patch, Plan
-from megascale_operator.reconcile.rbac import rights
+from megascale_operator.reconcile.rbac import binding, rights
 from megascale_operator.reconcile.records import PodRecord
 from megascale_operator.reconcile.slot_pod import SlotPods
 from megascale_operator.reconcile.slots import SlotsPlan, plan_slots
@@ -86,7 +86,7 @@ def _activate(
     Numbers of new pods are written down before the pods are made: no name is ever used twice.
     """
     plan.then(*_objects(job, observed))
-    plan.then(*_driver(job, observed, settings, plan, now))
+    plan.then(*_applied([binding(job)], observed), *_driver(job, observed, settings, plan, now))
     written = _publish(
         job, observed, file.with_new({one.slot: one.incarnation for one in slots.make}), plan, now
     )
@@ -105,15 +105,16 @@ def _activate(
 
 def _objects(job: Job, observed: Observed) -> list[Action]:
     wanted: list[tuple[Resource, Obj]] = [*rights(job), (CONFIG_MAPS, maps.job_map(job, observed.ca_pem))]
-    applied = [
-        Apply(resource, body) for resource, body in wanted if not _is_current(resource, body, observed)
-    ]
     made = [
         Create(CONFIG_MAPS, body)
         for body in maps.driver_maps(job)
         if ("ConfigMap", body["metadata"]["name"]) not in observed.things
     ]
-    return [*applied, *made]
+    return [*_applied(wanted, observed), *made]
+
+
+def _applied(wanted: list[tuple[Resource, Obj]], observed: Observed) -> list[Action]:
+    return [Apply(resource, body) for resource, body in wanted if not _is_current(resource, body, observed)]
 
 
 def _is_current(resource: Resource, body: Obj, observed: Observed) -> bool:

@@ -1,4 +1,4 @@
-"""The life of jobs: refused, suspended, resumed, deleted; and many at once."""
+"""The life of jobs: trained to the end, refused, suspended, resumed, deleted; and many at once."""
 
 from __future__ import annotations
 
@@ -13,6 +13,16 @@ from suite.site import Site
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.slow, pytest.mark.timeout(600)]
 JOBS = 200
+
+
+def test_a_job_trains_to_its_end_and_leaves_nothing_running(site: Site, namespace: str) -> None:
+    job = site.job(namespace, training_job("happy", site.folder / "state", steps=20, step_s=0.1))
+    job.until_step(5)
+    assert len(job.pods("slot")) == 3
+    done = job.until_state("Completed")
+    last = done["status"]["driver"]
+    assert (last["step"], last["loss"]) == (20, "0.05000")
+    assert job.condition("Complete") == "True"
 
 
 def test_the_api_server_itself_refuses_an_invalid_manifest(site: Site, namespace: str) -> None:
@@ -53,7 +63,8 @@ def test_suspend_resume_and_delete_while_training(site: Site, namespace: str) ->
     job.until(lambda one: not one, "deleted")
     assert job.pods() == []
     maps = f"/api/v1/namespaces/{namespace}/configmaps"
-    eventually(lambda: len(site.api.get(maps)["items"]) == 1 or None, job.patience_s)
+    ours = {"labelSelector": "app.kubernetes.io/managed-by=megascale-operator"}
+    eventually(lambda: not site.api.get(maps, **ours)["items"] or None, job.patience_s)
 
 
 def test_two_hundred_jobs_at_once(site: Site, namespace: str) -> None:

@@ -96,7 +96,7 @@ class Rest:
         text = urlencode(
             {name: str(value).lower() if isinstance(value, bool) else value for name, value in query.items()}
         )
-        headers = {"User-Agent": self.agent, "Accept": "application/json", "Content-Type": media}
+        headers = {"User-Agent": self.agent, "Accept": "application/json, */*", "Content-Type": media}
         if self.cluster.token:
             headers["Authorization"] = f"Bearer {self.cluster.token}"
         url = self.cluster.url + path + (f"?{text}" if text else "")

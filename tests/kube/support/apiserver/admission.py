@@ -112,12 +112,19 @@ class Admission:
         pods.default_pod(obj, obj["metadata"]["uid"][:5], self._store)
 
     def _check_grants(self, resource: Resource, obj: Json, user: User) -> None:
-        """Raises: 403 when the writer grants rights it does not hold (and has no `escalate` or `bind`)."""
+        """What the writer may grant.
+
+        Raises: 403 for rights it does not hold, 404 for those of a role that is not there, unless it has
+        `escalate` or `bind`.
+        """
         key, namespace = resource.key, obj["metadata"].get("namespace", "")
         if key in {ROLES, CLUSTER_ROLES}:
             rules, verb = list(obj.get("rules") or ()), "escalate"
         elif key in {BINDINGS, CLUSTER_BINDINGS}:
-            rules, verb = self._rbac.role_rules(obj["roleRef"], namespace), "bind"
+            found, verb = self._rbac.role_rules(obj["roleRef"], namespace), "bind"
+            if found is None and not self._may_anyway(user, verb, resource, obj, namespace):
+                raise errors.not_found(resource.plural, resource.group, obj["metadata"]["name"])
+            rules = found or []
         else:
             return
         missing = self._rbac.missing(user, rules, namespace)

@@ -9,6 +9,8 @@ from apiserver.resources import Registry
 
 OPEN = frozenset(("/healthz", "/livez", "/readyz", "/version"))
 """Paths that anybody may read."""
+JWKS, JWKS_TYPE = "/openid/v1/jwks", "application/jwk-set+json"
+"""The one document that is not served as application/json."""
 
 
 class Documents:

@@ -67,10 +67,11 @@ class Rbac:
                 if _binds(binding.obj, user, namespace):
                     yield from self.role_rules(binding.obj["roleRef"], namespace)
 
-    def role_rules(self, ref: Json, namespace: str) -> list[Json]:
+    def role_rules(self, ref: Json, namespace: str) -> list[Json] | None:
+        """Rules of the role that a binding names; None = there is no such role."""
         cluster = ref["kind"] == "ClusterRole"
         role = self._store.get(CLUSTER_ROLES if cluster else ROLES, "" if cluster else namespace, ref["name"])
-        return list(role.obj.get("rules") or ()) if role else []
+        return list(role.obj.get("rules") or ()) if role else None
 
     def missing(self, user: User, rules: list[Json], namespace: str) -> list[Json]:
         """Single rights among `rules` that `user` does not hold: they may not be granted by that user."""

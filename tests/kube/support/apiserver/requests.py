@@ -116,6 +116,12 @@ def _from_yaml(raw: bytes) -> Json:
     return found
 
 
+def accepts(request: web.Request, media: str) -> bool:
+    """Whether the client takes answers of that type."""
+    given = request.headers.get("Accept", "*/*").split(",")
+    return not {media, "*/*", "application/*"}.isdisjoint(part.partition(";")[0].strip() for part in given)
+
+
 def wants_table(request: web.Request) -> bool:
     """Whether the client prefers a Table of version v1."""
     for part in request.headers.get("Accept", "").split(","):

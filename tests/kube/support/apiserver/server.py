@@ -17,11 +17,11 @@ from apiserver.authn import Tokens, User, unauthorized
 from apiserver.bootstrap import bootstrap
 from apiserver.customs import CustomResources
 from apiserver.dispatch import Dispatch
-from apiserver.documents import OPEN, Documents
+from apiserver.documents import JWKS, JWKS_TYPE, OPEN, Documents
 from apiserver.errors import ApiError
 from apiserver.podactions import Actions
 from apiserver.reads import Filter, Reader
-from apiserver.requests import Ask, parse, read_body, wants_table
+from apiserver.requests import Ask, accepts, parse, read_body, wants_table
 from apiserver.resources import Registry, Resource
 from apiserver.store import Store
 from apiserver.target import Target
@@ -122,7 +122,7 @@ class ApiServer:
     async def _answer(self, request: web.Request, user: User, ask: Ask) -> Answer:
         resource = ask.resource
         if resource is None:
-            return self._document(ask)
+            return self._document(request, ask)
         if ask.subresource and ask.subresource not in resource.subresources:
             raise ApiError(404, "NotFound", "the server could not find the requested resource")
         if not ask.subresource and ask.verb not in resource.verbs:
@@ -132,9 +132,12 @@ class ApiServer:
             return self._read(request, resource, ask)
         return self._dispatch.write(request, user, resource, ask, await read_body(request))
 
-    def _document(self, ask: Ask) -> Answer:
+    def _document(self, request: web.Request, ask: Ask) -> Answer:
         if ask.path in OPEN and ask.path != "/version":
             return Answer(b"ok")
+        if ask.path == JWKS and not accepts(request, JWKS_TYPE):
+            message = f"Not Acceptable\n\nAvailable representations: {JWKS_TYPE}"
+            raise ApiError(406, "NotAcceptable", message)
         found = self._documents.find(ask.path, self.base_url)
         if found is None:
             raise ApiError(404, "NotFound", "the server could not find the requested resource")

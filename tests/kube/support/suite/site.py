@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,7 +44,10 @@ DOUBLE, REAL = Patience(3.0, 2.0), Patience(60.0, 120.0, 180.0)
 
 @dataclass
 class Site:
-    """A context manager. `kubeconfig` None = start a double."""
+    """A context manager, one at a time for a cluster. `kubeconfig` None = start a double.
+
+    What was applied through it, and its nodes, are gone afterwards; what was installed stays.
+    """
 
     folder: Path
     kubeconfig: Path | None = None
@@ -54,6 +57,7 @@ class Site:
     mode: str = "Observe"
     operators: dict[str, Program] = field(default_factory=dict)
     _stack: ExitStack = field(default_factory=ExitStack)
+    _applied: list[str] = field(default_factory=list)
 
     def __enter__(self) -> Site:
         with ExitStack() as stack:
@@ -98,18 +102,47 @@ class Site:
     ) -> None:
         for name in list(self.operators):
             self.stop_operator(name)
-        self._stack.close()
+        try:
+            self._tidy()
+        finally:
+            self._stack.close()
+
+    def _tidy(self) -> None:
+        """Take off what would meet the next site of the cluster, by force: nobody is to save any more."""
+        self.faults.clear()
+        for path in reversed(self._applied):
+            if "/trainingjobs/" in path:
+                self._gone(lambda path=path: self.api.merge(path, {"metadata": {"finalizers": []}}))
+            self._gone(lambda path=path: self.api.delete(path))
+            if path.startswith("/api/v1/namespaces/"):
+                self._gone(lambda path=path: self.api.delete(f"{path}/pods", gracePeriodSeconds=0))
+        for name in self.control.state():
+            self.control.act(name, "stop")
+            self._gone(lambda name=name: self.api.delete(f"/api/v1/nodes/{name}"))
+
+    @staticmethod
+    def _gone(call: Callable[[], Json]) -> None:
+        """Do it to what may be gone already, or be going."""
+        try:
+            call()
+        except Refused as refused:
+            if refused.code not in {404, 409}:
+                raise
 
     def _install(self) -> None:
         """CRDs, namespace, and the operator's rights, from the files that users apply."""
         for path in sorted((_ROOT / "operator" / "crds").glob("*.yaml")):
-            self.apply(yaml.safe_load(path.read_text()))
+            self._put(yaml.safe_load(path.read_text()))
         for document in deployment(self.mode):
             if document["kind"] in _INSTALLED:
-                self.apply(document)
+                self._put(document)
 
     def apply(self, document: Json) -> Json:
         """Server-side apply of any object, as the suite's own field manager."""
+        self._applied.append(path_of(document))
+        return self._put(document)
+
+    def _put(self, document: Json) -> Json:
         return self.api.apply(path_of(document), document, "suite", force=True)
 
     def start_operator(self, name: str, *arguments: str) -> Program:
