@@ -13,6 +13,7 @@ from megascale.errors import MegascaleError
 from megascale_operator.main import Options, serve
 from megascale_operator.nodecare.breaker import Limits
 from megascale_operator.nodecare.mark import MODES
+from megascale_operator.probes import ANY
 from megascale_operator.reconcile.observed import Settings
 from megascale_operator.reconcile.storage import CheckpointRoot
 
@@ -46,6 +47,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--kubeconfig", type=Path, help="API server to use; default: the cluster this pod runs in")
     add("--identity", default="", help="name in the Lease; default: host name and a random part")
+    add(
+        "--address", default=ANY, help="to listen on; a pod's own, of either IP family (default: %(default)s)"
+    )
     add("--metrics-port", type=int, default=8080, help="port of /metrics, 0 = any")
     add("--health-port", type=int, default=8081, help="port of /healthz and /readyz, 0 = any")
     add("--max-quarantines-per-hour", type=int, default=Limits().per_hour, help="bound of the breaker")
@@ -75,6 +79,7 @@ def _run(given: argparse.Namespace) -> int:
         settings=Settings(given.image, given.namespace, given.mode, root),
         kubeconfig=given.kubeconfig,
         identity=given.identity,
+        address=given.address,
         metrics_port=given.metrics_port,
         health_port=given.health_port,
         limits=Limits(given.max_quarantines_per_hour, given.max_quarantined_share),

@@ -24,7 +24,7 @@ from megascale_operator.metrics import Metrics
 from megascale_operator.nodecare.breaker import Limits
 from megascale_operator.nodecare.care import NodeCare
 from megascale_operator.perform import Performer
-from megascale_operator.probes import Probes
+from megascale_operator.probes import ANY, Probes
 from megascale_operator.reconcile import names
 from megascale_operator.reconcile.observed import Settings
 from megascale_operator.tls.authority import utc
@@ -47,6 +47,7 @@ class Options:
     settings: Settings
     kubeconfig: Path | None = None
     identity: str = ""
+    address: str = ANY
     metrics_port: int = 8080
     health_port: int = 8081
     limits: Limits = field(default_factory=Limits)
@@ -79,7 +80,7 @@ class Operator:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop`; then the Lease is released."""
-        probes = Probes(self, self._options.metrics_port, self._options.health_port)
+        probes = Probes(self, self._options.address, self._options.metrics_port, self._options.health_port)
         await probes.start()
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(informer.run()) for informer in self.cluster.informers]

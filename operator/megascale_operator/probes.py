@@ -9,7 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from megascale_operator.metrics import Metrics
 
-_ANY: Final = "0.0.0.0"  # noqa: S104 - the kubelet and Prometheus come from outside of the pod
+ANY: Final = "0.0.0.0"  # noqa: S104 - the kubelet and Prometheus come from outside of the pod
 
 
 class Probed(Protocol):
@@ -27,8 +27,8 @@ class Probed(Protocol):
 class Probes:
     """Answers as long as the event loop runs; alive = no work is stuck, ready = the cluster is known."""
 
-    def __init__(self, subject: Probed, metrics_port: int, health_port: int) -> None:
-        self._subject = subject
+    def __init__(self, subject: Probed, address: str, metrics_port: int, health_port: int) -> None:
+        self._subject, self._address = subject, address
         self._ports = (metrics_port, health_port)
         self._runners: list[web.AppRunner] = []
 
@@ -41,7 +41,7 @@ class Probes:
         for app, port in zip((metrics, health), self._ports, strict=True):
             runner = web.AppRunner(app, access_log=None)
             await runner.setup()
-            await web.TCPSite(runner, _ANY, port).start()
+            await web.TCPSite(runner, self._address, port).start()
             self._runners.append(runner)
 
     async def stop(self) -> None:

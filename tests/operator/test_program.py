@@ -240,7 +240,8 @@ def free_port() -> int:
 
 def test_metrics_and_probes(kubeconfig: Path, api: Rest) -> None:
     metrics, health = free_port(), free_port()
-    with operator(kubeconfig, "probed", "--metrics-port", str(metrics), "--health-port", str(health)):
+    ports = ("--metrics-port", str(metrics), "--health-port", str(health))
+    with operator(kubeconfig, "probed", "--address", "127.0.0.1", *ports):
         led_by(api, "probed")
 
         def page(port: int, path: str) -> str:
