@@ -60,7 +60,7 @@ class LogTail:
         return lines
 
     def last_lines(self, count: int) -> list[str]:
-        """The last non-empty lines of the file."""
+        """The last non-empty lines of the file, without our own alerts."""
         try:
             with self.path.open("rb") as handle:
                 handle.seek(0, 2)
@@ -68,8 +68,8 @@ class LogTail:
                 raw = handle.read()
         except FileNotFoundError:
             return []
-        lines = [line.decode(errors="replace")[:_LINE_BYTES] for line in raw.splitlines() if line.strip()]
-        return lines[-count:]
+        lines = [line for line in raw.splitlines() if line.strip() and not line.startswith(ALERT_PREFIX)]
+        return [line.decode(errors="replace")[:_LINE_BYTES] for line in lines[-count:]]
 
 
 def _alert(line: bytes) -> Finding:

@@ -63,7 +63,7 @@ class Operator:
         self.metrics = Metrics()
         settings = options.settings
         self.cluster = Cluster(api, clock)
-        recorder = EventRecorder(api, names.OPERATOR, socket.gethostname(), clock, settings.namespace)
+        recorder = EventRecorder(api, names.OPERATOR, socket.gethostname(), clock)
         cluster = self.cluster
         absorb = {informer.resource: informer.absorb for informer in cluster.informers}
         performer = Performer(api, self.metrics, absorb)

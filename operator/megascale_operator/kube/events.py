@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 _KEPT: Final = 1024
 _SAME_FOR_S: Final = 600.0
 _MESSAGE: Final = 1024
+_OF_THE_CLUSTER: Final = "default"
+"""Where the API server takes Events on objects without a namespace; it refuses them elsewhere."""
 
 
 @dataclass(slots=True)
@@ -31,15 +33,14 @@ class _Told:
 class EventRecorder:
     """Best effort: an Event that cannot be written is logged and forgotten."""
 
-    def __init__(self, api: KubeApi, component: str, host: str, clock: Clock, default_namespace: str) -> None:
+    def __init__(self, api: KubeApi, component: str, host: str, clock: Clock) -> None:
         self._api, self._component, self._host, self._clock = api, component, host, clock
-        self._default_namespace = default_namespace
         self._told: OrderedDict[tuple[str, str, str], _Told] = OrderedDict()
 
     async def tell(self, obj: Obj, kind: str, reason: str, message: str) -> None:
         """An Event of type `kind` (Normal, Warning) on `obj`; a repeated one is counted up."""
         message, now = message[:_MESSAGE], self._clock.utc()
-        namespace = namespace_of(obj) or self._default_namespace
+        namespace = namespace_of(obj) or _OF_THE_CLUSTER
         key = (str(obj["metadata"].get("uid", "")), reason, message)
         told = self._told.get(key)
         try:
@@ -85,7 +86,7 @@ class EventRecorder:
         return {
             "apiVersion": "v1",
             "kind": "Event",
-            "metadata": {"name": name, "namespace": namespace or self._default_namespace},
+            "metadata": {"name": name, "namespace": namespace or _OF_THE_CLUSTER},
             "involvedObject": involved,
             "type": kind,
             "reason": reason,

@@ -22,11 +22,12 @@ async def order(access: Access, job: str, command: str, node: str, reason: str) 
     """Give an order and wait for the driver's answer; returns what it said.
 
     Raises:
-        InputError: the driver refuses.
+        InputError: the driver refuses, or the job has ended.
         UnreachableError: it does not answer within a minute.
     """
     found = await access.job(job)
     name = str(found["metadata"]["name"])
+    _check_goes_on(found)
     identity = secrets.token_hex(6)
     text = {"id": identity, "command": command, "node": node, "reason": reason, "by": getpass.getuser()}
     patch = {"metadata": {"annotations": {names.COMMAND: json.dumps(text)}}}
@@ -51,7 +52,18 @@ async def _answer(access: Access, name: str, identity: str) -> Obj:
         answer: Obj = driver.get("lastCommand") or {}
         if answer.get("id") == identity:
             return answer
+        _check_goes_on(job)
     raise AssertionError("following an object never ends")
+
+
+def _check_goes_on(job: Obj) -> None:
+    """Raises: InputError: the job has no driver any more."""
+    for condition in (job.get("status") or {}).get("conditions") or ():
+        if condition["type"] in {"Complete", "Failed"} and condition["status"] == "True":
+            name = job["metadata"]["name"]
+            raise InputError(
+                f"the TrainingJob {name} has ended ({condition['type']}): it has no driver to ask"
+            )
 
 
 async def check(access: Access, nodes: list[str], timeout_s: float) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from objects import eventually, fresh
-from suite.jobs import driver
+from suite.jobs import Job, driver
 from suite.manifests import training_job
 from suite.site import OPERATORS, Site
 
@@ -50,6 +50,7 @@ def test_quarantine_breaker_and_release_by_a_check(site: Site) -> None:
     assert set(json.loads(marked["metadata"]["annotations"][MARK])["set"]) == {"cordon", "taint"}
     assert theirs["key"] in {one["key"] for one in marked["spec"]["taints"]}
     job.until(lambda one: bad in str(one["status"]["operator"]["quarantined"]), "granted")
+    eventually(lambda: "Quarantined" in told_of(site, bad) or None, job.patience_s)
     eventually(lambda: len(site.ranks(job)) == 2 or None, job.patience_s)
 
     # A second one is refused: one node in ten, but always one, may be out.
@@ -68,7 +69,8 @@ def test_quarantine_breaker_and_release_by_a_check(site: Site) -> None:
 
     # The first one is repaired and passes its check: what we set goes, what others set stays.
     site.control.act(bad, "start")
-    eventually(lambda: (ready(site, bad) and len(held(site) - {worse}) == 3) or None, job.patience_s)
+    eventually(lambda: (is_free(job, bad) and len(held(site) - {worse}) == 3) or None, job.patience_s)
+    eventually(lambda: ready(site, bad) or None, job.patience_s)
     theirs_too = next(name for name in nodes(site) if name not in {bad, worse} | held(site))
     site.api.merge(f"/api/v1/nodes/{theirs_too}", {"spec": {"unschedulable": True}})
     done = checked(site, [bad, theirs_too, min(held(site) - {worse})])
@@ -86,6 +88,17 @@ def held(site: Site) -> set[str]:
     """The nodes with a slot of a job: two that train and the spare, once what was lost is replaced."""
     state = site.control.state()
     return {name for name, one in state.items() for pod in one["pods"].values() if "slot" in pod["pids"]}
+
+
+def told_of(site: Site, name: str) -> set[str]:
+    """Reasons of the Events on a node."""
+    events = site.api.get("/api/v1/namespaces/default/events")["items"]
+    return {one["reason"] for one in events if one["involvedObject"]["name"] == name}
+
+
+def is_free(job: Job, name: str) -> bool:
+    """Whether the job's pods on a node that came back are gone."""
+    return all(one["spec"].get("nodeName") != name for one in job.pods())
 
 
 def nodes(site: Site) -> list[str]:

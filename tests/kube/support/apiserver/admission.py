@@ -75,6 +75,8 @@ class Admission:
             _default_node(obj)
         elif resource.plural == "secrets":
             _fold_string_data(obj)
+        elif resource.plural == "events":
+            _check_event(resource, obj)
         elif resource.plural == "namespaces":
             obj["status"] = {"phase": "Active"}
             obj["metadata"].setdefault("labels", {})["kubernetes.io/metadata.name"] = obj["metadata"]["name"]
@@ -138,6 +140,14 @@ class Admission:
             name = obj["roleRef"]["name"]
             plural = "clusterroles" if obj["roleRef"]["kind"] == "ClusterRole" else "roles"
         return self._rbac.allows(user, Attributes(verb, resource.group, plural, "", namespace, name))
+
+
+def _check_event(resource: Resource, event: Json) -> None:
+    """Raises: 422 for an Event that lies elsewhere than what it is about."""
+    about, here = event["involvedObject"].get("namespace", ""), event["metadata"]["namespace"]
+    if here != (about or "default"):
+        cause = Cause("involvedObject.namespace", f'Invalid value: "{about}": does not match event.namespace')
+        raise errors.invalid(resource.kind, resource.group, event["metadata"]["name"], [cause])
 
 
 def _check_definition(crd: Json) -> None:
