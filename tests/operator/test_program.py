@@ -201,6 +201,7 @@ def test_deletion_waits_for_the_save_and_leaves_nothing(kubeconfig: Path, api: R
         all_made(api, job)
         for name in pods_of(api, job):
             api.merge(f"/api/v1/namespaces/default/pods/{name}/status", {"status": {"phase": "Running"}})
+        say(api, job, state="running")
         api.delete(f"{JOBS}/{job}")
         time.sleep(1)
         assert len(pods_of(api, job)) == 4
@@ -217,6 +218,25 @@ def test_deletion_waits_for_the_save_and_leaves_nothing(kubeconfig: Path, api: R
         assert deleting
         for name in pods_of(api, job):
             api.delete(f"/api/v1/namespaces/default/pods/{name}", {"gracePeriodSeconds": 0})
+        eventually("the job is gone", lambda: job not in str(api.get(JOBS)))
+
+
+def test_a_job_whose_driver_never_reported_is_not_waited_for(kubeconfig: Path, api: Rest) -> None:
+    with operator(kubeconfig, "quick"):
+        led_by(api, "quick")
+        job = new_job(api)
+        all_made(api, job)
+        api.delete(f"{JOBS}/{job}")
+        path = "/api/v1/namespaces/default/pods"
+        eventually(
+            "pods are told to go",
+            lambda: all(
+                one["metadata"].get("deletionTimestamp")
+                for one in api.get(path, labelSelector=f"{names.JOB}={job}")["items"]
+            ),
+        )
+        for name in pods_of(api, job):
+            api.delete(f"{path}/{name}", {"gracePeriodSeconds": 0})
         eventually("the job is gone", lambda: job not in str(api.get(JOBS)))
 
 

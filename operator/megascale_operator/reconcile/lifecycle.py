@@ -125,7 +125,8 @@ def delete(obj: Obj, pods: tuple[PodRecord, ...], now: float) -> Plan:
     forced = (meta.get("annotations") or {}).get(names.FORCE_DELETE) == "true"
     state = ((obj.get("status") or {}).get("driver") or {}).get("state")
     drivers = [pod for pod in pods if pod.role == "driver" and pod.alive]
-    if drivers and not forced and state not in FINAL_STATES and since < save_s:
+    # Where no driver ever reported, nothing was trained that could be saved.
+    if drivers and not forced and state and state not in FINAL_STATES and since < save_s:
         plan.again(min(_LOOK_AGAIN_S, save_s - since))
         return plan
     if pods and not forced and since < save_s + _PODS_GONE_S:

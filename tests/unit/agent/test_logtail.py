@@ -48,6 +48,12 @@ def test_last_lines(tmp_path: Path) -> None:
     assert LogTail(log).last_lines(3) == ["line 97", "line 98", "line 99"]
 
 
+def test_our_own_alerts_are_no_last_words(tmp_path: Path) -> None:
+    log = tmp_path / "rank-0.log"
+    log.write_text('killed\nmegascale.alert {"kind": "nonFiniteLoss", "message": "step 1"}\n')
+    assert LogTail(log).last_lines(3) == ["killed"]
+
+
 def test_losing_a_peer_says_nothing_about_this_node(tmp_path: Path) -> None:
     log = tmp_path / "rank-0.log"
     log.write_text(

@@ -149,6 +149,16 @@ def test_orders_are_answered_by_the_driver(
     assert (code, "no node 'worker-5'" in err) == (2, True)
 
 
+def test_nobody_is_asked_once_the_job_has_ended(
+    known_job: Stage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = {"type": "Complete", "status": "True", "reason": "Done", "message": ""}
+    ended |= {"lastTransitionTime": "2026-01-01T00:00:00Z", "observedGeneration": 1}
+    known_job.api.merge(f"{known_job.job_path}/status", {"status": {"conditions": [ended]}})
+    code, _, err = run(known_job, capsys, monkeypatch, "release", "worker-1")
+    assert (code, "has ended (Complete)" in err) == (2, True)
+
+
 def test_a_check_is_waited_for(
     stage: Stage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
