@@ -80,9 +80,7 @@ class KubernetesRecord:
             found = await self._api.get(CONFIG_MAPS, names.record_map(self._job), self._namespace)
         except (ApiError, ApiUnreachableError) as error:
             raise UnreachableError(f"ConfigMap {names.record_map(self._job)}: {error}") from error
-        term = int(record_in(found).get("term", 0))
-        if term > self._term:
-            raise FencedError(f"a driver of term {term} took over from {self._term}")
+        check_term(found, self._term)
         self._object = found
 
     async def _store(self, snapshot: Json) -> None:
@@ -109,9 +107,15 @@ class RecordWatch:
 
     async def run(self, driver: Driver) -> None:
         async for found in follow(self._api, CONFIG_MAPS, names.record_map(self._job), self._namespace):
-            term = int(record_in(found).get("term", 0)) if found else 0
-            if term > driver.term:
-                raise FencedError(f"a driver of term {term} took over from {driver.term}")
+            if found:
+                check_term(found, driver.term)
+
+
+def check_term(config_map: Obj, term: int) -> None:
+    """Raises: FencedError: the record is a successor's."""
+    found = int(record_in(config_map).get("term", 0))
+    if found > term:
+        raise FencedError(f"a driver of term {found} took over from {term}")
 
 
 def record_in(config_map: Obj) -> dict[str, Any]:

@@ -13,10 +13,12 @@ from megascale.core.state import Incident, Stage
 from megascale.driver.driver import Driver
 from megascale.driver.status import incidents_of
 from megascale_operator.driver.fleet import KubernetesFleet
+from megascale_operator.driver.record import check_term
 from megascale_operator.kube.api import KubeApi
 from megascale_operator.kube.clock import stamp
 from megascale_operator.kube.errors import ApiError, ApiUnreachableError
-from megascale_operator.kube.resources import TRAINING_JOBS, Obj
+from megascale_operator.kube.resources import CONFIG_MAPS, TRAINING_JOBS, Obj
+from megascale_operator.reconcile import names
 
 log = logging.getLogger(__name__)
 
@@ -88,11 +90,14 @@ class StatusWriter:
         return await self._write(status) if urgent or due else True
 
     async def _write(self, status: Obj) -> bool:
+        """Raises: FencedError: a successor took over; a driver that slept must not write over its status."""
         body = {
             "metadata": {"name": self._job, "namespace": self._namespace},
             "status": {"driver": {**status, "updatedAt": stamp(time.time())}},
         }
         try:
+            record = await self._api.get(CONFIG_MAPS, names.record_map(self._job), self._namespace)
+            check_term(record, int(status["term"]))
             await self._api.apply(TRAINING_JOBS, body, self._namespace, manager=MANAGER, subresource="status")
         except (ApiError, ApiUnreachableError) as error:
             log.warning("the status of %s cannot be written: %s", self._job, error)
