@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,6 +48,21 @@ def test_requests_pass_and_leave_a_trail(faults: Faults, one: Rest) -> None:
     assert one.get(f"{CONFIGMAPS}/{name}")["data"] == {"a": "1"}
     line = faults.trail()[-1]
     assert (line["client"], line["method"], line["code"], line["agent"]) == ("one", "GET", 200, "test-one")
+
+
+def test_large_answers_pass_compressed_to_who_takes_that(faults: Faults, one: Rest, api: Rest) -> None:
+    name = fresh()
+    one.create(CONFIGMAPS, config_map(name, a="1" * 200_000))
+    url, context = faults.urls()["one"], ssl.create_default_context(cadata=faults.ca_pem)
+    headers = {"Authorization": f"Bearer {api.cluster.token}"}
+    sizes = {}
+    with urllib3.PoolManager(ssl_context=context) as pool:
+        for coding in ("gzip", "identity"):
+            wanted = headers | {"Accept-Encoding": coding}
+            answer = pool.request("GET", f"{url}{CONFIGMAPS}/{name}", headers=wanted, decode_content=False)
+            assert answer.headers.get("Content-Encoding", "identity") == coding
+            sizes[coding] = len(answer.data)
+    assert sizes["gzip"] < 200_000 < sizes["identity"]
 
 
 @pytest.mark.parametrize("code", [409, 410, 429, 500])

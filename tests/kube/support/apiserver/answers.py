@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,6 +17,9 @@ from apiserver.resources import Resource
 from apiserver.store import Stored
 from apiserver.tables import Printer
 
+_COMPRESSED_BYTES, _LEVEL = 128 * 1024, 1
+"""As a real server does it, for clients that take it."""
+
 
 @dataclass
 class Answer:
@@ -26,8 +30,11 @@ class Answer:
     version: str = ""
     warnings: list[str] = field(default_factory=list)
 
-    def response(self) -> web.Response:
+    def response(self, request: web.Request) -> web.Response:
         response = web.Response(body=self.body, status=self.code, content_type="application/json")
+        if len(self.body) > _COMPRESSED_BYTES and "gzip" in request.headers.get("Accept-Encoding", ""):
+            response.body = gzip.compress(self.body, _LEVEL)
+            response.headers["Content-Encoding"] = "gzip"
         for warning in self.warnings:
             response.headers.add("Warning", f"299 - {json.dumps(warning)}")
         return response

@@ -95,7 +95,7 @@ class ApiServer:
             self._record(request, user, ask, error.code)
             return refused(error)
         self._record(request, user, ask, answer.code, answer.version)
-        return answer.response()
+        return answer.response(request)
 
     def _record(
         self, request: web.Request, user: User | None, ask: Ask, code: int, version: str = ""

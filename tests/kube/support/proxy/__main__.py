@@ -44,7 +44,9 @@ async def _run(kubeconfig: Path, folder: Path, clients: list[str]) -> None:
     async with AsyncExitStack() as stack:
         connector = aiohttp.TCPConnector(ssl=upstream, limit=0)
         session = await stack.enter_async_context(
-            aiohttp.ClientSession(connector=connector, auto_decompress=False)
+            aiohttp.ClientSession(
+                connector=connector, auto_decompress=False, skip_auto_headers=["Accept-Encoding"]
+            )
         )
         listeners = {name: Listener(name, cluster, session, rules, trail) for name in clients}
         for listener in listeners.values():

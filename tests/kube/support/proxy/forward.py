@@ -15,7 +15,7 @@ from proxy.rules import Rule, Rules, status
 from proxy.trail import Trail
 
 _ABOUT_ONE_HOP = "connection keep-alive transfer-encoding te trailer upgrade"
-_HOP = frozenset(f"{_ABOUT_ONE_HOP} content-length host content-encoding".split())
+_HOP = frozenset(f"{_ABOUT_ONE_HOP} content-length host".split())
 
 
 class CutError(Exception):
