@@ -73,26 +73,32 @@ class Supervisor:
         return self._summary(), self._interrupts > 0
 
     async def _follow(self, *, owner: bool) -> None:
-        deaths = 0
-        loop = asyncio.get_running_loop()
+        deaths, loop = 0, asyncio.get_running_loop()
+        started_s: float | None = None
         while True:
-            started = loop.time()
             if owner and not self._driver_lives():
+                if started_s is not None:
+                    deaths = deaths + 1 if loop.time() - started_s < _QUICK_DEATH_S else 1
+                    self._tell_death(deaths)
+                started_s = loop.time()
                 self._start_driver()
+            elif started_s is None:
+                started_s = loop.time()
             if await self._watch():
                 return
             if not owner:
                 raise UnreachableError("the driver went away and the run that owns it is gone too")
             if self._driver_lives():
-                # A driver that is closing answers nobody: each try costs a channel.
+                # Closing, or killed and not yet gone: it answers nobody, and each try costs a channel.
                 await asyncio.sleep(_RETRY_S)
-                continue
-            code = self._driver.wait() if self._driver else None
-            deaths = deaths + 1 if loop.time() - started < _QUICK_DEATH_S else 1
-            if deaths >= _QUICK_DEATHS:
-                raise JobFailedError(f"the driver died {deaths} times in a row:\n{self._driver_log_tail()}")
-            how = f"killed by {signal.Signals(-code).name}" if code and code < 0 else f"ended with {code}"
-            self._view.note(f"the driver was {how}; starting the next one, training goes on")
+
+    def _tell_death(self, deaths: int) -> None:
+        """Say how the driver ended; JobFailedError when so many in a row ended at once."""
+        if deaths >= _QUICK_DEATHS:
+            raise JobFailedError(f"the driver died {deaths} times in a row:\n{self._driver_log_tail()}")
+        code = self._driver.wait() if self._driver else None
+        how = f"killed by {signal.Signals(-code).name}" if code and code < 0 else f"ended with {code}"
+        self._view.note(f"the driver was {how}; starting the next one, training goes on")
 
     def _start_driver(self) -> None:
         self._run.driver_file.unlink(missing_ok=True)

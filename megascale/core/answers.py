@@ -9,7 +9,7 @@ from megascale.core import numerics, stragglers
 from megascale.core.events import EffectDone, EffectFailed, FleetRefused, ProbeResult
 from megascale.core.incidents import Fault
 from megascale.core.lifecycle import assemble, finish, replenish, stopped
-from megascale.core.membership import lose
+from megascale.core.membership import leave_behind, lose
 from megascale.core.progress import begin_unwatched
 from megascale.core.recovery import respond
 from megascale.core.state import NodeStatus, Pending, Stage
@@ -25,8 +25,7 @@ def on_done(turn: Turn, event: EffectDone) -> None:
     if pending is None:
         return
     if pending.kind == "Kill" and record.stage is Stage.STOPPING:
-        unreaped = event.detail.get("unreaped", [])
-        stopped(turn, tuple(str(name) for name in unreaped) if isinstance(unreaped, list) else ())
+        _on_killed(turn, event.detail.get("unreaped"))
     elif pending.kind == "CheckNodes":
         numerics.on_checked(turn, event.detail.get("convicted"))
     elif pending.kind == "Launch" and record.stage is Stage.LAUNCHING:
@@ -34,6 +33,14 @@ def on_done(turn: Turn, event: EffectDone) -> None:
             record.incident.mark("launched", turn.now)
         if not turn.policy.reports_steps:
             begin_unwatched(turn)
+
+
+def _on_killed(turn: Turn, unreaped: object) -> None:
+    """Go on without the nodes whose ranks could not be reaped; the last of them may end the wait itself."""
+    for name in unreaped if isinstance(unreaped, list) else ():
+        leave_behind(turn, str(name))
+    if turn.record.stage is Stage.STOPPING:
+        stopped(turn)
 
 
 def on_failed(turn: Turn, event: EffectFailed) -> None:

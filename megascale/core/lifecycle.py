@@ -12,7 +12,7 @@ from megascale.core.cadence import measured
 from megascale.core.goodput import GoodputPhase
 from megascale.core.hang import PhaseBoard
 from megascale.core.incidents import close_incident
-from megascale.core.losses import note_loss, release_shared, settle
+from megascale.core.losses import release_shared, settle
 from megascale.core.memory_tier import forget
 from megascale.core.placement import choose_nodes
 from megascale.core.restore import begin_attempt, nothing_trusted, restore_point
@@ -204,15 +204,13 @@ def nobody_left_to_stop(turn: Turn) -> bool:
     )
 
 
-def stopped(turn: Turn, unreaped: tuple[str, ...]) -> None:
-    """Every rank that can be reaped is: go on with the plan. Stuck nodes leave (design 3)."""
+def stopped(turn: Turn) -> None:
+    """Every rank that can be reaped is: go on with the plan."""
     record, incident = turn.record, turn.record.incident
     plan = record.plan or Plan("relaunch", "")
     record.stage = Stage.ASSEMBLING
     turn.clear_deadline("kill")
     turn.drop_pending(fx.Kill)
-    for name in unreaped:
-        _leave_behind(turn, name)
     if incident:
         incident.mark("stopped", turn.now)
     release_unwanted(turn)
@@ -226,18 +224,6 @@ def stopped(turn: Turn, unreaped: tuple[str, ...]) -> None:
         suspend(turn, plan.reason)
     else:
         finish(turn, plan.state, plan.reason)
-
-
-def _leave_behind(turn: Turn, name: str) -> None:
-    node = turn.live.nodes.get(name)
-    if node is None or node.status is NodeStatus.GONE:
-        return
-    node.status, node.released = NodeStatus.GONE, True
-    reason = f"{name}: ranks not reaped in {turn.policy.kill_s:g} s, stuck in the kernel"
-    if turn.record.incident:
-        turn.record.incident.add_evidence(f"{reason}; the node is left behind")
-    note_loss(turn, name, reason)
-    turn.emit(fx.Release, reason, node=name)
 
 
 def _restart_container(turn: Turn, name: str, reason: str) -> None:

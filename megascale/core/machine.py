@@ -99,8 +99,8 @@ def _run_timers(turn: Turn) -> None:
 
 
 def _on_kill_overdue(turn: Turn) -> None:
-    """No answer to Kill: whoever has not answered by now is left behind."""
-    stopped(turn, ())
+    """No answer to Kill: the job goes on with the nodes that are there."""
+    stopped(turn)
 
 
 def _on_probe(turn: Turn, event: ev.ProbeResult) -> None:

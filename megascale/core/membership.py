@@ -21,6 +21,7 @@ from megascale.core.state import Node, NodeStatus, Stage
 from megascale.core.turn import Turn
 
 _SUSPECT_SHARE: Final = 2.0 / 3.0
+_SILENT_SHARE: Final = 0.5
 
 
 def on_joined(turn: Turn, event: NodeJoined) -> None:
@@ -99,11 +100,27 @@ def lose(turn: Turn, fault: Fault) -> None:
     elif record.incident and name in record.assignment:
         record.incident.add_evidence(f"then {fault.reason}")
     if nobody_left_to_stop(turn):
-        stopped(turn, ())
+        stopped(turn)
     elif record.stage is Stage.ASSEMBLING:
         assemble(turn)
     else:
         replenish(turn)
+
+
+def leave_behind(turn: Turn, name: str) -> None:
+    """A node whose ranks were not reaped in time: it is silent, or stuck in the kernel (design 3)."""
+    node = turn.live.nodes.get(name)
+    if node is None or node.status is NodeStatus.GONE:
+        return
+    last, kill_s = last_heard(turn, name), turn.policy.kill_s
+    if turn.now - last > kill_s * _SILENT_SHARE:
+        at, what = last, f"{name} sent no beat for {turn.now - last:.1f} s and did not stop its ranks"
+    else:
+        at, what = turn.now, f"{name}: ranks not reaped in {kill_s:g} s, stuck in the kernel"
+    node.released = True
+    turn.emit(fx.Release, what, node=name)
+    cause = "planned" if name in turn.record.draining else "node_lost"
+    lose(turn, Fault(cause, what, node=name, at=at, source="estimated", node_gone=True))
 
 
 def _explains(turn: Turn, fault: Fault) -> bool:

@@ -115,8 +115,8 @@ def proxy(folder: Path, kubeconfig: Path, *clients: str) -> tuple[Program, str]:
 
 
 def simulated(folder: Path, kubeconfig: Path, *arguments: str) -> tuple[Program, str]:
-    """Simulated nodes, registered when this returns, and the URL of their control port."""
+    """Simulated nodes, which take pods when this returns, and the URL of their control port."""
     folder.mkdir(parents=True, exist_ok=True)
     given = ["--kubeconfig", str(kubeconfig), "--dir", str(folder), *arguments]
     program = Program("simulated", given, folder / "simulated.log")
-    return program, program.start(first_line_s=120.0)
+    return program, program.start(first_line_s=300.0)

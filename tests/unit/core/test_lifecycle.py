@@ -161,6 +161,31 @@ def test_unreaped_node_is_left_behind_and_the_launch_goes_on(running):
     assert [r.node for r in job.heard(fx.Release)] == ["n-1"]
 
 
+def test_a_node_that_does_not_answer_the_stop_explains_the_echo_of_its_peer(running):
+    job = running(2, spare_nodes=1, kill_s=10.0)
+    job.silent.add("n-1")
+    lost_at = job.now
+    job.exit(0, 1, error="DistBackendError", message="Connection closed by peer").wait(10.0)
+    assert job.incident.consequence
+    job.done(fx.Kill, unreaped=["n-1"])
+    assert (job.incident.cause, job.incident.node, job.incident.action) == (
+        "node_lost",
+        "n-1",
+        "replace_node",
+    )
+    assert "n-1 sent no beat for 10.0 s and did not stop its ranks" in job.incident.reason
+    assert job.incident.stages["fault"].at <= lost_at
+    assert any("first seen as" in line for line in job.incident.evidence)
+    assert job.record.assignment == ("n-0", "n-2")
+
+
+def test_a_beating_node_that_cannot_stop_its_ranks_is_stuck_in_the_kernel(running):
+    job = running(2, spare_nodes=1, kill_s=10.0)
+    job.exit(0, 1, error="DistBackendError", message="Connection closed by peer").wait(10.0)
+    job.done(fx.Kill, unreaped=["n-1"])
+    assert job.incident.reason == "n-1: ranks not reaped in 10 s, stuck in the kernel"
+
+
 def test_kill_that_is_never_answered_does_not_hold_up_the_job(running):
     job = running(2, spare_nodes=1, kill_s=10.0)
     job.silent.add("n-1")

@@ -1,8 +1,8 @@
 """`python -m simulated --kubeconfig FILE --dir DIR --nodes 1600`: plays nodes and agents until SIGTERM.
 
 The nodes have the taint megascale.io/simulated=true:NoSchedule and a label of the same name: give a job's
-slots a toleration and a node selector for them. It prints the URL of its control port when every node is
-registered.
+slots a toleration and a node selector for them. It prints the URL of its control port when every node takes
+pods.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ async def _run(kubeconfig: Path, folder: Path, fleet: Fleet, pace: Pace) -> None
     try:
         await nodes.register()
         slots.start()
+        await nodes.usable()
         print(await control.start(), flush=True)
         await stop.wait()
     finally:

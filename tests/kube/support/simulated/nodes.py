@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import aiohttp
-from kubelet.client import Client
+from kubelet.client import STRATEGIC, Client
 from kubelet.containers import now
 from rest import Refused
 
 Json = dict[str, Any]
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
 TAINT = {"key": "megascale.io/simulated", "value": "true", "effect": "NoSchedule"}
+_NOT_USABLE = {"node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"}
 _AT_ONCE = 32
+_LOOK_EVERY_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class Nodes:
         self.numbers = {f"{fleet.prefix}{n}": n for n in range(fleet.nodes)}
         self.lost: set[str] = set()
         self._gate = asyncio.Semaphore(_AT_ONCE)
+        self._renewed_s: dict[str, float] = {}
+        self._renewals: set[asyncio.Task[None]] = set()
 
     def alive(self, name: str) -> bool:
         """Whether `name` is one of these nodes and beats."""
@@ -67,17 +72,7 @@ class Nodes:
             "topology.kubernetes.io/rack": rack,
         }
         capacity = {"cpu": "96", "memory": "1Ti", "pods": "110", "nvidia.com/gpu": "8"}
-        beat = {
-            "lastHeartbeatTime": now(),
-            "lastTransitionTime": now(),
-            "reason": "KubeletReady",
-            "message": "ready",
-        }
-        status = {
-            "capacity": capacity,
-            "allocatable": capacity,
-            "conditions": [{"type": "Ready", "status": "True"} | beat],
-        }
+        status = {"capacity": capacity, "allocatable": capacity, "conditions": [_ready()]}
         node = {"metadata": {"name": name, "labels": labels}, "spec": {"taints": [TAINT]}, "status": status}
         with contextlib.suppress(Refused):
             await self._client.insist("POST", "/api/v1/nodes", node)
@@ -96,9 +91,42 @@ class Nodes:
                     await self._client.request("POST", LEASES, {"metadata": {"name": name}, "spec": spec})
 
     async def beat(self) -> None:
-        """Renew one Lease after the other, evenly over the period."""
+        """Renew every Lease once a period, evenly over it, however long the answers take."""
+        clock = asyncio.get_running_loop().time
+        due_s = clock()
+        for name in itertools.cycle(self.numbers):
+            if name not in self.lost:
+                await self._gate.acquire()
+                task = asyncio.create_task(self._live(name))
+                self._renewals.add(task)
+                task.add_done_callback(self._renewals.discard)
+            due_s = max(due_s + self._fleet.lease_s / len(self.numbers), clock() - self._fleet.lease_s)
+            await asyncio.sleep(max(0.0, due_s - clock()))
+
+    async def _live(self, name: str) -> None:
+        """Renew; a node whose renewals came late may have been called lost: it says that it is Ready."""
+        try:
+            await self._renew(name)
+            at_s = asyncio.get_running_loop().time()
+            late = at_s - self._renewed_s.get(name, at_s) > 2 * self._fleet.lease_s
+            self._renewed_s[name] = at_s
+            if late:
+                body = {"status": {"conditions": [_ready()]}}
+                await self._client.insist("PATCH", f"/api/v1/nodes/{name}/status", body, STRATEGIC)
+        finally:
+            self._gate.release()
+
+    async def usable(self) -> None:
+        """Wait until the cluster lets pods on every one of these nodes."""
+        selector = {"labelSelector": "megascale.io/simulated=true"}
         while True:
-            for name in self.numbers:
-                if name not in self.lost:
-                    await self._renew(name)
-                await asyncio.sleep(self._fleet.lease_s / len(self.numbers))
+            nodes = (await self._client.request("GET", "/api/v1/nodes", **selector))["items"]
+            kept = [one for one in nodes if _NOT_USABLE & {t["key"] for t in one["spec"].get("taints") or ()}]
+            if not kept:
+                return
+            await asyncio.sleep(_LOOK_EVERY_S)
+
+
+def _ready() -> Json:
+    beat = {"lastHeartbeatTime": now(), "lastTransitionTime": now()}
+    return {"type": "Ready", "status": "True", "reason": "KubeletReady", "message": "ready"} | beat
