@@ -1,12 +1,13 @@
 """How fast the parts of a cluster react: apply to first step, a lost node, a change of leader, rest.
 
-    python benchmarks/cluster.py [--repeat 3]
+    python benchmarks/cluster.py [--repeat 3] [--kubeconfig FILE]
 
-Operator, driver, agents and ranks are the real programs, against the API server double and the process
-kubelet of tests/kube, all on this machine; ranks run a script without torch, so that what is measured is the
-control plane. The lost node is silent (SIGKILL for everything on it): silence is set to 5 s. Medians of the
-repetitions. Writes `benchmarks/results/cluster-<date>.md`. The figures of 1,536 slots come from
-`pytest tests/kube/e2e/test_scale.py -s --slots 1536`.
+Operator, driver, agents and ranks are the real programs, with the process kubelet of tests/kube, all on this
+machine, against the API server double or the server of `--kubeconfig` (with scheduler, controllers and no
+nodes). Ranks run a script without torch, so that what is measured is the control plane. The lost node is
+silent (SIGKILL for everything on it): silence is set to 5 s. Medians of the repetitions. Writes
+`benchmarks/results/cluster-<date>.md`, or `cluster_real-<date>.md`. The figures of 1,536 slots come from
+`pytest tests/kube/e2e/test_scale.py -s --slots 1536 [--kubeconfig FILE]`.
 """
 
 from __future__ import annotations
@@ -103,10 +104,10 @@ def _rest(site: Site, namespace: str, found: Figures) -> None:
     found.setdefault("writes about an unchanged job that is looked at five times", []).append(len(lines))
 
 
-def measure(folder: Path, repeat: int) -> Figures:
+def measure(folder: Path, repeat: int, kubeconfig: Path | None) -> Figures:
     """All figures, one value for each repetition."""
     found: Figures = {}
-    with Site(folder, nodes=4) as site:
+    with Site(folder, kubeconfig, nodes=4) as site:
         for name in OPERATORS:
             site.start_operator(name)
         namespace = site.namespace(fresh("bench"))
@@ -124,9 +125,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--kubeconfig", type=Path, help="a real API server with scheduler and controllers")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        figures = measure(Path(folder), options.repeat)
+        figures = measure(Path(folder), options.repeat, options.kubeconfig)
     rows = [
         f"| {name} | {median(values):.2f} | {', '.join(f'{value:.2f}' for value in values)} |"
         for name, values in figures.items()
@@ -134,7 +136,7 @@ def main() -> None:
     rows.append(f"| load average of the machine | {os.getloadavg()[0]:.1f} | |")
     body = "\n".join(["| figure | median | each |", "|---|---|---|", *rows])
     print(body)
-    print(f"written to {write_result('cluster', body)}")
+    print(f"written to {write_result('cluster_real' if options.kubeconfig else 'cluster', body)}")
 
 
 if __name__ == "__main__":
