@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
-import json
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -15,6 +14,7 @@ from typing import Any, Final, Self
 from urllib.parse import urlencode
 
 import aiohttp
+import orjson
 from kubernetes.aio.client import Configuration
 from kubernetes.aio.client.rest import RESTClientObject, RESTResponse
 
@@ -302,7 +302,7 @@ async def _events(what: str, response: aiohttp.ClientResponse) -> AsyncIterator[
         async for line in response.content:
             if not line.strip():
                 continue
-            event = json.loads(line)
+            event = orjson.loads(line)
             if event["type"] == "ERROR":
                 status = event["object"]
                 raise error_of(what, int(status.get("code", 500)), status)
@@ -315,7 +315,7 @@ async def _events(what: str, response: aiohttp.ClientResponse) -> AsyncIterator[
 
 def _refusal(what: str, response: RESTResponse, content: bytes) -> ApiError:
     try:
-        answer = json.loads(content)
+        answer = orjson.loads(content)
     except ValueError:
         answer = None
     retry = response.headers.get("Retry-After", "")
@@ -329,7 +329,7 @@ def _refusal(what: str, response: RESTResponse, content: bytes) -> ApiError:
 
 def _object_of(what: str, content: bytes) -> Obj:
     try:
-        found: Obj = json.loads(content)
+        found: Obj = orjson.loads(content)
     except ValueError as error:
         raise ApiUnreachableError(f"{what}: the answer is not JSON: {error}") from error
     return found
