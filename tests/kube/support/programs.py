@@ -119,4 +119,4 @@ def simulated(folder: Path, kubeconfig: Path, *arguments: str) -> tuple[Program,
     folder.mkdir(parents=True, exist_ok=True)
     given = ["--kubeconfig", str(kubeconfig), "--dir", str(folder), *arguments]
     program = Program("simulated", given, folder / "simulated.log")
-    return program, program.start(first_line_s=300.0)
+    return program, program.start(first_line_s=600.0)

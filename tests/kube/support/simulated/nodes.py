@@ -17,10 +17,10 @@ from rest import Refused
 
 Json = dict[str, Any]
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
+SELECTOR = "megascale.io/simulated=true"
 TAINT = {"key": "megascale.io/simulated", "value": "true", "effect": "NoSchedule"}
 _NOT_USABLE = {"node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"}
 _AT_ONCE = 32
-_LOOK_EVERY_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,9 @@ class Nodes:
         self.numbers = {f"{fleet.prefix}{n}": n for n in range(fleet.nodes)}
         self.lost: set[str] = set()
         self._gate = asyncio.Semaphore(_AT_ONCE)
-        self._renewed_s: dict[str, float] = {}
         self._renewals: set[asyncio.Task[None]] = set()
+        self._kept = set(self.numbers)
+        self._usable = asyncio.Event()
 
     def alive(self, name: str) -> bool:
         """Whether `name` is one of these nodes and beats."""
@@ -104,27 +105,31 @@ class Nodes:
             await asyncio.sleep(max(0.0, due_s - clock()))
 
     async def _live(self, name: str) -> None:
-        """Renew; a node whose renewals came late may have been called lost: it says that it is Ready."""
         try:
             await self._renew(name)
-            at_s = asyncio.get_running_loop().time()
-            late = at_s - self._renewed_s.get(name, at_s) > 2 * self._fleet.lease_s
-            self._renewed_s[name] = at_s
-            if late:
-                body = {"status": {"conditions": [_ready()]}}
-                await self._client.insist("PATCH", f"/api/v1/nodes/{name}/status", body, STRATEGIC)
         finally:
             self._gate.release()
 
+    async def changed(self, change: str, node: Json) -> None:
+        """What a watch of the nodes brings: one that was called lost and is not says that it is ready."""
+        name = node.get("metadata", {}).get("name", "")
+        if change == "DELETED" or not self.alive(name):
+            return
+        if _NOT_USABLE.isdisjoint(taint["key"] for taint in node["spec"].get("taints") or ()):
+            self._kept.discard(name)
+        else:
+            self._kept.add(name)
+        if not self._kept:
+            self._usable.set()
+        if not any(
+            one["type"] == "Ready" and one["status"] == "True" for one in node["status"]["conditions"]
+        ):
+            body = {"status": {"conditions": [_ready()]}}
+            await self._client.insist("PATCH", f"/api/v1/nodes/{name}/status", body, STRATEGIC)
+
     async def usable(self) -> None:
         """Wait until the cluster lets pods on every one of these nodes."""
-        selector = {"labelSelector": "megascale.io/simulated=true"}
-        while True:
-            nodes = (await self._client.request("GET", "/api/v1/nodes", **selector))["items"]
-            kept = [one for one in nodes if _NOT_USABLE & {t["key"] for t in one["spec"].get("taints") or ()}]
-            if not kept:
-                return
-            await asyncio.sleep(_LOOK_EVERY_S)
+        await self._usable.wait()
 
 
 def _ready() -> Json:

@@ -19,7 +19,7 @@ from megascale.agent.place import Place
 from megascale.observe.rundir import RunDir
 from megascale.rpc.connect import Trust
 from simulated.agent import SimulatedAgent
-from simulated.nodes import Nodes
+from simulated.nodes import SELECTOR, Nodes
 from simulated.podstatus import audience, status_of
 from simulated.world import Pace, World
 
@@ -58,6 +58,7 @@ class Slots:
 
     def start(self) -> None:
         self._keep(self._nodes.beat())
+        self._keep(self._client.follow("/api/v1/nodes", self._nodes.changed, labelSelector=SELECTOR))
         self._keep(self._client.follow("/api/v1/configmaps", self._config_map_changed))
         self._keep(self._client.follow("/api/v1/pods", self._pod_changed))
 
