@@ -31,8 +31,12 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Tests that start processes of their own, and are timed by them, come after the others and one by one.
 test: $(TEST_STAMP) lint
-	$(BIN)/pytest
+	@ended=0; set -x; \
+	$(BIN)/pytest -m 'not minutes and not multiprocess' -n 2 || ended=1; \
+	$(BIN)/pytest -m 'not minutes and multiprocess' || ended=1; \
+	exit $$ended
 
 # Only a file given on this command line counts: one in the environment must not send tests to somebody's cluster.
 test-kube: $(STAMP)
