@@ -19,6 +19,7 @@ from objects import eventually
 from programs import Program, api_server, kubelet, proxy
 from proxy.control import Faults
 from rest import Cluster, Refused, Rest
+from simulated.nodes import SELECTOR
 
 from suite.jobs import Job
 
@@ -119,6 +120,8 @@ class Site:
         for name in self.control.state():
             self.control.act(name, "stop")
             self._gone(lambda name=name: self.api.delete(f"/api/v1/nodes/{name}"))
+        while self.api.delete("/api/v1/nodes", labelSelector=SELECTOR, limit=300).get("items"):
+            pass
 
     @staticmethod
     def _gone(call: Callable[[], Json]) -> None:
