@@ -41,6 +41,7 @@ class KubeApi(Protocol):
         namespace: str = "",
         *,
         selector: str = "",
+        field: str = "",
         limit: int = 500,
         after: str = "",
     ) -> Page: ...

@@ -104,10 +104,13 @@ class RestApi:
         namespace: str = "",
         *,
         selector: str = "",
+        field: str = "",
         limit: int = 500,
         after: str = "",
     ) -> Page:
-        query = {"limit": str(limit), "labelSelector": selector, "continue": after}
+        query = {
+            "limit": str(limit), "labelSelector": selector, "fieldSelector": field, "continue": after,
+        }  # fmt: skip
         found = await self._call("GET", resource.path(namespace), query)
         meta = found["metadata"]
         return Page(

@@ -14,6 +14,7 @@ from megascale_operator.driver.record import record_in
 from megascale_operator.kube.errors import NotFoundError
 from megascale_operator.kube.resources import CONFIG_MAPS, Obj
 from megascale_operator.plugin.access import Access
+from megascale_operator.plugin.pending import pending
 from megascale_operator.reconcile import names
 
 _LINE = 400
@@ -21,10 +22,11 @@ _LINE = 400
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A TrainingJob and the driver's record of it, None before there is one."""
+    """A TrainingJob, the driver's record of it, None before there is one, and what pods wait for."""
 
     job: Obj
     record: Record | None
+    pending: list[str]
 
     @property
     def name(self) -> str:
@@ -53,13 +55,14 @@ class Known:
 async def known(access: Access, name: str) -> Known:
     """Raises: InputError: no such job, or a record of another version."""
     job = await access.job(name)
+    waits = await pending(access, job["metadata"]["name"])
     try:
         found = await access.api.get(CONFIG_MAPS, names.record_map(job["metadata"]["name"]), access.namespace)
     except NotFoundError:
-        return Known(job, None)
+        return Known(job, None, waits)
     snapshot = record_in(found).get("core")
     try:
-        return Known(job, Core.restore(Policy(), snapshot).record if snapshot else None)
+        return Known(job, Core.restore(Policy(), snapshot).record if snapshot else None, waits)
     except ValueError as error:
         raise InputError(f"the record of {name} was written by another version: {error}") from error
 
@@ -70,6 +73,7 @@ def document(known: Known) -> dict[str, Any]:
         "job": known.name,
         "namespace": known.job["metadata"].get("namespace", ""),
         **known.status,
+        "pending": known.pending,
         "incidents": [incident_document(incident) for incident in known.incidents()],
     }
 
@@ -101,7 +105,7 @@ def _state_line(known: Known) -> str:
 
 
 def _waiting(known: Known) -> list[str]:
-    record, lines = known.record, []
+    record, lines = known.record, list(known.pending)
     if record is not None and record.stage is Stage.ASSEMBLING:
         slots = known.operator.get("slots") or {}
         lines.append(

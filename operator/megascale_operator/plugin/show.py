@@ -30,6 +30,7 @@ def status_lines(known: Known) -> list[str]:
         ("MFU", _percent(driver.get("mfu"))),
         ("goodput", _percent(driver.get("goodput"))),
         ("slots", f"{slots.get('ready', 0)} ready of {slots.get('wanted', 0)}" if slots else None),
+        *(("pods", sentence) for sentence in known.pending),
         ("restarts", driver.get("restarts")),
         ("newest checkpoint", _step(driver.get("checkpointStep"))),
         ("driver", f"{driver.get('pod', '?')}, term {driver.get('term')}" if driver else None),

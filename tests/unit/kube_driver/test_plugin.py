@@ -102,6 +102,56 @@ def test_what_is_known_of_a_job_is_told(
     assert "logs/attempt-2/rank-3.log" in out
 
 
+def test_pods_that_do_not_run_are_told_with_their_cause(
+    known_job: Stage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pods = f"/api/v1/namespaces/{known_job.namespace}/pods"
+    unscheduled = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}
+    wrong = {"reason": "ImagePullBackOff", "message": "no such image"}
+    statuses = {
+        "lost-0": {"conditions": [unscheduled | {"message": "0/4 nodes are available"}]},
+        "lost-1": {"conditions": [unscheduled | {"message": "0/4 nodes are available"}]},
+        "image-0": {"initContainerStatuses": [_waits(wrong)]},
+        "mount-0": {"containerStatuses": [_waits({"reason": "ContainerCreating"})]},
+    }
+    labels = {"app.kubernetes.io/managed-by": "megascale-operator", names.JOB: NAME, names.ROLE: "slot"}
+    for name, status in statuses.items():
+        spec = {"schedulerName": "nobody", "containers": [{"name": "slot", "image": "megascale:test"}]}
+        body = {"metadata": {"name": name, "labels": labels}, "spec": spec}
+        known_job.api.create(pods, {"apiVersion": "v1", "kind": "Pod", **body})
+        known_job.api.merge(f"{pods}/{name}/status", {"status": {"phase": "Pending", **status}})
+    for number, text in enumerate(("an old one", "hostPath type check failed: /ckpt is not a directory")):
+        event = {
+            "metadata": {"name": f"mount-0.{number}"},
+            "involvedObject": {"kind": "Pod", "name": "mount-0", "namespace": known_job.namespace},
+            "reason": "FailedMount",
+            "type": "Warning",
+            "message": text,
+            "lastTimestamp": f"2026-11-29T00:00:0{number}Z",
+        }
+        path = f"/api/v1/namespaces/{known_job.namespace}/events"
+        known_job.api.create(path, {"apiVersion": "v1", "kind": "Event", **event})
+    code, out, _ = run(known_job, capsys, monkeypatch, "why", NAME)
+    assert code == 0
+    assert "2 pods wait, Unschedulable: 0/4 nodes are available (lost-0, lost-1)" in out
+    assert "1 pod waits, ImagePullBackOff: no such image (image-0)" in out
+    told = "1 pod waits, FailedMount: hostPath type check failed: /ckpt is not a directory (mount-0)"
+    assert told in out
+    code, out, _ = run(known_job, capsys, monkeypatch, "status", NAME)
+    assert f"pods               {told}" in out
+
+
+def _waits(reason: dict[str, str]) -> dict[str, Any]:
+    return {
+        "name": "slot",
+        "image": "megascale:test",
+        "imageID": "",
+        "ready": False,
+        "restartCount": 0,
+        "state": {"waiting": reason},
+    }
+
+
 def test_exit_codes_say_what_kind_of_trouble_it_is(
     known_job: Stage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
