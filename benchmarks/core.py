@@ -18,10 +18,10 @@ from typing import Any
 
 from report import write_result
 
-from megascale.core import effects as fx
-from megascale.core import events as ev
+from megascale.core.contract import effects as fx
+from megascale.core.contract import events as ev
+from megascale.core.contract.policy import Policy
 from megascale.core.machine import Core
-from megascale.core.policy import Policy
 
 RANKS, NOW = 8, 1_700_000_000.0
 _ROUNDS = 10

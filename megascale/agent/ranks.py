@@ -23,7 +23,7 @@ from megascale.agent.zygote import launch_to_json
 from megascale.agent.zygote_client import Zygote
 from megascale.checkpoint.snapshot import held
 from megascale.checkpoint.snapshot_folders import make_folders, snapshot_file
-from megascale.core.lineage import Commit
+from megascale.core.contract.lineage import Commit
 from megascale.engine.context import RankLaunch
 from megascale.job import TrainingJob, load_job
 from megascale.network.profile import FLIGHT_RECORDS, explain

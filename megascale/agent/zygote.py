@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from megascale.agent.processes import die_with_parent
-from megascale.core.lineage import Commit
+from megascale.core.contract.lineage import Commit
 from megascale.engine.context import RankLaunch
 from megascale.job.network import Network
 from megascale.network.profile import environment as network_environment

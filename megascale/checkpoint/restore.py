@@ -13,7 +13,7 @@ from megascale.checkpoint.manifest import Manifest, StoredBox
 from megascale.checkpoint.pieces import Piece
 from megascale.checkpoint.shards import ShardReader
 from megascale.checkpoint.store import CheckpointStore, folder_of
-from megascale.core.lineage import Commit
+from megascale.core.contract.lineage import Commit
 from megascale.errors import CheckpointCorruptError, InputError
 
 

@@ -25,7 +25,7 @@ from megascale.checkpoint.manifest import (
 from megascale.checkpoint.pieces import Piece
 from megascale.checkpoint.shards import ShardWriter
 from megascale.checkpoint.store import CheckpointStore, folder_of, shard_name
-from megascale.core.lineage import Commit
+from megascale.core.contract.lineage import Commit
 from megascale.errors import CheckpointSaveError, MegascaleError
 
 

@@ -25,7 +25,7 @@ from megascale.checkpoint.pieces import Piece
 from megascale.checkpoint.restore import restore
 from megascale.checkpoint.save import save as save_pieces
 from megascale.checkpoint.store import CheckpointStore
-from megascale.core.lineage import Commit
+from megascale.core.contract.lineage import Commit
 from megascale.errors import CheckpointSaveError, InputError
 from megascale.monitor import reporter
 from megascale.observe.alerts import alert

@@ -14,7 +14,7 @@ from megascale.checkpoint.boxes import split
 from megascale.checkpoint.manifest import ShardFile, StoredBox, StoredTensor
 from megascale.checkpoint.pieces import Piece
 from megascale.checkpoint.storage import LocalStorage
-from megascale.core.lineage import Commit
+from megascale.core.contract.lineage import Commit
 from megascale.errors import CheckpointCorruptError, UnreachableError
 
 _BOX_BYTES = 16 << 20

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
-from megascale.core.lineage import Commit
+from megascale.core.contract.lineage import Commit
 
 MAGIC: Final = b"MSSNAP01"
 BUFFERS: Final = 2

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from megascale.checkpoint.manifest import CommitRecord, Manifest, parse_manifest
 from megascale.checkpoint.storage import open_storage
-from megascale.core.lineage import Commit, Lineage, is_on_lineage
+from megascale.core.contract.lineage import Commit, Lineage, is_on_lineage
 from megascale.errors import CheckpointCorruptError, CheckpointSaveError, UnreachableError
 
 COMMITS = "commits"

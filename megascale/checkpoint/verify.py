@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from megascale.checkpoint.manifest import StoredBox, incomplete_tensor
 from megascale.checkpoint.shards import ShardReader
 from megascale.checkpoint.store import CheckpointStore, folder_of
-from megascale.core.lineage import Commit
+from megascale.core.contract.lineage import Commit
 from megascale.errors import CheckpointCorruptError
 
 

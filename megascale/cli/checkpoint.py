@@ -15,7 +15,7 @@ from megascale.errors import InputError
 
 if TYPE_CHECKING:
     from megascale.checkpoint import CheckpointStore, CommitRecord, Scan, VerifyReport
-    from megascale.core.lineage import Commit, Lineage
+    from megascale.core.contract.lineage import Commit, Lineage
 
 app = typer.Typer(no_args_is_help=True, help="List the checkpoints of a job, and check every byte of them.")
 
@@ -44,7 +44,7 @@ class _Place:
 )
 def list_(target: Target, as_json: JsonFlag = False) -> None:
     """List checkpoints, newest last. One off the lineage is never restored; the next save prunes it."""
-    from megascale.core.lineage import is_on_lineage
+    from megascale.core.contract.lineage import is_on_lineage
 
     place = _find(target)
     rows = [
@@ -146,8 +146,8 @@ def _find(target: str) -> _Place:
 
 def _find_of_run(folder: Path) -> _Place:
     from megascale.checkpoint import CheckpointStore
-    from megascale.core.codec import decode
-    from megascale.core.state import Record
+    from megascale.core.contract.codec import decode
+    from megascale.core.state.record import Record
     from megascale.driver.record import read_record
     from megascale.job import load_job
     from megascale.observe.rundir import RunDir

@@ -14,9 +14,9 @@ from megascale.errors import InputError
 
 if TYPE_CHECKING:
     from megascale.cli.history import Attempt, EventLogFile, History, Told
-    from megascale.core.effects import Effect
+    from megascale.core.contract.effects import Effect
     from megascale.core.eventlog import Mismatch
-    from megascale.core.state import Incident
+    from megascale.core.state.record import Incident
 
 app = typer.Typer(no_args_is_help=True, help="Verify and explain what was decided in a run.")
 

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from megascale.core.effects import Effect, Finish, Kill, Launch
+from megascale.core.contract.effects import Effect, Finish, Kill, Launch
+from megascale.core.contract.events import Event, JobReport, NodeReport, RankExited
 from megascale.core.eventlog import Entry, Header, parse_line
-from megascale.core.events import Event, JobReport, NodeReport, RankExited
 from megascale.core.machine import CORE_VERSION, Core
-from megascale.core.state import Incident
+from megascale.core.state.record import Incident
 from megascale.errors import InputError
 
 

@@ -12,11 +12,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
-from megascale.core import effects as fx
-from megascale.core import events as ev
-from megascale.core.codec import Json, decode, encode
+from megascale.core.contract import effects as fx
+from megascale.core.contract import events as ev
+from megascale.core.contract.codec import Json, decode, encode
+from megascale.core.contract.policy import Policy
 from megascale.core.machine import CORE_VERSION, Core
-from megascale.core.policy import Policy
 
 _EVENTS: Final[dict[str, Any]] = {kind.__name__: kind for kind in ev.Event.__args__}
 _to_text: Final = json.JSONEncoder(separators=(",", ":")).encode

@@ -5,30 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from megascale.core import (
-    answers,
-    commands,
+from megascale.core.act import commands, graceful_stop, growth
+from megascale.core.act.lifecycle import stopped
+from megascale.core.contract import events as ev
+from megascale.core.contract.codec import Json, decode, encode
+from megascale.core.contract.effects import Effect
+from megascale.core.contract.names import pack, unpack
+from megascale.core.contract.policy import Policy
+from megascale.core.decide import memory_tier, nodecheck
+from megascale.core.handlers import (
     diagnosis,
+    effect_results,
     exits,
-    growth,
-    leaving,
+    hardware_events,
     membership,
-    memory_tier,
-    nodecheck,
     numerics,
     progress,
-    signals,
     stragglers,
 )
-from megascale.core import events as ev
-from megascale.core.codec import Json, decode, encode
-from megascale.core.effects import Effect
-from megascale.core.lifecycle import stopped
-from megascale.core.names import pack, unpack
-from megascale.core.policy import Policy
-from megascale.core.start import on_driver_started
-from megascale.core.state import Live, NodeStatus, Record, Stage
-from megascale.core.turn import Turn, natural_key
+from megascale.core.handlers.start import on_driver_started
+from megascale.core.state.context import Turn, natural_key
+from megascale.core.state.record import Live, NodeStatus, Record, Stage
 
 CORE_VERSION: Final = 2
 _TAKEN_WHEN_FINISHED: Final = (ev.EffectDone, ev.DriverStarted, ev.ManualCommand)
@@ -116,17 +113,17 @@ def _ignore(turn: Turn, event: Any) -> None:  # noqa: ANN401
 
 
 _TIMERS: Final[dict[str, Callable[[Turn], None]]] = {
-    "startup": answers.on_startup_overdue,
+    "startup": effect_results.on_startup_overdue,
     "kill": _on_kill_overdue,
     "hang": diagnosis.on_stall,
     "evidence": diagnosis.judge,
     "flap": diagnosis.on_flap_over,
-    "save": leaving.on_save_overdue,
+    "save": graceful_stop.on_save_overdue,
     "leaving": exits.on_leaving_overdue,
-    "shrink": answers.reassemble,
-    "acquireRetry": answers.reassemble,
-    "acquired": answers.on_acquired_overdue,
-    "reconnect": answers.reassemble,
+    "shrink": effect_results.reassemble,
+    "acquireRetry": effect_results.reassemble,
+    "acquired": effect_results.on_acquired_overdue,
+    "reconnect": effect_results.reassemble,
     nodecheck.CHECK: numerics.on_check_overdue,
     "applySpec": commands.on_spec_due,
     "grow": growth.on_due,
@@ -140,16 +137,16 @@ _HANDLERS: Final[dict[type, Callable[[Turn, Any], None]]] = {
     ev.SegmentTimes: stragglers.on_segments,
     ev.NodeGone: membership.on_gone,
     ev.RankExited: exits.on_exited,
-    ev.LogMatch: signals.on_log,
-    ev.HardwareEvent: signals.on_hardware,
+    ev.LogMatch: hardware_events.on_log,
+    ev.HardwareEvent: hardware_events.on_hardware,
     ev.ProbeResult: _on_probe,
     ev.Evidence: diagnosis.on_evidence,
     ev.SnapshotReady: memory_tier.on_ready,
     ev.CommitDone: progress.on_commit,
-    ev.FleetRefused: answers.on_refused,
+    ev.FleetRefused: effect_results.on_refused,
     ev.ManualCommand: commands.on_command,
     ev.SpecChanged: commands.on_spec_changed,
-    ev.EffectDone: answers.on_done,
-    ev.EffectFailed: answers.on_failed,
+    ev.EffectDone: effect_results.on_done,
+    ev.EffectFailed: effect_results.on_failed,
     ev.Tick: _ignore,
 }

@@ -6,7 +6,7 @@ import asyncio
 import statistics
 from typing import Final
 
-from megascale.core import effects as fx
+from megascale.core.contract import effects as fx
 from megascale.driver.links import Links, NodeLostError, OrderFailedError
 from megascale.fleet.base import Health
 from megascale.rpc import megascale_pb2 as pb

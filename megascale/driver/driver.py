@@ -13,11 +13,11 @@ from typing import Any, Final
 import grpc
 
 from megascale.checkpoint.store import CheckpointStore
-from megascale.core import events as ev
+from megascale.core.contract import events as ev
+from megascale.core.contract.lineage import Commit
 from megascale.core.eventlog import Entry, Header
-from megascale.core.lineage import Commit
 from megascale.core.machine import Core
-from megascale.core.state import Stage
+from megascale.core.state.record import Stage
 from megascale.driver.inbox import Inbox
 from megascale.driver.links import AgentLink, Links
 from megascale.driver.perform import Performer

@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from typing import Final
 
-from megascale.core import events as ev
+from megascale.core.contract import events as ev
 
 _LIMIT: Final = 65536
 _ADVICE_LIMIT: Final = 49152

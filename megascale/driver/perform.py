@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from megascale.core import effects as fx
-from megascale.core import events as ev
-from megascale.core.lineage import Commit
+from megascale.core.contract import effects as fx
+from megascale.core.contract import events as ev
+from megascale.core.contract.lineage import Commit
 from megascale.driver.compare import compare_speed
 from megascale.driver.links import Links, NodeLostError, OrderFailedError
 from megascale.driver.translate import snapshot_events

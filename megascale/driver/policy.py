@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from megascale.core.policy import Policy, RecoveryRule
-from megascale.core.spares import spares_for
+from megascale.core.contract.policy import Policy, RecoveryRule
+from megascale.core.decide.spares import spares_for
 from megascale.job import TrainingJob
 
 _SPARES_ON_ONE_MACHINE: Final = 1

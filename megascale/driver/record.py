@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from megascale.core.codec import Json
+from megascale.core.contract.codec import Json
 from megascale.errors import FencedError, InputError
 from megascale.observe.rundir import RunDir, write_atomically
 

@@ -6,7 +6,7 @@ from array import array
 from dataclasses import dataclass
 from typing import Final
 
-from megascale.core import events as ev
+from megascale.core.contract import events as ev
 from megascale.rpc import megascale_pb2 as pb
 
 _STEPS: Final = 64

@@ -6,10 +6,10 @@ import time
 from collections import deque
 from typing import Any, Final
 
-from megascale.core.codec import encode
-from megascale.core.goodput import GoodputPhase
+from megascale.core.contract.codec import encode
 from megascale.core.machine import Core
-from megascale.core.state import Incident, NodeStatus
+from megascale.core.state.goodput import GoodputPhase
+from megascale.core.state.record import Incident, NodeStatus
 from megascale.driver.links import Links
 from megascale.job import TrainingJob
 from megascale.rpc import megascale_pb2 as pb

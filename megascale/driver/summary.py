@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from megascale.core.goodput import GoodputPhase
 from megascale.core.machine import Core
+from megascale.core.state.goodput import GoodputPhase
 from megascale.driver.status import goodput_seconds, incident_document, incidents_of
 from megascale.job import TrainingJob
 

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 
-from megascale.core import events as ev
+from megascale.core.contract import events as ev
 from megascale.driver.links import AgentLink
 from megascale.rpc import megascale_pb2 as pb
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megascale.core.lineage import Commit
+from megascale.core.contract.lineage import Commit
 
 
 @dataclass(frozen=True, slots=True)

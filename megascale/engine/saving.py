@@ -8,7 +8,7 @@ import torch
 from torch import distributed
 
 from megascale.checkpoint import CheckpointStore, restore, save
-from megascale.core.lineage import Commit
+from megascale.core.contract.lineage import Commit
 from megascale.engine.context import RankLaunch
 from megascale.engine.faults import FaultInjector
 from megascale.engine.plan import Plan

@@ -17,7 +17,7 @@ from torch import Tensor, distributed
 from megascale.checkpoint import Piece
 from megascale.checkpoint.snapshot import BUFFERS, SnapshotFile, SnapshotLayout
 from megascale.checkpoint.snapshot_folders import SHARED_MEMORY, snapshot_file
-from megascale.core.lineage import Commit, is_on_lineage
+from megascale.core.contract.lineage import Commit, is_on_lineage
 from megascale.engine.cadence import SnapshotCadence
 from megascale.engine.context import RankLaunch
 from megascale.engine.rng import RngText, restore_rng

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from megascale.core.events import NodeReport
+from megascale.core.contract.events import NodeReport
 from megascale.sim.agenda import Agenda
 from megascale.sim.machines import Machine
 from megascale.sim.network import Network

@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from megascale.core import effects as fx
+from megascale.core.contract import effects as fx
+from megascale.core.contract.events import ManualCommand
+from megascale.core.contract.policy import Policy
 from megascale.core.eventlog import Entry, Header, entry_line, header_line
-from megascale.core.events import ManualCommand
-from megascale.core.policy import Policy
-from megascale.core.state import Incident, Stage
+from megascale.core.state.record import Incident, Stage
 from megascale.sim.delays import Distribution
 from megascale.sim.driver import SimDriver
 from megascale.sim.failures import DAY_S, FailureProcess, Strike

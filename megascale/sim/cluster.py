@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from megascale.core.events import CommitDone, NodeGone, NodeJoined, RankEvidence, RankExited
-from megascale.core.lineage import Commit
+from megascale.core.contract.events import CommitDone, NodeGone, NodeJoined, RankEvidence, RankExited
+from megascale.core.contract.lineage import Commit
 from megascale.sim.agenda import Agenda
 from megascale.sim.delays import Delays
 from megascale.sim.fleet import Fleet

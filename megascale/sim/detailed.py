@@ -12,11 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from megascale.core import effects as fx
+from megascale.core.contract import effects as fx
+from megascale.core.contract.events import LogMatch, SegmentTimes
+from megascale.core.contract.policy import Policy
 from megascale.core.eventlog import Entry
-from megascale.core.events import LogMatch, SegmentTimes
-from megascale.core.policy import Policy
-from megascale.core.state import Incident, Stage
+from megascale.core.state.record import Incident, Stage
 from megascale.sim.campaign import ENDLESS_STEPS
 from megascale.sim.delays import Distribution, constant
 from megascale.sim.driver import SimDriver

@@ -10,12 +10,12 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from megascale.core import effects as fx
-from megascale.core import events as ev
-from megascale.core.codec import Json
+from megascale.core.contract import effects as fx
+from megascale.core.contract import events as ev
+from megascale.core.contract.codec import Json
+from megascale.core.contract.policy import Policy
 from megascale.core.eventlog import Entry
 from megascale.core.machine import Core
-from megascale.core.policy import Policy
 from megascale.sim.agenda import Timer
 from megascale.sim.cluster import Cluster
 from megascale.sim.performer import perform

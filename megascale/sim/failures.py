@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from megascale.core.events import HardwareEvent
+from megascale.core.contract.events import HardwareEvent
 from megascale.sim.delays import Distribution
 from megascale.sim.machines import RUNNING, UNINTERRUPTIBLE, Machine
 from megascale.sim.scenario import FaultClass, Scenario

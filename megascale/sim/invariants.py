@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 from typing import Final
 
-from megascale.core import effects as fx
-from megascale.core import events as ev
+from megascale.core.contract import effects as fx
+from megascale.core.contract import events as ev
+from megascale.core.contract.lineage import Commit
 from megascale.core.eventlog import Entry
-from megascale.core.lineage import Commit
 from megascale.core.machine import Core
-from megascale.core.state import NodeStatus, Record, Stage
+from megascale.core.state.record import NodeStatus, Record, Stage
 from megascale.sim.driver import SimDriver
 from megascale.sim.world import World
 

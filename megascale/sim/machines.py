@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from megascale.core.events import RankExited
+from megascale.core.contract.events import RankExited
 
 if TYPE_CHECKING:
     from megascale.sim.training import Run

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from megascale.core.events import LogMatch, ManualCommand, SnapshotReady, SpecChanged
-from megascale.core.lineage import Commit, newest
+from megascale.core.contract.events import LogMatch, ManualCommand, SnapshotReady, SpecChanged
+from megascale.core.contract.lineage import Commit, newest
 from megascale.sim.machines import STOPPED, UNINTERRUPTIBLE, Machine
 from megascale.sim.training import Run
 

@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from megascale.core.events import Event
+from megascale.core.contract.events import Event
 from megascale.sim.agenda import Agenda
 from megascale.sim.delays import Delays
 from megascale.sim.machines import Machine

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from megascale.core import effects as fx
-from megascale.core import events as ev
-from megascale.core.codec import Json
+from megascale.core.contract import effects as fx
+from megascale.core.contract import events as ev
+from megascale.core.contract.codec import Json
 from megascale.sim.machines import Machine
 from megascale.sim.training import Run
 

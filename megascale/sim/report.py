@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from megascale.core.goodput import GoodputPhase
+from megascale.core.state.goodput import GoodputPhase
 from megascale.sim.compare import FIGURES, Estimate, Variant, main_variant
 from megascale.sim.result import ClassResult
 from megascale.sim.scenario import Duration, Scenario

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from megascale.core.goodput import GoodputPhase
-from megascale.core.state import Incident
+from megascale.core.state.goodput import GoodputPhase
+from megascale.core.state.record import Incident
 from megascale.sim.campaign import Ledger
 from megascale.sim.failures import FALSE_HANG, FALSE_SILENCE, Strike
 

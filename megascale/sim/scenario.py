@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 from pydantic import Field, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
-from megascale.core.policy import Policy
+from megascale.core.contract.policy import Policy
 from megascale.errors import InputError, ManifestError, ManifestIssue
 from megascale.job.base import Section, did_you_mean
 from megascale.job.describe import Place

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from megascale.core.lineage import Commit
+from megascale.core.contract.lineage import Commit
 from megascale.sim.agenda import Agenda
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Final
 
-from megascale.core.events import JobReport, NodeReport, RankProgress
+from megascale.core.contract.events import JobReport, NodeReport, RankProgress
 from megascale.sim.machines import Machine
 from megascale.sim.training import SOUND_LOSS
 

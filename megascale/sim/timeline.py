@@ -6,7 +6,7 @@ import html
 from collections.abc import Sequence
 from typing import Final
 
-from megascale.core.goodput import GoodputPhase
+from megascale.core.state.goodput import GoodputPhase
 from megascale.sim.campaign import Ledger
 from megascale.sim.failures import DAY_S, FALSE_HANG, FALSE_SILENCE
 from megascale.sim.result import Result

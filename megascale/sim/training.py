@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from megascale.core.events import RankProgress
-from megascale.core.lineage import Commit
+from megascale.core.contract.events import RankProgress
+from megascale.core.contract.lineage import Commit
 from megascale.sim.agenda import Agenda, Timer
 from megascale.sim.delays import Delays
 from megascale.sim.storage import Storage

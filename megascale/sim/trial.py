@@ -7,10 +7,10 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from megascale.core.contract.events import ManualCommand, SpecChanged
+from megascale.core.contract.policy import Policy
 from megascale.core.eventlog import Entry
-from megascale.core.events import ManualCommand, SpecChanged
-from megascale.core.policy import Policy
-from megascale.core.state import Stage
+from megascale.core.state.record import Stage
 from megascale.sim.delays import Distribution, uniform
 from megascale.sim.driver import SimDriver
 from megascale.sim.invariants import Invariants, ViolatedError

@@ -6,8 +6,8 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from megascale.core.policy import Policy
-from megascale.core.state import Stage
+from megascale.core.contract.policy import Policy
+from megascale.core.state.record import Stage
 from megascale.sim.agenda import Agenda
 from megascale.sim.beats import Beats
 from megascale.sim.cluster import Cluster

@@ -21,7 +21,7 @@ import pytest
 from torch._C._distributed_c10d import TCPStore
 
 from megascale.checkpoint import CheckpointStore, verify
-from megascale.core.lineage import Commit
+from megascale.core.contract.lineage import Commit
 
 pytestmark = pytest.mark.multiprocess
 

@@ -10,7 +10,7 @@ import pytest
 from engine_jobs import LAYOUTS, STEPS, Zygote
 
 from megascale.checkpoint import CheckpointStore
-from megascale.core.lineage import Commit
+from megascale.core.contract.lineage import Commit
 from megascale.observe.rankfile import Control
 
 pytestmark = pytest.mark.multiprocess

@@ -65,7 +65,7 @@ def test_a_slow_rank_shows_in_its_own_times_and_its_peer_waits(
 
 
 def test_a_new_launch_has_a_ring_of_its_own(new_job: Any, spec: Any) -> None:
-    from megascale.core.lineage import Commit
+    from megascale.core.contract.lineage import Commit
 
     job = new_job()
     job.attempt(spec(2, faults=[{"kind": "killRank", "rank": 1, "step": 4}]), 2)

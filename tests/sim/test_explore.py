@@ -6,8 +6,9 @@ import random
 
 import pytest
 
-from megascale.core import lifecycle, membership, recovery
-from megascale.core.state import Stage
+from megascale.core.act import lifecycle, recovery
+from megascale.core.handlers import membership
+from megascale.core.state.record import Stage
 from megascale.sim import explore
 from megascale.sim.mishaps import KINDS, Mishap
 from megascale.sim.trial import Outcome, mishaps_of, run_trial, transcript
@@ -68,7 +69,7 @@ def _launch_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     def usable(turn: lifecycle.Turn) -> list[str]:
         return sorted(name for name, node in turn.live.nodes.items() if node.status == "ready")
 
-    monkeypatch.setattr("megascale.core.turn.Turn.usable", usable)
+    monkeypatch.setattr("megascale.core.state.context.Turn.usable", usable)
 
 
 def _forget_the_kill_timer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,12 +88,12 @@ def _ignore_lost_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _restore_anything(monkeypatch: pytest.MonkeyPatch) -> None:
     """A core that takes the newest commit, whatever branch it is on."""
-    monkeypatch.setattr("megascale.core.lineage.is_on_lineage", lambda *_: True)
-    monkeypatch.setattr("megascale.core.restore.is_on_lineage", lambda *_: True)
+    monkeypatch.setattr("megascale.core.contract.lineage.is_on_lineage", lambda *_: True)
+    monkeypatch.setattr("megascale.core.decide.restore.is_on_lineage", lambda *_: True)
 
 
 def _exclude_without_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("megascale.core.blame.exclusion_bound", lambda _turn: "")
+    monkeypatch.setattr("megascale.core.decide.blame.exclusion_bound", lambda _turn: "")
 
 
 @pytest.mark.parametrize(

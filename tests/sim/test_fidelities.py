@@ -7,8 +7,8 @@ import re
 
 import pytest
 
+from megascale.core.contract.policy import Policy
 from megascale.core.eventlog import Entry
-from megascale.core.policy import Policy
 from megascale.sim.delays import constant
 from megascale.sim.driver import SimDriver
 from megascale.sim.mishaps import Mishap, strike

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from megascale.core.eventlog import Entry
-from megascale.core.state import Stage
+from megascale.core.state.record import Stage
 from megascale.sim.driver import SimDriver
 from megascale.sim.invariants import Invariants
 from megascale.sim.mishaps import KINDS, Mishap, strike

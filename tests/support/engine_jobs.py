@@ -12,7 +12,7 @@ from typing import Any
 
 from torch._C._distributed_c10d import TCPStore
 
-from megascale.core.lineage import Commit
+from megascale.core.contract.lineage import Commit
 from megascale.job import from_mapping, to_mapping
 from megascale.observe.rankfile import Control, RankFile, RankRecord
 

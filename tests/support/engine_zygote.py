@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import megascale.engine
-from megascale.core.lineage import Commit
+from megascale.core.contract.lineage import Commit
 from megascale.engine.context import RankLaunch
 from megascale.observe.rankfile import RankFile
 

@@ -10,13 +10,13 @@ import signal
 from collections.abc import Callable, Iterator
 from typing import Any, Final, get_type_hints
 
-from megascale.core import effects as fx
-from megascale.core import events as ev
+from megascale.core.contract import effects as fx
+from megascale.core.contract import events as ev
+from megascale.core.contract.lineage import Commit
+from megascale.core.contract.policy import Policy, RecoveryRule
 from megascale.core.eventlog import Entry, Header, entry_line, header_line
-from megascale.core.lineage import Commit
 from megascale.core.machine import Core
-from megascale.core.policy import Policy, RecoveryRule
-from megascale.core.state import Incident, NodeStatus, Stage
+from megascale.core.state.record import Incident, NodeStatus, Stage
 
 START: Final = 1_000_000.0
 FIRST_STEP_S: Final = 5.0

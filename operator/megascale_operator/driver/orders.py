@@ -7,8 +7,8 @@ import logging
 from pathlib import Path
 from typing import Any, Final
 
-from megascale.core import events as ev
-from megascale.core.state import Stage
+from megascale.core.contract import events as ev
+from megascale.core.state.record import Stage
 from megascale.driver.driver import Driver
 from megascale.errors import FencedError, ManifestError
 from megascale.job import TrainingJob, from_mapping

@@ -7,7 +7,7 @@ import json
 import random
 from typing import Any, Final
 
-from megascale.core.codec import Json
+from megascale.core.contract.codec import Json
 from megascale.driver.driver import Driver
 from megascale.driver.record import RECORD_VERSION, Claim
 from megascale.errors import FencedError, InputError, UnreachableError

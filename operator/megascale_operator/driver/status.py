@@ -9,7 +9,7 @@ import random
 import time
 from typing import Any, Final
 
-from megascale.core.state import Incident, Stage
+from megascale.core.state.record import Incident, Stage
 from megascale.driver.driver import Driver
 from megascale.driver.status import incidents_of
 from megascale_operator.driver.fleet import KubernetesFleet

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from megascale.core.contract.policy import Policy
 from megascale.core.machine import Core
-from megascale.core.policy import Policy
-from megascale.core.state import Incident, Record, Stage
+from megascale.core.state.record import Incident, Record, Stage
 from megascale.driver.status import incident_document
 from megascale.errors import InputError
 from megascale_operator.driver.record import record_in

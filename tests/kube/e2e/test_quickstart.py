@@ -11,7 +11,7 @@ from objects import eventually
 from suite.jobs import driver
 from suite.site import Site
 
-from megascale.core.names import unpack
+from megascale.core.contract.names import unpack
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.minutes, pytest.mark.timeout(900)]
 QUICKSTART = Path(__file__).parents[3] / "examples" / "quickstart.yaml"

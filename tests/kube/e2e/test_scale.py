@@ -17,7 +17,7 @@ from suite.jobs import Job, driver
 from suite.manifests import training_job
 from suite.site import OPERATORS, Site
 
-from megascale.core.names import unpack
+from megascale.core.contract.names import unpack
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.slow, pytest.mark.timeout(600)]
 RACK = 6

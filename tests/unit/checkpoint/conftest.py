@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from megascale.checkpoint import CheckpointStore, Piece, SaveReport, flat_range_boxes, save
-from megascale.core.lineage import Commit
+from megascale.core.contract.lineage import Commit
 
 SHAPES = {"embedding.weight/master": (7, 6), "layers.0.norm.weight/master": (6,), "scale/master": ()}
 

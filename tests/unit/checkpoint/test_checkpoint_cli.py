@@ -11,9 +11,9 @@ from typer.testing import CliRunner, Result
 
 from megascale.checkpoint import CheckpointStore
 from megascale.cli.checkpoint import app
-from megascale.core.codec import encode
-from megascale.core.lineage import Commit
-from megascale.core.state import Record
+from megascale.core.contract.codec import encode
+from megascale.core.contract.lineage import Commit
+from megascale.core.state.record import Record
 from megascale.errors import InputError
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from megascale.checkpoint import CheckpointStore, Piece, restore, save, verify
-from megascale.core.lineage import Commit
+from megascale.core.contract.lineage import Commit
 from megascale.errors import CheckpointSaveError
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megascale.checkpoint import CheckpointStore, Piece, SaveReport, restore, verify
-from megascale.core.lineage import Commit
+from megascale.core.contract.lineage import Commit
 from megascale.errors import CheckpointCorruptError, CheckpointSaveError, InputError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from megascale.checkpoint import CheckpointStore, SaveReport, restore, verify
-from megascale.core.lineage import Commit, newest
+from megascale.core.contract.lineage import Commit, newest
 from megascale.errors import CheckpointSaveError, InputError
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from megascale.checkpoint.snapshot import STATE_BYTES, SnapshotFile, SnapshotLayout, folded_crc, held
-from megascale.core.lineage import Commit
+from megascale.core.contract.lineage import Commit
 
 LAYOUT = SnapshotLayout(job="test", rank=1, world_size=2, pieces="abc", data_bytes=50_000)
 

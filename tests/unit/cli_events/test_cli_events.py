@@ -9,7 +9,7 @@ from transcript import play
 from typer.testing import CliRunner
 
 from megascale.cli.events import app
-from megascale.core.effects import Kill
+from megascale.core.contract.effects import Kill
 from megascale.core.eventlog import Entry, Header, entry_line, header_line, parse_line
 from megascale.errors import InputError
 

@@ -7,12 +7,12 @@ from typing import Any, TypeVar
 
 import pytest
 
-from megascale.core import effects as fx
-from megascale.core import events as ev
-from megascale.core.lineage import Commit
+from megascale.core.contract import effects as fx
+from megascale.core.contract import events as ev
+from megascale.core.contract.lineage import Commit
+from megascale.core.contract.policy import Policy
 from megascale.core.machine import Core
-from megascale.core.policy import Policy
-from megascale.core.state import Incident, Node, NodeStatus, Record, Stage
+from megascale.core.state.record import Incident, Node, NodeStatus, Record, Stage
 
 E = TypeVar("E", bound=fx.Effect)
 BEAT_S = 2.0

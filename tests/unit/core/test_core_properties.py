@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megascale.core import effects as fx
-from megascale.core import events as ev
+from megascale.core.contract import effects as fx
+from megascale.core.contract import events as ev
+from megascale.core.contract.policy import Policy
 from megascale.core.eventlog import Entry, Header, entry_line, header_line, parse_line, replay
 from megascale.core.machine import Core
-from megascale.core.policy import Policy
-from megascale.core.state import Stage
+from megascale.core.state.record import Stage
 
 NODES = [f"n-{i}" for i in range(6)]
 nodes = st.sampled_from(NODES)

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from megascale.core import effects as fx
-from megascale.core import events as ev
-from megascale.core.state import Stage
+from megascale.core.contract import effects as fx
+from megascale.core.contract import events as ev
+from megascale.core.state.record import Stage
 
 
 def stalled(job):

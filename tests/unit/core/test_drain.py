@@ -1,8 +1,8 @@
 from __future__ import annotations
 
-from megascale.core import effects as fx
-from megascale.core.lineage import Commit
-from megascale.core.state import Stage
+from megascale.core.contract import effects as fx
+from megascale.core.contract.lineage import Commit
+from megascale.core.state.record import Stage
 
 
 def test_drain_notice_saves_and_swaps_without_budget_or_blame(running):

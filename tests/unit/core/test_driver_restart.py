@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from megascale.core import effects as fx
-from megascale.core.lineage import Commit
+from megascale.core.contract import effects as fx
+from megascale.core.contract.lineage import Commit
 from megascale.core.machine import Core
-from megascale.core.state import NodeStatus, Stage
+from megascale.core.state.record import NodeStatus, Stage
 
 
 def test_training_goes_on_when_the_driver_is_replaced(running):

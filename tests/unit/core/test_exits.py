@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from megascale.core import effects as fx
-from megascale.core.events import RankExited
-from megascale.core.exits import fault_of
-from megascale.core.state import Stage
+from megascale.core.contract import effects as fx
+from megascale.core.contract.events import RankExited
+from megascale.core.handlers.exits import fault_of
+from megascale.core.state.record import Stage
 
 GLOO = "[gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.7]:41873"
 

@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megascale.core import effects as fx
-from megascale.core.events import RankExited
-from megascale.core.goodput import GoodputPhase, Ledger
-from megascale.core.state import Stage
+from megascale.core.contract import effects as fx
+from megascale.core.contract.events import RankExited
+from megascale.core.state.goodput import GoodputPhase, Ledger
+from megascale.core.state.record import Stage
 
 PHASES = list(GoodputPhase)
 ACTIONS = st.one_of(

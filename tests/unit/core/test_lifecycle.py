@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-from megascale.core import effects as fx
-from megascale.core import events as ev
-from megascale.core.lineage import Commit
-from megascale.core.policy import Policy
-from megascale.core.state import Stage
+from megascale.core.contract import effects as fx
+from megascale.core.contract import events as ev
+from megascale.core.contract.lineage import Commit
+from megascale.core.contract.policy import Policy
+from megascale.core.state.record import Stage
 
 
 def test_job_asks_for_its_nodes_and_launches_when_they_are_there(start):

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from megascale.core import effects as fx
-from megascale.core.state import Stage
+from megascale.core.contract import effects as fx
+from megascale.core.state.record import Stage
 
 
 def racks(size):

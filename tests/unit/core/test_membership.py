@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from megascale.core import effects as fx
-from megascale.core import events as ev
-from megascale.core.policy import Policy
-from megascale.core.state import NodeStatus, Stage
+from megascale.core.contract import effects as fx
+from megascale.core.contract import events as ev
+from megascale.core.contract.policy import Policy
+from megascale.core.state.record import NodeStatus, Stage
 
 
 def test_silent_node_is_suspected_probed_and_replaced(running):

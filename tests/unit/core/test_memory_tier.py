@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from megascale.core import effects as fx
-from megascale.core import events as ev
-from megascale.core.goodput import GoodputPhase
-from megascale.core.lineage import Commit, is_on_lineage
-from megascale.core.policy import RecoveryRule
+from megascale.core.contract import effects as fx
+from megascale.core.contract import events as ev
+from megascale.core.contract.lineage import Commit, is_on_lineage
+from megascale.core.contract.policy import RecoveryRule
+from megascale.core.state.goodput import GoodputPhase
 
 
 def holds(job, node, *snapshots):

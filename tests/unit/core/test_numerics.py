@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from megascale.core import effects as fx
-from megascale.core.lineage import Commit
-from megascale.core.state import Stage
+from megascale.core.contract import effects as fx
+from megascale.core.contract.lineage import Commit
+from megascale.core.state.record import Stage
 
 
 def trained(running, **policy):

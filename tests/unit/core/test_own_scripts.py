@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from megascale.core import events as ev
+from megascale.core.contract import events as ev
+from megascale.core.contract.policy import Policy
 from megascale.core.machine import Core
-from megascale.core.policy import Policy
-from megascale.core.state import Stage
+from megascale.core.state.record import Stage
 
 
 def launched(**changes: object) -> Core:

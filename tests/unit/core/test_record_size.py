@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from megascale.core import effects as fx
-from megascale.core.names import pack, unpack
-from megascale.core.state import Stage
+from megascale.core.contract import effects as fx
+from megascale.core.contract.names import pack, unpack
+from megascale.core.state.record import Stage
 
 LIMIT = 64 * 1024
 

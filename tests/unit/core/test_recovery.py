@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 
-from megascale.core import effects as fx
-from megascale.core import events as ev
-from megascale.core.lineage import Commit
-from megascale.core.policy import RecoveryRule
-from megascale.core.state import Stage
+from megascale.core.contract import effects as fx
+from megascale.core.contract import events as ev
+from megascale.core.contract.lineage import Commit
+from megascale.core.contract.policy import RecoveryRule
+from megascale.core.state.record import Stage
 
 DAY_S = 86400.0
 

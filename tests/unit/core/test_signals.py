@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from megascale.core import effects as fx
-from megascale.core.policy import RecoveryRule
-from megascale.core.state import Stage
+from megascale.core.contract import effects as fx
+from megascale.core.contract.policy import RecoveryRule
+from megascale.core.state.record import Stage
 
 
 def test_sure_event_replaces_the_node_at_once(running):

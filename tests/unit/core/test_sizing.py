@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megascale.core import effects as fx
-from megascale.core.cadence import choose, mtbf_s
-from megascale.core.placement import arranged, refilled
-from megascale.core.replay import plan_replay
-from megascale.core.spares import spares_for
+from megascale.core.contract import effects as fx
+from megascale.core.decide.cadence import choose, mtbf_s
+from megascale.core.decide.placement import arranged, refilled
+from megascale.core.decide.replay import plan_replay
+from megascale.core.decide.spares import spares_for
 
 
 @pytest.mark.parametrize(("machines", "spares"), [(128, 2), (256, 2), (512, 3), (1024, 4)])

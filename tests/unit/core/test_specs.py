@@ -2,10 +2,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from megascale.core import effects as fx
-from megascale.core import events as ev
-from megascale.core.policy import Policy
-from megascale.core.state import Stage
+from megascale.core.contract import effects as fx
+from megascale.core.contract import events as ev
+from megascale.core.contract.policy import Policy
+from megascale.core.state.record import Stage
 
 
 def change(job, revision, *, restart=True, **policy):

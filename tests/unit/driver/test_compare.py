@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from megascale.core import effects as fx
+from megascale.core.contract import effects as fx
 from megascale.driver.compare import compare_speed
 from megascale.driver.links import AgentLink, Links
 from megascale.fleet.base import Health

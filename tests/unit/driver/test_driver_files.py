@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from megascale.core import events as ev
+from megascale.core.contract import events as ev
+from megascale.core.contract.policy import Policy
 from megascale.core.eventlog import Entry, Header, replay
 from megascale.core.machine import Core
-from megascale.core.policy import Policy
 from megascale.driver.log import EventLog
 from megascale.driver.record import LocalRecord, read_record
 from megascale.driver.summary import counted_steps

@@ -13,9 +13,9 @@ from simulated.agent import SimulatedAgent
 from simulated.world import Pace, World
 
 from megascale.agent.place import Place
-from megascale.core import events as ev
-from megascale.core.codec import Json
-from megascale.core.state import Stage
+from megascale.core.contract import events as ev
+from megascale.core.contract.codec import Json
+from megascale.core.state.record import Stage
 from megascale.driver.driver import Driver
 from megascale.driver.listener import LocalListener, bind
 from megascale.driver.log import EventLog

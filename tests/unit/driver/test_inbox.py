@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from megascale.core import events as ev
+from megascale.core.contract import events as ev
 from megascale.driver.inbox import Inbox
 
 

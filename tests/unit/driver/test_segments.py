@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from megascale.agent.segments import SegmentFeed
-from megascale.core import events as ev
+from megascale.core.contract import events as ev
 from megascale.driver.segments import SegmentBoard
 from megascale.observe.segments import SegmentRing, segments_path
 from megascale.rpc import megascale_pb2 as pb

@@ -12,9 +12,9 @@ from kube_stage import NAME, Stage, eventually
 from megascale_operator.plugin.__main__ import main
 from megascale_operator.reconcile import names
 
-from megascale.core.codec import encode
-from megascale.core.state import Exclusion, Incident, Record, StageTime
-from megascale.core.state import Stage as JobStage
+from megascale.core.contract.codec import encode
+from megascale.core.state.record import Exclusion, Incident, Record, StageTime
+from megascale.core.state.record import Stage as JobStage
 
 INCIDENT = Incident(
     "i-1",

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from megascale.cli.main import app as main_app
 from megascale.core.eventlog import replay
-from megascale.core.goodput import GoodputPhase
+from megascale.core.state.goodput import GoodputPhase
 from megascale.errors import InputError, ManifestError
 from megascale.sim.campaign import Campaign, Ledger
 from megascale.sim.compare import estimate, run_variants

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from megascale.core.events import NodeReport
-from megascale.core.lineage import Commit
+from megascale.core.contract.events import NodeReport
+from megascale.core.contract.lineage import Commit
 from megascale.sim.agenda import Agenda
 from megascale.sim.delays import Delays, Distribution, constant, uniform
 from megascale.sim.fleet import Fleet

@@ -1,0 +1,175 @@
+"""What the core asks its shell to do.
+
+Every effect is idempotent, says why in words, and is answered by EffectDone or EffectFailed. An effect
+that was not answered when the driver died is issued again by its successor under the same id.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from megascale.core.contract.lineage import Commit
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """Start every rank of an attempt.
+
+    Attributes:
+        nodes: in rank order; resume: None = from scratch.
+        revision: of the manifest to run, "" = the only one there is.
+        save_every_steps: steps between checkpoints, 0 = as the manifest says.
+        tier: where `resume` is: "durable" storage or every rank's own "memory".
+    """
+
+    effect_id: str
+    reason: str
+    attempt: int
+    nodes: tuple[str, ...]
+    resume: Commit | None
+    lineage: dict[int, Commit | None] = field(default_factory=dict)
+    revision: str = ""
+    save_every_steps: int = 0
+    tier: str = "durable"
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """SIGKILL every rank of `attempt` or older.
+
+    Done when they are reaped or `deadline_s` has passed; detail `unreaped` lists the nodes that failed to.
+    """
+
+    effect_id: str
+    reason: str
+    attempt: int
+    nodes: tuple[str, ...]
+    deadline_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class CollectEvidence:
+    """Process states, stacks and collective records of all ranks; answered by one Evidence per node."""
+
+    effect_id: str
+    reason: str
+    attempt: int
+    nodes: tuple[str, ...]
+    deadline_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Ask whoever can tell whether the node is alive and sound; answered by ProbeResult."""
+
+    effect_id: str
+    reason: str
+    node: str
+    deadline_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class CheckNodes:
+    """Compute the same known products on nodes whose ranks are stopped, and compare them bit for bit.
+
+    Done when all have answered or `deadline_s` has passed; detail `convicted` maps nodes to what was wrong.
+    """
+
+    effect_id: str
+    reason: str
+    nodes: tuple[str, ...]
+    deadline_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SaveNow:
+    """Have all ranks save after the same coming step, and leave after it when `leave` is set."""
+
+    effect_id: str
+    reason: str
+    attempt: int
+    leave: bool
+    deadline_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Acquire:
+    """Ask the fleet for `count` more nodes, none of them in `avoid`."""
+
+    effect_id: str
+    reason: str
+    count: int
+    avoid: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Give the node back to the fleet."""
+
+    effect_id: str
+    reason: str
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class RestartSlot:
+    """Restart the node's agent (on Kubernetes: its container)."""
+
+    effect_id: str
+    reason: str
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class Exclude:
+    """This job never uses the node again before it passed the checks or a person released it."""
+
+    effect_id: str
+    reason: str
+    node: str
+    incident: str
+
+
+@dataclass(frozen=True, slots=True)
+class RequestQuarantine:
+    """Ask the cluster to take the node out of service; follows the remediation mode."""
+
+    effect_id: str
+    reason: str
+    node: str
+    incident: str
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Tell a person: automation has stopped acting or needs a decision."""
+
+    effect_id: str
+    reason: str
+    incident: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The job ended: completed, failed or stopped."""
+
+    effect_id: str
+    reason: str
+    state: str
+
+
+Effect = (
+    Launch
+    | Kill
+    | CollectEvidence
+    | Probe
+    | CheckNodes
+    | SaveNow
+    | Acquire
+    | Release
+    | RestartSlot
+    | Exclude
+    | RequestQuarantine
+    | Page
+    | Finish
+)

@@ -1,0 +1,128 @@
+"""The recovery ladder: which rung a fault calls for, and why (design 3). Decides, changes nothing."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from megascale.core.contract.policy import RecoveryRule
+from megascale.core.decide.blame import WEIGHTS, blame_of, lemon_reason
+from megascale.core.decide.breakers import no_progress, spent_budget, spent_cause_budget
+from megascale.core.state.context import Turn
+from megascale.core.state.incidents import Fault
+
+FREE_OF_BUDGET: Final = frozenset({"manual", "planned"})
+_CONTAINER_CURES: Final = frozenset({"hang", "launch_failed", "hardware"})
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A rung of the ladder and why it was chosen."""
+
+    action: str
+    reason: str
+
+
+def decide(turn: Turn, fault: Fault) -> Decision:
+    """The cheapest rung that can cure `fault` and has budget left."""
+    if fault.cause in FREE_OF_BUDGET:
+        return Decision("replace_node", f"{fault.reason}; no budget charged, no blame")
+    return _refused(turn, fault) or _by_rule(turn, fault) or _by_cause(turn, fault) or _by_node(turn, fault)
+
+
+def _refused(turn: Turn, fault: Fault) -> Decision | None:
+    spent = spent_budget(turn) or spent_cause_budget(turn, fault.cause)
+    if spent:
+        return Decision("fail_job", spent)
+    stuck = no_progress(turn)
+    if not stuck:
+        return None
+    spec = turn.record.spec
+    if spec.previous and turn.record.best_step <= spec.step:
+        return Decision(
+            "revert_spec", f"{stuck} with the changed spec {spec.running}; {spec.previous} worked"
+        )
+    return Decision("fail_job", stuck)
+
+
+def _by_rule(turn: Turn, fault: Fault) -> Decision | None:
+    for number, rule in enumerate(turn.policy.rules, start=1):
+        if _matches(rule, fault):
+            if rule.action in ("replace_node", "restart_container") and not fault.node:
+                return Decision(
+                    "restart_in_place",
+                    f"recovery.rules {number} is about a node, but which is not known",
+                )
+            return Decision(rule.action, f"recovery.rules {number} says so")
+    return None
+
+
+def _matches(rule: RecoveryRule, fault: Fault) -> bool:
+    xid = "" if rule.xid is None else f"xid-{rule.xid}"
+    wanted = (
+        (rule.cause, fault.cause),
+        (rule.rule, fault.rule),
+        (rule.category, fault.category),
+        (rule.error_type, fault.error_type),
+        (xid, fault.rule),
+    )
+    text = "\n".join((fault.reason, *fault.evidence))
+    return all(not want or want == have for want, have in wanted) and (
+        not rule.message or re.search(rule.message, text) is not None
+    )
+
+
+def _by_cause(turn: Turn, fault: Fault) -> Decision | None:
+    early = turn.record.best_step == 0
+    known = (
+        (
+            fault.cause == "checkpoint_corrupt",
+            Decision("roll_back", "the damaged checkpoint is not used again; the one before it is restored"),
+        ),
+        (
+            fault.cause == "numerics",
+            Decision(
+                "roll_back", "the state is not trusted from there on; an earlier checkpoint is restored"
+            ),
+        ),
+        (
+            fault.node_gone,
+            Decision("replace_node", "the node is gone; a spare takes its ranks, else a new node"),
+        ),
+        (
+            fault.action == "replace_node" and bool(fault.node),
+            Decision("replace_node", f"{fault.rule or fault.category} is sure: no restart cures it"),
+        ),
+        (
+            fault.action == "fail_job" and early,
+            Decision("fail_job", "it fails before its first step; restarting changes neither code nor data"),
+        ),
+        (
+            fault.consequence,
+            Decision(
+                "restart_in_place", "it only lost its peers; nobody is blamed before the first is known"
+            ),
+        ),
+    )
+    return next((decision for holds, decision in known if holds), None)
+
+
+def _by_node(turn: Turn, fault: Fault) -> Decision:
+    node, weight = fault.node, WEIGHTS.get(fault.cause, 0.0)
+    if fault.blames_node and weight:
+        lemon = lemon_reason(turn, node)
+        if lemon:
+            return Decision("replace_node", lemon)
+        if blame_of(turn, node) + weight > turn.policy.node_blame_limit:
+            return Decision("replace_node", f"{node} failed repeatedly; a restart is not trusted to cure it")
+        if _container_helps(turn, fault):
+            return Decision("restart_container", f"a restart of its processes did not cure {node}")
+    return Decision("restart_in_place", "restarting the processes on the same nodes is the cheapest cure")
+
+
+def _container_helps(turn: Turn, fault: Fault) -> bool:
+    """A node's second such fault in a row; never twice within `container_restart_s`."""
+    last = turn.record.container_restarts.get(fault.node)
+    allowed = last is None or turn.now - last >= turn.policy.container_restart_s
+    return allowed and fault.cause in _CONTAINER_CURES and blame_of(turn, fault.node) >= 0.5

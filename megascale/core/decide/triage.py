@@ -1,0 +1,132 @@
+"""Who holds up the others: ranks suspects of a stall from what every rank was doing."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from megascale.core.contract.events import RankEvidence
+
+_STATES: Final = {
+    "T": "is stopped by a signal",
+    "t": "is stopped by a debugger",
+    "Z": "is a zombie",
+    "": "has no process",
+}
+
+
+class _Group(NamedTuple):
+    stage: int
+    state: str
+    step: int
+    phase: str
+    collectives: int
+
+
+_Groups = dict[_Group, list[tuple[str, RankEvidence]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """A rank (None: a whole node) that may hold up the job; `sure` = enough to act at once."""
+
+    node: str
+    rank: int | None
+    why: str
+    sure: bool
+
+
+def suspects(
+    evidence: Mapping[str, Sequence[RankEvidence]], *, ranks: int = 0, stages: int = 1
+) -> list[Suspect]:
+    """Suspects, surest first; empty = inconclusive.
+
+    A stopped or missing process is positive evidence. So is a rank that entered fewer collectives than all
+    others of its pipeline stage: they wait for it inside one it never reached (MegaScale 5: the silent rank
+    is the suspect). A rank in uninterruptible sleep or in another phase than the majority is named, but not
+    sure.
+
+    Args:
+        ranks, stages: size of the job and number of its pipeline stages, whose ranks are consecutive.
+    """
+    groups = _alike(evidence, max(ranks, 1), stages)
+    if not groups:
+        return []
+    named: dict[int, Suspect] = {}
+    for group, members in groups.items():
+        if group.state in _STATES:
+            for node, rank in members:
+                why = f"rank {rank.rank} {_STATES[group.state]}"
+                named[rank.rank] = Suspect(node, rank.rank, why, sure=True)
+    by_stage: dict[int, _Groups] = defaultdict(dict)
+    for group, members in groups.items():
+        by_stage[group.stage][group] = members
+    for suspect in (*(s for peers in by_stage.values() for s in _behind(peers)), *_elsewhere(groups)):
+        if suspect.rank is not None:
+            named.setdefault(suspect.rank, suspect)
+    return sorted(named.values(), key=lambda s: (not s.sure, s.rank))
+
+
+def _alike(evidence: Mapping[str, Sequence[RankEvidence]], ranks: int, stages: int) -> _Groups:
+    """Ranks by what they were found doing: thousands of ranks make a handful of groups."""
+    groups: dict[tuple[int, str, int, str, int], list[tuple[str, RankEvidence]]] = defaultdict(list)
+    for node, found in evidence.items():
+        for rank in found:
+            stage = rank.rank * stages // ranks if stages > 1 else 0
+            key = stage, rank.process_state, rank.step, rank.phase, rank.collectives
+            groups[key].append((node, rank))
+    return {_Group(*key): members for key, members in groups.items()}
+
+
+def _behind(peers: _Groups) -> list[Suspect]:
+    """Ranks of one stage that entered fewer collectives; two peers that differ do not tell who is right."""
+    counts: Counter[int] = Counter()
+    for group, members in peers.items():
+        if group.collectives >= 0:
+            counts[group.collectives] += len(members)
+    if len(counts) < 2:
+        return []
+    most, least = max(counts), min(counts)
+    if counts[least] * 2 > counts.total():
+        return []
+    behind = [each for group, members in peers.items() if group.collectives == least for each in members]
+    sure = len(counts) == 2 and len({node for node, _ in behind}) == 1
+    return [
+        Suspect(
+            node,
+            rank.rank,
+            f"rank {rank.rank} entered {rank.collectives} collectives, others {most}",
+            sure=sure,
+        )
+        for node, rank in behind
+    ]
+
+
+def _elsewhere(groups: _Groups) -> list[Suspect]:
+    found = [
+        Suspect(
+            node, rank.rank, f"rank {rank.rank} sleeps uninterruptibly (driver or file system)", sure=False
+        )
+        for group, members in groups.items()
+        if group.state == "D"
+        for node, rank in members
+    ]
+    phases: Counter[tuple[int, str]] = Counter()
+    for group, members in groups.items():
+        phases[group.step, group.phase] += len(members)
+    (common, count), *_ = phases.most_common(1)
+    if count * 2 > phases.total():
+        found += [
+            Suspect(
+                node,
+                rank.rank,
+                f"rank {rank.rank} is in {rank.phase} of step {rank.step + 1}, most in {common[1]}",
+                sure=False,
+            )
+            for group, members in groups.items()
+            if (group.step, group.phase) != common
+            for node, rank in members
+        ]
+    return found

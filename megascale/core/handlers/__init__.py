@@ -1,0 +1,1 @@
+"""One handler per event: it updates the state, asks `decide`, and acts."""

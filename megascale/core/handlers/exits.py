@@ -1,0 +1,166 @@
+"""What an ended rank process means."""
+
+from __future__ import annotations
+
+import signal
+from typing import Final
+
+from megascale.core.act.lifecycle import stop
+from megascale.core.act.recovery import reattribute, respond
+from megascale.core.contract.events import RankExited
+from megascale.core.contract.lineage import Commit
+from megascale.core.decide.attribution import EXPLAINABLE, MACHINE, explained
+from megascale.core.rules import BUILTIN, RuleSet, Verdict, classify_text
+from megascale.core.state.context import Turn
+from megascale.core.state.incidents import Fault
+from megascale.core.state.record import Plan, Stage
+
+EXIT_COMPLETED: Final = 0
+EXIT_SAVED_AND_LEFT: Final = 76
+_RULES: Final = RuleSet(BUILTIN)
+_ECHOES: Final = (
+    "connection closed by peer",
+    "connection reset by peer",
+    "connection refused",
+    "broken pipe",
+    "gloo",
+    "nccl",
+)
+_ECHO_TYPES: Final = frozenset(
+    {"DistBackendError", "DistNetworkError", "DistStoreError", "ConnectionResetError", "BrokenPipeError"}
+)
+
+
+def on_exited(turn: Turn, event: RankExited) -> None:
+    """Count good ends; take the first bad one as the fault and later ones as its echoes."""
+    record = turn.record
+    if event.attempt != record.attempt or turn.node(event.node, event.incarnation) is None:
+        return
+    if record.stage is Stage.STOPPING:
+        _maybe_reattribute(turn, event)
+        return
+    if not turn.ranks_active() or event.rank in turn.live.exits:
+        return
+    if event.exit_code in (EXIT_COMPLETED, EXIT_SAVED_AND_LEFT):
+        _left(turn, event.rank, event.exit_code)
+    else:
+        respond(turn, fault_of(event))
+
+
+def _left(turn: Turn, rank: int, exit_code: int) -> None:
+    """A good end; the others have to follow."""
+    record, exits = turn.record, turn.live.exits
+    if not exits:
+        turn.clear_deadline("hang")
+        turn.set_deadline("leaving", turn.policy.startup_s)
+    exits[rank] = exit_code
+    if len(exits) < record.ranks:
+        return
+    if all(code == EXIT_COMPLETED for code in exits.values()):
+        done = (
+            f"all {turn.policy.steps} steps are done" if turn.policy.reports_steps else "all ranks ended well"
+        )
+        stop(turn, Plan("finish", done, "completed"))
+    elif record.plan is not None:
+        stop(turn, record.plan)
+    else:
+        _left_unasked(turn)
+
+
+def _left_unasked(turn: Turn) -> None:
+    """Ranks saved and left on their own, as orphans do; doing so without having worked is a fault."""
+    resumed = turn.record.lineage.get(turn.record.attempt)
+    reason = "ranks saved and left without being asked"
+    if turn.live.step > (resumed.step if resumed else 0):
+        stop(turn, Plan("relaunch", reason))
+    else:
+        respond(turn, Fault("crash", f"{reason}, and without a step", at=turn.now))
+
+
+def on_leaving_overdue(turn: Turn) -> None:
+    """Some ranks ended well long ago, others never did."""
+    ended = len(turn.live.exits)
+    reason = (
+        f"{ended} of {turn.record.ranks} ranks ended, the others did not within {turn.policy.startup_s:g} s"
+    )
+    respond(turn, Fault("hang", reason, at=turn.now))
+
+
+def _maybe_reattribute(turn: Turn, event: RankExited) -> None:
+    incident = turn.record.incident
+    if incident is None or event.exit_code in (EXIT_COMPLETED, EXIT_SAVED_AND_LEFT):
+        return
+    if not incident.consequence or incident.cause not in EXPLAINABLE:
+        return
+    fault = explained(turn, fault_of(event))
+    if not fault.consequence:
+        reattribute(turn, fault)
+
+
+def _damaged(event: RankExited) -> tuple[Commit, ...] | None:
+    """The commit that the rank found damaged; None = it did not say which."""
+    step, attempt = event.error_detail.get("step"), event.error_detail.get("attempt")
+    return (Commit(step, attempt),) if isinstance(step, int) and isinstance(attempt, int) else None
+
+
+def fault_of(event: RankExited) -> Fault:
+    """Name the cause of a bad end from its signal, its last words and what the rules say of them."""
+    where = f"rank {event.rank} on {event.node}"
+    text = (event.error_message or (event.tail[-1] if event.tail else "")).strip()
+    verdict = _verdict(event)
+    echo = _is_echo(event, text, verdict)
+    commits: tuple[Commit, ...] | None = None
+    if event.signal is not None:
+        cause, reason = "crash", f"{where} was killed by {_signal_name(event.signal)}"
+    elif event.error_type == "CheckpointCorruptError":
+        cause, reason, commits = "checkpoint_corrupt", f"{where}: {_first_line(text)}", _damaged(event)
+    elif echo:
+        cause, reason = "crash", f"{where} lost its peers: {_first_line(text)}"
+    elif verdict.category in MACHINE and verdict.action in ("restart", "replace_node"):
+        cause, reason = "hardware", f"{where}: {_first_line(verdict.line or text)}"
+    elif event.error_type:
+        cause, reason = "user_code", f"{where} raised {event.error_type}: {_first_line(text)}"
+    else:
+        said = f": {_first_line(verdict.line)}" if verdict.action == "fail_job" else ""
+        cause, reason = "crash", f"{where} exited with code {event.exit_code}{said}"
+    return Fault(
+        cause,
+        reason,
+        node=event.node,
+        rank=event.rank,
+        at=event.at,
+        source="injected" if event.injected else "observed",
+        consequence=echo,
+        evidence=event.tail[-3:],
+        action="" if event.signal is not None else verdict.action,
+        rule=verdict.rule or "",
+        category=verdict.category,
+        error_type=event.error_type,
+        commits=commits,
+    )
+
+
+def _verdict(event: RankExited) -> Verdict:
+    words = f"{event.error_type}: {event.error_message}" if event.error_type else event.error_message
+    return classify_text("\n".join((*event.tail, words)), _RULES, node=event.node)
+
+
+def _is_echo(event: RankExited, text: str, verdict: Verdict) -> bool:
+    """Whether the rank may only have lost its peers; watchdogs abort, and their log says so."""
+    if event.signal is not None:
+        return event.signal == signal.SIGABRT and verdict.scope == "consequence"
+    if event.error_type == "CheckpointCorruptError":
+        return False
+    told = event.error_type in _ECHO_TYPES or any(word in text.lower() for word in _ECHOES)
+    return told or verdict.scope == "consequence"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _first_line(text: str) -> str:
+    return text.splitlines()[0][:300] if text else "no message"

@@ -1,0 +1,128 @@
+"""Incidents: one record from the fault to the first good step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megascale.core.contract.lineage import Commit
+from megascale.core.state.context import Turn
+from megascale.core.state.goodput import GoodputPhase
+from megascale.core.state.record import INCIDENTS_KEPT, TEXT_KEPT, Incident, Stage, StageTime
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What went wrong, before anything is decided.
+
+    Attributes:
+        at: when it happened; `source` says how that is known: observed, estimated or injected.
+        node_gone: the node cannot be used any more, whatever is decided.
+        consequence: may well be an echo of another rank's fault (a broken collective).
+        action, rule, category: what the rules say of the event or log line behind it, "" = nothing.
+        error_type: of the rank's last words.
+        commits: checkpoints that are no longer trusted; None = if it comes to a roll-back, the newest.
+    """
+
+    cause: str
+    reason: str
+    node: str = ""
+    rank: int | None = None
+    at: float = 0.0
+    source: str = "observed"
+    node_gone: bool = False
+    consequence: bool = False
+    evidence: tuple[str, ...] = ()
+    action: str = ""
+    rule: str = ""
+    category: str = ""
+    error_type: str = ""
+    commits: tuple[Commit, ...] | None = None
+
+    @property
+    def blames_node(self) -> bool:
+        """Whether it speaks against the node: echoes and network faults do not, their origin may be a peer.
+
+        A failing disk shows on the same node again; a file system that all share fails on a node at random.
+        """
+        return bool(self.node) and not self.consequence and self.category != "network"
+
+
+def open_incident(turn: Turn, fault: Fault) -> Incident:
+    """A new incident; an open one was interrupted by it, but a stall under diagnosis was its first sign."""
+    record = turn.record
+    if record.stage is Stage.DIAGNOSING and record.incident and record.incident.cause == "hang":
+        relabel(record.incident, fault)
+        record.ledger.switch(GoodputPhase.RECOVERY, turn.now, cause=fault.cause, node=fault.node)
+        return record.incident
+    close_incident(turn, f"interrupted by i-{record.next_incident}")
+    record.incident = _new(turn, fault)
+    _charge_detection(turn, record.incident)
+    return record.incident
+
+
+def note_aside(turn: Turn, fault: Fault, action: str, decision: str) -> Incident:
+    """An incident that did not interrupt training: it goes straight to the history."""
+    incident = _new(turn, fault)
+    incident.action, incident.decision = action, decision
+    incident.mark("decided", turn.now)
+    incident.close("training was not interrupted")
+    _archive(turn, incident)
+    return incident
+
+
+def relabel(incident: Incident, fault: Fault) -> None:
+    """The incident turned out to be `fault`."""
+    incident.add_evidence(f"first seen as: {incident.reason}")
+    incident.cause, incident.reason = fault.cause, fault.reason[:TEXT_KEPT]
+    incident.consequence = fault.consequence
+    incident.node, incident.rank = fault.node, fault.rank
+    if fault.at and fault.at < incident.stages["detected"].at:
+        incident.stages["fault"] = StageTime(fault.at, fault.source)
+    for line in fault.evidence:
+        incident.add_evidence(line)
+
+
+def close_incident(turn: Turn, outcome: str) -> None:
+    """Move the open incident, if any, to the history."""
+    incident = turn.record.incident
+    if incident is None:
+        return
+    incident.close(outcome)
+    turn.record.incident = None
+    _archive(turn, incident)
+
+
+def _archive(turn: Turn, incident: Incident) -> None:
+    turn.record.incidents.append(incident)
+    del turn.record.incidents[:-INCIDENTS_KEPT]
+
+
+def _new(turn: Turn, fault: Fault) -> Incident:
+    record = turn.record
+    incident = Incident(
+        id=f"i-{record.next_incident}",
+        cause=fault.cause,
+        reason=fault.reason[:TEXT_KEPT],
+        node=fault.node,
+        rank=fault.rank,
+        attempt=record.attempt,
+        fault_step=turn.live.step,
+        consequence=fault.consequence,
+    )
+    record.next_incident += 1
+    incident.mark("fault", min(fault.at or turn.now, turn.now), fault.source)
+    incident.mark("detected", turn.now)
+    for line in fault.evidence:
+        incident.add_evidence(line)
+    return incident
+
+
+def _charge_detection(turn: Turn, incident: Incident) -> None:
+    """The time since the fault was not productive; node clocks may be off, so only this phase counts."""
+    ledger = turn.record.ledger
+    ledger.charge(turn.now)
+    if ledger.phase is GoodputPhase.PRODUCTIVE:
+        unseen_s = turn.now - max(incident.stages["fault"].at, ledger.began)
+        ledger.blame(incident.cause, incident.node)
+        ledger.move(GoodputPhase.PRODUCTIVE, GoodputPhase.DETECTION, unseen_s)
+    ledger.switch(GoodputPhase.RECOVERY, turn.now, cause=incident.cause, node=incident.node)

@@ -1,0 +1,356 @@
+"""What the core knows. `Record` survives a driver restart; `Live` is learnt again from the agents."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from megascale.core.contract.codec import Json
+from megascale.core.contract.events import RankEvidence
+from megascale.core.contract.lineage import Commit
+from megascale.core.contract.policy import Policy
+from megascale.core.rules import Hit
+from megascale.core.state.goodput import Ledger
+from megascale.core.state.hang import PhaseBoard, StepClock
+from megascale.core.stats.spikes import DecayDetector, SpikeDetector
+
+if TYPE_CHECKING:
+    from megascale.core.stats.online import StragglerDetector, Suspicion
+
+INCIDENTS_KEPT: Final = 20
+COMMITS_KEPT: Final = 32
+LINEAGE_KEPT: Final = 64
+EVIDENCE_KEPT: Final = 12
+EVIDENCE_KEPT_CLOSED: Final = 3
+TEXT_KEPT: Final = 240
+_PACE_DROP: Final = 0.05
+TEXT_KEPT_CLOSED: Final = 110
+
+
+class Stage(enum.StrEnum):
+    """Where the job stands. Every stage but FINISHED has an event or a deadline that leaves it."""
+
+    ASSEMBLING = "assembling"
+    LAUNCHING = "launching"
+    RUNNING = "running"
+    DIAGNOSING = "diagnosing"
+    SAVING = "saving"
+    STOPPING = "stopping"
+    SUSPENDED = "suspended"
+    FINISHED = "finished"
+
+
+class NodeStatus(enum.StrEnum):
+    """UNKNOWN is a status of its own: a node not heard of since the driver started is not healthy."""
+
+    UNKNOWN = "unknown"
+    READY = "ready"
+    SUSPECT = "suspect"
+    GONE = "gone"
+
+
+@dataclass(slots=True)
+class Node:
+    """An agent's place.
+
+    Attributes:
+        heard_until: its last own beat; absent: summarised reports leave it out.
+        look_at: when its silence is judged next; an earlier entry in `Live.silence` is stale.
+        released: it was given back to the fleet.
+    """
+
+    incarnation: str
+    status: NodeStatus
+    heard_until: float
+    labels: dict[str, str] = field(default_factory=dict)
+    absent: bool = False
+    look_at: float = 0.0
+    released: bool = False
+
+
+@dataclass(slots=True)
+class Blame:
+    """Decaying blame of a node: `score` as of `at`, halved every `Policy.blame_half_life_s`."""
+
+    score: float
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Exclusion:
+    """Why this job does not use a node ("" when long ago: the event log has it).
+
+    Attributes:
+        retired: passing the checks does not bring it back, only a person does.
+    """
+
+    reason: str
+    incident: str
+    at: float
+    retired: bool = False
+
+
+@dataclass(slots=True)
+class StageTime:
+    """When a stage of an incident was reached; `source`: observed, estimated or injected."""
+
+    at: float
+    source: str = "observed"
+
+
+@dataclass(slots=True)
+class Incident:
+    """One record from the fault to the first good step.
+
+    Attributes:
+        cause: crash, user_code, hang, node_lost, hardware, straggler, numerics, checkpoint_corrupt,
+            launch_failed, manual, planned.
+        action: restart_in_place, restart_container, replace_node, roll_back, shrink, fail_job, none
+        stages: fault, detected, decided, stopped, launched, groups, loaded, firstStep, backToSpeed.
+        fault_step: newest step before the fault; outcome: "" while open.
+        consequence: may be an echo of a fault not seen yet.
+    """
+
+    id: str
+    cause: str
+    reason: str
+    node: str = ""
+    rank: int | None = None
+    action: str = ""
+    decision: str = ""
+    attempt: int = 0
+    fault_step: int = 0
+    consequence: bool = False
+    evidence: list[str] = field(default_factory=list)
+    stages: dict[str, StageTime] = field(default_factory=dict)
+    outcome: str = ""
+
+    def mark(self, stage: str, at: float, source: str = "observed") -> None:
+        """Note when `stage` was reached; the first time counts."""
+        self.stages.setdefault(stage, StageTime(at, source))
+
+    def add_evidence(self, line: str) -> None:
+        """Keep a line once, bounded in number and length."""
+        line = line[:TEXT_KEPT]
+        if len(self.evidence) < EVIDENCE_KEPT and line not in self.evidence:
+            self.evidence.append(line)
+
+    def close(self, outcome: str) -> None:
+        """The history keeps less than an open incident: the event log has it all."""
+        self.outcome = outcome
+        self.reason = self.reason[: 2 * TEXT_KEPT_CLOSED]
+        self.decision = self.decision[:TEXT_KEPT_CLOSED]
+        self.evidence = [line[:TEXT_KEPT_CLOSED] for line in self.evidence[:EVIDENCE_KEPT_CLOSED]]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What follows once the ranks are stopped: relaunch, suspend, or finish with `state` and `reason`."""
+
+    then: str
+    reason: str
+    state: str = ""
+
+    @property
+    def asked_for(self) -> bool:
+        """A person's or the manifest's wish, which no fault overrules."""
+        return self.then == "suspend" or self.state in ("stopped", "completed")
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """An effect that was not answered yet, as JSON.
+
+    Attributes:
+        without: the effect's `nodes` are the assignment without these; None = `data` has them, if any.
+    """
+
+    kind: str
+    data: dict[str, Json]
+    without: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A node that was lost while it held ranks; `domain`: its part of the network, "" = not known."""
+
+    domain: str
+    at: float
+    reason: str
+
+
+@dataclass(slots=True)
+class Spec:
+    """Which revision of the manifest the ranks run, which waits, and which to fall back to.
+
+    Attributes:
+        step: best step of the job when `running` was applied.
+        before: the policy to fall back to.
+    """
+
+    running: str = ""
+    waiting: str = ""
+    previous: str = ""
+    step: int = 0
+    before: Policy | None = None
+
+
+@dataclass(slots=True)
+class Saves:
+    """What saving cost in this job: number of saves, seconds the slowest rank was blocked."""
+
+    count: int = 0
+    stall_s: float = 0.0
+
+
+@dataclass(slots=True)
+class Record:
+    """The job record's part of the state (contracts 7).
+
+    Attributes:
+        tainted: attempt -> step from which on its checkpoints may hold wrong numbers.
+        memory_from: snapshots in memory of attempts before this one are not restored any more.
+        tier: where the current attempt restored from; ranks: how many it has.
+        spares: nodes that held no ranks when the record was written.
+        lost: nodes lost since the last launch, not used before it is settled whether they are to blame.
+        shared: network domains that lost many nodes at once, and when.
+        history: times of the incidents a node was blamed for.
+        draining: nodes that will go away soon, and why.
+        refused: bad nodes that automation may not take out, and when a person was told.
+        waiting_since: since when a launch waits for nodes, 0.0 = it does not.
+        failures_in_row, failures_at_step: without a new step; of these, at the same step `failed_step`.
+        failures: faults charged to a budget over the job's life.
+        shadowed: by detector, how often it would have acted.
+        anomaly_step: step of the last jump of the loss that was acted on.
+        roll_backs: when wrong numbers led to one since a node was last found to compute them, newest last.
+    """
+
+    term: int = 0
+    attempt: int = 0
+    stage: Stage = Stage.ASSEMBLING
+    plan: Plan | None = None
+    lineage: dict[int, Commit | None] = field(default_factory=dict)
+    commits: list[Commit] = field(default_factory=list)
+    distrusted: list[Commit] = field(default_factory=list)
+    tainted: dict[int, int] = field(default_factory=dict)
+    memory_from: int = 0
+    assignment: tuple[str, ...] = ()
+    tier: str = "durable"
+    ranks: int = 0
+    spares: tuple[str, ...] = ()
+    excluded: dict[str, Exclusion] = field(default_factory=dict)
+    exclusion_times: list[float] = field(default_factory=list)
+    lost: dict[str, Loss] = field(default_factory=dict)
+    shared: dict[str, float] = field(default_factory=dict)
+    blame: dict[str, Blame] = field(default_factory=dict)
+    history: dict[str, list[float]] = field(default_factory=dict)
+    draining: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, float] = field(default_factory=dict)
+    container_restarts: dict[str, float] = field(default_factory=dict)
+    restarts: dict[str, int] = field(default_factory=dict)
+    failures: int = 0
+    failures_in_row: int = 0
+    failures_at_step: int = 0
+    failed_step: int = -1
+    best_step: int = 0
+    clock: StepClock = field(default_factory=StepClock)
+    saves: Saves = field(default_factory=Saves)
+    spec: Spec = field(default_factory=Spec)
+    incident: Incident | None = None
+    incidents: list[Incident] = field(default_factory=list)
+    pending: dict[str, Pending] = field(default_factory=dict)
+    deadlines: dict[str, float] = field(default_factory=dict)
+    next_effect: int = 1
+    next_incident: int = 1
+    outstanding: int = 0
+    refusals: int = 0
+    waiting_since: float = 0.0
+    suspended_by_spec: bool = False
+    shadowed: dict[str, int] = field(default_factory=dict)
+    anomaly_step: int = -1
+    roll_backs: list[float] = field(default_factory=list)
+    finish_state: str = ""
+    finish_reason: str = ""
+    ledger: Ledger = field(default_factory=Ledger)
+
+
+@dataclass(slots=True)
+class Milestones:
+    """Progress of the current launch over its nodes: who has passed, and the latest time."""
+
+    groups: set[str] = field(default_factory=set)
+    loaded: set[str] = field(default_factory=set)
+    first_step: set[str] = field(default_factory=set)
+    groups_at: float = 0.0
+    loaded_at: float = 0.0
+    first_step_at: float = 0.0
+
+
+@dataclass(slots=True)
+class NumericsWatch:
+    """Loss and gradient norm of this attempt.
+
+    Attributes:
+        step: judged up to here; good_step: newest step with normal values.
+        kind, count, reason: the anomaly under way and over how many steps it was seen.
+    """
+
+    loss: SpikeDetector = field(default_factory=lambda: SpikeDetector("loss"))
+    grad_norm: SpikeDetector = field(default_factory=lambda: SpikeDetector("gradient norm", sigmas=0.0))
+    step: int = 0
+    good_step: int = 0
+    kind: str = ""
+    count: int = 0
+    reason: str = ""
+
+
+def pace_detector() -> DecayDetector:
+    """Watches the steps per second of attempts of one size."""
+    return DecayDetector("steps per second", drop=_PACE_DROP)
+
+
+@dataclass(slots=True)
+class Live:
+    """What the agents tell; empty after a driver restart.
+
+    Attributes:
+        silence: heap of (when to judge, node); absent: nodes that summarised reports leave out.
+        cut_off_until: most nodes are silent, and until then it is not believed.
+        pace: (step, productive seconds when it was completed), newest last.
+        unpriced: what the last restart lost is not known before the first step that follows it.
+        stall_s: time the slowest rank was blocked by saves in this attempt; snapshot_s: by snapshots alone.
+        snapshots: node -> the newest snapshots that all its ranks hold in memory, oldest first.
+        evidence_id: the CollectEvidence that is being answered; asked: the nodes it is for.
+        signals: recent hardware events and log lines that may explain a fault.
+        probes: Probe effects that are to confirm a straggler.
+        assigned: the assignment, and the same as a set.
+    """
+
+    nodes: dict[str, Node] = field(default_factory=dict)
+    silence: list[tuple[float, str]] = field(default_factory=list)
+    absent: set[str] = field(default_factory=set)
+    quiet_until: float = 0.0
+    heard_all_at: float = 0.0
+    cut_off_until: float = 0.0
+    step: int = 0
+    reported_at: float = 0.0
+    progress_at: float = 0.0
+    phase: str = "startup"
+    phases: PhaseBoard = field(default_factory=PhaseBoard)
+    pace: list[tuple[int, float]] = field(default_factory=list)
+    unpriced: bool = False
+    milestones: Milestones = field(default_factory=Milestones)
+    exits: dict[int, int] = field(default_factory=dict)
+    stall_s: float = 0.0
+    snapshot_s: float = 0.0
+    snapshots: dict[str, tuple[Commit, ...]] = field(default_factory=dict)
+    evidence_id: str = ""
+    asked: frozenset[str] = frozenset()
+    evidence: dict[str, tuple[RankEvidence, ...]] = field(default_factory=dict)
+    signals: list[Hit] = field(default_factory=list)
+    numerics: NumericsWatch = field(default_factory=NumericsWatch)
+    speed: DecayDetector = field(default_factory=pace_detector)
+    stragglers: StragglerDetector | None = None
+    probes: dict[str, Suspicion] = field(default_factory=dict)
+    assigned: tuple[tuple[str, ...], frozenset[str]] = ((), frozenset())
