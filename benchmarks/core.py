@@ -81,7 +81,7 @@ def measure(nodes: int) -> dict[str, Any]:
     tracemalloc.stop()
     rows: dict[str, Any] = {"nodes": nodes, "ranks": nodes * RANKS, "bytesPerNode": round(held / nodes)}
 
-    def beats() -> int:
+    def heartbeats() -> int:
         for number in range(_ROUNDS):
             at = NOW + 10 + 2.0 * number
             for report in batches[number]:
@@ -89,7 +89,7 @@ def measure(nodes: int) -> dict[str, Any]:
         return _ROUNDS * nodes
 
     batches = [_reports(nodes, 2 + n // 3, NOW + 10 + 2.0 * n) for n in range(_ROUNDS)]
-    done, spent = _timed(beats)
+    done, spent = _timed(heartbeats)
     rows["beatsPerSecond"] = round(done / spent)
     rows["ranksPerSecond"] = round(done * RANKS / spent)
 

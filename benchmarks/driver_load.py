@@ -1,4 +1,4 @@
-"""CPU and memory of one driver with 1,536 nodes x 8 ranks over TLS, beats at 5 s.
+"""CPU and memory of one driver with 1,536 nodes x 8 ranks over TLS, heartbeats at 5 s.
 
     python benchmarks/driver_load.py [--nodes 1536] [--seconds 60]
 
@@ -27,10 +27,10 @@ import grpc
 import psutil
 from report import write_result
 
-from megascale.agent.place import Place
+from megascale.agent.config import AgentConfig
 from megascale.driver.driver import Driver
 from megascale.driver.listener import LocalListener, bind
-from megascale.driver.plug import Plugs
+from megascale.driver.ports import DriverPorts
 from megascale.driver.record import LocalRecord
 from megascale.driver.store_log import StoreLog
 from megascale.fleet.base import Health, SlotEvent
@@ -39,7 +39,7 @@ from megascale.observe.rundir import RunDir
 from megascale.rpc.connect import Trust, read_address
 
 _ROOT = Path(__file__).parents[1]
-RANKS, BEAT_S, STEP_S, NAME = 8, 5, 6.3, "driver.load.megascale"
+RANKS, HEARTBEAT_S, STEP_S, NAME = 8, 5, 6.3, "driver.load.megascale"
 
 
 class _NoFleet:
@@ -87,7 +87,7 @@ def _manifest(nodes: int) -> str:
                 "spareNodes": 0,
                 "steps": 10**6,
                 "runtime": {"command": {"args": ["python", "none.py"]}},
-                "health": {"heartbeatSeconds": BEAT_S},
+                "health": {"heartbeatSeconds": HEARTBEAT_S},
             },
         }
     )
@@ -104,13 +104,13 @@ async def _serve(folder: Path) -> None:
     run = RunDir(folder)
     listener = _TlsListener(run, key.private_pem, certificate.encode())
     log = StoreLog(str(folder / "store"))
-    plugs = Plugs(LocalRecord(run, "load"), _NoFleet(), listener, log)
-    driver = await Driver.take_over(run, load_job(run.job_file), plugs)
+    ports = DriverPorts(LocalRecord(run, "load"), _NoFleet(), listener, log)
+    driver = await Driver.take_over(run, load_job(run.job_file), ports)
 
     async def tell() -> None:
         while True:
             await asyncio.sleep(1.0)
-            (folder / "stage").write_text(str(driver.core.record.stage))
+            (folder / "stage").write_text(str(driver.core.record.state))
 
     telling = asyncio.create_task(tell())
     await driver.run()
@@ -128,8 +128,8 @@ async def _play(folder: Path, nodes: int) -> None:
     agents = []
     for number in range(nodes):
         files = (run.job_file, run.driver_file, run.token_file)
-        place = Place(run, f"node-{number}", *files, trust=trust)
-        agents.append(asyncio.create_task(SimulatedAgent(place, world, RANKS, BEAT_S).run()))
+        config = AgentConfig(run, f"node-{number}", *files, trust=trust)
+        agents.append(asyncio.create_task(SimulatedAgent(config, world, RANKS, HEARTBEAT_S).run()))
         if number % 32 == 31:
             await asyncio.sleep(0.1)
     await asyncio.gather(*agents)
@@ -157,7 +157,7 @@ def _measure(folder: Path, nodes: int, seconds: float) -> dict[str, Any]:
         stage = folder / "stage"
         _until(lambda: stage.exists() and stage.read_text() == "running", 600.0, "all nodes in training")
         joined_s = time.monotonic() - began
-        time.sleep(2 * BEAT_S)
+        time.sleep(2 * HEARTBEAT_S)
         process = psutil.Process(driver.pid)
         log = folder / "store" / "events" / "1.jsonl"
         before, size, start = process.cpu_times(), log.stat().st_size, time.monotonic()
@@ -176,9 +176,9 @@ def _measure(folder: Path, nodes: int, seconds: float) -> dict[str, Any]:
         "nodes": nodes,
         "ranks": nodes * RANKS,
         "TLS connections": connections,
-        "beats a second": round(nodes / BEAT_S, 1),
+        "heartbeats a second": round(nodes / HEARTBEAT_S, 1),
         "driver CPU, share of a core": f"{spent / wall:.1%}",
-        "driver CPU a beat": f"{spent / wall / (nodes / BEAT_S) * 1e6:.0f} us",
+        "driver CPU a heartbeat": f"{spent / wall / (nodes / HEARTBEAT_S) * 1e6:.0f} us",
         "driver memory": f"{memory:.0f} MiB",
         "event log": f"{logged:.0f} KiB/s",
         "load average of the machine": f"{os.getloadavg()[0]:.0f}",

@@ -3,7 +3,7 @@
     python benchmarks/simulate.py [--seeds 8] [--quick]
 
 Four tables: CPU seconds and memory of 12,288 GPUs for 54 days; how the cost grows with days, nodes and
-faults; the reference result at 1x, 2x and 4x of every stage duration and against other policies, with 95%
+faults; the reference result at 1x, 2x and 4x of every duration and against other policies, with 95%
 intervals over seeds; published figures beside simulated ones (three seeds). CPU seconds, not wall time, so
 that other work on the machine counts little.
 Writes `benchmarks/results/simulate-<date>.md`.

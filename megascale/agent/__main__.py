@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from megascale.agent.agent import Agent
-from megascale.agent.place import KERNEL_LOG, Place
+from megascale.agent.config import KERNEL_LOG, AgentConfig
 from megascale.errors import MegascaleError
 from megascale.rpc.connect import Trust
 
@@ -35,11 +35,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def place_of(arguments: argparse.Namespace) -> Place:
+def config_of(arguments: argparse.Namespace) -> AgentConfig:
     """The place that the command line describes."""
-    local = Place.local(arguments.run_dir, arguments.node)
+    local = AgentConfig.local(arguments.run_dir, arguments.node)
     ca_file: Path | None = arguments.ca_file
-    return Place(
+    return AgentConfig(
         run=local.run,
         node=local.node,
         job_file=arguments.job_file or local.job_file,
@@ -54,15 +54,15 @@ def place_of(arguments: argparse.Namespace) -> Place:
     )
 
 
-async def _serve(place: Place) -> int:
-    return await Agent(place).run()
+async def _serve(config: AgentConfig) -> int:
+    return await Agent(config).run()
 
 
 def main() -> int:
     """Returns the exit code."""
-    place = place_of(_parser().parse_args())
+    config = config_of(_parser().parse_args())
     try:
-        return asyncio.run(_serve(place))
+        return asyncio.run(_serve(config))
     except MegascaleError as error:
         sys.stderr.write(f"agent: {error}\n")
         return error.exit_code

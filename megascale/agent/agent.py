@@ -13,16 +13,16 @@ import time
 from collections.abc import Coroutine
 from typing import Any, Final
 
-from megascale.agent.keeper import Keeper
+from megascale.agent.config import AgentConfig
+from megascale.agent.gemm_benchmark import node_speed
 from megascale.agent.kernel_log import KernelLog
-from megascale.agent.link import Link, beat_is_due
-from megascale.agent.place import Place
+from megascale.agent.link import Link, heartbeat_is_due
+from megascale.agent.log_uploader import LogUploader
 from megascale.agent.processes import become_subreaper
 from megascale.agent.ranks import Ranks
 from megascale.agent.reaper import Reaper
 from megascale.agent.segments import PERIOD_S
 from megascale.agent.selfcheck import wrong_numbers
-from megascale.agent.speed import node_speed
 from megascale.agent.zygote_client import Zygote, ZygoteError
 from megascale.checkpoint.snapshot_folders import remove_folders
 from megascale.errors import MegascaleError
@@ -40,13 +40,13 @@ RESTART_ME: Final = 75
 class Agent:
     """Runs until the driver lets it go, SIGTERM, or nobody has been in charge for `orphanSeconds`."""
 
-    def __init__(self, place: Place) -> None:
-        self._place, self._node = place, place.node
+    def __init__(self, config: AgentConfig) -> None:
+        self._config, self._node = config, config.node
         self._incarnation = secrets.token_hex(4)
-        self._job = load_job(place.job_file)
+        self._job = load_job(config.job_file)
         self._zygote = Zygote(engine=self._job.spec.runtime.megatron is not None)
-        self._ranks = Ranks(place, self._zygote, self._on_exit)
-        self._link = Link(place, self._greeting, self._obey)
+        self._ranks = Ranks(config, self._zygote, self._on_exit)
+        self._link = Link(config, self._hello_messages, self._handle_command)
         self._report_s = float(self._job.spec.health.heartbeat_seconds)
         self._leaving = asyncio.Event()
         self._ending: pb.HardwareEvent | None = None
@@ -54,12 +54,12 @@ class Agent:
         self._order = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._reaper = Reaper()
-        self._kernel_log = KernelLog(place.kernel_log) if place.kernel_log else None
-        self._keeper = Keeper(place.run, self._store_uri(), place.pod) if place.pod else None
+        self._kernel_log = KernelLog(config.kernel_log) if config.kernel_log else None
+        self._log_uploader = LogUploader(config.run, self._store_uri(), config.pod) if config.pod else None
         self._seq = 0
 
     def _store_uri(self) -> str:
-        return self._place.run.checkpoints(self._job.spec.checkpoint.uri)
+        return self._config.run.checkpoints(self._job.spec.checkpoint.uri)
 
     async def run(self) -> int:
         """Serve until the agent is to end and its ranks are reaped; returns the exit code."""
@@ -68,7 +68,7 @@ class Agent:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._on_terminate)
         await self._prepare()
         serving = [self._link.serve(), self._report_changes()]
-        serving += [self._keeper.serve()] if self._keeper else [self._watch_for_orphanhood()]
+        serving += [self._log_uploader.serve()] if self._log_uploader else [self._watch_for_orphanhood()]
         for work in serving:
             self._start(work)
         await self._leaving.wait()
@@ -77,8 +77,8 @@ class Agent:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._ranks.kill(self._ranks.attempt, deadline_s=5.0)
         await self._zygote.close()
-        if self._keeper:
-            await self._keeper.close()
+        if self._log_uploader:
+            await self._log_uploader.close()
         self._reaper.close()
         return self._exit_code
 
@@ -88,7 +88,7 @@ class Agent:
         if megatron is None:
             self._start(self._warm_up())
             return
-        if self._place.pod:
+        if self._config.pod:
             from megascale.data.ensure import ensure_prepared
 
             await asyncio.to_thread(ensure_prepared, megatron.data, megatron.model.vocab_size)
@@ -102,7 +102,7 @@ class Agent:
 
     def _on_terminate(self) -> None:
         """The slot goes away: have the driver move on, and the ranks save while there is time."""
-        if not self._place.pod or not self._ranks.alive:
+        if not self._config.pod or not self._ranks.alive:
             self._leaving.set()
             return
         self._ending = pb.HardwareEvent(sign="drain", text="its pod is being ended", at=time.time())
@@ -114,7 +114,7 @@ class Agent:
         ended = asyncio.create_task(self._ranks.ended())
         alone = asyncio.create_task(self._link.disconnected.wait())
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._place.grace_s):
+            async with asyncio.timeout(self._config.grace_s):
                 await asyncio.wait((ended, alone), return_when=asyncio.FIRST_COMPLETED)
                 if not ended.done():
                     self._ranks.request_save(self._ranks.attempt, leave=True)
@@ -132,14 +132,14 @@ class Agent:
         )
         return pb.AgentMessage(fence=fence, **body)
 
-    def _greeting(self) -> list[pb.AgentMessage]:
+    def _hello_messages(self) -> list[pb.AgentMessage]:
         snapshots = self._ranks.snapshots(self._job)
         hello = pb.Hello(
             pid=os.getpid(),
             ranks=self._ranks.alive,
             snapshots=snapshots,
-            host=self._place.host if self._place.pod else "",
-            pod=self._place.pod,
+            host=self._config.host if self._config.pod else "",
+            pod=self._config.pod,
         )
         # Ahead of the exits: ranks that left because their pod ends are no fault of the node.
         ending = [self._fenced(hardware=self._ending)] if self._ending else []
@@ -150,15 +150,15 @@ class Agent:
         # How far the rank came goes ahead: what ends the job must not come before its last step.
         self._link.send(self._fenced(report=self._ranks.report()))
         self._link.send(self._fenced(exit=report))
-        if self._place.pod:
+        if self._config.pod:
             # The pod's log outlives the rank, and people can read it without the store.
             lines = self._ranks.last_lines(report.rank, _SHOWN_LINES)
             sys.stdout.writelines(f"[rank {report.rank}] {line}\n" for line in lines)
             sys.stdout.flush()
-        if self._keeper and not self._ranks.alive:
-            self._keeper.hurry()
+        if self._log_uploader and not self._ranks.alive:
+            self._log_uploader.flush_soon()
 
-    async def _obey(self, message: pb.DriverMessage) -> None:
+    async def _handle_command(self, message: pb.DriverMessage) -> None:
         body = message.WhichOneof("body")
         if body == "welcome":
             self._report_s = message.welcome.report_s
@@ -228,16 +228,16 @@ class Agent:
         sent_at, sent, segments_at = 0.0, pb.Report(), 0.0
         while True:
             await asyncio.sleep(_SAMPLE_S)
-            for finding in self._ranks.findings():
-                self._link.send(self._fenced(log=finding))
+            for match in self._ranks.log_matches():
+                self._link.send(self._fenced(log=match))
             for event in self._kernel_log.new_events() if self._kernel_log else ():
                 self._link.send(self._fenced(hardware=event))
             report, now = self._ranks.report(), time.time()
             period_s = self._report_s if report != sent else heartbeat_s
-            if beat_is_due(sent_at, now, period_s) or _milestones(report) != _milestones(sent):
+            if heartbeat_is_due(sent_at, now, period_s) or _milestones(report) != _milestones(sent):
                 self._link.send(self._fenced(report=report))
                 sent_at, sent = now, report
-            if beat_is_due(segments_at, now, max(PERIOD_S, self._report_s)):
+            if heartbeat_is_due(segments_at, now, max(PERIOD_S, self._report_s)):
                 segments_at = now
                 if segments := self._ranks.segments():
                     self._link.send(self._fenced(segments=segments))
@@ -248,14 +248,14 @@ class Agent:
         orphan_s = float(self._job.spec.health.orphan_seconds)
         while True:
             await asyncio.sleep(min(orphan_s, 5.0) / 5.0)
-            if self._link.connected or is_supervised(self._place.run):
+            if self._link.connected or is_supervised(self._config.run):
                 self._link.last_contact = loop.time()
             if loop.time() - self._link.last_contact < orphan_s:
                 continue
             self._ranks.request_save(self._ranks.attempt, leave=True)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._ranks.ended(), _SAVE_ON_ORPHAN_S)
-            remove_folders(self._place.run.root, only=self._node)
+            remove_folders(self._config.run.root, only=self._node)
             self._leaving.set()
 
 

@@ -10,7 +10,7 @@ from typing import Final
 
 import grpc
 
-from megascale.agent.place import Place
+from megascale.agent.config import AgentConfig
 from megascale.errors import FencedError, UnreachableError
 from megascale.rpc import megascale_pb2 as pb
 from megascale.rpc.connect import bearer, channel_to, read_address, read_token, stub_on
@@ -21,11 +21,12 @@ _OUTBOX: Final = 1024
 _SLOTS: Final = 20
 
 
-def beat_is_due(sent_at: float, now: float, period_s: float) -> bool:
+def heartbeat_is_due(sent_at: float, now: float, period_s: float) -> bool:
     """Whether a period has passed, counted in twentieths that begin at the same Unix times on all nodes.
 
-    Agents so beat together, a twentieth of them at a time: a driver of thousands wakes up once for the beats
-    of many, which costs it a third less than once for each. A clock that is set back does not silence a node.
+    So agents send heartbeats together, a twentieth of them at a time: a driver of thousands wakes up once for
+    the heartbeats of many, which costs it a third less than once for each. A clock that is set back does not
+    silence a node.
     """
     slot_s = period_s / _SLOTS
     return abs(int(now / slot_s) - int(sent_at / slot_s)) >= _SLOTS
@@ -40,14 +41,14 @@ class Link:
 
     def __init__(
         self,
-        place: Place,
-        greet: Callable[[], list[pb.AgentMessage]],
-        obey: Callable[[pb.DriverMessage], Awaitable[None]],
+        config: AgentConfig,
+        hello_messages: Callable[[], list[pb.AgentMessage]],
+        handle_command: Callable[[pb.DriverMessage], Awaitable[None]],
     ) -> None:
         self.disconnected = asyncio.Event()
         self.disconnected.set()
         self.last_contact = asyncio.get_running_loop().time()
-        self._place, self._greet, self._obey = place, greet, obey
+        self._config, self._hello_messages, self._handle_command = config, hello_messages, handle_command
         self._outbox: asyncio.Queue[pb.AgentMessage] = asyncio.Queue(_OUTBOX)
         self._highest_term = 0
         self._refusal = ""
@@ -76,19 +77,19 @@ class Link:
 
     async def _try_once(self) -> bool:
         """One stream from attach to loss; whether it came up."""
-        address = read_address(self._place.driver_file)
+        address = read_address(self._config.driver_file)
         if address is None or address.term < self._highest_term:
             return False
         try:
-            token = read_token(self._place.token_file)
-            channel = channel_to(address, self._place.trust)
+            token = read_token(self._config.token_file)
+            channel = channel_to(address, self._config.trust)
         except UnreachableError:
             return False
         came_up = False
         async with channel:
             call = stub_on(channel).Attach(metadata=bearer(token))
             try:
-                for message in self._greet():
+                for message in self._hello_messages():
                     await call.write(message)
                 self.disconnected.clear()
                 came_up = await self._converse(call)
@@ -112,7 +113,7 @@ class Link:
                 if message.term < self._highest_term:
                     raise FencedError(f"driver of term {message.term} after {self._highest_term}")
                 self._highest_term = message.term
-                await self._obey(message)
+                await self._handle_command(message)
         except FencedError:
             call.cancel()
         except grpc.aio.AioRpcError as error:

@@ -12,12 +12,12 @@ from megascale.core.rules import BUILTIN, LineClassifier, RuleSet
 ALERT_PREFIX: Final = b"megascale.alert "
 _READ_BYTES: Final = 256 * 1024
 _LINE_BYTES: Final = 2000
-_FINDINGS: Final = 16
+_MATCHES_PER_READ: Final = 16
 _RULES: Final = RuleSet(BUILTIN)
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class LineMatch:
     """A line that means something: the rule it hit, what that is about, what it calls for."""
 
     rule: str
@@ -35,17 +35,17 @@ class LogTail:
         self._rest = b""
         self._classifier = LineClassifier(_RULES)
 
-    def new_findings(self) -> list[Finding]:
+    def new_matches(self) -> list[LineMatch]:
         """What the complete new lines say that calls for something; bounded per call, alerts first."""
-        alerts, hits = [], []
+        alerts, matches = [], []
         for line in self._new_lines():
             if line.startswith(ALERT_PREFIX):
                 alerts.append(_alert(line))
                 continue
             verdict = self._classifier.feed(line.decode(errors="replace")[:_LINE_BYTES])
             if verdict.rule is not None and verdict.action != "none" and verdict.scope != "consequence":
-                hits.append(Finding(verdict.rule, verdict.category, verdict.action, verdict.line))
-        return (alerts + hits)[:_FINDINGS]
+                matches.append(LineMatch(verdict.rule, verdict.category, verdict.action, verdict.line))
+        return (alerts + matches)[:_MATCHES_PER_READ]
 
     def _new_lines(self) -> list[bytes]:
         try:
@@ -72,9 +72,9 @@ class LogTail:
         return [line.decode(errors="replace")[:_LINE_BYTES] for line in lines[-count:]]
 
 
-def _alert(line: bytes) -> Finding:
+def _alert(line: bytes) -> LineMatch:
     try:
         data = json.loads(line[len(ALERT_PREFIX) :])
-        return Finding(str(data["kind"]), "framework", "alert", str(data["message"]))
+        return LineMatch(str(data["kind"]), "framework", "alert", str(data["message"]))
     except (ValueError, KeyError, TypeError):
-        return Finding("unreadableAlert", "framework", "alert", line.decode(errors="replace")[:_LINE_BYTES])
+        return LineMatch("unreadableAlert", "framework", "alert", line.decode(errors="replace")[:_LINE_BYTES])

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from megascale.agent.command import command_environment, kill_strays, spawn
+from megascale.agent.config import AgentConfig
 from megascale.agent.logtail import LogTail
-from megascale.agent.place import Place
 from megascale.agent.processes import Child, Exit, kill_all, process_state
 from megascale.agent.segments import SegmentFeed
 from megascale.agent.stacks import stack_of
@@ -46,10 +46,10 @@ class Rank:
 class Ranks:
     """All rank processes of a node. `on_exit` gets every exit this agent did not cause itself."""
 
-    def __init__(self, place: Place, zygote: Zygote, on_exit: Callable[[pb.RankExit], None]) -> None:
+    def __init__(self, config: AgentConfig, zygote: Zygote, on_exit: Callable[[pb.RankExit], None]) -> None:
         self.attempt = 0
         self.exits: list[pb.RankExit] = []
-        self._place, self._run, self._zygote, self._on_exit = place, place.run, zygote, on_exit
+        self._config, self._run, self._zygote, self._on_exit = config, config.run, zygote, on_exit
         self._ranks: dict[int, Rank] = {}
         self._commands: set[Path] = set()
         self._segments = SegmentFeed()
@@ -66,7 +66,7 @@ class Ranks:
         """Serve the store of `attempt`, started when it is not running yet; returns its port."""
         if self._store is None or self._store_attempt != attempt or self._store.ended.is_set():
             await self._drop_store()
-            pid, port = await self._zygote.fork_store(self._place.host)
+            pid, port = await self._zygote.fork_store(self._config.host)
             self._store = Child(pid, lambda _child, _exit: None)
             self._store.watch()
             self._store_attempt, self._store_port = attempt, port
@@ -83,7 +83,7 @@ class Ranks:
             return
         await self.kill(order.attempt - 1, deadline_s=5.0)
         self.attempt, self.exits = order.attempt, []
-        job = await asyncio.to_thread(load_job, self._place.job_file)
+        job = await asyncio.to_thread(load_job, self._config.job_file)
         for folder in (self._run.logs(order.attempt), self._run.root / FLIGHT_RECORDS):
             folder.mkdir(parents=True, exist_ok=True)
         for local_rank in range(job.spec.ranks_per_node):
@@ -101,12 +101,12 @@ class Ranks:
             world_size=order.nodes * per_node,
             local_rank=local_rank,
             local_world_size=per_node,
-            node=self._place.node,
+            node=self._config.node,
             node_rank=order.node_rank,
             store_host=order.store_host,
             store_port=order.store_port,
             run_dir=self._run.root,
-            rank_file=self._run.rank_file(self._place.node, local_rank),
+            rank_file=self._run.rank_file(self._config.node, local_rank),
             resume=_commit(order.resume) if order.HasField("resume") else None,
             lineage={
                 entry.attempt: _commit(entry.resumed_from) if entry.HasField("resumed_from") else None
@@ -114,13 +114,13 @@ class Ranks:
             },
             tier=order.tier or "durable",
             snapshot_folders=self._snapshot_folders(job),
-            interface=self._place.interface,
+            interface=self._config.interface,
         )
 
     def _snapshot_folders(self, job: TrainingJob) -> tuple[Path, ...]:
         if not job.spec.checkpoint.memory.enabled or job.spec.runtime.megatron is None:
             return ()
-        return make_folders(self._run.root, self._place.node, self._place.snapshot_root)
+        return make_folders(self._run.root, self._config.node, self._config.snapshot_root)
 
     def snapshots(self, job: TrainingJob) -> list[pb.Commit]:
         """What every rank of this node left in memory, whichever agent launched it."""
@@ -153,7 +153,7 @@ class Ranks:
     def _ended(self, rank: int, how: Exit) -> None:
         entry = self._ranks[rank]
         if entry.child.killed:
-            if not entry.file.read_last_words():
+            if not entry.file.read_exit_report():
                 return
             # It had failed by itself and only took its time to end.
             how = Exit(code=1, signal=None)
@@ -162,7 +162,7 @@ class Ranks:
         self._on_exit(report)
 
     def _exit_report(self, entry: Rank, how: Exit) -> pb.RankExit:
-        words = entry.file.read_last_words()
+        words = entry.file.read_exit_report()
         fired = self._fired_fault(entry.launch, how)
         report = pb.RankExit(
             rank=entry.launch.rank,
@@ -258,20 +258,20 @@ class Ranks:
     def _unix(self, monotonic: float) -> float:
         return monotonic + self._to_unix if monotonic else 0.0
 
-    def findings(self) -> list[pb.LogMatch]:
+    def log_matches(self) -> list[pb.LogMatch]:
         """What the new lines of all rank logs say that calls for something."""
         return [
             pb.LogMatch(
                 rank=rank,
                 attempt=entry.launch.attempt,
-                rule=finding.rule,
-                category=finding.category,
-                action=finding.action,
-                line=finding.line,
+                rule=match.rule,
+                category=match.category,
+                action=match.action,
+                line=match.line,
                 at=time.time(),
             )
             for rank, entry in self._ranks.items()
-            for finding in entry.log.new_findings()
+            for match in entry.log.new_matches()
         ]
 
     def last_lines(self, rank: int, count: int) -> list[str]:

@@ -129,7 +129,7 @@ def _run(launch: RankLaunch, rank_file: RankFile) -> int:
     except BaseException as error:  # noqa: BLE001 - the process ends here; everything must leave last words
         traceback.print_exc()
         detail = {name: getattr(error, name) for name in ("step", "attempt", "tier") if hasattr(error, name)}
-        rank_file.last_words({"type": type(error).__name__, "message": str(error), "detail": detail})
+        rank_file.write_exit_report({"type": type(error).__name__, "message": str(error), "detail": detail})
         code = 1
     sys.stdout.flush()
     sys.stderr.flush()

@@ -53,14 +53,14 @@ class StoredBox(_Document):
     Attributes:
         offset, shape: the box, in elements of the global tensor.
         file: index into the manifest's `files`; it is the rank that wrote it.
-        at, bytes: where its values are in that file.
+        byte_offset, bytes: where its values are in that file.
         crc32: checksum of those bytes.
     """
 
     offset: Dims
     shape: Dims
     file: Size
-    at: Size
+    byte_offset: Size
     bytes: Size
     crc32: Size
 

@@ -58,7 +58,7 @@ def restore(store: CheckpointStore, commit: Commit, pieces: Sequence[Piece]) -> 
     manifest = store.manifest(commit)
     for file, reads in sorted(_plan(manifest, commit, pieces).items()):
         with ShardReader(store.storage, folder_of(commit), manifest.files[file], commit) as reader:
-            for read in sorted(reads, key=lambda read: read.box.at):
+            for read in sorted(reads, key=lambda read: read.box.byte_offset):
                 _copy(reader.read(read.box), read)
     return Restored(manifest.job_state, list(manifest.rank_states), manifest.layout)
 

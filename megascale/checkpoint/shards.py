@@ -48,7 +48,9 @@ class ShardWriter:
             crc = zlib.crc32(part)
             self._handle.write(part)
             boxes.append(
-                StoredBox(offset=offset, shape=extent, file=self._rank, at=self._at, bytes=size, crc32=crc)
+                StoredBox(
+                    offset=offset, shape=extent, file=self._rank, byte_offset=self._at, bytes=size, crc32=crc
+                )
             )
             self._at += size
 
@@ -127,9 +129,9 @@ class ShardReader:
         if len(self._buffer) < box.bytes:
             self._buffer = bytearray(box.bytes)
         view = memoryview(self._buffer)[: box.bytes]
-        where = f"{self._path}: bytes {box.at} to {box.at + box.bytes}"
+        where = f"{self._path}: bytes {box.byte_offset} to {box.byte_offset + box.bytes}"
         try:
-            self._handle.seek(box.at)
+            self._handle.seek(box.byte_offset)
             count = self._handle.readinto(view)  # type: ignore[attr-defined]
         except OSError as error:
             if error.errno == errno.EIO:

@@ -52,7 +52,7 @@ def verify(store: CheckpointStore, commit: Commit) -> VerifyReport:
     for index, file in enumerate(manifest.files):
         try:
             with ShardReader(store.storage, folder_of(commit), file, commit) as reader:
-                for box, name in sorted(boxes[index], key=lambda entry: entry[0].at):
+                for box, name in sorted(boxes[index], key=lambda entry: entry[0].byte_offset):
                     try:
                         reader.read(box)
                     except CheckpointCorruptError as error:

@@ -147,7 +147,7 @@ def _find(target: str) -> _Place:
 def _find_of_run(folder: Path) -> _Place:
     from megascale.checkpoint import CheckpointStore
     from megascale.core.contract.codec import decode
-    from megascale.core.state.record import Record
+    from megascale.core.state.record import JobRecord
     from megascale.driver.record import read_record
     from megascale.job import load_job
     from megascale.observe.rundir import RunDir
@@ -157,7 +157,7 @@ def _find_of_run(folder: Path) -> _Place:
     document = read_record(run)
     if document is None or document["core"] is None:
         return _derived(store)
-    record = decode(Record, document["core"])
+    record = decode(JobRecord, document["core"])
     return _Place(store, store.scan(), record.lineage, record.attempt, from_record=True)
 
 

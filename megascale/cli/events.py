@@ -13,7 +13,7 @@ import typer
 from megascale.errors import InputError
 
 if TYPE_CHECKING:
-    from megascale.cli.history import Attempt, EventLogFile, History, Told
+    from megascale.cli.history import Attempt, EventLogFile, History, IncidentStory
     from megascale.core.contract.effects import Effect
     from megascale.core.eventlog import Mismatch
     from megascale.core.state.record import Incident
@@ -37,7 +37,7 @@ _ACTIONS: Final = {
     "fail_job": "fail the job",
     "none": "do nothing",
 }
-_STAGES: Final = {
+_MILESTONES: Final = {
     "decided": "decided",
     "stopped": "ranks stopped",
     "launched": "ranks launched",
@@ -68,7 +68,7 @@ def replay(
         sys.stdout.write(json.dumps({**document, "mismatch": found}) + "\n")
     else:
         _print_verdict(path, counts, mismatch)
-    _tell_torn(file)
+    _report_torn(file)
     if mismatch:
         raise typer.Exit(1)
 
@@ -98,7 +98,7 @@ def show(
         _print_incident(history.incidents[incident])
     else:
         _print_history(history)
-    _tell_torn(file)
+    _report_torn(file)
 
 
 def find_log(log: str, runs: Path) -> Path:
@@ -114,7 +114,7 @@ def find_log(log: str, runs: Path) -> Path:
     raise InputError(f"{log}: neither an event log nor a run that has one; runs in {runs}/: {names}")
 
 
-def _tell_torn(file: EventLogFile) -> None:
+def _report_torn(file: EventLogFile) -> None:
     for number in file.torn:
         typer.echo(
             f"{file.path}:{number}: an incomplete line, left out: the driver died while writing it", err=True
@@ -180,18 +180,18 @@ def _document(history: History, only: str) -> dict[str, Any]:
     from megascale.core.eventlog import tagged
     from megascale.driver.status import incident_document
 
-    def told(found: Told) -> dict[str, Any]:
+    def story(found: IncidentStory) -> dict[str, Any]:
         effects = [{"at": at, **tagged(effect)} for at, effect in found.effects.values()]
         return {**incident_document(found.whole()), "effects": effects}
 
     if only:
-        return told(history.incidents[only])
+        return story(history.incidents[only])
     end = history.end
     return {
         "job": history.job,
         "lives": history.lives,
         "began": history.began_at,
-        "incidents": [told(found) for found in history.incidents.values()],
+        "incidents": [story(found) for found in history.incidents.values()],
         "undone": history.undone,
         "attempts": [_attempt_document(attempt) for attempt in history.attempts.values()],
         "end": {"at": end[0], "state": end[1].state, "reason": end[1].reason} if end else None,
@@ -216,8 +216,8 @@ def _print_history(history: History) -> None:
     attempts = _plural(len(history.attempts), "attempt")
     lives = _plural(history.lives, "driver life", "driver lives")
     typer.echo(f"{history.job}: {incidents}, {attempts}, {lives}")
-    for told in history.incidents.values():
-        typer.echo(f"\n{_paragraph(told)}")
+    for story in history.incidents.values():
+        typer.echo(f"\n{_paragraph(story)}")
     for incident_id in history.undone:
         typer.echo(f"\n{incident_id} (an earlier one of this name): its driver died before it did anything.")
     typer.echo("\nAttempts, in seconds since the start:")
@@ -240,25 +240,25 @@ def _attempt_line(attempt: Attempt, began_at: float) -> str:
     return f"{text}, ended after {_duration(attempt.ended_at - attempt.at)}: {attempt.ended_by}"
 
 
-def _paragraph(told: Told) -> str:
+def _paragraph(story: IncidentStory) -> str:
     """An incident in four sentences."""
-    incident = told.whole()
+    incident = story.whole()
     decided = ""
     if incident.action:
         decided = f" Decided to {_action(incident)}: {incident.decision}."
     return (
-        f"{incident.id}, {_time(incident.stages['fault'].at)}: {incident.reason} ({_kind(incident)}). "
+        f"{incident.id}, {_time(incident.milestones['fault'].at)}: {incident.reason} ({_kind(incident)}). "
         f"Noticed {_detection(incident)}.{decided} Outcome: {_outcome(incident)}."
     )
 
 
-def _print_incident(told: Told) -> None:
-    incident = told.whole()
-    fault_at = incident.stages["fault"].at
+def _print_incident(story: IncidentStory) -> None:
+    incident = story.whole()
+    fault_at = incident.milestones["fault"].at
     step = f"after step {incident.fault_step}" if incident.fault_step else "before the first step"
     typer.echo(f"{incident.id}: {incident.reason}\n")
     typer.echo(f"  What      {_kind(incident)}, in attempt {incident.attempt}, {step}")
-    typer.echo(f"  When      {_time(fault_at)}, {incident.stages['fault'].source}")
+    typer.echo(f"  When      {_time(fault_at)}, {incident.milestones['fault'].source}")
     typer.echo(f"  Noticed   {_detection(incident)}")
     if incident.action:
         typer.echo(f"  Decided   {_action(incident)}")
@@ -268,20 +268,20 @@ def _print_incident(told: Told) -> None:
     typer.echo(f"  Outcome   {_outcome(incident)}\n\n  Stages, and how long each took:")
     for name, took_s, since_s, source in _stages(incident):
         typer.echo(f"    {name:<18} {_duration(took_s):>9}   {_duration(since_s):>9} since the fault{source}")
-    if told.effects:
+    if story.effects:
         typer.echo("\n  Done, in time since the fault:")
-    for at, effect in told.effects.values():
+    for at, effect in story.effects.values():
         typer.echo(f"    {_duration(at - fault_at):>9}  {_effect(effect)}")
 
 
 def _stages(incident: Incident) -> list[tuple[str, float, float, str]]:
     """Name, seconds since the stage before, seconds since the fault, and a note, in order of time."""
-    fault, detected = incident.stages["fault"], incident.stages["detected"]
+    fault, detected = incident.milestones["fault"], incident.milestones["detected"]
     found = [("detected", detected.at - fault.at, detected.at - fault.at, _doubt(fault.source))]
     last = detected.at
-    for stage, name in _STAGES.items():
-        if stage in incident.stages:
-            time = incident.stages[stage]
+    for stage, name in _MILESTONES.items():
+        if stage in incident.milestones:
+            time = incident.milestones[stage]
             found.append((name, time.at - last, time.at - fault.at, _doubt(time.source)))
             last = time.at
     return found
@@ -297,7 +297,7 @@ def _kind(incident: Incident) -> str:
 
 
 def _detection(incident: Incident) -> str:
-    fault, detected = incident.stages["fault"], incident.stages["detected"]
+    fault, detected = incident.milestones["fault"], incident.milestones["detected"]
     doubt = " (the time of the fault is estimated)" if fault.source == "estimated" else ""
     return f"{_duration(max(0.0, detected.at - fault.at))} after it happened{doubt}"
 
@@ -309,8 +309,8 @@ def _action(incident: Incident) -> str:
 def _outcome(incident: Incident) -> str:
     if not incident.outcome:
         return "still open when the log ends"
-    first = incident.stages.get("firstStep")
-    took = f", steps again after {_duration(first.at - incident.stages['fault'].at)}" if first else ""
+    first = incident.milestones.get("firstStep")
+    took = f", steps again after {_duration(first.at - incident.milestones['fault'].at)}" if first else ""
     return incident.outcome + took
 
 

@@ -79,7 +79,7 @@ class Attempt:
 
 
 @dataclass(slots=True)
-class Told:
+class IncidentStory:
     """An incident with the whole text that its record shortens, and what was done while it was open."""
 
     incident: Incident
@@ -116,7 +116,7 @@ class History:
         self.job = ""
         self.lives = 0
         self.began_at = 0.0
-        self.incidents: dict[str, Told] = {}
+        self.incidents: dict[str, IncidentStory] = {}
         self.attempts: dict[int, Attempt] = {}
         self.undone: list[str] = []
         self.end: tuple[float, Finish] | None = None
@@ -146,12 +146,12 @@ class History:
         if record.incident is not before or record.next_incident != count:
             self._meet(core)
         subject = record.incident or before
-        told = self.incidents[subject.id] if subject else None
-        if told is not None:
-            told.note()
+        story = self.incidents[subject.id] if subject else None
+        if story is not None:
+            story.note()
         for effect in effects:
-            if told is not None:
-                told.effects.setdefault(effect.effect_id, (entry.at, effect))
+            if story is not None:
+                story.effects.setdefault(effect.effect_id, (entry.at, effect))
             self._follow(entry.at, effect)
         self._follow_steps(entry.event)
 
@@ -159,9 +159,9 @@ class History:
         """Take up the incidents that are new, or that a new core holds as other objects."""
         record = core.record
         for incident in (*record.incidents, *([record.incident] if record.incident else ())):
-            told = self.incidents.setdefault(incident.id, Told(incident))
-            told.incident = incident
-            told.note()
+            story = self.incidents.setdefault(incident.id, IncidentStory(incident))
+            story.incident = incident
+            story.note()
 
     def _follow(self, at: float, effect: Effect) -> None:
         """Effects that were issued again after a driver's death count from when they were issued first."""

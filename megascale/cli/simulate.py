@@ -37,10 +37,10 @@ def simulate(
         str, typer.Option("--compare", help="Several policies, separated by commas.", show_default=False)
     ] = "",
     stretch: Annotated[
-        str, typer.Option("--stretch", help="Multiply every stage duration; several factors by commas.")
+        str, typer.Option("--stretch", help="Multiply every duration; several factors by commas.")
     ] = "1",
     fidelity: Annotated[
-        str, typer.Option("--fidelity", help="event: quiet times skipped; detailed: every beat.")
+        str, typer.Option("--fidelity", help="event: quiet times skipped; detailed: every heartbeat.")
     ] = "event",
     output: Annotated[
         Path | None,

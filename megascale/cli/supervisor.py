@@ -79,7 +79,7 @@ class Supervisor:
             if owner and not self._driver_lives():
                 if started_s is not None:
                     deaths = deaths + 1 if loop.time() - started_s < _QUICK_DEATH_S else 1
-                    self._tell_death(deaths)
+                    self._report_death(deaths)
                 started_s = loop.time()
                 self._start_driver()
             elif started_s is None:
@@ -92,7 +92,7 @@ class Supervisor:
                 # Closing, or killed and not yet gone: it answers nobody, and each try costs a channel.
                 await asyncio.sleep(_RETRY_S)
 
-    def _tell_death(self, deaths: int) -> None:
+    def _report_death(self, deaths: int) -> None:
         """Say how the driver ended; JobFailedError when so many in a row ended at once."""
         if deaths >= _QUICK_DEATHS:
             raise JobFailedError(f"the driver died {deaths} times in a row:\n{self._driver_log_tail()}")

@@ -22,7 +22,7 @@ _STATE_STYLE: Final = {
     "launching": "cyan",
     "assembling": "cyan",
 }
-_STAGES: Final = (
+_MILESTONES: Final = (
     ("detected", "detect"),
     ("decided", "decide"),
     ("stopped", "stop"),
@@ -151,10 +151,10 @@ class News:
 
 def stage_durations(incident: dict[str, Any]) -> list[tuple[str, float]]:
     """(stage, seconds since the stage before it), in order; stages that were not reached are left out."""
-    stages = incident["stages"]
+    stages = incident["milestones"]
     before = stages["fault"]["at"]
     durations = []
-    for name, label in _STAGES:
+    for name, label in _MILESTONES:
         if name in stages:
             at = max(before, stages[name]["at"])
             durations.append((label, at - before))

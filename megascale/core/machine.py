@@ -24,8 +24,8 @@ from megascale.core.handlers import (
     stragglers,
 )
 from megascale.core.handlers.start import on_driver_started
-from megascale.core.state.context import Turn, natural_key
-from megascale.core.state.record import Live, NodeStatus, Record, Stage
+from megascale.core.state.context import StepContext, natural_key
+from megascale.core.state.record import JobRecord, JobState, Live, NodeStatus
 
 CORE_VERSION: Final = 2
 _TAKEN_WHEN_FINISHED: Final = (ev.EffectDone, ev.DriverStarted, ev.ManualCommand)
@@ -38,28 +38,28 @@ class Core:
     The first `step` of every driver life must be `DriverStarted`.
     """
 
-    def __init__(self, policy: Policy, record: Record | None = None) -> None:
+    def __init__(self, policy: Policy, record: JobRecord | None = None) -> None:
         self.policy = policy
-        self.record = record or Record()
+        self.record = record or JobRecord()
         self.live = Live()
         self._now = 0.0
 
     def step(self, event: ev.Event, now: float) -> list[Effect]:
         """Take in one event; the effects are to be performed in order, after the record is written."""
         self._now = max(self._now, now)
-        turn = Turn(self.record, self.live, self.policy, self._now)
-        if self.record.stage is not Stage.FINISHED or isinstance(event, _TAKEN_WHEN_FINISHED):
-            _HANDLERS[type(event)](turn, event)
-            _run_timers(turn)
-        self.policy = turn.policy
-        return turn.effects
+        ctx = StepContext(self.record, self.live, self.policy, self._now)
+        if self.record.state is not JobState.FINISHED or isinstance(event, _TAKEN_WHEN_FINISHED):
+            _HANDLERS[type(event)](ctx, event)
+            _run_timers(ctx)
+        self.policy = ctx.policy
+        return ctx.effects
 
     def next_deadline(self) -> float | None:
         """When a Tick is due if nothing else happens; may be earlier than anything that follows from it."""
         times = list(self.record.deadlines.values())
         if self.live.silence:
             times.append(self.live.silence[0][0])
-        return min(times, default=None) if self.record.stage is not Stage.FINISHED else None
+        return min(times, default=None) if self.record.state is not JobState.FINISHED else None
 
     def snapshot(self) -> Json:
         """The part of the state that a successor needs, as JSON values; at most 64 KiB as text."""
@@ -67,7 +67,7 @@ class Core:
         idle = (
             n for n, node in self.live.nodes.items() if node.status is not NodeStatus.GONE and n not in held
         )
-        finished = self.record.stage is Stage.FINISHED
+        finished = self.record.state is JobState.FINISHED
         self.record.spares = () if finished else tuple(sorted(idle, key=natural_key))
         data = encode(self.record)
         if isinstance(data, dict):
@@ -84,35 +84,35 @@ class Core:
         if isinstance(snapshot, dict):
             plain: dict[str, Json] = {n: [*unpack(snapshot[n])] for n in _NAME_LISTS if n in snapshot}
             snapshot = snapshot | plain
-        return cls(policy, decode(Record, snapshot))
+        return cls(policy, decode(JobRecord, snapshot))
 
 
-def _run_timers(turn: Turn) -> None:
-    membership.check_silence(turn)
-    due = sorted((at, name) for name, at in turn.record.deadlines.items() if at <= turn.now)
+def _run_timers(ctx: StepContext) -> None:
+    membership.check_silence(ctx)
+    due = sorted((at, name) for name, at in ctx.record.deadlines.items() if at <= ctx.now)
     for _, name in due:
-        if turn.record.deadlines.pop(name, None) is not None:
-            _TIMERS[name](turn)
+        if ctx.record.deadlines.pop(name, None) is not None:
+            _TIMERS[name](ctx)
 
 
-def _on_kill_overdue(turn: Turn) -> None:
+def _on_kill_overdue(ctx: StepContext) -> None:
     """No answer to Kill: the job goes on with the nodes that are there."""
-    stopped(turn)
+    stopped(ctx)
 
 
-def _on_probe(turn: Turn, event: ev.ProbeResult) -> None:
-    turn.record.pending.pop(event.effect_id, None)
-    if event.effect_id in turn.live.probes:
-        stragglers.on_probe(turn, event)
+def _on_probe(ctx: StepContext, event: ev.ProbeResult) -> None:
+    ctx.record.pending.pop(event.effect_id, None)
+    if event.effect_id in ctx.live.probes:
+        stragglers.on_probe(ctx, event)
     else:
-        membership.on_probe(turn, event)
+        membership.on_probe(ctx, event)
 
 
-def _ignore(turn: Turn, event: Any) -> None:  # noqa: ANN401
+def _ignore(ctx: StepContext, event: Any) -> None:  # noqa: ANN401
     """Tick, and what only the log needs."""
 
 
-_TIMERS: Final[dict[str, Callable[[Turn], None]]] = {
+_TIMERS: Final[dict[str, Callable[[StepContext], None]]] = {
     "startup": effect_results.on_startup_overdue,
     "kill": _on_kill_overdue,
     "hang": diagnosis.on_stall,
@@ -129,7 +129,7 @@ _TIMERS: Final[dict[str, Callable[[Turn], None]]] = {
     "grow": growth.on_due,
 }
 
-_HANDLERS: Final[dict[type, Callable[[Turn, Any], None]]] = {
+_HANDLERS: Final[dict[type, Callable[[StepContext, Any], None]]] = {
     ev.DriverStarted: on_driver_started,
     ev.NodeJoined: membership.on_joined,
     ev.NodeReport: progress.on_report,

@@ -10,8 +10,8 @@ from typing import Final
 from megascale.driver.driver import Driver
 from megascale.driver.listener import LocalListener
 from megascale.driver.log import EventLog
-from megascale.driver.plug import Plugs
 from megascale.driver.policy import spare_nodes
+from megascale.driver.ports import DriverPorts
 from megascale.driver.record import LocalRecord
 from megascale.errors import MegascaleError
 from megascale.fleet.local import LocalFleet
@@ -25,7 +25,7 @@ async def _serve(root: str) -> None:
     run = RunDir(Path(root))
     job = load_job(run.job_file)
     limit = job.spec.nodes + spare_nodes(job, shared_machine=True) + _EXTRA_NODES
-    plugs = Plugs(
+    ports = DriverPorts(
         LocalRecord(run, job.metadata.name),
         LocalFleet(run, limit),
         LocalListener(run),
@@ -33,7 +33,7 @@ async def _serve(root: str) -> None:
         shared_machine=True,
         reopens=True,
     )
-    driver = await Driver.take_over(run, job, plugs)
+    driver = await Driver.take_over(run, job, ports)
     await driver.run()
 
 

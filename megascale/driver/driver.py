@@ -17,12 +17,12 @@ from megascale.core.contract import events as ev
 from megascale.core.contract.lineage import Commit
 from megascale.core.eventlog import Entry, Header
 from megascale.core.machine import Core
-from megascale.core.state.record import Stage
+from megascale.core.state.record import JobState
+from megascale.driver.executor import EffectExecutor
 from megascale.driver.inbox import Inbox
 from megascale.driver.links import AgentLink, Links
-from megascale.driver.perform import Performer
-from megascale.driver.plug import Plugs
 from megascale.driver.policy import policy_of
+from megascale.driver.ports import DriverPorts
 from megascale.driver.record import Claim
 from megascale.driver.segments import SegmentBoard
 from megascale.driver.service import Service
@@ -30,9 +30,9 @@ from megascale.driver.status import StatusBoard
 from megascale.driver.summary import summarise
 from megascale.driver.translate import (
     exit_event,
-    foremost,
     hardware_event,
     log_event,
+    most_advanced_rank,
     node_progress,
     snapshot_events,
 )
@@ -57,23 +57,23 @@ class Driver:
         changed: set whenever something was decided; whoever shows the status clears it.
     """
 
-    def __init__(self, run: RunDir, job: TrainingJob, plugs: Plugs, claim: Claim) -> None:
+    def __init__(self, run: RunDir, job: TrainingJob, ports: DriverPorts, claim: Claim) -> None:
         self.done = asyncio.Event()
         self.changed = asyncio.Event()
         self._fenced = asyncio.Event()
-        self._run, self._job, self._plugs = run, job, plugs
+        self._run, self._job, self._ports = run, job, ports
         self.term = claim.term
-        policy = policy_of(job, shared_machine=plugs.shared_machine)
+        policy = policy_of(job, shared_machine=ports.shared_machine)
         self.core = Core.restore(policy, claim.snapshot) if claim.snapshot else Core(policy)
-        plugs.log.begin(Header(job.metadata.name, policy, claim.snapshot), claim.term)
+        ports.log.begin(Header(job.metadata.name, policy, claim.snapshot), claim.term)
         self.links = Links()
         self.board = StatusBoard(job, self.core, self.links)
         self.store = CheckpointStore(run.checkpoints(job.spec.checkpoint.uri))
         self._inbox = Inbox()
         self._segments = SegmentBoard()
-        self._performer = Performer(
+        self._executor = EffectExecutor(
             self.links,
-            plugs.fleet,
+            ports.fleet,
             term=self.term,
             post=self.post,
             scan_commits=self._scan_commits,
@@ -82,13 +82,13 @@ class Driver:
         )
 
     @classmethod
-    async def take_over(cls, run: RunDir, job: TrainingJob, plugs: Plugs) -> Driver:
+    async def take_over(cls, run: RunDir, job: TrainingJob, ports: DriverPorts) -> Driver:
         """The next driver life of the job.
 
         Raises:
             FencedError: another driver holds the record.
         """
-        return cls(run, job, plugs, await plugs.record.claim())
+        return cls(run, job, ports, await ports.record.claim())
 
     async def run(self) -> None:
         """Serve until the job ends.
@@ -99,18 +99,18 @@ class Driver:
         # Ahead of everything that agents and slots tell: the core knows no nodes before it.
         self.post(ev.DriverStarted(self.term))
         server = grpc.aio.server(options=SERVER_OPTIONS)
-        add_DriverServicer_to_server(Service(self, self._plugs.listener), server)  # type: ignore[no-untyped-call]
-        endpoint = await self._plugs.listener.open(server)
+        add_DriverServicer_to_server(Service(self, self._ports.listener), server)  # type: ignore[no-untyped-call]
+        endpoint = await self._ports.listener.open(server)
         await server.start()
-        await self._plugs.listener.announce(endpoint, self.term)
+        await self._ports.listener.announce(endpoint, self.term)
         self._run.summary_file.unlink(missing_ok=True)
-        await self._plugs.fleet.start(self._on_slot_event)
+        await self._ports.fleet.start(self._on_slot_event)
         self._scan_commits()
         record = self.core.record
-        if self._plugs.reopens and record.stage is Stage.FINISHED and not record.pending:
+        if self._ports.reopens and record.state is JobState.FINISHED and not record.pending:
             self.post(ev.ManualCommand("reopen", "the job was started again"))
         work = [asyncio.create_task(self._pump())]
-        work += [asyncio.create_task(companion.run(self)) for companion in self._plugs.companions]
+        work += [asyncio.create_task(service.run(self)) for service in self._ports.background_services]
         ends = [asyncio.create_task(self.done.wait()), asyncio.create_task(self._fenced.wait())]
         await asyncio.wait([*work, *ends], return_when=asyncio.FIRST_COMPLETED)
         problem = next((task.exception() for task in work if task.done() and task.exception()), None)
@@ -124,10 +124,10 @@ class Driver:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._performer.close()
+        await self._executor.close()
         await server.stop(grace=0.5)
-        await self._plugs.log.close()
-        await self._plugs.record.close()
+        await self._ports.log.close()
+        await self._ports.record.close()
 
     def fence(self) -> None:
         """A higher term was seen: stop at once."""
@@ -148,24 +148,24 @@ class Driver:
     async def _apply(self, event: ev.Event) -> None:
         """Decide, write down, then act."""
         record, now = self.core.record, time.time()
-        before = (record.stage, record.attempt, len(record.commits), len(record.pending))
+        before = (record.state, record.attempt, len(record.commits), len(record.pending))
         effects = self.core.step(event, now)
         entry = Entry(now, event, tuple(effects))
         waited_s = await self._write(lambda: self._append(entry))
-        if effects or before != (record.stage, record.attempt, len(record.commits), len(record.pending)):
-            waited_s += await self._write(lambda: self._plugs.record.write(self.core.snapshot()))
+        if effects or before != (record.state, record.attempt, len(record.commits), len(record.pending)):
+            waited_s += await self._write(lambda: self._ports.record.write(self.core.snapshot()))
             self.changed.set()
         for effect in effects:
-            self._performer.start(effect)
+            self._executor.start(effect)
         # What waits may reopen the job: the end is only the end when nothing does.
-        if record.stage is Stage.FINISHED and not record.pending and not self._inbox:
+        if record.state is JobState.FINISHED and not record.pending and not self._inbox:
             self.done.set()
         elif waited_s > self.core.policy.silence_s / 3.0:
             # Beats were not heard in the meantime: as after a restart, that is held against nobody.
             await self._apply(ev.DriverStarted(self.term))
 
     async def _append(self, entry: Entry) -> None:
-        self._plugs.log.append(entry)
+        self._ports.log.append(entry)
 
     async def _write(self, write: Callable[[], Awaitable[None]]) -> float:
         """Nothing is done that is not written down: on a full disk, or without the record's store,
@@ -198,7 +198,7 @@ class Driver:
         link.send(pb.DriverMessage(term=self.term, welcome=welcome))
         self.links.attach(link)
         hello = message.hello
-        labels = {**self._plugs.fleet.labels(link.node), **hello.labels}
+        labels = {**self._ports.fleet.labels(link.node), **hello.labels}
         ranks = tuple(int(rank) for rank in hello.ranks)
         # Before the node itself, which may be what the next launch waits for.
         for event in snapshot_events(link.node, hello.snapshots):
@@ -239,11 +239,11 @@ class Driver:
 
     def _on_report(self, link: AgentLink, report: pb.Report) -> None:
         link.report = report
-        # Each look into a message's list makes its entries anew, and this runs for every beat of every node.
+        # Reading a message's list makes its entries anew, and this runs for every heartbeat of every node.
         ranks = list(report.ranks)
         self.post(ev.NodeReport(link.node, link.incarnation, link.attempt, node_progress(ranks)))
         if ranks:
-            self.board.sample(foremost(ranks))
+            self.board.sample(most_advanced_rank(ranks))
         for saved in {(rank.saved_step, rank.saved_attempt) for rank in ranks if rank.saved_step >= 0}:
             self._see_commit(Commit(*saved))
 
@@ -305,7 +305,7 @@ class Driver:
 
     def change_spec(self, job: TrainingJob, revision: str) -> None:
         """The manifest changed: thresholds count at once, what ranks run at the next launch."""
-        policy = policy_of(job, shared_machine=self._plugs.shared_machine)
+        policy = policy_of(job, shared_machine=self._ports.shared_machine)
         restart = _what_ranks_run(job) != _what_ranks_run(self._job)
         self._job = job
         self.post(ev.SpecChanged(policy, revision, restart))
@@ -317,13 +317,13 @@ class Driver:
         known = {*self.core.live.nodes, *self.core.record.excluded}
         if request.command in _NEEDS_NODE and request.node not in known:
             return False, f"no node {request.node!r}; known: {', '.join(sorted(known))}"
-        if self.core.record.stage is Stage.FINISHED:
+        if self.core.record.state is JobState.FINISHED:
             return False, f"the job is {self.core.record.finish_state}"
         self.post(ev.ManualCommand(request.command, request.reason, request.node, request.by))
         return True, "accepted"
 
     async def _finish(self) -> None:
-        await self._plugs.fleet.close()
+        await self._ports.fleet.close()
         summary = summarise(self._job, self.core, self._run.metrics_file, time.time())
 
         async def write() -> None:

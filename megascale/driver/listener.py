@@ -9,7 +9,7 @@ import os
 
 import grpc
 
-from megascale.driver.plug import NotAdmittedError
+from megascale.driver.ports import NotAdmittedError
 from megascale.errors import InputError, UnreachableError
 from megascale.observe.rundir import RunDir, write_atomically
 

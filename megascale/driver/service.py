@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import grpc
 
 from megascale.driver.links import AgentLink
-from megascale.driver.plug import Listener, NotAdmittedError
+from megascale.driver.ports import Listener, NotAdmittedError
 from megascale.rpc import megascale_pb2 as pb
 from megascale.rpc.connect import METADATA_KEY
 from megascale.rpc.megascale_pb2_grpc import DriverServicer

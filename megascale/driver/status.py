@@ -55,7 +55,7 @@ class StatusBoard:
         newest = max(record.commits, default=None)
         return {
             "job": self._job.metadata.name,
-            "state": record.finish_state or str(record.stage),
+            "state": record.finish_state or str(record.state),
             "reason": record.finish_reason,
             "term": record.term,
             "attempt": record.attempt,
@@ -102,7 +102,7 @@ class StatusBoard:
 
     def _node(self, name: str) -> dict[str, Any]:
         record, link = self._core.record, self._links.get(name)
-        assigned = name in record.assignment and self._core.record.stage not in ("assembling", "suspended")
+        assigned = name in record.assignment and self._core.record.state not in ("assembling", "suspended")
         current = link is not None and link.attempt == record.attempt
         return {
             "name": name,
@@ -116,7 +116,7 @@ def goodput_seconds(core: Core, now: float) -> dict[str, float]:
     """The ledger with the running phase charged up to `now`."""
     ledger = core.record.ledger
     seconds = dict(ledger.seconds)
-    if ledger.started_at and core.record.stage != "finished" and now > ledger.since:
+    if ledger.started_at and core.record.state != "finished" and now > ledger.since:
         seconds[ledger.phase] = seconds.get(ledger.phase, 0.0) + now - ledger.since
     return seconds
 
@@ -128,7 +128,7 @@ def incidents_of(core: Core) -> list[Incident]:
 
 def incident_document(incident: Incident) -> dict[str, Any]:
     """One incident with its durations: fault to detection, and fault to the first new step."""
-    stages = incident.stages
+    stages = incident.milestones
     fault = stages["fault"].at
     first = stages.get("firstStep")
     return {
@@ -143,7 +143,7 @@ def incident_document(incident: Incident) -> dict[str, Any]:
         "evidence": incident.evidence,
         "detectionSeconds": round(stages["detected"].at - fault, 4),
         "recoverySeconds": round(first.at - fault, 4) if first else None,
-        "stages": {name: {"at": time.at, "source": time.source} for name, time in stages.items()},
+        "milestones": {name: {"at": time.at, "source": time.source} for name, time in stages.items()},
     }
 
 

@@ -23,7 +23,7 @@ def summarise(job: TrainingJob, core: Core, metrics: Path, now: float) -> dict[s
     busy = sum(float(line["stepSeconds"]) for line in steps.values())
     return {
         "job": job.metadata.name,
-        "state": record.finish_state or str(record.stage),
+        "state": record.finish_state or str(record.state),
         "reason": record.finish_reason,
         "step": int(last.get("step", 0)),
         "steps": core.policy.steps,

@@ -11,7 +11,7 @@ from megascale.driver.links import AgentLink
 from megascale.rpc import megascale_pb2 as pb
 
 
-def foremost(ranks: Sequence[pb.RankStatus]) -> pb.RankStatus:
+def most_advanced_rank(ranks: Sequence[pb.RankStatus]) -> pb.RankStatus:
     """The rank with the most steps, of several the first."""
     lead, most = ranks[0], ranks[0].step
     for rank in ranks:
@@ -28,8 +28,8 @@ def node_progress(ranks: Sequence[pb.RankStatus]) -> tuple[ev.RankProgress, ...]
     """
     if not ranks:
         return ()
-    lead = foremost(ranks)
-    # Plain lists, once over each rank: this runs for every beat of every node.
+    lead = most_advanced_rank(ranks)
+    # Plain lists, once over each rank: this runs for every heartbeat of every node.
     stalls, snapshots, groups, loaded, first = [], [], [], [], []
     told: pb.RankStatus | None = None
     for rank in ranks:

@@ -105,7 +105,7 @@ class Health(Section):
     """When a node or a rank counts as lost. Times in seconds."""
 
     heartbeat_seconds: Seconds = 2
-    """Time between two beats of an agent."""
+    """Time between two heartbeats of an agent."""
     silence_seconds: Seconds = 15
     """A node that is not heard of for this long is lost; at least twice heartbeatSeconds."""
     flap_tolerance_seconds: Annotated[int, Field(ge=0, le=86_400)] = 30
@@ -123,7 +123,7 @@ class Health(Section):
     def _check(self) -> Self:
         if self.silence_seconds < 2 * self.heartbeat_seconds:
             message = f"{self.silence_seconds} is less than twice heartbeatSeconds {self.heartbeat_seconds}"
-            refuse([Problem(("silenceSeconds",), message, "one late beat would count as a lost node")])
+            refuse([Problem(("silenceSeconds",), message, "one late heartbeat would count as a lost node")])
         return self
 
 

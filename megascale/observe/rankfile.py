@@ -177,7 +177,7 @@ class RankFile:
     def control(self, value: Control) -> None:
         self._memory[_CONTROL_AT] = int(value)
 
-    def last_words(self, words: dict[str, Any]) -> None:
+    def write_exit_report(self, words: dict[str, Any]) -> None:
         """Leave a structured reason for the exit; what does not fit is cut from `message`."""
         raw = json.dumps(words).encode()
         if len(raw) > LAST_WORDS_BYTES - 4:
@@ -185,7 +185,7 @@ class RankFile:
             raw = json.dumps({k: words[k] for k in ("type", "message") if k in words}).encode()
         self._memory[_LAST_WORDS_AT : _LAST_WORDS_AT + 4 + len(raw)] = len(raw).to_bytes(4, "little") + raw
 
-    def read_last_words(self) -> dict[str, Any] | None:
+    def read_exit_report(self) -> dict[str, Any] | None:
         """What `last_words` left, or None."""
         length = int.from_bytes(self._memory[_LAST_WORDS_AT : _LAST_WORDS_AT + 4], "little")
         if not 0 < length <= LAST_WORDS_BYTES - 4:

@@ -56,10 +56,12 @@ class AdamW(torch.optim.AdamW):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Update every parameter that has a gradient."""
         loss = evaluated(closure)
-        todo, scale = with_gradients(self), self.take_scale()
+        batch, scale = with_gradients(self), self.take_scale()
         # torch's name for what the fused kernel divides gradients by as it reads them.
         self.grad_scale = (
-            torch.full((), 1 / scale, device=todo[0].parameters[0].device) if todo and scale != 1.0 else None
+            torch.full((), 1 / scale, device=batch[0].parameters[0].device)
+            if batch and scale != 1.0
+            else None
         )
         super().step()
         return loss
@@ -85,7 +87,7 @@ class AdamW(torch.optim.AdamW):
             state["step"].fill_(float(count))
 
 
-class Todo(NamedTuple):
+class ParameterBatch(NamedTuple):
     """What one group has to update: parameters with their gradients, and the group's settings."""
 
     settings: dict[str, Any]
@@ -93,25 +95,25 @@ class Todo(NamedTuple):
     gradients: list[Tensor]
 
 
-def with_gradients(optimizer: AdamW) -> list[Todo]:
+def with_gradients(optimizer: AdamW) -> list[ParameterBatch]:
     """The parameters of each group that have a gradient; groups without any are left out."""
     found = []
     for group in optimizer.param_groups:
         pairs = [(p, p.grad) for p in group["params"] if p.grad is not None]
         if pairs:
-            found.append(Todo(group, [p for p, _ in pairs], [gradient for _, gradient in pairs]))
+            found.append(ParameterBatch(group, [p for p, _ in pairs], [gradient for _, gradient in pairs]))
     return found
 
 
-def fuses(todo: list[Todo]) -> bool:
+def fuses(batch: list[ParameterBatch]) -> bool:
     """Whether the tensors are where Triton kernels run."""
-    return bool(todo) and todo[0].parameters[0].is_cuda
+    return bool(batch) and batch[0].parameters[0].is_cuda
 
 
-def multiply_gradients(todo: list[Todo], factor: float) -> None:
+def multiply_gradients(batch: list[ParameterBatch], factor: float) -> None:
     """Scale all gradients in place."""
     if factor != 1.0:
-        for group in todo:
+        for group in batch:
             torch._foreach_mul_(group.gradients, factor)
 
 

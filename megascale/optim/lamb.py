@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, distributed
 
-from megascale.optim.adamw import AdamW, Todo, blocks, evaluated, fuses, with_gradients
+from megascale.optim.adamw import AdamW, ParameterBatch, blocks, evaluated, fuses, with_gradients
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,14 +120,14 @@ class Lamb(AdamW):
         """Update every parameter that has a gradient; gradients are used up as scratch space."""
         loss = evaluated(closure)
         self.allocate_state()
-        todo, scale = with_gradients(self), self.take_scale()
-        fused = fuses(todo)
+        batch, scale = with_gradients(self), self.take_scale()
+        fused = fuses(batch)
         turn = self._turn_at_once if fused else self._turn_in_blocks
         apply = self._apply_at_once if fused else self._apply_in_turn
-        squares = [turn(index, group, scale) for index, group in enumerate(todo)]
-        ratios = self._trust_ratios([parameter for group in todo for parameter in group.parameters], squares)
+        squares = [turn(index, group, scale) for index, group in enumerate(batch)]
+        ratios = self._trust_ratios([parameter for group in batch for parameter in group.parameters], squares)
         begin = 0
-        for index, group in enumerate(todo):
+        for index, group in enumerate(batch):
             end = begin + len(group.parameters)
             # Without weight decay the ratio is 1.
             whole = torch.ones_like(ratios[begin:end])
@@ -136,46 +136,46 @@ class Lamb(AdamW):
             begin = end
         return loss
 
-    def _advance(self, todo: Todo) -> tuple[list[Tensor], list[Tensor], Factors]:
+    def _advance(self, batch: ParameterBatch) -> tuple[list[Tensor], list[Tensor], Factors]:
         """Count the step; the moments and the numbers of this one."""
-        states = [self.state[parameter] for parameter in todo.parameters]
+        states = [self.state[parameter] for parameter in batch.parameters]
         torch._foreach_add_([state["step"] for state in states], 1)
         means, squares = ([state[name] for state in states] for name in self.moments)
-        return means, squares, Factors.of(todo.settings, float(states[0]["step"]))
+        return means, squares, Factors.of(batch.settings, float(states[0]["step"]))
 
-    def _turn_in_blocks(self, index: int, todo: Todo, scale: float) -> Tensor:  # noqa: ARG002 - as its fused twin
+    def _turn_in_blocks(self, index: int, batch: ParameterBatch, scale: float) -> Tensor:  # noqa: ARG002 - as its fused twin
         """Replace gradients by the update directions u, and bring the moments up to date.
 
         Returns:
             Square sums of each tensor's values and directions, fp64 (tensors, 2).
         """
-        means, squares, factors = self._advance(todo)
-        step = self.state[todo.parameters[0]]["step"]
-        for w, g, m, v in blocks(todo.parameters, todo.gradients, means, squares):
+        means, squares, factors = self._advance(batch)
+        step = self.state[batch.parameters[0]]["step"]
+        for w, g, m, v in blocks(batch.parameters, batch.gradients, means, squares):
             if scale != 1.0:
                 g.mul_(scale)
             turn_into_direction(w, g, m, v, step, factors)
         norms = [
             torch.stack(torch._foreach_norm(tensors, 2, dtype=torch.float64))  # noqa: SLF001 - no other name
-            for tensors in (todo.parameters, todo.gradients)
+            for tensors in (batch.parameters, batch.gradients)
         ]
         return torch.stack(norms, dim=1).square_()
 
-    def _turn_at_once(self, index: int, todo: Todo, scale: float) -> Tensor:
+    def _turn_at_once(self, index: int, batch: ParameterBatch, scale: float) -> Tensor:
         """The same in one kernel."""
-        means, squares, factors = self._advance(todo)
-        table = self.tables.of(index, todo.parameters, todo.gradients, means, squares)
+        means, squares, factors = self._advance(batch)
+        table = self.tables.of(index, batch.parameters, batch.gradients, means, squares)
         return table.lamb_directions(factors, scale)
 
-    def _apply_in_turn(self, index: int, todo: Todo, rates: Tensor) -> None:  # noqa: ARG002 - as its fused twin
+    def _apply_in_turn(self, index: int, batch: ParameterBatch, rates: Tensor) -> None:  # noqa: ARG002 - as its fused twin
         """w -= rate * u with a rate per tensor."""
-        for weight, direction, rate in zip(todo.parameters, todo.gradients, rates.tolist(), strict=True):
+        for weight, direction, rate in zip(batch.parameters, batch.gradients, rates.tolist(), strict=True):
             weight.sub_(direction, alpha=rate)
 
-    def _apply_at_once(self, index: int, todo: Todo, rates: Tensor) -> None:
+    def _apply_at_once(self, index: int, batch: ParameterBatch, rates: Tensor) -> None:
         """The same in one kernel, on the table that the directions were made with."""
-        means, squares = ([self.state[p][name] for p in todo.parameters] for name in self.moments)
-        self.tables.of(index, todo.parameters, todo.gradients, means, squares).lamb_apply(rates)
+        means, squares = ([self.state[p][name] for p in batch.parameters] for name in self.moments)
+        self.tables.of(index, batch.parameters, batch.gradients, means, squares).lamb_apply(rates)
 
     def _trust_ratios(self, parameters: list[Tensor], local: list[Tensor]) -> Tensor:
         """|w| / |u| of the whole parameter behind each tensor, fp32 (parameters,), from local square sums."""

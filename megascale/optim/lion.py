@@ -15,7 +15,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from megascale.optim.adamw import AdamW, Todo, blocks, evaluated, fuses, multiply_gradients, with_gradients
+from megascale.optim.adamw import (
+    AdamW,
+    ParameterBatch,
+    blocks,
+    evaluated,
+    fuses,
+    multiply_gradients,
+    with_gradients,
+)
 
 
 class Lion(AdamW):
@@ -29,14 +37,14 @@ class Lion(AdamW):
         """Update every parameter that has a gradient."""
         loss = evaluated(closure)
         self.allocate_state()
-        todo, scale = with_gradients(self), self.take_scale()
-        for group in todo:
+        batch, scale = with_gradients(self), self.take_scale()
+        for group in batch:
             torch._foreach_add_([self.state[p]["step"] for p in group.parameters], 1)
-        if fuses(todo):
-            self._step_fused(todo, scale)
+        if fuses(batch):
+            self._step_fused(batch, scale)
             return loss
-        multiply_gradients(todo, scale)
-        for settings, parameters, gradients in todo:
+        multiply_gradients(batch, scale)
+        for settings, parameters, gradients in batch:
             beta1, beta2 = settings["betas"]
             for w, g, m in blocks(parameters, gradients, self._means(parameters)):
                 update = torch.lerp(m, g, 1 - beta1).sign_()
@@ -47,8 +55,8 @@ class Lion(AdamW):
     def _means(self, parameters: list[Tensor]) -> list[Tensor]:
         return [self.state[p]["exp_avg"] for p in parameters]
 
-    def _step_fused(self, todo: list[Todo], scale: float) -> None:
-        for index, (settings, parameters, gradients) in enumerate(todo):
+    def _step_fused(self, batch: list[ParameterBatch], scale: float) -> None:
+        for index, (settings, parameters, gradients) in enumerate(batch):
             beta1, beta2 = settings["betas"]
             table = self.tables.of(index, parameters, gradients, self._means(parameters))
             table.lion(

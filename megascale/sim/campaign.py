@@ -12,10 +12,10 @@ from megascale.core.contract import effects as fx
 from megascale.core.contract.events import ManualCommand
 from megascale.core.contract.policy import Policy
 from megascale.core.eventlog import Entry, Header, entry_line, header_line
-from megascale.core.state.record import Incident, Stage
+from megascale.core.state.record import Incident, JobState
 from megascale.sim.delays import Distribution
 from megascale.sim.driver import SimDriver
-from megascale.sim.failures import DAY_S, FailureProcess, Strike
+from megascale.sim.failures import DAY_S, FailureProcess, Injection
 from megascale.sim.machines import Machine
 from megascale.sim.scenario import Scenario, under_policy
 from megascale.sim.training import Workload
@@ -50,7 +50,7 @@ class Ledger:
     step_s: float = 0.0
     phases: list[tuple[float, str]] = field(default_factory=list)
     goodput: dict[str, float] = field(default_factory=dict)
-    strikes: list[Strike] = field(default_factory=list)
+    injections: list[Injection] = field(default_factory=list)
     incidents: dict[str, Incident] = field(default_factory=dict)
     restarts: int = 0
     pages: list[tuple[float, str]] = field(default_factory=list)
@@ -107,7 +107,9 @@ class Campaign:
             launch_timeout_s=_LAUNCH_TIMEOUT_S,
         )
         self.world = World(spec, f"{scenario.name}/{seed}", self._observe)
-        self.failures = FailureProcess(self.world, scenario, f"{scenario.name}/{seed}", self.ledger.strikes)
+        self.failures = FailureProcess(
+            self.world, scenario, f"{scenario.name}/{seed}", self.ledger.injections
+        )
         if write is not None:
             write(header_line(Header(scenario.name, spec.policy, None)))
 
@@ -119,7 +121,7 @@ class Campaign:
         self.failures.start()
         world.start()
         with _seldom_collected():
-            while world.agenda.run_next(end):
+            while world.queue.run_next(end):
                 pass
         core = world.driver.core
         account = core.record.ledger
@@ -152,7 +154,7 @@ class Campaign:
                 self._judge_exclusion(effect.node, entry.at)
             elif isinstance(effect, fx.Finish):
                 ledger.failures.append((since, effect.reason))
-                ledger.manual.append(self.world.agenda.now)
+                ledger.manual.append(self.world.queue.now)
                 self._call_a_person()
 
     def _judge_exclusion(self, node: str, at: float) -> None:
@@ -174,9 +176,9 @@ class Campaign:
         if machine is None or not machine.defect or node in self._asked:
             return
         self._asked.add(node)
-        self.ledger.manual.append(self.world.agenda.now)
+        self.ledger.manual.append(self.world.queue.now)
         evict = ManualCommand("evict", "it keeps failing and automation is at its bound", node, by="on-call")
-        self.world.agenda.after(self.world.delays.sample("person"), lambda: self._evict(evict))
+        self.world.queue.after(self.world.delays.sample("person"), lambda: self._evict(evict))
 
     def _computes_nonsense(self) -> str:
         kinds = {each.name for each in self.scenario.failures.classes if each.symptom == "nan"}
@@ -190,15 +192,15 @@ class Campaign:
 
     def _call_a_person(self) -> None:
         """The job failed: somebody repairs what is broken and starts it again."""
-        self.world.agenda.after(self.world.delays.sample("person"), self._reopen)
+        self.world.queue.after(self.world.delays.sample("person"), self._reopen)
 
     def _reopen(self) -> None:
         for machine in self.world.cluster.machines.values():
             machine.defect = ""
-        if self.world.driver.core.record.stage is Stage.FINISHED:
+        if self.world.driver.core.record.state is JobState.FINISHED:
             self.world.driver.die()
             reopen = ManualCommand("reopen", "a person repaired the cause", by="on-call")
-            self.world.agenda.after(_NEW_DRIVER_S, lambda: self.world.network.publish(reopen))
+            self.world.queue.after(_NEW_DRIVER_S, lambda: self.world.network.publish(reopen))
 
 
 @contextlib.contextmanager
@@ -214,10 +216,10 @@ def _seldom_collected() -> Iterator[None]:
 
 def _attribute(ledger: Ledger, incident: Incident, at: float) -> None:
     """Note which injected fault is behind an incident: the newest on its node, else the newest of all."""
-    open_ones = [s for s in ledger.strikes if not s.incident and at - _SEARCH_BACK_S <= s.at <= at]
-    same_node = [strike for strike in open_ones if strike.node == incident.node]
+    open_ones = [s for s in ledger.injections if not s.incident and at - _SEARCH_BACK_S <= s.at <= at]
+    same_node = [injection for injection in open_ones if injection.node == incident.node]
     known = [
-        s for s in ledger.strikes if s.incident and s.node == incident.node and at - s.at < _SAME_FAULT_S
+        s for s in ledger.injections if s.incident and s.node == incident.node and at - s.at < _SAME_FAULT_S
     ]
     if same_node or (open_ones and not known):
         found = (same_node or open_ones)[-1]
@@ -239,4 +241,4 @@ def _work_of(scenario: Scenario) -> Workload:
 
 
 def _delays_of(scenario: Scenario) -> dict[str, Distribution]:
-    return {name: stage.distribution() for name, stage in scenario.stages.items()}
+    return {name: stage.distribution() for name, stage in scenario.durations.items()}

@@ -7,8 +7,8 @@ from typing import Protocol
 
 from megascale.core.contract.events import CommitDone, NodeGone, NodeJoined, RankEvidence, RankExited
 from megascale.core.contract.lineage import Commit
-from megascale.sim.agenda import Agenda
 from megascale.sim.delays import Delays
+from megascale.sim.event_queue import EventQueue
 from megascale.sim.fleet import Fleet
 from megascale.sim.machines import RUNNING, Machine
 from megascale.sim.network import Network
@@ -20,7 +20,7 @@ PEER_MESSAGE = "Connection closed by peer"
 
 
 class Reporter(Protocol):
-    """How the state of the ranks reaches the driver: beat by beat, or summarised."""
+    """How the state of the ranks reaches the driver: heartbeat by heartbeat, or summarised."""
 
     def joined(self, machine: Machine) -> None: ...
 
@@ -47,7 +47,7 @@ class Cluster:
         work: Workload,
         *,
         ranks_per_node: int,
-        agenda: Agenda,
+        queue: EventQueue,
         delays: Delays,
         network: Network,
         storage: Storage,
@@ -58,18 +58,18 @@ class Cluster:
         self.machines = {machine.name: machine for machine in machines}
         self.work, self.ranks_per_node, self.echo = work, ranks_per_node, echo
         self.launch_timeout_s, self.checks_returns = launch_timeout_s, checks_returns
-        self.agenda, self.delays, self.network, self.storage = agenda, delays, network, storage
-        self.fleet = Fleet(agenda, delays, self._boot_granted, list(machines))
+        self.queue, self.delays, self.network, self.storage = queue, delays, network, storage
+        self.fleet = Fleet(queue, delays, self._boot_granted, list(machines))
         self.runs: dict[int, Run] = {}
         self.wrong_numbers: frozenset[str] = frozenset()
         self.check_recall = 1.0
         self.listeners: list[Callable[[Run], None]] = []
-        storage.told = lambda commit: network.publish(CommitDone(commit.step, commit.attempt, agenda.now))
+        storage.told = lambda commit: network.publish(CommitDone(commit.step, commit.attempt, queue.now))
 
     # Machines and their agents
 
     def _boot_granted(self, machine: Machine) -> None:
-        self.agenda.after(self.delays.sample("boot"), lambda: self.boot(machine))
+        self.queue.after(self.delays.sample("boot"), lambda: self.boot(machine))
 
     def boot(self, machine: Machine) -> None:
         """A fresh agent starts and joins, unless the machine is down or was given back."""
@@ -98,7 +98,7 @@ class Cluster:
         for machine in self.machines.values():
             if machine.held and machine.incarnation:
                 delay = self.delays.sample("reconnect")
-                self.agenda.after(delay, lambda machine=machine: self.join(machine))  # type: ignore[misc]
+                self.queue.after(delay, lambda machine=machine: self.join(machine))  # type: ignore[misc]
 
     def power_off(self, machine: Machine) -> None:
         machine.power = False
@@ -119,7 +119,7 @@ class Cluster:
 
     def fleet_notices(self, machine: Machine, incarnation: str, reason: str, *, planned: bool) -> None:
         """The fleet tells that a node is no more, and takes it back."""
-        event = NodeGone(machine.name, incarnation, reason, at=self.agenda.now, planned=planned)
+        event = NodeGone(machine.name, incarnation, reason, at=self.queue.now, planned=planned)
         self.network.publish(event)
         self.release(machine)
 
@@ -196,7 +196,7 @@ class Cluster:
             rank,
             exit_code=exit_code,
             signal=signal,
-            at=self.agenda.now + machine.skew_s,
+            at=self.queue.now + machine.skew_s,
             step=run.position()[0],
             error_type=error[0],
             error_message=error[1],
@@ -204,7 +204,7 @@ class Cluster:
         )
         machine.exits.append(event)
         incarnation = machine.incarnation
-        self.agenda.after(self.delays.sample("exit"), lambda: self._tell_exit(machine, incarnation, event))
+        self.queue.after(self.delays.sample("exit"), lambda: self._tell_exit(machine, incarnation, event))
         if exit_code not in (0, 76):
             run.block(f"rank {rank} exited")
             if echo:
@@ -222,7 +222,7 @@ class Cluster:
             machine = self.machines[name]
             for rank in list(machine.ranks) if machine.run is run else ():
                 delay = self.delays.sample("echo")
-                self.agenda.after(delay, lambda m=machine, r=rank: self._end_by_echo(run, m, r))  # type: ignore[misc]
+                self.queue.after(delay, lambda m=machine, r=rank: self._end_by_echo(run, m, r))  # type: ignore[misc]
 
     def _end_by_echo(self, run: Run, machine: Machine, rank: int) -> None:
         if machine.run is run and machine.ranks.get(rank) == RUNNING:

@@ -30,7 +30,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One policy at one stretch of the stage durations, over all seeds."""
+    """One policy at one stretch of the durations, over all seeds."""
 
     policy: str
     stretch: float
@@ -41,7 +41,7 @@ class Variant:
 
     @property
     def label(self) -> str:
-        return self.policy if self.stretch == 1.0 else f"{self.policy}, stages x{self.stretch:g}"
+        return self.policy if self.stretch == 1.0 else f"{self.policy}, durations x{self.stretch:g}"
 
 
 FIGURES: dict[str, Callable[[Result], float]] = {

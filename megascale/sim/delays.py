@@ -51,9 +51,9 @@ class Delays:
     """
 
     rng: random.Random
-    stages: Mapping[str, Distribution] = field(default_factory=dict)
+    durations: Mapping[str, Distribution] = field(default_factory=dict)
     stretch: float = 1.0
 
     def sample(self, stage: str) -> float:
-        distribution = self.stages.get(stage)
+        distribution = self.durations.get(stage)
         return distribution.sample(self.rng) * self.stretch if distribution else 0.0

@@ -1,4 +1,4 @@
-"""Detailed fidelity: every beat, step and segment time with noise, to measure the detectors themselves.
+"""Detailed fidelity: every heartbeat, step and segment time with noise, to measure the detectors themselves.
 
 Two questions: how often does a detector accuse a sound node, and how long does it take to notice a bad
 one. The answers feed the event fidelity, which skips quiet times.
@@ -16,7 +16,7 @@ from megascale.core.contract import effects as fx
 from megascale.core.contract.events import LogMatch, SegmentTimes
 from megascale.core.contract.policy import Policy
 from megascale.core.eventlog import Entry
-from megascale.core.state.record import Incident, Stage
+from megascale.core.state.record import Incident, JobState
 from megascale.sim.campaign import ENDLESS_STEPS
 from megascale.sim.delays import Distribution, constant
 from megascale.sim.driver import SimDriver
@@ -27,7 +27,7 @@ from megascale.sim.training import Run, Workload
 from megascale.sim.world import World, WorldSpec
 
 HOUR_S: Final = 3600.0
-BEAT_S: Final = 2.0
+HEARTBEAT_S: Final = 2.0
 STEP_NOISE: Final = 0.01
 SEGMENT_NOISE: Final = 0.02
 LOSS: Final = Loss(drop=1e-3, duplicate=1e-3)
@@ -120,8 +120,8 @@ def measure(
     if scenario.nodes > nodes:
         quiet.append(_quiet(scenario, seed, scenario.nodes, large_minutes / 60.0))
     delays: dict[str, list[float | None]] = {}
-    for kind, strike in FAULTS.items():
-        delays[kind] = [_delay(scenario, f"{seed}/{kind}/{n}", strike) for n in range(_ROUNDS)]
+    for kind, injection in FAULTS.items():
+        delays[kind] = [_delay(scenario, f"{seed}/{kind}/{n}", injection) for n in range(_ROUNDS)]
     return Measured(quiet, delays)
 
 
@@ -154,12 +154,12 @@ def _count(stretch: Quiet, incident: Incident) -> None:
 
 
 class Noisy:
-    """A world with beats, jitter, losses, uneven steps and segment times."""
+    """A world with heartbeats, jitter, losses, uneven steps and segment times."""
 
     def __init__(
         self, scenario: Scenario, seed: object, nodes: int, observe: Callable[[SimDriver, Entry], None]
     ) -> None:
-        delays = {name: stage.distribution() for name, stage in scenario.stages.items()}
+        delays = {name: stage.distribution() for name, stage in scenario.durations.items()}
         policy = Policy(nodes=nodes, spare_nodes=2, min_nodes=nodes, steps=ENDLESS_STEPS, max_restarts=10_000)
         work = Workload(
             steps=ENDLESS_STEPS,
@@ -174,7 +174,7 @@ class Noisy:
             work,
             machines=nodes + 4,
             delays=delays | quick,
-            beat_s=BEAT_S,
+            heartbeat_s=HEARTBEAT_S,
             loss=LOSS,
             echo=False,
             launch_timeout_s=HOUR_S,
@@ -183,12 +183,12 @@ class Noisy:
         self.world = World(spec, f"detailed/{seed}", observe)
         self.world.cluster.listeners.append(self._on_run)
         rate = nodes * _LOG_LINES_PER_NODE_HOUR / HOUR_S
-        self.world.agenda.after(self.rng.expovariate(rate), lambda: self._say_something(rate))
+        self.world.queue.after(self.rng.expovariate(rate), lambda: self._say_something(rate))
 
     def _on_run(self, run: Run) -> None:
         if run.is_stepping and not run.announced:
             run.announced = True
-            self.world.agenda.after(run.pace, lambda: self._segments(run))
+            self.world.queue.after(run.pace, lambda: self._segments(run))
 
     def _segments(self, run: Run) -> None:
         """Compute seconds of every rank, told once a step."""
@@ -201,16 +201,16 @@ class Noisy:
                 base * machines[name].slowdown * self.rng.gauss(1.0, SEGMENT_NOISE) for name in run.nodes
             )
             self.world.network.publish(SegmentTimes(run.attempt, run.position()[0], compute))
-        self.world.agenda.after(run.pace, lambda: self._segments(run))
+        self.world.queue.after(run.pace, lambda: self._segments(run))
 
     def _say_something(self, rate: float) -> None:
         """Lines that agents pass on although nothing follows from them."""
         node = f"node-{self.rng.randrange(len(self.world.cluster.machines))}"
         self.world.network.publish(LogMatch(node, "ecc-corrected", "benign", "none", "corrected ECC error"))
-        self.world.agenda.after(self.rng.expovariate(rate), lambda: self._say_something(rate))
+        self.world.queue.after(self.rng.expovariate(rate), lambda: self._say_something(rate))
 
 
-def _delay(scenario: Scenario, seed: str, strike: Callable[[World, Machine], None]) -> float | None:
+def _delay(scenario: Scenario, seed: str, injection: Callable[[World, Machine], None]) -> float | None:
     """Seconds until an incident is opened (or, for a slow node, a probe asked for); None = never."""
     struck: list[float] = []
     seen: list[float] = []
@@ -225,15 +225,15 @@ def _delay(scenario: Scenario, seed: str, strike: Callable[[World, Machine], Non
     world = noisy.world
     world.start()
     world.run(_WARM_UP_S)
-    if world.driver.core.record.stage is not Stage.RUNNING:
+    if world.driver.core.record.state is not JobState.RUNNING:
         return None
     machine = world.cluster.machines[noisy.rng.choice(world.driver.core.record.assignment)]
 
     def hit() -> None:
-        struck.append(world.agenda.now)
-        strike(world, machine)
+        struck.append(world.queue.now)
+        injection(world, machine)
 
-    world.agenda.after(noisy.rng.uniform(0, 60), hit)
+    world.queue.after(noisy.rng.uniform(0, 60), hit)
     world.run(_PATIENCE_S, lambda: bool(seen))
     return seen[0] if seen else None
 
@@ -259,10 +259,10 @@ def _nan(_: World, machine: Machine) -> None:
 
 
 def _slow(factor: float) -> Callable[[World, Machine], None]:
-    def strike(_: World, machine: Machine) -> None:
+    def injection(_: World, machine: Machine) -> None:
         machine.slowdown = factor
 
-    return strike
+    return injection
 
 
 FAULTS: Final[dict[str, Callable[[World, Machine], None]]] = {

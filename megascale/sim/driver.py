@@ -16,9 +16,9 @@ from megascale.core.contract.codec import Json
 from megascale.core.contract.policy import Policy
 from megascale.core.eventlog import Entry
 from megascale.core.machine import Core
-from megascale.sim.agenda import Timer
 from megascale.sim.cluster import Cluster
-from megascale.sim.performer import perform
+from megascale.sim.effects import perform
+from megascale.sim.event_queue import Timer
 
 
 @dataclass(slots=True)
@@ -113,7 +113,7 @@ class SimDriver:
 
     @property
     def clock(self) -> float:
-        return self.cluster.agenda.now + self.skew_s
+        return self.cluster.queue.now + self.skew_s
 
     def feed(self, event: ev.Event) -> None:
         """One event through the core, and its effects into the world."""
@@ -143,7 +143,7 @@ class SimDriver:
     def _written_part(self) -> tuple[object, ...]:
         """What must not be lost with this driver: a change of it is written at once."""
         record = self.core.record
-        return record.stage, record.attempt, len(record.commits), len(record.pending)
+        return record.state, record.attempt, len(record.commits), len(record.pending)
 
     def _is_cut(self, effects: list[fx.Effect], *, unwritten: bool) -> bool:
         if self.cut.unwritten is not unwritten or self.cut.effect < 0:
@@ -154,7 +154,7 @@ class SimDriver:
         if self._tick is not None:
             self._tick.cancel()
         due = self.core.next_deadline()
-        self._tick = None if due is None else self.cluster.agenda.at(due - self.skew_s, self._due)
+        self._tick = None if due is None else self.cluster.queue.at(due - self.skew_s, self._due)
 
     def _due(self) -> None:
         self.feed(ev.Tick())
@@ -165,7 +165,7 @@ class SimDriver:
         """An answer that comes after a delay, if this driver still lives."""
         cluster = self.cluster
         for _ in range(2 if cluster.delays.rng.random() < cluster.network.loss.duplicate else 1):
-            cluster.agenda.after(cluster.delays.sample(stage), functools.partial(self.feed, event))
+            cluster.queue.after(cluster.delays.sample(stage), functools.partial(self.feed, event))
 
     def done(self, effect: fx.Effect, stage: str = "answer") -> None:
         self.later(stage, ev.EffectDone(effect.effect_id))

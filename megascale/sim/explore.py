@@ -1,7 +1,7 @@
 """Deterministic simulation testing: many seeds, every invariant after every event.
 
 python -m megascale.sim.explore --seeds 20000 --jobs 2
-python -m megascale.sim.explore --seed 4711 --mishaps 0,3     # one failing trial, with its transcript
+python -m megascale.sim.explore --seed 4711 --faults 0,3     # one failing trial, with its transcript
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 
-from megascale.sim.mishaps import Mishap
-from megascale.sim.trial import Outcome, mishaps_of, run_trial, transcript
+from megascale.sim.faults import Fault
+from megascale.sim.trial import Outcome, faults_of, run_trial, transcript
 
 FAILURES_SHOWN = 5
 PROGRESS_EVERY = 1000
 
 
 def minimise(seed: int, indices: Sequence[int]) -> tuple[int, ...]:
-    """The smallest sublist found (delta debugging) of the seed's mishaps that still breaks an invariant."""
-    everything = mishaps_of(seed)
+    """The smallest sublist found (delta debugging) of the seed's faults that still breaks an invariant."""
+    everything = faults_of(seed)
 
     def fails(chosen: Sequence[int]) -> bool:
         return bool(run_trial(seed, [everything[index] for index in chosen]).violation)
@@ -42,7 +42,7 @@ def minimise(seed: int, indices: Sequence[int]) -> tuple[int, ...]:
 
 def reproduction(seed: int, indices: Iterable[int]) -> str:
     chosen = ",".join(str(index) for index in indices) or "none"
-    return f"python -m megascale.sim.explore --seed {seed} --mishaps {chosen}"
+    return f"python -m megascale.sim.explore --seed {seed} --faults {chosen}"
 
 
 def explore(seeds: Sequence[int], jobs: int) -> tuple[list[Outcome], collections.Counter[str]]:
@@ -70,7 +70,7 @@ def explore(seeds: Sequence[int], jobs: int) -> tuple[list[Outcome], collections
 
 def show(seed: int, indices: Sequence[int]) -> int:
     """Run one trial with its transcript; 1 if an invariant broke."""
-    everything: tuple[Mishap, ...] = mishaps_of(seed)
+    everything: tuple[Fault, ...] = faults_of(seed)
     outcome = run_trial(seed, [everything[index] for index in indices], keep_log=True)
     print(transcript(outcome))
     return 1 if outcome.violation else 0
@@ -82,17 +82,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--first", type=int, default=0, help="first seed")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--seed", type=int, help="run this one and print its transcript")
-    parser.add_argument("--mishaps", help="indices of the seed's mishaps to keep, or none")
+    parser.add_argument("--faults", help="indices of the seed's faults to keep, or none")
     options = parser.parse_args(arguments)
     if options.seed is not None:
-        chosen = list(range(len(mishaps_of(options.seed))))
-        if options.mishaps:
-            chosen = [int(i) for i in options.mishaps.split(",") if options.mishaps != "none"]
+        chosen = list(range(len(faults_of(options.seed))))
+        if options.faults:
+            chosen = [int(i) for i in options.faults.split(",") if options.faults != "none"]
         return show(options.seed, chosen)
     begun = time.monotonic()
     failures, states = explore(range(options.first, options.first + options.seeds), options.jobs)
     for outcome in failures:
-        kept = minimise(outcome.seed, range(len(outcome.mishaps)))
+        kept = minimise(outcome.seed, range(len(outcome.faults)))
         print(f"\n{outcome.violation}\n  {reproduction(outcome.seed, kept)}")
         show(outcome.seed, kept)
     elapsed_s = time.monotonic() - begun

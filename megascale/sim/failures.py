@@ -21,7 +21,7 @@ FALSE_SILENCE, FALSE_HANG = "falseSilence", "falseHang"
 
 
 @dataclass(slots=True)
-class Strike:
+class Injection:
     """A fault that was injected.
 
     Attributes:
@@ -44,12 +44,12 @@ class FailureProcess:
     under the same faults.
     """
 
-    def __init__(self, world: World, scenario: Scenario, seed: object, strikes: list[Strike]) -> None:
+    def __init__(self, world: World, scenario: Scenario, seed: object, injections: list[Injection]) -> None:
         self._world, self._scenario, self._seed = world, scenario, seed
         self._rng = random.Random(f"{seed}/failures")
         self._recurs: Distribution = scenario.failures.recurs.distribution()
         self._classes = {each.name: each for each in scenario.failures.classes}
-        self.strikes = strikes
+        self.injections = injections
         nonsense = (each.name for each in scenario.failures.classes if each.symptom == "nan")
         world.cluster.wrong_numbers = frozenset(nonsense)
         world.cluster.check_recall = scenario.failures.check_recall
@@ -70,9 +70,9 @@ class FailureProcess:
 
         def again() -> None:
             action(rng)
-            self._world.agenda.after(rng.expovariate(rate_per_s), again)
+            self._world.queue.after(rng.expovariate(rate_per_s), again)
 
-        self._world.agenda.after(rng.expovariate(rate_per_s), again)
+        self._world.queue.after(rng.expovariate(rate_per_s), again)
 
     def _victim(self) -> tuple[Run, Machine] | None:
         """A node of the newest run that still has its ranks."""
@@ -104,15 +104,15 @@ class FailureProcess:
             machine = self._world.cluster.machines[name]
             if machine.defect in self._classes:
                 delay = self._recurs.sample(self._rng)
-                self._world.agenda.after(delay, lambda m=machine: self._recur(run, m))  # type: ignore[misc]
+                self._world.queue.after(delay, lambda m=machine: self._recur(run, m))  # type: ignore[misc]
 
     def _recur(self, run: Run, machine: Machine) -> None:
         if machine.run is run and machine.ranks and machine.defect and not run.blocked:
             self._strike(self._classes[machine.defect], machine, again=True)
 
     def _note(self, kind: str, machine: Machine, *, again: bool = False) -> None:
-        machine.struck_at = self._world.agenda.now
-        self.strikes.append(Strike(self._world.agenda.now, kind, machine.name, again))
+        machine.struck_at = self._world.queue.now
+        self.injections.append(Injection(self._world.queue.now, kind, machine.name, again))
 
     def _strike(self, fault: FaultClass, machine: Machine, *, again: bool = False) -> None:
         run = machine.run
@@ -149,11 +149,11 @@ class FailureProcess:
             return
         stage = "networkEvent" if sign == "nic" else "hardwareEvent"
         rounds = 2 if sign == "nic" else 1
-        when = world.agenda.now
+        when = world.queue.now
         for _ in range(rounds):
             when += world.delays.sample(stage)
             event = HardwareEvent(machine.name, sign, fault.xid, fault.line, at=when)
-            world.agenda.at(when, partial(world.cluster.network.tell, machine, event))
+            world.queue.at(when, partial(world.cluster.network.tell, machine, event))
 
     @property
     def _summary(self) -> Summary:
@@ -167,26 +167,26 @@ class FailureProcess:
         self._world.cluster.power_off(machine)
         notice = 0.0 if planned else self._world.delays.sample("fleetNotice")
         reason = "drained for maintenance" if planned else "the node is gone"
-        self._world.agenda.after(
+        self._world.queue.after(
             notice,
             lambda: self._world.cluster.fleet_notices(machine, incarnation, reason, planned=planned),
         )
 
     def _block_for(self, run: Run, seconds: float) -> None:
-        why = f"flap at {self._world.agenda.now}"
+        why = f"flap at {self._world.queue.now}"
         run.block(why)
-        self._world.agenda.after(seconds, lambda: run.unblock(why))
+        self._world.queue.after(seconds, lambda: run.unblock(why))
 
     def _false_silence(self) -> None:
-        """The beats of a sound node stay away for longer than the bound, though it trains on."""
+        """The heartbeats of a sound node stay away for longer than the bound, though it trains on."""
         found = self._victim()
         if found is None:
             return
         _, machine = found
-        self.strikes.append(Strike(self._world.agenda.now, FALSE_SILENCE, machine.name))
+        self.injections.append(Injection(self._world.queue.now, FALSE_SILENCE, machine.name))
         machine.linked = False
         self._summary.silent(machine)
-        self._world.agenda.after(30.0, lambda: self._relink(machine))
+        self._world.queue.after(30.0, lambda: self._relink(machine))
 
     def _relink(self, machine: Machine) -> None:
         machine.linked = True
@@ -199,5 +199,5 @@ class FailureProcess:
         if found is None:
             return
         run, machine = found
-        self.strikes.append(Strike(self._world.agenda.now, FALSE_HANG, machine.name))
+        self.injections.append(Injection(self._world.queue.now, FALSE_HANG, machine.name))
         self._block_for(run, self._world.delays.sample("longStep"))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from megascale.sim.agenda import Agenda
 from megascale.sim.delays import Delays
+from megascale.sim.event_queue import EventQueue
 from megascale.sim.machines import Machine
 
 
@@ -21,7 +21,7 @@ class Fleet:
         closed_until: refuses everything until then.
     """
 
-    agenda: Agenda
+    queue: EventQueue
     delays: Delays
     granted: Callable[[Machine], None]
     pool: list[Machine] = field(default_factory=list)
@@ -31,7 +31,7 @@ class Fleet:
 
     def acquire(self, count: int, avoid: Iterable[str]) -> str:
         """Grant up to `count` nodes and owe the rest; a reason = refused."""
-        if self.agenda.now < self.closed_until:
+        if self.queue.now < self.closed_until:
             return "the fleet takes no requests now"
         self.avoid = frozenset(avoid)
         free = [machine for machine in self.pool if machine.power and self._is_wanted(machine)]
@@ -48,7 +48,7 @@ class Fleet:
     def give_back(self, machine: Machine, after_s: float, *, checked: bool) -> None:
         """A node returns to the pool after being cleaned, or repaired and `checked`."""
         machine.held = False
-        self.agenda.after(after_s, lambda: self._returned(machine, checked))
+        self.queue.after(after_s, lambda: self._returned(machine, checked))
 
     def _returned(self, machine: Machine, checked: bool) -> None:
         machine.checked = checked

@@ -13,7 +13,7 @@ from megascale.core.contract import events as ev
 from megascale.core.contract.lineage import Commit
 from megascale.core.eventlog import Entry
 from megascale.core.machine import Core
-from megascale.core.state.record import NodeStatus, Record, Stage
+from megascale.core.state.record import JobRecord, JobState, NodeStatus
 from megascale.sim.driver import SimDriver
 from megascale.sim.world import World
 
@@ -21,10 +21,10 @@ RECORD_LIMIT_BYTES: Final = 64 * 1024
 HOUR_S: Final = 3600.0
 _SLACK_S: Final = 1e-3
 _TIMER_OF: Final = {
-    Stage.LAUNCHING: ("startup",),
-    Stage.STOPPING: ("kill",),
-    Stage.SAVING: ("save", "leaving"),
-    Stage.ASSEMBLING: ("shrink", "acquireRetry", "acquired", "reconnect", "check"),
+    JobState.LAUNCHING: ("startup",),
+    JobState.STOPPING: ("kill",),
+    JobState.SAVING: ("save", "leaving"),
+    JobState.ASSEMBLING: ("shrink", "acquireRetry", "acquired", "reconnect", "check"),
 }
 
 
@@ -66,7 +66,7 @@ class Invariants:
                 self._exclusions_are_bounded(core, entry, effect)
             elif isinstance(effect, fx.Finish):
                 self._ends_once_and_for_a_reason(effect)
-        self._something_leaves_every_stage(core)
+        self._something_leaves_every_state(core)
         self._time_moves_on(core, entry)
         self._every_second_has_one_phase(core)
         self._restarts_are_bounded(core)
@@ -158,20 +158,20 @@ class Invariants:
             run = world.cluster.runs[record.attempt]
             _require(run.step >= run.work.steps, f"completed after step {run.step} of {run.work.steps}")
 
-    def _something_leaves_every_stage(self, core: Core) -> None:
-        """No stage but FINISHED can last for ever: a timer, or agents that are watched, end it."""
+    def _something_leaves_every_state(self, core: Core) -> None:
+        """No state but FINISHED can last for ever: a timer, or agents that are watched, end it."""
         record = core.record
-        stage = record.stage
-        wanted = _TIMER_OF.get(stage)
+        state = record.state
+        wanted = _TIMER_OF.get(state)
         if wanted is not None:
             armed = any(name in record.deadlines for name in wanted) or (
-                stage is Stage.ASSEMBLING and _awaits_a_verdict(core)
+                state is JobState.ASSEMBLING and _awaits_a_verdict(core)
             )
-            _require(armed, f"{stage} without any of the timers {wanted}: {sorted(record.deadlines)}")
-        elif stage is Stage.RUNNING:
+            _require(armed, f"{state} without any of the timers {wanted}: {sorted(record.deadlines)}")
+        elif state is JobState.RUNNING:
             watched = bool(core.live.silence) or "hang" in record.deadlines
             _require(watched, "running, but nobody watches the nodes")
-        elif stage is Stage.DIAGNOSING and not core.policy.shadow:
+        elif state is JobState.DIAGNOSING and not core.policy.shadow:
             armed = "flap" in record.deadlines or "evidence" in record.deadlines
             _require(armed, "diagnosing without a timer")
 
@@ -205,6 +205,6 @@ def _awaits_a_verdict(core: Core) -> bool:
     return any(node.status in (NodeStatus.SUSPECT, NodeStatus.UNKNOWN) for node in core.live.nodes.values())
 
 
-def _difference(one: Record, other: Record) -> str:
-    names = [name for name in Record.__dataclass_fields__ if getattr(one, name) != getattr(other, name)]
+def _difference(one: JobRecord, other: JobRecord) -> str:
+    names = [name for name in JobRecord.__dataclass_fields__ if getattr(one, name) != getattr(other, name)]
     return ", ".join(f"{name}: {getattr(one, name)!r} / {getattr(other, name)!r}" for name in names)

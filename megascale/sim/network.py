@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from megascale.core.contract.events import Event
-from megascale.sim.agenda import Agenda
 from megascale.sim.delays import Delays
+from megascale.sim.event_queue import EventQueue
 from megascale.sim.machines import Machine
 
 _ORDER_S = 1e-6
@@ -29,37 +29,37 @@ class Loss:
 class Network:
     """Delivers to whoever drives the job at the time of delivery."""
 
-    def __init__(self, agenda: Agenda, delays: Delays, rng: random.Random, loss: Loss) -> None:
-        self._agenda, self._delays, self._rng, self.loss = agenda, delays, rng, loss
+    def __init__(self, queue: EventQueue, delays: Delays, rng: random.Random, loss: Loss) -> None:
+        self._queue, self._delays, self._rng, self.loss = queue, delays, rng, loss
         self.driver: Callable[[Event], None] | None = None
 
-    def beat(self, machine: Machine, event: Event) -> None:
+    def heartbeat(self, machine: Machine, event: Event) -> None:
         """Fire and forget."""
         if self._rng.random() < self.loss.drop:
             return
         copies = 2 if self._rng.random() < self.loss.duplicate else 1
         for _ in range(copies):
-            self._agenda.after(self._delays.sample("network"), lambda: self._arrive(machine, event))
+            self._queue.after(self._delays.sample("network"), lambda: self._arrive(machine, event))
 
     def tell(self, machine: Machine, event: Event) -> None:
         """On the agent's stream."""
-        when = max(self._agenda.now + self._delays.sample("network"), machine.delivered_at + _ORDER_S)
+        when = max(self._queue.now + self._delays.sample("network"), machine.delivered_at + _ORDER_S)
         machine.delivered_at = when
-        self._agenda.at(when, lambda: self._arrive(machine, event))
+        self._queue.at(when, lambda: self._arrive(machine, event))
         if self._rng.random() < self.loss.duplicate:
-            self._agenda.at(when + _ORDER_S / 2, lambda: self._arrive(machine, event))
+            self._queue.at(when + _ORDER_S / 2, lambda: self._arrive(machine, event))
 
     def command(self, machine: Machine, action: Callable[[Machine], None]) -> None:
         """From the driver to an agent, on its stream; nothing happens if it cannot be reached then."""
-        when = max(self._agenda.now + self._delays.sample("network"), machine.delivered_at + _ORDER_S)
+        when = max(self._queue.now + self._delays.sample("network"), machine.delivered_at + _ORDER_S)
         machine.delivered_at = when
-        self._agenda.at(when, lambda: action(machine) if machine.reachable else None)
+        self._queue.at(when, lambda: action(machine) if machine.reachable else None)
 
     def publish(self, event: Event) -> None:
         """From something that is not an agent: storage, the fleet, a person."""
         copies = 2 if self._rng.random() < self.loss.duplicate else 1
         for _ in range(copies):
-            self._agenda.after(self._delays.sample("network"), lambda: self._deliver(event))
+            self._queue.after(self._delays.sample("network"), lambda: self._deliver(event))
 
     def _arrive(self, machine: Machine, event: Event) -> None:
         if machine.linked:

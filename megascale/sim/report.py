@@ -122,19 +122,19 @@ def _spreads(each: ClassResult) -> Iterable[str]:
 
 
 def _sources(scenario: Scenario) -> Table:
-    table = Table(title="stage durations", title_justify="left")
+    table = Table(title="durations", title_justify="left")
     for column in ("stage", "seconds", "basis", "source"):
         table.add_column(column)
-    for name, stage in scenario.stages.items():
+    for name, stage in scenario.durations.items():
         table.add_row(name, _duration(stage), stage.basis, stage.source)
     return table
 
 
-def _duration(stage: Duration) -> str:
-    if stage.median is not None:
-        return f"median {stage.median:g}, p99 {stage.p99:g}"
-    if stage.mean is not None:
-        return f"mean {stage.mean:g}"
-    if stage.high is not None:
-        return f"{stage.low or 0:g} to {stage.high:g}"
-    return f"{stage.seconds:g}"
+def _duration(of: Duration) -> str:
+    if of.median is not None:
+        return f"median {of.median:g}, p99 {of.p99:g}"
+    if of.mean is not None:
+        return f"mean {of.mean:g}"
+    if of.high is not None:
+        return f"{of.low or 0:g} to {of.high:g}"
+    return f"{of.seconds:g}"

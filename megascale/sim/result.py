@@ -10,10 +10,10 @@ from typing import Any
 from megascale.core.state.goodput import GoodputPhase
 from megascale.core.state.record import Incident
 from megascale.sim.campaign import Ledger
-from megascale.sim.failures import FALSE_HANG, FALSE_SILENCE, Strike
+from megascale.sim.failures import FALSE_HANG, FALSE_SILENCE, Injection
 
 _FALSE = (FALSE_HANG, FALSE_SILENCE)
-_STAGES = (
+_MILESTONES = (
     ("detection", "fault", "detected"),
     ("diagnosis", "detected", "decided"),
     ("recovery", "decided", "firstStep"),
@@ -84,17 +84,17 @@ class Result:
 
 def result_of(ledger: Ledger) -> Result:
     """The figures of a campaign that has run."""
-    real = [strike for strike in ledger.strikes if strike.kind not in _FALSE]
-    first = [strike for strike in real if not strike.again]
+    real = [injection for injection in ledger.injections if injection.kind not in _FALSE]
+    first = [injection for injection in real if not injection.again]
     needed = _needed_a_person(ledger)
-    by_class: dict[str, list[Strike]] = {}
-    for strike in ledger.strikes:
-        by_class.setdefault(strike.kind, []).append(strike)
+    by_class: dict[str, list[Injection]] = {}
+    for injection in ledger.injections:
+        by_class.setdefault(injection.kind, []).append(injection)
     causes: dict[str, int] = {}
     for incident in ledger.incidents.values():
         causes[incident.cause] = causes.get(incident.cause, 0) + 1
     phases = {str(phase): ledger.goodput.get(phase, 0.0) for phase in GoodputPhase}
-    handled = sum(1 for strike in first if id(strike) not in needed)
+    handled = sum(1 for injection in first if id(injection) not in needed)
     return Result(
         effective_training_time=ledger.steps * ledger.step_s / ledger.wall_s,
         automatic_share=handled / len(first) if first else 1.0,
@@ -110,8 +110,8 @@ def result_of(ledger: Ledger) -> Result:
         goodput=phases,
         incidents=dict(sorted(causes.items())),
         per_class={
-            name: _class_result(strikes, ledger.incidents, needed)
-            for name, strikes in sorted(by_class.items())
+            name: _class_result(injections, ledger.incidents, needed)
+            for name, injections in sorted(by_class.items())
         },
     )
 
@@ -120,28 +120,32 @@ def _needed_a_person(ledger: Ledger) -> set[int]:
     """Ids of the strikes that were the last before a person had to act."""
     found = set()
     for at in ledger.manual:
-        before = [s for s in ledger.strikes if s.at <= at and s.kind not in _FALSE]
+        before = [s for s in ledger.injections if s.at <= at and s.kind not in _FALSE]
         if before:
             original = next((s for s in reversed(before) if not s.again), before[-1])
             found.add(id(original))
     return found
 
 
-def _class_result(strikes: Sequence[Strike], incidents: dict[str, Incident], needed: set[int]) -> ClassResult:
-    first = [strike for strike in strikes if not strike.again]
-    spans: dict[str, list[float]] = {name: [] for name, _, _ in _STAGES}
-    for strike in strikes:
-        incident = incidents.get(strike.incident)
+def _class_result(
+    injections: Sequence[Injection], incidents: dict[str, Incident], needed: set[int]
+) -> ClassResult:
+    first = [injection for injection in injections if not injection.again]
+    spans: dict[str, list[float]] = {name: [] for name, _, _ in _MILESTONES}
+    for injection in injections:
+        incident = incidents.get(injection.incident)
         if incident is None:
             continue
-        times = {name: stage.at for name, stage in incident.stages.items()} | {"fault": strike.at}
-        last = incidents[strike.last].stages.get("firstStep")
+        times = {name: milestone.at for name, milestone in incident.milestones.items()} | {
+            "fault": injection.at
+        }
+        last = incidents[injection.last].milestones.get("firstStep")
         if last is not None:
             times["firstStep"] = last.at
-        for name, begin, end in _STAGES:
+        for name, begin, end in _MILESTONES:
             if begin in times and end in times:
                 spans[name].append(max(0.0, times[end] - times[begin]))
-    automatic = sum(1 for strike in first if id(strike) not in needed)
+    automatic = sum(1 for injection in first if id(injection) not in needed)
     spreads = {name: _spread(values) for name, values in spans.items()}
     return ClassResult(len(first), automatic, spreads["detection"], spreads["diagnosis"], spreads["recovery"])
 

@@ -21,7 +21,7 @@ from megascale.job.issues import issues_of
 from megascale.sim.delays import Distribution
 
 BUILT_IN: Final = Path(__file__).parent / "scenarios"
-COMMON: Final = BUILT_IN / "_stages.yaml"
+COMMON: Final = BUILT_IN / "_durations.yaml"
 THRESHOLDS: Final = frozenset(
     to_camel(each.name) for each in dataclasses.fields(Policy) if each.type in ("float", "int", "bool")
 )
@@ -129,14 +129,14 @@ class Checkpoints(Section):
 class PolicyChange(Section):
     """What another way of running the same job does differently.
 
-    `diagnosed`: the node at fault is found within the stage durations given, so no fault comes back.
+    `diagnosed`: the node at fault is found within the durations given, so no fault comes back.
     """
 
     title: str
     spares: Annotated[int, Field(ge=0)] | None = None
     checkpoints: Checkpoints | None = None
     diagnosed: bool = False
-    stages: dict[str, Duration] = Field(default_factory=dict)
+    durations: dict[str, Duration] = Field(default_factory=dict)
     thresholds: dict[str, float] = Field(default_factory=dict)
 
 
@@ -176,7 +176,7 @@ class Scenario(Section):
     """How often nodes fail, and of what."""
     checkpoints: Checkpoints
     """When state is saved, and what that costs."""
-    stages: dict[str, Duration]
+    durations: dict[str, Duration]
     """Durations that differ from the common ones, by name of the stage."""
     policies: dict[str, PolicyChange] = Field(default_factory=dict)
     """Other ways of running the same job, by name; `ours` is always there."""
@@ -194,10 +194,10 @@ class Scenario(Section):
         return -(-self.gpus // self.gpus_per_node)
 
 
-class CommonStages(Section):
+class CommonDurations(Section):
     """Durations that every scenario starts from."""
 
-    stages: dict[str, Duration]
+    durations: dict[str, Duration]
 
 
 S = TypeVar("S", bound=Section)
@@ -249,20 +249,20 @@ def _read(file: Path, kind: type[S], names: Callable[[S], Iterable[_Named]] = la
 
 @functools.cache
 def _load(path: Path) -> Scenario:
-    """The file over the common stage durations."""
-    common = _read(COMMON, CommonStages).stages
+    """The file over the common durations."""
+    common = _read(COMMON, CommonDurations).durations
 
     def names(scenario: Scenario) -> Iterator[_Named]:
-        yield from ((("stages", name), name, common) for name in scenario.stages)
+        yield from ((("durations", name), name, common) for name in scenario.durations)
         for policy, change in scenario.policies.items():
             at = ("policies", policy)
-            yield from (((*at, "stages", name), name, common) for name in change.stages)
+            yield from (((*at, "durations", name), name, common) for name in change.durations)
             yield from (((*at, "thresholds", name), name, THRESHOLDS) for name in change.thresholds)
         for index, figure in enumerate(scenario.figures):
             yield ("figures", index, "policy"), figure.policy, {"ours", *scenario.policies}
 
     scenario = _read(path, Scenario, names)
-    return scenario.model_copy(update={"stages": common | scenario.stages})
+    return scenario.model_copy(update={"durations": common | scenario.durations})
 
 
 def under_policy(scenario: Scenario, policy: str) -> tuple[Scenario, dict[str, float]]:
@@ -280,7 +280,7 @@ def under_policy(scenario: Scenario, policy: str) -> tuple[Scenario, dict[str, f
     fields: dict[str, Any] = {
         "spares": scenario.spares if change.spares is None else change.spares,
         "checkpoints": change.checkpoints or scenario.checkpoints,
-        "stages": {**scenario.stages, **change.stages},
+        "durations": {**scenario.durations, **change.durations},
     }
     if change.diagnosed:
         classes = [each.model_copy(update={"persistent": 0.0}) for each in scenario.failures.classes]

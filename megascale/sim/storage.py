@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from megascale.core.contract.lineage import Commit
-from megascale.sim.agenda import Agenda
+from megascale.sim.event_queue import EventQueue
 
 
 @dataclass(slots=True)
@@ -19,7 +19,7 @@ class Storage:
         told: called once for every commit that lands.
     """
 
-    agenda: Agenda
+    queue: EventQueue
     landed: dict[Commit, float] = field(default_factory=dict)
     history: list[Commit] = field(default_factory=list)
     damaged: set[Commit] = field(default_factory=set)
@@ -28,8 +28,8 @@ class Storage:
 
     def write(self, commit: Commit, after_s: float) -> None:
         """A commit under way: it lands even if its writer dies meanwhile."""
-        when = max(self.agenda.now + after_s, self.outage_until)
-        self.agenda.at(when, lambda: self.land(commit))
+        when = max(self.queue.now + after_s, self.outage_until)
+        self.queue.at(when, lambda: self.land(commit))
 
     def land(self, commit: Commit) -> None:
         """It is readable from now on, and whoever listens is told."""
@@ -40,6 +40,6 @@ class Storage:
         """The same without telling; False if it was there already."""
         if commit in self.landed:
             return False
-        self.landed[commit] = self.agenda.now
+        self.landed[commit] = self.queue.now
         self.history.append(commit)
         return True

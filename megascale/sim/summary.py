@@ -1,6 +1,6 @@
-"""Reports at event fidelity: one JobReport stands for all beats until something changes.
+"""Reports at event fidelity: one JobReport stands for all heartbeats until something changes.
 
-A report promises that beats and steps go on; it is taken back when a run is blocked, and nodes that
+A report promises that heartbeats and steps go on; it is taken back when a run is blocked, and nodes that
 stopped beating are named. So quiet weeks cost nothing.
 """
 
@@ -32,10 +32,10 @@ class Summary:
         self._absent: set[str] = set()
 
     def joined(self, machine: Machine) -> None:
-        """A new node beats: its own beat ends an absence, the summary covers it from then on."""
+        """A new node sends heartbeats: its own one ends an absence, the summary covers it from then on."""
         if machine.name in self._absent:
             self._absent.discard(machine.name)
-            self._cluster.network.beat(machine, NodeReport(machine.name, machine.incarnation))
+            self._cluster.network.heartbeat(machine, NodeReport(machine.name, machine.incarnation))
         self._say_soon()
 
     def silent(self, machine: Machine) -> None:
@@ -50,17 +50,17 @@ class Summary:
         self.say()
         if run.blocked:
             self._best = max(self._best, run.position()[0])
-            self._cluster.agenda.after(_STALLED_PERIOD_S, lambda: self._stalled(run))
+            self._cluster.queue.after(_STALLED_PERIOD_S, lambda: self._stalled(run))
         elif run.is_stepping:
             self._report_recovery(run)
             if run.loss != SOUND_LOSS:
                 for steps in range(1, _STEPS_OF_WRONG_NUMBERS + 1):
-                    self._cluster.agenda.after(steps * run.pace, self.say)
+                    self._cluster.queue.after(steps * run.pace, self.say)
 
     def say(self) -> None:
         """One JobReport about the newest run."""
         run = self._newest()
-        now = self._cluster.agenda.now
+        now = self._cluster.queue.now
         held = run is not None and bool(run.blocked) and self._is_hosted(run)
         report = JobReport(
             run.attempt if run else 0,
@@ -82,7 +82,7 @@ class Summary:
         """Joins come in crowds: one report covers them."""
         if not self._soon:
             self._soon = True
-            self._cluster.agenda.after(1.0, self._say_now)
+            self._cluster.queue.after(1.0, self._say_now)
 
     def _say_now(self) -> None:
         self._soon = False
@@ -91,7 +91,7 @@ class Summary:
     def _stalled(self, run: Run) -> None:
         if run is self._newest() and run.blocked and self._is_hosted(run):
             self.say()
-            self._cluster.agenda.after(_STALLED_PERIOD_S, lambda: self._stalled(run))
+            self._cluster.queue.after(_STALLED_PERIOD_S, lambda: self._stalled(run))
         elif run is self._newest():
             self.say()
 
@@ -101,7 +101,7 @@ class Summary:
         missing = self._best + 1 - step
         self._best = max(self._best, step)
         if missing > 0 and math.isfinite(run.pace):
-            self._cluster.agenda.after(missing * run.pace, lambda: self._caught_up(run))
+            self._cluster.queue.after(missing * run.pace, lambda: self._caught_up(run))
 
     def _caught_up(self, run: Run) -> None:
         if run is self._newest() and not run.blocked:

@@ -71,12 +71,12 @@ def _bars(ledger: Ledger, days: int) -> list[str]:
 
 def _marks(ledger: Ledger) -> list[str]:
     marks = []
-    for strike in ledger.strikes:
-        since = strike.at - ledger.begun
+    for injection in ledger.injections:
+        since = injection.at - ledger.begun
         day = int(since // DAY_S)
         x, y = _x(since - day * DAY_S), _top(day) - 2
-        false = strike.kind in (FALSE_HANG, FALSE_SILENCE)
-        text = html.escape(f"{strike.kind} on {strike.node} {strike.incident}")
+        false = injection.kind in (FALSE_HANG, FALSE_SILENCE)
+        text = html.escape(f"{injection.kind} on {injection.node} {injection.incident}")
         marks.append(
             f'<path d="M{x:.1f} {y + 5} l-3 -5 h6 z" class="{"false" if false else "fault"}">'
             f"<title>{text}</title></path>"

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from megascale.core.contract.events import RankProgress
 from megascale.core.contract.lineage import Commit
-from megascale.sim.agenda import Agenda, Timer
 from megascale.sim.delays import Delays
+from megascale.sim.event_queue import EventQueue, Timer
 from megascale.sim.storage import Storage
 
 if TYPE_CHECKING:
@@ -74,31 +74,31 @@ class Run:
         resume: Commit | None,
         *,
         work: Workload,
-        agenda: Agenda,
+        queue: EventQueue,
         delays: Delays,
         storage: Storage,
         watcher: Watcher,
     ) -> None:
         self.attempt, self.nodes, self.resume = attempt, nodes, resume
         self.place = {name: place for place, name in enumerate(nodes)}
-        self.work, self._agenda, self._delays = work, agenda, delays
+        self.work, self._queue, self._delays = work, queue, delays
         self._storage, self._watcher = storage, watcher
         self.forked: set[str] = set()
         self.reached: dict[str, float] = {}
         self.blocked: set[str] = set()
-        self.blocked_at = agenda.now
+        self.blocked_at = queue.now
         self.step = resume.step if resume else 0
-        self.anchor_at = agenda.now
+        self.anchor_at = queue.now
         self.stall_s = 0.0
         self.pace = work.paced_s
         self.slowdown = 1.0
         self.ended = False
         self.announced = False
         self.loss = SOUND_LOSS
-        self.progressed_at = agenda.now
+        self.progressed_at = queue.now
         self._timer: Timer | None = None
         self._left_over_s: float | None = None
-        self._save_and_leave: bool | None = None
+        self._save_pending: bool | None = None
         self._saving = False
 
     # Membership of the run
@@ -122,7 +122,7 @@ class Run:
             return
         self._freeze()
         self.blocked.add(why)
-        self.blocked_at = self._agenda.now
+        self.blocked_at = self._queue.now
         self._watcher.run_changed(self)
 
     def unblock(self, why: str) -> None:
@@ -137,9 +137,9 @@ class Run:
         self.ended = True
         self._cancel()
 
-    def request_save(self, *, leave: bool) -> None:
+    def request_save(self, *, then_stop: bool) -> None:
         """Save after the coming step, and leave after it if asked."""
-        self._save_and_leave = leave or bool(self._save_and_leave)
+        self._save_pending = then_stop or bool(self._save_pending)
         if self.is_stepping and not self.blocked:
             self._freeze()
             self._go_on()
@@ -170,7 +170,7 @@ class Run:
         """Last completed step and when it was completed."""
         if not self.is_stepping or self.blocked or self._saving or self._timer is None:
             return self.step, self.progressed_at
-        done = max(0, math.floor((self._agenda.now - self.anchor_at) / self.pace + _SLACK))
+        done = max(0, math.floor((self._queue.now - self.anchor_at) / self.pace + _SLACK))
         if not done:
             return self.step, self.progressed_at
         return self.step + done, self.anchor_at + done * self.pace
@@ -221,9 +221,9 @@ class Run:
             ahead = 1
         else:
             self.pace = self.work.paced_s * self.slowdown
-            ahead = 1 if self._save_and_leave is not None else self._steps_to_boundary()
+            ahead = 1 if self._save_pending is not None else self._steps_to_boundary()
         first = self.pace if left_over is None else left_over
-        self.anchor_at = self._agenda.now + first - self.pace
+        self.anchor_at = self._queue.now + first - self.pace
         self._arm(first + (ahead - 1) * self.pace, lambda: self._arrive(self.step + ahead))
 
     def _steps_to_boundary(self) -> int:
@@ -234,13 +234,13 @@ class Run:
         if milestone == "load" and self.resume is not None and self.resume in self._storage.damaged:
             self._watcher.load_failed(self, self.resume)
             return
-        self.reached[milestone] = self._agenda.now
+        self.reached[milestone] = self._queue.now
         if milestone == "load" and self.step >= self.work.steps:
             self._leave(0)
             return
         if milestone == "firstStep":
             self.step += 1
-            self.progressed_at = self._agenda.now
+            self.progressed_at = self._queue.now
         self._watcher.run_changed(self)
         if milestone == "firstStep":
             self._arrived()
@@ -248,14 +248,14 @@ class Run:
             self._go_on()
 
     def _arrive(self, step: int) -> None:
-        self.step, self.progressed_at = step, self._agenda.now
+        self.step, self.progressed_at = step, self._queue.now
         self._arrived()
 
     def _arrived(self) -> None:
         """At a step where something may have to be done: save, leave, finish, or just go on."""
         work = self.work
-        self.anchor_at = self._agenda.now
-        saving = self.step % work.every_steps == 0 or self._save_and_leave is not None
+        self.anchor_at = self._queue.now
+        saving = self.step % work.every_steps == 0 or self._save_pending is not None
         if saving and work.save_stall_s:
             self._saving = True
             self._arm(work.save_stall_s, self._saved)
@@ -268,7 +268,7 @@ class Run:
         self._saving = False
         self.stall_s += self.work.save_stall_s
         self._storage.write(Commit(self.step, self.attempt), self._delays.sample("commit"))
-        leaving, self._save_and_leave = bool(self._save_and_leave), None
+        leaving, self._save_pending = bool(self._save_pending), None
         if leaving:
             self._leave(76)
         else:
@@ -291,14 +291,14 @@ class Run:
             return
         if self.is_stepping and not self._saving:
             self.step, self.progressed_at = self.position()
-            into = max(0.0, self._agenda.now - self.anchor_at) % self.pace
+            into = max(0.0, self._queue.now - self.anchor_at) % self.pace
             self._left_over_s = max(0.0, self.pace - into)
         self._saving = False
         self._cancel()
 
     def _arm(self, delay_s: float, action: Callable[[], None]) -> None:
         self._cancel()
-        self._timer = self._agenda.after(delay_s, action)
+        self._timer = self._queue.after(delay_s, action)
 
     def _cancel(self) -> None:
         if self._timer is not None:

@@ -1,4 +1,4 @@
-"""One deterministic trial: a seed gives a job, a hostile environment and a list of mishaps."""
+"""One deterministic trial: a seed gives a job, a hostile environment and a list of faults."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from megascale.core.contract.events import ManualCommand, SpecChanged
 from megascale.core.contract.policy import Policy
 from megascale.core.eventlog import Entry
-from megascale.core.state.record import Stage
+from megascale.core.state.record import JobState
 from megascale.sim.delays import Distribution, uniform
 from megascale.sim.driver import SimDriver
+from megascale.sim.faults import Fault, draw, inject
 from megascale.sim.invariants import Invariants, ViolatedError
-from megascale.sim.mishaps import Mishap, draw, strike
 from megascale.sim.network import Loss
 from megascale.sim.training import Workload
 from megascale.sim.world import EPOCH_S, World, WorldSpec
@@ -34,7 +34,7 @@ class Outcome:
     """
 
     seed: int
-    mishaps: tuple[Mishap, ...]
+    faults: tuple[Fault, ...]
     violation: str = ""
     state: str = ""
     reason: str = ""
@@ -107,7 +107,7 @@ def spec_of(seed: int) -> WorldSpec:
         work,
         machines=nodes + spares + rng.choice((0, 1, 3, 6)),
         delays=_hostile_delays(rng),
-        beat_s=2.0,
+        heartbeat_s=2.0,
         loss=loss,
         echo=rng.random() < 0.7,
         driver_skew_s=rng.choice((0.0, 0.0, 2.0)),
@@ -115,19 +115,19 @@ def spec_of(seed: int) -> WorldSpec:
     )
 
 
-def mishaps_of(seed: int) -> tuple[Mishap, ...]:
-    rng = random.Random(f"{seed}/mishaps")
+def faults_of(seed: int) -> tuple[Fault, ...]:
+    rng = random.Random(f"{seed}/faults")
     return tuple(draw(rng, rng.choice((30.0, 90.0))))
 
 
-def run_trial(seed: int, mishaps: Sequence[Mishap] | None = None, *, keep_log: bool = False) -> Outcome:
+def run_trial(seed: int, faults: Sequence[Fault] | None = None, *, keep_log: bool = False) -> Outcome:
     """Run one seed to its end with every invariant checked after every event.
 
     Args:
-        mishaps: in place of the seed's own list.
+        faults: in place of the seed's own list.
         keep_log: keep every entry, not just the count.
     """
-    chosen = tuple(mishaps) if mishaps is not None else mishaps_of(seed)
+    chosen = tuple(faults) if faults is not None else faults_of(seed)
     outcome = Outcome(seed, chosen)
     invariants = Invariants()
 
@@ -138,9 +138,9 @@ def run_trial(seed: int, mishaps: Sequence[Mishap] | None = None, *, keep_log: b
         invariants.check(driver, entry)
 
     world = World(spec_of(seed), seed, observe)
-    for mishap in chosen:
-        world.agenda.at(EPOCH_S + mishap.at, lambda m=mishap: strike(world, m))  # type: ignore[misc]
-    world.agenda.after(PATIENCE_S, lambda: _resume_if_suspended(world))
+    for fault in chosen:
+        world.queue.at(EPOCH_S + fault.at, lambda m=fault: inject(world, m))  # type: ignore[misc]
+    world.queue.after(PATIENCE_S, lambda: _resume_if_suspended(world))
     try:
         world.start()
         world.run(TIME_LIMIT_S, lambda: outcome.events > EVENT_LIMIT)
@@ -158,21 +158,21 @@ def run_trial(seed: int, mishaps: Sequence[Mishap] | None = None, *, keep_log: b
 def _resume_if_suspended(world: World) -> None:
     """A person looks in from time to time: no suspension lasts for ever."""
     core = world.driver.core
-    if core.record.stage is Stage.SUSPENDED:
+    if core.record.state is JobState.SUSPENDED:
         world.network.publish(SpecChanged(dataclasses.replace(core.policy, suspend=False)))
         world.network.publish(ManualCommand("resume", "it was suspended long enough", by="op"))
-    world.agenda.after(PATIENCE_S, lambda: _resume_if_suspended(world))
+    world.queue.after(PATIENCE_S, lambda: _resume_if_suspended(world))
 
 
 def _stuck(world: World) -> str:
     record = world.driver.core.record
-    return f"the job did not end within {TIME_LIMIT_S:g} s: {record.stage}, timers {record.deadlines}"
+    return f"the job did not end within {TIME_LIMIT_S:g} s: {record.state}, timers {record.deadlines}"
 
 
 def transcript(outcome: Outcome) -> str:
-    """Mishaps and decision log of a trial in time order, readable."""
+    """Faults and decision log of a trial in time order, readable."""
     lines = [
-        (EPOCH_S + m.at, f"{m.at:9.3f}  !! {m.kind} target={m.target} {m.value:.2f}") for m in outcome.mishaps
+        (EPOCH_S + m.at, f"{m.at:9.3f}  !! {m.kind} target={m.target} {m.value:.2f}") for m in outcome.faults
     ]
     for term, entry in outcome.entries:
         if entry.effects or type(entry.event).__name__ not in ("NodeReport", "Tick", "EffectDone"):

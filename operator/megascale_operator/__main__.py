@@ -11,9 +11,9 @@ from typing import Final
 
 from megascale.errors import MegascaleError
 from megascale_operator.main import Options, serve
-from megascale_operator.nodecare.breaker import Limits
-from megascale_operator.nodecare.mark import MODES
 from megascale_operator.probes import ANY
+from megascale_operator.quarantine.breaker import Limits
+from megascale_operator.quarantine.mark import MODES
 from megascale_operator.reconcile.observed import Settings
 from megascale_operator.reconcile.storage import CheckpointRoot
 

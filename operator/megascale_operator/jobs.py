@@ -23,10 +23,10 @@ from megascale_operator.kube.resources import (
     Obj,
     Resource,
 )
-from megascale_operator.nodecare.care import NodeCare
-from megascale_operator.perform import Performer
+from megascale_operator.plan_applier import PlanApplier
+from megascale_operator.quarantine.controller import QuarantineController
 from megascale_operator.reconcile import names
-from megascale_operator.reconcile.job import Job, granted_to, wishes_of
+from megascale_operator.reconcile.job import Job, granted_to, requests_of
 from megascale_operator.reconcile.lifecycle import delete
 from megascale_operator.reconcile.observed import Observed, Settings
 from megascale_operator.reconcile.plan import Apply, Plan
@@ -35,8 +35,8 @@ from megascale_operator.reconcile.records import (
     JobRecord,
     NodeRecord,
     Nodes,
+    OwnedObject,
     PodRecord,
-    ThingRecord,
     same_for_jobs,
 )
 from megascale_operator.tls.authority import Authority, RequestRefusedError, utc
@@ -68,15 +68,15 @@ class JobController:
         self,
         api: KubeApi,
         cluster: Cluster,
-        performer: Performer,
+        applier: PlanApplier,
         recorder: EventRecorder,
-        care: NodeCare,
+        care: QuarantineController,
         settings: Settings,
         clock: Clock,
     ) -> None:
         self.queue: KeyedQueue[ObjectKey] = KeyedQueue(clock.monotonic)
         self.authority: Authority | None = None
-        self._api, self._cluster, self._performer = api, cluster, performer
+        self._api, self._cluster, self._applier = api, cluster, applier
         self._recorder, self._care, self._settings, self._clock = recorder, care, settings, clock
         self._memories: defaultdict[ObjectKey, _Memory] = defaultdict(_Memory)
         self._gone_nodes: set[str] = set()
@@ -84,7 +84,7 @@ class JobController:
         cluster.pods.on_change(self._on_pod)
         cluster.nodes.on_change(self._on_node)
         for informer in cluster.things:
-            informer.on_change(self._on_thing)
+            informer.on_change(self._on_owned)
         care.on_answer(self.queue.add)
 
     def _on_job(self, before: JobRecord | None, after: JobRecord | None) -> None:
@@ -102,9 +102,9 @@ class JobController:
             memory.incarnations[pod.slot] = max(pod.incarnation, memory.incarnations.get(pod.slot, 0))
             if after is None and len(memory.ended) < _ENDED_KEPT:
                 memory.ended[pod.uid] = pod
-        self._soon(key)
+        self._enqueue_after_settle(key)
 
-    def _soon(self, key: ObjectKey) -> None:
+    def _enqueue_after_settle(self, key: ObjectKey) -> None:
         self.queue.add_after(key, _SETTLE_S + _SETTLE_PER_POD_S * self._cluster.pods.count(key))
 
     def _on_node(self, before: NodeRecord | None, after: NodeRecord | None) -> None:
@@ -116,15 +116,15 @@ class JobController:
         self._gone_nodes.discard(node.name)
         for pod in self._cluster.pods.records.values():
             if pod.node == node.name and pod.job:
-                self._soon((pod.namespace, pod.job))
+                self._enqueue_after_settle((pod.namespace, pod.job))
 
-    def _on_thing(self, before: ThingRecord | None, after: ThingRecord | None) -> None:
+    def _on_owned(self, before: OwnedObject | None, after: OwnedObject | None) -> None:
         thing = after or before
         if thing is None or not thing.job:
             return
         if before and after and (before.digest, before.data) == (after.digest, after.data):
             return
-        self._soon((thing.namespace, thing.job))
+        self._enqueue_after_settle((thing.namespace, thing.job))
 
     async def reconcile(self, key: ObjectKey) -> float | None:
         """One look at the job of that key; when to look again."""
@@ -149,8 +149,8 @@ class JobController:
         except ManifestError as error:
             await self._recorder.tell(obj, "Warning", "InvalidSpec", str(error))
             return None
-        wishes = wishes_of(job)
-        self._care.ask(key, job.spec.remediation.mode, wishes.quarantine, granted_to(job))
+        requests = requests_of(job)
+        self._care.ask(key, job.spec.remediation.mode, requests.quarantine, granted_to(job))
         observed = await self._observe(job, key, memory, pods, now)
         plan = reconcile(job, observed, self._settings, now)
         again_s = await self._carry_out(obj, plan)
@@ -208,7 +208,7 @@ class JobController:
             except NotFoundError:
                 self._gone_nodes.add(node)
 
-    async def _certificate(self, job: Job, things: dict[tuple[str, str], ThingRecord], now: float) -> str:
+    async def _certificate(self, job: Job, things: dict[tuple[str, str], OwnedObject], now: float) -> str:
         """The driver's certificate: the one it has while that is good, else a new one; "" = no request."""
         driver = things.get(("ConfigMap", names.driver_map(job.name)))
         slots = things.get(("ConfigMap", names.slots_map(job.name)))
@@ -226,7 +226,7 @@ class JobController:
 
     async def _carry_out(self, obj: Obj, plan: Plan) -> float | None:
         try:
-            await self._performer.perform(plan)
+            await self._applier.perform(plan)
         except RefusedError as error:
             await self._recorder.tell(obj, "Warning", "Refused", str(error))
             raise

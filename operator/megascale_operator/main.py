@@ -21,10 +21,10 @@ from megascale_operator.kube.config import load_configuration
 from megascale_operator.kube.election import Election, Timing
 from megascale_operator.kube.events import EventRecorder
 from megascale_operator.metrics import Metrics
-from megascale_operator.nodecare.breaker import Limits
-from megascale_operator.nodecare.care import NodeCare
-from megascale_operator.perform import Performer
+from megascale_operator.plan_applier import PlanApplier
 from megascale_operator.probes import ANY, Probes
+from megascale_operator.quarantine.breaker import Limits
+from megascale_operator.quarantine.controller import QuarantineController
 from megascale_operator.reconcile import names
 from megascale_operator.reconcile.observed import Settings
 from megascale_operator.tls.authority import utc
@@ -66,12 +66,12 @@ class Operator:
         recorder = EventRecorder(api, names.OPERATOR, socket.gethostname(), clock)
         cluster = self.cluster
         absorb = {informer.resource: informer.absorb for informer in cluster.informers}
-        performer = Performer(api, self.metrics, absorb)
-        self.care = NodeCare(
+        applier = PlanApplier(api, self.metrics, absorb)
+        self.care = QuarantineController(
             api, self.cluster.nodes, recorder, self.metrics, clock, mode=settings.mode, limits=options.limits
         )
-        self.jobs = JobController(api, self.cluster, performer, recorder, self.care, settings, clock)
-        self.checks = CheckController(cluster, performer, recorder, self.care, settings, clock)
+        self.jobs = JobController(api, self.cluster, applier, recorder, self.care, settings, clock)
+        self.checks = CheckController(cluster, applier, recorder, self.care, settings, clock)
         self.workers: list[Workers[Any]] = [
             Workers("jobs", self.jobs.queue, self.jobs.reconcile, clock, self.metrics, count=_JOB_WORKERS),
             Workers("nodes", self.care.queue, self.care.reconcile, clock, self.metrics),

@@ -22,13 +22,13 @@ from megascale_operator.reconcile.records import (
     CheckRecord,
     JobRecord,
     NodeRecord,
+    OwnedObject,
     PodRecord,
-    ThingRecord,
     check_record,
     job_record,
     node_record,
+    owned_object,
     pod_record,
-    thing_record,
 )
 
 
@@ -36,7 +36,7 @@ class Cluster:
     """Local copies of everything that is looked at; pods of a check are found under ("", its name)."""
 
     def __init__(self, api: KubeApi, clock: Clock) -> None:
-        def owned(record: PodRecord | ThingRecord) -> ObjectKey | None:
+        def owned(record: PodRecord | OwnedObject) -> ObjectKey | None:
             if isinstance(record, PodRecord) and record.owner_check:
                 return "", record.owner_check
             return (record.namespace, record.job) if record.job else None
@@ -46,8 +46,8 @@ class Cluster:
         self.checks: Informer[CheckRecord] = Informer(api, NODE_CHECKS, check_record, clock)
         self.pods: Informer[PodRecord] = Informer(api, PODS, pod_record, clock, selector=mine, owner=owned)
         self.nodes: Informer[NodeRecord] = Informer(api, NODES, node_record, clock)
-        self.things: list[Informer[ThingRecord]] = [
-            Informer(api, resource, thing_record, clock, selector=mine, owner=owned)
+        self.things: list[Informer[OwnedObject]] = [
+            Informer(api, resource, owned_object, clock, selector=mine, owner=owned)
             for resource in (CONFIG_MAPS, SERVICE_ACCOUNTS, ROLES, ROLE_BINDINGS)
         ]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from local_runs import Jobs, Run
 
-STAGES = [
+MILESTONES = [
     "fault",
     "detected",
     "decided",
@@ -52,9 +52,9 @@ def test_rank_driver_and_node_killed_in_one_run(jobs: Jobs, undisturbed: Run) ->
     rank, node = run.summary["incidents"]
     assert (rank["rank"], rank["node"], rank["action"]) == (1, "node-1", "restart_in_place")
     assert (node["node"], node["action"]) == ("node-1", "replace_node")
-    assert rank["stages"]["fault"]["source"] == "injected"
+    assert rank["milestones"]["fault"]["source"] == "injected"
     assert rank["detectionSeconds"] < 1.0
-    assert list(rank["stages"]) == STAGES
+    assert list(rank["milestones"]) == MILESTONES
     assert "starting the next one" in run.stderr
     assert [event["term"] for event in run.events("DriverStarted")] == [1, 2]
     assert len(run.events("Launch")) == 3

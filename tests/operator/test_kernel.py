@@ -30,14 +30,14 @@ from megascale.errors import InputError
 
 
 @dataclass(frozen=True)
-class Slim:
+class Projected:
     version: str
     name: str
     value: str
 
 
-def slim(obj: Obj) -> Slim:
-    return Slim(
+def project(obj: Obj) -> Projected:
+    return Projected(
         obj["metadata"]["resourceVersion"], obj["metadata"]["name"], (obj.get("data") or {}).get("value", "")
     )
 
@@ -58,12 +58,12 @@ def with_api(kubeconfig: Path, main: Callable[[RestApi], Awaitable[Any]]) -> Non
 class News:
     """What an informer told, to wait for."""
 
-    def __init__(self, informer: Informer[Slim]) -> None:
+    def __init__(self, informer: Informer[Projected]) -> None:
         self.seen: list[tuple[str, str]] = []
         self._told = asyncio.Event()
         informer.on_change(self._take)
 
-    def _take(self, before: Slim | None, after: Slim | None) -> None:
+    def _take(self, before: Projected | None, after: Projected | None) -> None:
         record = after or before
         assert record is not None
         self.seen.append(("gone" if after is None else "new" if before is None else "changed", record.name))
@@ -131,7 +131,9 @@ def test_informer_pages_follows_and_survives_a_410(
     async def main(api: RestApi) -> None:
         for index in range(20):
             await api.create(CONFIG_MAPS, config_map(f"many-{index}", "0", set="many"), "default")
-        informer = Informer(api, CONFIG_MAPS, slim, Clock(), selector="set=many", owner=lambda one: one.value)
+        informer = Informer(
+            api, CONFIG_MAPS, project, Clock(), selector="set=many", owner=lambda one: one.value
+        )
         news = News(informer)
         running = asyncio.create_task(informer.run())
         await informer.synced.wait()
@@ -153,7 +155,7 @@ def test_informer_pages_follows_and_survives_a_410(
 
 def test_what_was_written_is_seen_at_once_and_old_news_do_not_undo_it(kubeconfig: Path) -> None:
     async def main(api: RestApi) -> None:
-        informer = Informer(api, CONFIG_MAPS, slim, Clock(), namespace="default")
+        informer = Informer(api, CONFIG_MAPS, project, Clock(), namespace="default")
         first = await api.create(CONFIG_MAPS, config_map("mine", "1"), "default")
         second = await api.patch(CONFIG_MAPS, "mine", {"data": {"value": "2"}}, "default")
         informer.absorb(second)

@@ -122,7 +122,7 @@ def test_excluded_nodes_are_excluded_from_every_alternative_of_the_template() ->
     required = {"nodeSelectorTerms": terms}
     affinity = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}}
     world = World(job_object(template={"spec": {"affinity": affinity}}))
-    world.driver_says(wishes={"slots": 3, "avoidNodes": ["n7", "n8"]})
+    world.driver_says(requests={"slots": 3, "avoidNodes": ["n7", "n8"]})
     world.tick()
     pod = world.pods["q-0-0"]
     assert avoided(pod) == {"n7", "n8"}

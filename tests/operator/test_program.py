@@ -156,15 +156,15 @@ def test_a_convicted_node_is_quarantined_and_the_breaker_refuses_the_next(
         led_by(api, "carer")
         job = new_job(api, remediation={"mode": "Enforce"})
         all_made(api, job)
-        wish = {"incident": "i-1", "reason": "XID 79 on GPU 3"}
-        say(api, job, stage="running", wishes={"slots": 3, "quarantine": [{"node": "n1", **wish}]})
+        request = {"incident": "i-1", "reason": "XID 79 on GPU 3"}
+        say(api, job, stage="running", requests={"slots": 3, "quarantine": [{"node": "n1", **request}]})
         eventually("n1 is cordoned", lambda: api.get("/api/v1/nodes/n1")["spec"].get("unschedulable"))
         answer = eventually(
             "it is told", lambda: api.get(f"{JOBS}/{job}")["status"]["operator"]["quarantined"]
         )
         assert answer == [{"node": "n1", "incident": "i-1"}]
-        both = [{"node": node, **wish} for node in ("n1", "n2")]
-        say(api, job, wishes={"slots": 3, "quarantine": both})
+        both = [{"node": node, **request} for node in ("n1", "n2")]
+        say(api, job, requests={"slots": 3, "quarantine": both})
         refusal = eventually("a refusal", lambda: api.get(f"{JOBS}/{job}")["status"]["operator"]["refusals"])[
             0
         ]
@@ -299,15 +299,15 @@ def test_a_node_check_releases_a_quarantined_node_after_two_passes(kubeconfig: P
         led_by(api, "checker")
         job = new_job(api, remediation={"mode": "Enforce"})
         all_made(api, job)
-        wish = {"node": "n-sick", "incident": "i-1", "reason": "XID 79"}
-        say(api, job, wishes={"slots": 3, "avoidNodes": ["n-sick"], "quarantine": [wish]})
+        request = {"node": "n-sick", "incident": "i-1", "reason": "XID 79"}
+        say(api, job, requests={"slots": 3, "avoidNodes": ["n-sick"], "quarantine": [request]})
         eventually("it is cordoned", lambda: api.get("/api/v1/nodes/n-sick")["spec"].get("unschedulable"))
         for pod in api.get("/api/v1/namespaces/default/pods")["items"]:
             if pod["spec"].get("nodeName") == "n-sick":
                 name = pod["metadata"]["name"]
                 api.delete(f"/api/v1/namespaces/default/pods/{name}", {"gracePeriodSeconds": 0})
         # The wish stands, and yet a node that was released must not be taken again for it.
-        say(api, job, wishes={"slots": 3, "avoidNodes": ["n-sick"], "quarantine": [wish]})
+        say(api, job, requests={"slots": 3, "avoidNodes": ["n-sick"], "quarantine": [request]})
         eventually("nobody is on it", lambda: "n-sick" not in slots_of(api, job))
         checks = "/apis/megascale.io/v1alpha1/nodechecks"
         kind = {"apiVersion": "megascale.io/v1alpha1", "kind": "NodeCheck"}

@@ -24,7 +24,7 @@ def running(**spec: Any) -> World:
     world.tick()
     world.kubelet()
     world.settle()
-    world.driver_says(stage="running", state="running", wishes={"slots": 3})
+    world.driver_says(stage="running", state="running", requests={"slots": 3})
     world.settle()
     return world
 
@@ -101,7 +101,7 @@ def test_counts_alone_are_written_every_two_seconds_and_news_at_once() -> None:
 def test_a_released_slot_is_replaced_and_its_node_avoided() -> None:
     world = running()
     node = world.pods["q-1-0"]["spec"]["nodeName"]
-    world.driver_says(wishes={"slots": 3, "release": ["q-1-0"], "avoidNodes": [node]})
+    world.driver_says(requests={"slots": 3, "release": ["q-1-0"], "avoidNodes": [node]})
     world.tick()
     assert world.pods["q-1-0"]["metadata"]["deletionTimestamp"]
     assert node in avoided(world.pods["q-1-1"])
@@ -115,7 +115,7 @@ def test_a_released_slot_is_replaced_and_its_node_avoided() -> None:
 def test_a_restarted_slot_comes_back_to_its_node() -> None:
     world = running()
     node = world.pods["q-2-0"]["spec"]["nodeName"]
-    world.driver_says(wishes={"slots": 3, "restart": [{"pod": "q-2-0", "id": "e-17"}]})
+    world.driver_says(requests={"slots": 3, "restart": [{"pod": "q-2-0", "id": "e-17"}]})
     world.tick()
     assert "q-2-1" not in world.pods, "its place on the node is not free yet"
     world.kubelet()
@@ -129,18 +129,18 @@ def test_a_restarted_slot_comes_back_to_its_node() -> None:
 
 def test_surplus_slots_stay_until_they_are_released() -> None:
     world = running()
-    world.driver_says(wishes={"slots": 1})
+    world.driver_says(requests={"slots": 1})
     world.settle()
     assert len(world.slots()) == 3
 
 
 def test_more_slots_than_a_job_can_use_are_refused() -> None:
     world = running()
-    world.driver_says(wishes={"slots": 5000})
+    world.driver_says(requests={"slots": 5000})
     world.tick()
     assert len(world.slots()) == 3 + 64
     refusals = world.job["status"]["operator"]["refusals"]
-    assert [one["wish"] for one in refusals] == ["slots"]
+    assert [one["request"] for one in refusals] == ["slots"]
     assert "5000" in refusals[0]["reason"]
 
 
@@ -183,7 +183,7 @@ def test_a_silent_node_keeps_its_pod() -> None:
 def test_a_pod_that_does_not_leave_a_convicted_node_is_forced_after_two_minutes() -> None:
     world = running()
     node = world.pods["q-0-0"]["spec"]["nodeName"]
-    world.driver_says(wishes={"slots": 3, "release": ["q-0-0"], "avoidNodes": [node]})
+    world.driver_says(requests={"slots": 3, "release": ["q-0-0"], "avoidNodes": [node]})
     world.tick()
     mark = json.dumps({"mode": "Enforce", "since": world.now, "set": ["cordon", "taint"]})
     taint = {"key": names.TAINT, "value": "hardware", "effect": "NoSchedule"}
@@ -333,7 +333,7 @@ def test_suspend_waits_for_the_save_and_resume_makes_everything_again() -> None:
 def test_a_job_that_is_resumed_smaller_does_not_get_its_old_size() -> None:
     world = running()
     world.edit(suspend=True)
-    world.driver_says(stage="suspended", wishes={"slots": 3})
+    world.driver_says(stage="suspended", requests={"slots": 3})
     for _ in range(4):
         world.now += 1
         world.tick()
@@ -483,7 +483,7 @@ def test_transitions_are_told_once() -> None:
 
 def test_refusals_keep_the_time_they_began() -> None:
     world = running()
-    world.refused = ({"wish": "quarantine", "node": "n1", "incident": "i-1", "reason": "breaker open"},)
+    world.refused = ({"request": "quarantine", "node": "n1", "incident": "i-1", "reason": "breaker open"},)
     world.granted = (("n2", "i-2"),)
     world.settle()
     first = world.job["status"]["operator"]
@@ -511,13 +511,13 @@ class Lives(RuleBasedStateMachine):
         return data.draw(st.sampled_from(living)) if living else None
 
     @rule(data=st.data(), wanted=st.integers(0, 6), seconds=st.integers(0, 50))
-    def wish(self, data: st.DataObject, wanted: int, seconds: int) -> None:
+    def request(self, data: st.DataObject, wanted: int, seconds: int) -> None:
         names_ = [self.pod(data) for _ in range(2)]
         avoid = data.draw(st.lists(st.sampled_from(NODES[:2]), unique=True))
         self.wanted = wanted
         self.world.now += seconds
         self.world.driver_says(
-            wishes={
+            requests={
                 "slots": wanted,
                 "release": [name for name in names_[:1] if name],
                 "restart": [{"pod": name, "id": "e"} for name in names_[1:] if name],
@@ -574,7 +574,7 @@ class Lives(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "world"):
             return
-        self.world.driver_says(wishes={"slots": self.wanted})
+        self.world.driver_says(requests={"slots": self.wanted})
         for pod in self.world.slots():
             pod["status"]["conditions"] = []
         for _ in range(12):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from kube_world import job_object
-from megascale_operator.driver.orders import manifest_of
+from megascale_operator.driver.commands import manifest_of
 from megascale_operator.reconcile.storage import PLACE, CheckpointRoot
 
 from megascale.errors import InputError

@@ -8,10 +8,10 @@ import pytest
 
 from megascale.core.act import lifecycle, recovery
 from megascale.core.handlers import membership
-from megascale.core.state.record import Stage
+from megascale.core.state.record import JobState
 from megascale.sim import explore
-from megascale.sim.mishaps import KINDS, Mishap
-from megascale.sim.trial import Outcome, mishaps_of, run_trial, transcript
+from megascale.sim.faults import KINDS, Fault
+from megascale.sim.trial import Outcome, faults_of, run_trial, transcript
 
 SEEDS = 300
 HARMLESS = (
@@ -36,21 +36,21 @@ def test_no_invariant_breaks(block: int) -> None:
         assert outcome.state in ("completed", "failed", "stopped")
 
 
-def test_every_kind_of_mishap_is_drawn() -> None:
-    drawn = {mishap.kind for seed in range(SEEDS) for mishap in mishaps_of(seed)}
+def test_every_kind_of_fault_is_drawn() -> None:
+    drawn = {fault.kind for seed in range(SEEDS) for fault in faults_of(seed)}
     assert drawn == set(KINDS)
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_nothing_restarts_for_harmless_mishaps(seed: int) -> None:
+def test_nothing_restarts_for_harmless_faults(seed: int) -> None:
     """Driver crashes, wrong clocks and a silent storage do not stop training (invariant 4)."""
     rng = random.Random(f"harmless/{seed}")
     kinds = [rng.choice(HARMLESS) for _ in range(rng.randrange(1, 4))]
-    mishaps = sorted(
-        (Mishap(rng.uniform(0, 60), kind, rng.randrange(1000), rng.random()) for kind in kinds),
-        key=lambda mishap: mishap.at,
+    faults = sorted(
+        (Fault(rng.uniform(0, 60), kind, rng.randrange(1000), rng.random()) for kind in kinds),
+        key=lambda fault: fault.at,
     )
-    outcome = run_trial(seed, mishaps)
+    outcome = run_trial(seed, faults)
     assert (outcome.violation, outcome.state, outcome.attempts) == ("", "completed", 1)
 
 
@@ -69,7 +69,7 @@ def _launch_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     def usable(turn: lifecycle.Turn) -> list[str]:
         return sorted(name for name, node in turn.live.nodes.items() if node.status == "ready")
 
-    monkeypatch.setattr("megascale.core.state.context.Turn.usable", usable)
+    monkeypatch.setattr("megascale.core.state.context.StepContext.usable", usable)
 
 
 def _forget_the_kill_timer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,9 +118,9 @@ def test_a_failure_is_cut_down_to_what_matters(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _forget_the_kill_timer(monkeypatch)
-    seed = next(seed for seed in range(200) if run_trial(seed).violation and len(mishaps_of(seed)) > 2)
-    kept = explore.minimise(seed, range(len(mishaps_of(seed))))
-    assert 1 <= len(kept) < len(mishaps_of(seed))
+    seed = next(seed for seed in range(200) if run_trial(seed).violation and len(faults_of(seed)) > 2)
+    kept = explore.minimise(seed, range(len(faults_of(seed))))
+    assert 1 <= len(kept) < len(faults_of(seed))
     command = explore.reproduction(seed, kept)
     assert explore.main(command.split()[3:]) == 1
     shown = capsys.readouterr().out
@@ -136,4 +136,4 @@ def test_the_command_says_what_it_did(capsys: pytest.CaptureFixture[str]) -> Non
 def test_outcome_of_an_undisturbed_job() -> None:
     outcome: Outcome = run_trial(5, [])
     assert (outcome.state, outcome.attempts) == ("completed", 1)
-    assert Stage.FINISHED == "finished"
+    assert JobState.FINISHED == "finished"

@@ -1,4 +1,4 @@
-"""Beat by beat or summarised: the same small scenario leads to the same decisions."""
+"""Heartbeat by heartbeat or summarised: the same small scenario leads to the same decisions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from megascale.core.contract.policy import Policy
 from megascale.core.eventlog import Entry
 from megascale.sim.delays import constant
 from megascale.sim.driver import SimDriver
-from megascale.sim.mishaps import Mishap, strike
+from megascale.sim.faults import Fault, inject
 from megascale.sim.training import Workload
 from megascale.sim.world import EPOCH_S, World, WorldSpec
 
@@ -37,21 +37,21 @@ SPEC = WorldSpec(
     },
     echo=False,
 )
-MISHAPS = {
-    "crash": [Mishap(105.0, "rankKilled", 1, 0.9)],
-    "node_lost": [Mishap(105.0, "powerLoss", 2, 0.9)],
-    "two_nodes": [Mishap(105.0, "powerLoss", 2, 0.9), Mishap(190.0, "powerLoss", 3, 0.9)],
-    "stopped_rank": [Mishap(105.0, "rankStopped", 3, 0.5)],
-    "silent_collective": [Mishap(105.0, "deadlock", 3, 0.1)],
-    "no_clue": [Mishap(105.0, "deadlock", 3, 0.9)],
-    "flap": [Mishap(105.0, "flap", 3, 0.2)],
-    "user_error": [Mishap(105.0, "userError", 3, 0.2)],
-    "damaged": [Mishap(185.0, "damagedCheckpoint", 1, 0.2)],
-    "evicted": [Mishap(105.0, "evict", 1, 0.2)],
+FAULTS = {
+    "crash": [Fault(105.0, "rankKilled", 1, 0.9)],
+    "node_lost": [Fault(105.0, "powerLoss", 2, 0.9)],
+    "two_nodes": [Fault(105.0, "powerLoss", 2, 0.9), Fault(190.0, "powerLoss", 3, 0.9)],
+    "stopped_rank": [Fault(105.0, "rankStopped", 3, 0.5)],
+    "silent_collective": [Fault(105.0, "deadlock", 3, 0.1)],
+    "no_clue": [Fault(105.0, "deadlock", 3, 0.9)],
+    "flap": [Fault(105.0, "flap", 3, 0.2)],
+    "user_error": [Fault(105.0, "userError", 3, 0.2)],
+    "damaged": [Fault(185.0, "damagedCheckpoint", 1, 0.2)],
+    "evicted": [Fault(105.0, "evict", 1, 0.2)],
 }
 
 
-def _decisions(*, summarised: bool, mishaps: list[Mishap]) -> list[str]:
+def _decisions(*, summarised: bool, faults: list[Fault]) -> list[str]:
     """Kinds, nodes and reasons of all effects, and the incidents; figures in words left out."""
     told: list[str] = []
 
@@ -62,8 +62,8 @@ def _decisions(*, summarised: bool, mishaps: list[Mishap]) -> list[str]:
         )
 
     world = World(dataclasses.replace(SPEC, summarised=summarised), 3, observe)
-    for mishap in mishaps:
-        world.agenda.at(EPOCH_S + mishap.at, lambda m=mishap: strike(world, m))
+    for fault in faults:
+        world.queue.at(EPOCH_S + fault.at, lambda m=fault: inject(world, m))
     world.start()
     world.run(3600.0)
     record = world.driver.core.record
@@ -71,10 +71,10 @@ def _decisions(*, summarised: bool, mishaps: list[Mishap]) -> list[str]:
     return [*told, *map(str, incidents), record.finish_state]
 
 
-@pytest.mark.parametrize("name", MISHAPS)
+@pytest.mark.parametrize("name", FAULTS)
 def test_both_fidelities_decide_the_same(name: str) -> None:
-    detailed = _decisions(summarised=False, mishaps=MISHAPS[name])
-    summarised = _decisions(summarised=True, mishaps=MISHAPS[name])
+    detailed = _decisions(summarised=False, faults=FAULTS[name])
+    summarised = _decisions(summarised=True, faults=FAULTS[name])
     assert summarised == detailed
     assert detailed[-1] == "completed"
     assert len(detailed) > 3

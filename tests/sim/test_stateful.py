@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from megascale.core.eventlog import Entry
-from megascale.core.state.record import Stage
+from megascale.core.state.record import JobState
 from megascale.sim.driver import SimDriver
+from megascale.sim.faults import KINDS, Fault, inject
 from megascale.sim.invariants import Invariants
-from megascale.sim.mishaps import KINDS, Mishap, strike
 from megascale.sim.trial import TIME_LIMIT_S, spec_of
 from megascale.sim.world import EPOCH_S, World
 
@@ -33,7 +33,7 @@ class HostileWorld(RuleBasedStateMachine):
         value=st.floats(0, 0.99),
     )
     def something_happens(self, kind: str, victim: int, value: float) -> None:
-        strike(self.world, Mishap(self.world.agenda.now - EPOCH_S, kind, victim, value))
+        inject(self.world, Fault(self.world.queue.now - EPOCH_S, kind, victim, value))
 
     @rule(seconds=st.sampled_from([0.0, 0.1, 1.0, 7.0, 30.0]))
     def time_passes(self, seconds: float) -> None:
@@ -42,7 +42,7 @@ class HostileWorld(RuleBasedStateMachine):
     def teardown(self) -> None:
         if hasattr(self, "world"):
             self.world.run(TIME_LIMIT_S)
-            assert self.world.driver.core.record.stage is Stage.FINISHED
+            assert self.world.driver.core.record.state is JobState.FINISHED
             self.rules_of_the_game.completed_means_all_steps(self.world)
 
 

@@ -48,7 +48,7 @@ class Slot:
 
 
 @dataclass
-class Stage:
+class KubeStage:
     """One job in a namespace of its own."""
 
     api: Rest

@@ -17,11 +17,11 @@ from megascale_operator.reconcile.reconcile import reconcile
 from megascale_operator.reconcile.records import (
     NodeRecord,
     Nodes,
+    OwnedObject,
     PodRecord,
-    ThingRecord,
     node_record,
+    owned_object,
     pod_record,
-    thing_record,
 )
 
 from megascale.job.loader import from_mapping
@@ -102,8 +102,8 @@ class World:
         )
         return reconcile(job, observed, self.settings, self.now)
 
-    def _thing(self, thing: Obj) -> ThingRecord:
-        return thing_record(thing)
+    def _thing(self, thing: Obj) -> OwnedObject:
+        return owned_object(thing)
 
     def tick(self) -> Plan:
         plan = self.look()
@@ -257,8 +257,8 @@ def avoided(pod: Obj) -> set[str]:
 
 
 def preferred(pod: Obj) -> set[str]:
-    wishes = pod["spec"].get("affinity", {}).get("nodeAffinity", {})
-    terms = wishes.get("preferredDuringSchedulingIgnoredDuringExecution", [])
+    requests = pod["spec"].get("affinity", {}).get("nodeAffinity", {})
+    terms = requests.get("preferredDuringSchedulingIgnoredDuringExecution", [])
     return {
         value for term in terms for field in term["preference"]["matchFields"] for value in field["values"]
     }

@@ -16,17 +16,17 @@ from megascale.core.contract.lineage import Commit
 from megascale.core.contract.policy import Policy, RecoveryRule
 from megascale.core.eventlog import Entry, Header, entry_line, header_line
 from megascale.core.machine import Core
-from megascale.core.state.record import Incident, NodeStatus, Stage
+from megascale.core.state.record import Incident, JobState, NodeStatus
 
 START: Final = 1_000_000.0
 FIRST_STEP_S: Final = 5.0
 INDENT: Final = "    "
 _ANSWERED_AT_ONCE: Final = frozenset({"Page", "Exclude", "Release", "RequestQuarantine", "Finish"})
-_STEPPING: Final = frozenset({Stage.LAUNCHING, Stage.RUNNING, Stage.DIAGNOSING, Stage.SAVING})
+_STEPPING: Final = frozenset({JobState.LAUNCHING, JobState.RUNNING, JobState.DIAGNOSING, JobState.SAVING})
 
 
 class World:
-    """Agents and ranks: a beat of every node and, while the ranks can work, a step each second."""
+    """Agents and ranks: a heartbeat of every node and, while the ranks can work, a step each second."""
 
     def __init__(self, policy: Policy, labels: dict[str, str]) -> None:
         self.core = Core(policy)
@@ -65,16 +65,16 @@ class World:
                 self.tell(ev.EffectDone(effect.effect_id))
 
     def live_until(self, end: float) -> None:
-        """Timers fire when they are due; agents beat and ranks step at every full second."""
+        """Timers fire when they are due; agents send heartbeats and ranks step at every full second."""
         while True:
-            beat = math.floor(self.now - START) + 1 + START
+            heartbeat = math.floor(self.now - START) + 1 + START
             due = self.core.next_deadline() if self.term else None
-            upcoming = min(beat, due if due is not None else beat)
+            upcoming = min(heartbeat, due if due is not None else heartbeat)
             if upcoming > end:
                 self.now = end
                 return
             self.now = max(self.now, upcoming)
-            if self.now == beat:
+            if self.now == heartbeat:
                 self._beat()
             else:
                 self.tell(ev.Tick())
@@ -87,7 +87,7 @@ class World:
                 holds = name in record.assignment
                 ranks = (self._progress(record.assignment.index(name)),) if holds and self.launched_at else ()
                 self.tell(ev.NodeReport(name, self.incarnation(name), record.attempt if holds else 0, ranks))
-        if stepped and record.stage is Stage.RUNNING and len(record.assignment) >= 4:
+        if stepped and record.state is JobState.RUNNING and len(record.assignment) >= 4:
             seconds = (
                 self.slow.get(name, 1.0) * (1 + 0.002 * math.sin(self.step * 7 + rank * 3))
                 for rank, name in enumerate(record.assignment)
@@ -96,7 +96,7 @@ class World:
 
     def _make_step(self) -> bool:
         record = self.core.record
-        able = self.launched_at and record.stage in _STEPPING and not self.stalled and not self.ended
+        able = self.launched_at and record.state in _STEPPING and not self.stalled and not self.ended
         if not able or self.silent.intersection(record.assignment):
             return False
         if not self.first_step_at:
@@ -353,8 +353,8 @@ def _picture(core: Core) -> dict[str, Any]:
     record = core.record
     open_one = [record.incident] if record.incident else []
     return {
-        "stage": str(record.stage),
-        "incidents": {i.id: dataclasses.replace(i, evidence=[*i.evidence], stages=dict(i.stages))
+        "stage": str(record.state),
+        "incidents": {i.id: dataclasses.replace(i, evidence=[*i.evidence], milestones=dict(i.milestones))
                       for i in (*record.incidents, *open_one)},
         "restarts charged": {cause: (str(n),) for cause, n in record.restarts.items() if n},
         "blame": {node: (f"{blame.score:.2f}", blame.at) for node, blame in record.blame.items()},
@@ -395,7 +395,7 @@ def _incident_changes(before: Incident | None, after: Incident, zero: float) -> 
     if after.outcome and not (before and before.outcome):
         stages = ", ".join(
             f"{name} {time.at - zero:.1f}{'' if time.source == 'observed' else ' ' + time.source}"
-            for name, time in after.stages.items()
+            for name, time in after.milestones.items()
         )
         yield f"{after.id} closes: {after.outcome} ({stages})"
 

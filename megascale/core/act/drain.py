@@ -6,30 +6,30 @@ from megascale.core.act.graceful_stop import save
 from megascale.core.act.lifecycle import replenish
 from megascale.core.act.swap import idle_nodes, swap_out
 from megascale.core.decide.blame import release_unwanted
-from megascale.core.state.context import Turn
+from megascale.core.state.context import StepContext
 from megascale.core.state.incidents import Fault
-from megascale.core.state.record import Stage
+from megascale.core.state.record import JobState
 
 
-def on_notice(turn: Turn, node: str, reason: str) -> None:
+def on_notice(ctx: StepContext, node: str, reason: str) -> None:
     """The node will be drained or preempted. A repeated notice changes nothing."""
-    record = turn.record
-    if node not in turn.live.nodes or node in record.draining:
+    record = ctx.record
+    if node not in ctx.live.nodes or node in record.draining:
         return
     record.draining[node] = reason
-    release_unwanted(turn)
-    replenish(turn)
-    swap_if_possible(turn)
-    if record.stage is Stage.RUNNING and turn.holds_ranks(node):
-        save(turn, f"{node} will go away and no spare is there yet: {reason}", leaving=False)
+    release_unwanted(ctx)
+    replenish(ctx)
+    swap_if_possible(ctx)
+    if record.state is JobState.RUNNING and ctx.holds_ranks(node):
+        save(ctx, f"{node} will go away and no spare is there yet: {reason}", then_stop=False)
 
 
-def swap_if_possible(turn: Turn) -> None:
+def swap_if_possible(ctx: StepContext) -> None:
     """Save, leave and go on without the draining nodes, once there are others for all of them."""
-    record = turn.record
+    record = ctx.record
     leaving = [node for node in record.assignment if node in record.draining]
-    if record.stage is not Stage.RUNNING or not leaving or len(idle_nodes(turn)) < len(leaving):
+    if record.state is not JobState.RUNNING or not leaving or len(idle_nodes(ctx)) < len(leaving):
         return
     reason = f"{', '.join(leaving)} will go away: {record.draining[leaving[0]]}"
-    fault = Fault("planned", reason, node=leaving[0], at=turn.now)
-    swap_out(turn, fault, "a spare takes over after a save; no budget charged, no blame")
+    fault = Fault("planned", reason, node=leaving[0], at=ctx.now)
+    swap_out(ctx, fault, "a spare takes over after a save; no budget charged, no blame")

@@ -6,45 +6,47 @@ from typing import Final
 
 from megascale.core.act.lifecycle import finish, stop, suspend
 from megascale.core.contract import effects as fx
-from megascale.core.state.context import Turn
-from megascale.core.state.record import Plan, Stage
+from megascale.core.state.context import StepContext
+from megascale.core.state.record import JobState, Plan
 
 _STRENGTH: Final = {"relaunch": 0, "suspend": 1, "finish": 2}
 
 
-def leave(turn: Turn, plan: Plan) -> None:
+def save_and_stop(ctx: StepContext, plan: Plan) -> None:
     """Save and stop if steps are known to be made, else just stop; then `plan`, or the stronger one."""
-    record = turn.record
-    unwatched = not turn.policy.reports_steps and record.best_step == 0
-    if record.stage is Stage.RUNNING and not unwatched:
-        record.stage, record.plan = Stage.SAVING, plan
-        turn.clear_deadline("hang", "grow", "leaving")
-        turn.drop_pending(fx.SaveNow)
-        save(turn, plan.reason, leaving=True)
-        turn.set_deadline("save", turn.policy.save_s)
-    elif record.stage in (Stage.RUNNING, Stage.LAUNCHING, Stage.DIAGNOSING):
-        stop(turn, plan)
-    elif record.stage in (Stage.STOPPING, Stage.SAVING):
+    record = ctx.record
+    unwatched = not ctx.policy.reports_steps and record.best_step == 0
+    if record.state is JobState.RUNNING and not unwatched:
+        record.state, record.plan = JobState.SAVING, plan
+        ctx.clear_deadline("hang", "grow", "leaving")
+        ctx.drop_pending(fx.SaveNow)
+        save(ctx, plan.reason, then_stop=True)
+        ctx.set_deadline("save", ctx.policy.save_s)
+    elif record.state in (JobState.RUNNING, JobState.LAUNCHING, JobState.DIAGNOSING):
+        stop(ctx, plan)
+    elif record.state in (JobState.STOPPING, JobState.SAVING):
         if record.plan is None or _STRENGTH[plan.then] >= _STRENGTH[record.plan.then]:
             record.plan = plan
-    elif plan.then == "finish" and record.stage is not Stage.FINISHED:
-        finish(turn, plan.state, plan.reason)
-    elif plan.then == "suspend" and record.stage is Stage.ASSEMBLING:
-        suspend(turn, plan.reason)
+    elif plan.then == "finish" and record.state is not JobState.FINISHED:
+        finish(ctx, plan.state, plan.reason)
+    elif plan.then == "suspend" and record.state is JobState.ASSEMBLING:
+        suspend(ctx, plan.reason)
 
 
-def save(turn: Turn, reason: str, *, leaving: bool) -> None:
+def save(ctx: StepContext, reason: str, *, then_stop: bool) -> None:
     """Ask all ranks for a checkpoint."""
-    turn.emit(fx.SaveNow, reason, attempt=turn.record.attempt, leave=leaving, deadline_s=turn.policy.save_s)
+    ctx.emit(
+        fx.SaveNow, reason, attempt=ctx.record.attempt, then_stop=then_stop, deadline_s=ctx.policy.save_s
+    )
 
 
-def on_save_overdue(turn: Turn) -> None:
+def on_save_overdue(ctx: StepContext) -> None:
     """The ranks did not save and leave in time: stop them, the newest commit is what remains."""
-    stop(turn, turn.record.plan or Plan("relaunch", "save timed out"))
+    stop(ctx, ctx.record.plan or Plan("relaunch", "save timed out"))
 
 
-def do_not_suspend(turn: Turn) -> None:
+def call_off_suspension(ctx: StepContext) -> None:
     """A suspension under way is called off: the ranks are launched again instead."""
-    plan = turn.record.plan
+    plan = ctx.record.plan
     if plan is not None and plan.then == "suspend":
-        turn.record.plan = Plan("relaunch", "the suspension was called off")
+        ctx.record.plan = Plan("relaunch", "the suspension was called off")

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from megascale.core.act.graceful_stop import leave
-from megascale.core.state.context import Turn
-from megascale.core.state.record import Plan, Stage
+from megascale.core.act.graceful_stop import save_and_stop
+from megascale.core.state.context import StepContext
+from megascale.core.state.record import JobState, Plan
 
 
-def look_for_nodes(turn: Turn) -> None:
+def look_for_nodes(ctx: StepContext) -> None:
     """Start waiting when there are enough nodes again."""
-    record, policy = turn.record, turn.policy
-    shrunk = record.stage is Stage.RUNNING and len(record.assignment) < policy.nodes
-    if shrunk and "grow" not in record.deadlines and len(turn.usable()) >= policy.nodes:
-        turn.set_deadline("grow", policy.grow_after_s)
+    record, policy = ctx.record, ctx.policy
+    shrunk = record.state is JobState.RUNNING and len(record.assignment) < policy.nodes
+    if shrunk and "grow" not in record.deadlines and len(ctx.usable()) >= policy.nodes:
+        ctx.set_deadline("grow", policy.grow_after_s)
 
 
-def on_due(turn: Turn) -> None:
+def on_due(ctx: StepContext) -> None:
     """They are still there: save, and go on with all of them."""
-    if turn.record.stage is Stage.RUNNING and len(turn.usable()) >= turn.policy.nodes:
-        leave(turn, Plan("relaunch", f"{turn.policy.nodes} nodes are there again"))
+    if ctx.record.state is JobState.RUNNING and len(ctx.usable()) >= ctx.policy.nodes:
+        save_and_stop(ctx, Plan("relaunch", f"{ctx.policy.nodes} nodes are there again"))

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from megascale.core.act.graceful_stop import leave
+from megascale.core.act.graceful_stop import save_and_stop
 from megascale.core.act.recovery import charge, note_decision
 from megascale.core.decide.ladder import Decision
-from megascale.core.state.context import Turn
+from megascale.core.state.context import StepContext
 from megascale.core.state.incidents import Fault, open_incident
 
 
-def swap_out(turn: Turn, fault: Fault, why: str) -> None:
+def swap_out(ctx: StepContext, fault: Fault, why: str) -> None:
     """Save, leave, and launch again on other nodes."""
-    incident = open_incident(turn, fault)
+    incident = open_incident(ctx, fault)
     decision = Decision("replace_node", why)
-    note_decision(turn, incident, decision)
-    leave(turn, charge(turn, fault, incident, decision))
+    note_decision(ctx, incident, decision)
+    save_and_stop(ctx, charge(ctx, fault, incident, decision))
 
 
-def idle_nodes(turn: Turn) -> list[str]:
+def idle_nodes(ctx: StepContext) -> list[str]:
     """Usable nodes that hold no ranks."""
-    held = set(turn.record.assignment)
-    return [node for node in turn.usable() if node not in held]
+    held = set(ctx.record.assignment)
+    return [node for node in ctx.usable() if node not in held]

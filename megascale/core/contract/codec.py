@@ -29,7 +29,7 @@ def encode(value: Any) -> Json:  # noqa: ANN401 - any dataclass tree
         return value if math.isfinite(value) else str(value)
     fields = _fields_of(kind)
     if fields is not None:
-        # A loop, not a comprehension with a helper: every beat of every node is written to the log.
+        # A loop, not a comprehension with a helper: every heartbeat of every node is written to the log.
         told: dict[str, Json] = {}
         for name, default, factory in fields:
             item = getattr(value, name)

@@ -83,12 +83,12 @@ class CheckNodes:
 
 @dataclass(frozen=True, slots=True)
 class SaveNow:
-    """Have all ranks save after the same coming step, and leave after it when `leave` is set."""
+    """Have all ranks save after the same coming step, and stop after it when `then_stop` is set."""
 
     effect_id: str
     reason: str
     attempt: int
-    leave: bool
+    then_stop: bool
     deadline_s: float
 
 

@@ -54,7 +54,7 @@ class NodeJoined:
 
 @dataclass(frozen=True, slots=True)
 class NodeReport:
-    """A beat with the records of the node's ranks."""
+    """A heartbeat with the records of the node's ranks."""
 
     node: str
     incarnation: str
@@ -64,10 +64,10 @@ class NodeReport:
 
 @dataclass(frozen=True, slots=True)
 class JobReport:
-    """Every rank of the attempt reported the same: the summarised form of a round of beats.
+    """Every rank of the attempt reported the same: the summarised form of a round of heartbeats.
 
     Attributes:
-        quiet_until: beats and steps go on as they are until then, so neither silence nor a hang is
+        quiet_until: heartbeats and steps go on as they are until then, so neither silence nor a hang is
             suspected before. A later report may take the promise back by naming an earlier time.
         absent: nodes this does not speak for.
     """

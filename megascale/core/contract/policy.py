@@ -41,7 +41,7 @@ class Policy:
         suspend: hold no ranks while set.
         reports_steps: ranks tell their steps; a plain script that does not is watched by its exits only.
         memory_snapshots: ranks keep snapshots in the memory of their node, to restart from in place.
-        silence_s: no beat for this long = the node is lost; suspected and probed at two thirds of it.
+        silence_s: no heartbeat for this long = the node is lost; suspected and probed at two thirds of it.
         flap_tolerance_s: a stall without positive evidence is waited out this long (links flap for 2-10 s).
         startup_s: launch to first step, at most; a shorter bound is learnt from launches that restored.
         hang_steps, hang_margin_s: a stall is suspected after hang_steps x learnt step time + margin.

@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Final
 
 from megascale.core.decide.node_losses import domain_of
-from megascale.core.rules import HardwareIncident, Hit, correlate
-from megascale.core.state.context import Turn
+from megascale.core.rules import HardwareIncident, RuleMatch, correlate
+from megascale.core.state.context import StepContext
 from megascale.core.state.incidents import Fault
 
 MACHINE: Final = frozenset({"gpu", "network", "storage", "host"})
@@ -16,33 +16,33 @@ EXPLAINABLE: Final = frozenset({"crash", "user_code", "hang", "node_lost", "laun
 _STRENGTH: Final = {"none": 0, "alert": 1, "restart": 2, "fail_job": 3, "replace_node": 4}
 
 
-def correlated(turn: Turn, hits: Collection[Hit]) -> list[HardwareIncident]:
+def correlated(ctx: StepContext, matches: Collection[RuleMatch]) -> list[HardwareIncident]:
     """The hits as incidents: those of one fault together."""
-    switches = {hit.node: domain_of(turn, hit.node) for hit in hits}
-    return correlate(list(hits), turn.policy.correlate_s, switch_of=switches)
+    switches = {match.node: domain_of(ctx, match.node) for match in matches}
+    return correlate(list(matches), ctx.policy.correlate_s, switch_of=switches)
 
 
 def hardware_fault(found: HardwareIncident, *, reason: str = "") -> Fault:
     """The fault that these hits are evidence of."""
-    main = max(found.hits, key=lambda hit: _STRENGTH[hit.action])
+    main = max(found.matches, key=lambda match: _STRENGTH[match.action])
     return Fault(
         "hardware",
         f"{found.reason}{reason}",
         node=found.nodes[0],
         at=found.start,
-        evidence=tuple(hit.line for hit in found.hits if hit.line),
+        evidence=tuple(match.line for match in found.matches if match.line),
         action=found.action,
         rule=main.rule,
         category=found.category,
     )
 
 
-def suspicious(turn: Turn, nodes: Collection[str], since: float) -> HardwareIncident | None:
+def suspicious(ctx: StepContext, nodes: Collection[str], since: float) -> HardwareIncident | None:
     """The strongest sign of a machine fault on one of `nodes` since then, if it is more than an alert."""
-    hits = [hit for hit in turn.live.signals if hit.node in nodes and hit.at >= since]
+    matches = [match for match in ctx.live.signals if match.node in nodes and match.at >= since]
     found = [
         incident
-        for incident in correlated(turn, hits)
+        for incident in correlated(ctx, matches)
         if incident.kind == "node"
         and incident.category in MACHINE
         and incident.action in ("restart", "replace_node")
@@ -50,16 +50,16 @@ def suspicious(turn: Turn, nodes: Collection[str], since: float) -> HardwareInci
     return max(found, key=lambda incident: (_STRENGTH[incident.action], incident.start), default=None)
 
 
-def explained(turn: Turn, fault: Fault) -> Fault:
+def explained(ctx: StepContext, fault: Fault) -> Fault:
     """`fault`, or what is behind it according to the signals of the time before it.
 
     A rank that only lost its peers is explained by a sign on any other node of the job.
     """
     if fault.cause not in EXPLAINABLE or not fault.node:
         return fault
-    since = (fault.at or turn.now) - turn.policy.attribution_before_s
-    nodes = set(turn.record.assignment) if fault.consequence else {fault.node}
-    found = suspicious(turn, nodes, since)
+    since = (fault.at or ctx.now) - ctx.policy.attribution_before_s
+    nodes = set(ctx.record.assignment) if fault.consequence else {fault.node}
+    found = suspicious(ctx, nodes, since)
     if found is not None:
         cause = hardware_fault(found, reason=f"; then {fault.reason}")
         return replace(
@@ -70,30 +70,30 @@ def explained(turn: Turn, fault: Fault) -> Fault:
             node_gone=fault.node_gone and cause.node == fault.node,
             evidence=cause.evidence + fault.evidence,
         )
-    return _in_words_of_log(turn, fault)
+    return _in_words_of_log(ctx, fault)
 
 
-def _in_words_of_log(turn: Turn, fault: Fault) -> Fault:
+def _in_words_of_log(ctx: StepContext, fault: Fault) -> Fault:
     """A crash whose log had just named an error of code, data or memory was that error."""
-    since = (fault.at or turn.now) - turn.policy.correlate_s
+    since = (fault.at or ctx.now) - ctx.policy.correlate_s
     lines = [
-        hit
-        for hit in turn.live.signals
-        if hit.node == fault.node
-        and hit.at >= since
-        and hit.category not in MACHINE
-        and hit.action in ("restart", "fail_job")
-        and hit.scope == "cause"
+        match
+        for match in ctx.live.signals
+        if match.node == fault.node
+        and match.at >= since
+        and match.category not in MACHINE
+        and match.action in ("restart", "fail_job")
+        and match.scope == "cause"
     ]
     if not lines or fault.cause != "crash" or fault.node_gone:
         return fault
-    hit = max(lines, key=lambda line: (_STRENGTH[line.action], line.at))
+    match = max(lines, key=lambda line: (_STRENGTH[line.action], line.at))
     return replace(
         fault,
         cause="user_code",
-        reason=f"{hit.line or hit.rule}; then {fault.reason}",
+        reason=f"{match.line or match.rule}; then {fault.reason}",
         consequence=False,
-        action=hit.action,
-        rule=hit.rule,
-        category=hit.category,
+        action=match.action,
+        rule=match.rule,
+        category=match.category,
     )

@@ -8,7 +8,7 @@ from typing import Final
 
 from megascale.core.contract import effects as fx
 from megascale.core.decide.breakers import HOUR_S, exclusion_bound
-from megascale.core.state.context import Turn
+from megascale.core.state.context import StepContext
 from megascale.core.state.record import TEXT_KEPT_CLOSED, Blame, Exclusion, Incident, NodeStatus
 
 _FORGOTTEN: Final = 0.02
@@ -28,53 +28,53 @@ WEIGHTS: Final = {
 either, but errors that keep coming from one node only, at different steps, are not the code's."""
 
 
-def blame_of(turn: Turn, node: str) -> float:
+def blame_of(ctx: StepContext, node: str) -> float:
     """Blame of a node now, after decay."""
-    blame = turn.record.blame.get(node)
+    blame = ctx.record.blame.get(node)
     if blame is None:
         return 0.0
-    return blame.score * math.pow(0.5, (turn.now - blame.at) / turn.policy.blame_half_life_s)
+    return blame.score * math.pow(0.5, (ctx.now - blame.at) / ctx.policy.blame_half_life_s)
 
 
-def add_blame(turn: Turn, node: str, cause: str) -> None:
+def add_blame(ctx: StepContext, node: str, cause: str) -> None:
     """Blame `node` for an incident of `cause`, and remember when."""
     weight = WEIGHTS.get(cause, 0.0)
     if not node or not weight:
         return
-    record = turn.record
-    record.blame = {n: b for n, b in record.blame.items() if blame_of(turn, n) > _FORGOTTEN}
-    record.blame[node] = Blame(blame_of(turn, node) + weight, turn.now)
+    record = ctx.record
+    record.blame = {n: b for n, b in record.blame.items() if blame_of(ctx, n) > _FORGOTTEN}
+    record.blame[node] = Blame(blame_of(ctx, node) + weight, ctx.now)
     times = record.history.setdefault(node, [])
-    times[:] = [t for t in times if t > turn.now - turn.policy.lemon_window_s]
+    times[:] = [t for t in times if t > ctx.now - ctx.policy.lemon_window_s]
     # A burst is one incident: what makes a lemon is that it comes back after all seemed well.
-    if not times or turn.now - times[-1] >= HOUR_S:
-        times.append(turn.now)
+    if not times or ctx.now - times[-1] >= HOUR_S:
+        times.append(ctx.now)
     while len(record.history) > _HISTORIES_KEPT:
         del record.history[min(record.history, key=lambda n: record.history[n][-1])]
 
 
-def take_back_blame(turn: Turn, node: str, cause: str, at: float) -> None:
+def take_back_blame(ctx: StepContext, node: str, cause: str, at: float) -> None:
     """The incident for which the node was blamed at `at` was not its own."""
     weight = WEIGHTS.get(cause, 0.0)
-    if node in turn.record.blame and weight:
-        turn.record.blame[node] = Blame(max(0.0, blame_of(turn, node) - weight), turn.now)
-        times = [t for t in turn.record.history.pop(node, []) if t != at]
+    if node in ctx.record.blame and weight:
+        ctx.record.blame[node] = Blame(max(0.0, blame_of(ctx, node) - weight), ctx.now)
+        times = [t for t in ctx.record.history.pop(node, []) if t != at]
         if times:
-            turn.record.history[node] = times
+            ctx.record.history[node] = times
 
 
-def lemon_reason(turn: Turn, node: str) -> str:
+def lemon_reason(ctx: StepContext, node: str) -> str:
     """Why one more incident makes `node` a lemon, "" if it does not (arXiv 2410.21680)."""
-    start = turn.now - turn.policy.lemon_window_s
-    earlier = [t for t in turn.record.history.get(node, []) if start < t <= turn.now - HOUR_S]
-    if len(earlier) + 1 < turn.policy.lemon_incidents:
+    start = ctx.now - ctx.policy.lemon_window_s
+    earlier = [t for t in ctx.record.history.get(node, []) if start < t <= ctx.now - HOUR_S]
+    if len(earlier) + 1 < ctx.policy.lemon_incidents:
         return ""
-    days = turn.policy.lemon_window_s / 86400.0
+    days = ctx.policy.lemon_window_s / 86400.0
     return f"{node} is a lemon: {len(earlier) + 1} incidents in {days:g} days, each time back after a restart"
 
 
 def exclude(
-    turn: Turn,
+    ctx: StepContext,
     node: str,
     incident: Incident,
     *,
@@ -88,57 +88,57 @@ def exclude(
         reason: why, where the incident's reason is about more than this node.
         forced: a person asked for it, no bound applies.
     """
-    record = turn.record
+    record = ctx.record
     if node in record.excluded:
         return True
-    bound = exclusion_bound(turn)
+    bound = exclusion_bound(ctx)
     if bound and not forced:
         refusal = f"{node} is not excluded: {bound}"
         incident.add_evidence(refusal)
-        tell_refusal(turn, node, refusal, incident)
+        notify_refusal(ctx, node, refusal, incident)
         return False
     if not forced:
-        record.exclusion_times.append(turn.now)
+        record.exclusion_times.append(ctx.now)
     reason = (reason or incident.reason)[:TEXT_KEPT_CLOSED]
     for name, old in list(record.excluded.items())[: 1 - _REASONS_KEPT]:
         record.excluded[name] = replace(old, reason="")
-    record.excluded[node] = Exclusion(reason, incident.id, turn.now, retired)
+    record.excluded[node] = Exclusion(reason, incident.id, ctx.now, retired)
     record.blame.pop(node, None)
-    turn.emit(fx.Exclude, reason, node=node, incident=incident.id)
-    if turn.policy.quarantine:
-        turn.emit(fx.RequestQuarantine, reason, node=node, incident=incident.id)
-    release_unwanted(turn)
+    ctx.emit(fx.Exclude, reason, node=node, incident=incident.id)
+    if ctx.policy.quarantine:
+        ctx.emit(fx.RequestQuarantine, reason, node=node, incident=incident.id)
+    release_unwanted(ctx)
     return True
 
 
-def tell_refusal(turn: Turn, node: str, words: str, incident: Incident) -> None:
+def notify_refusal(ctx: StepContext, node: str, words: str, incident: Incident) -> None:
     """Page because automation may not take the node out: once an hour for a node, and for so many nodes."""
-    record = turn.record
-    record.refused = {name: at for name, at in record.refused.items() if at > turn.now - HOUR_S}
+    record = ctx.record
+    record.refused = {name: at for name, at in record.refused.items() if at > ctx.now - HOUR_S}
     if node in record.refused or len(record.refused) >= _REFUSALS_TOLD:
         return
-    record.refused[node] = turn.now
+    record.refused[node] = ctx.now
     if len(record.refused) == _REFUSALS_TOLD:
         words += f"; the last page of this kind about this job for up to {HOUR_S / 60:g} minutes"
-    turn.emit(fx.Page, words, incident=incident.id)
+    ctx.emit(fx.Page, words, incident=incident.id)
 
 
-def readmit(turn: Turn, node: str, *, by_person: bool) -> None:
+def readmit(ctx: StepContext, node: str, *, by_person: bool) -> None:
     """The node passed the checks, or a person released it; only a person brings back a retired one."""
-    exclusion = turn.record.excluded.get(node)
+    exclusion = ctx.record.excluded.get(node)
     if exclusion is None or (exclusion.retired and not by_person):
         return
-    del turn.record.excluded[node]
+    del ctx.record.excluded[node]
     if by_person:
-        turn.record.history.pop(node, None)
+        ctx.record.history.pop(node, None)
 
 
-def release_unwanted(turn: Turn) -> None:
+def release_unwanted(ctx: StepContext) -> None:
     """Give back excluded and draining nodes that hold no ranks any more."""
-    record = turn.record
+    record = ctx.record
     reasons = record.draining | {name: exclusion.reason for name, exclusion in record.excluded.items()}
     for name in sorted(reasons):
-        node = turn.live.nodes.get(name)
-        if node is not None and node.status is not NodeStatus.GONE and not turn.in_use(name):
+        node = ctx.live.nodes.get(name)
+        if node is not None and node.status is not NodeStatus.GONE and not ctx.in_use(name):
             node.status, node.released = NodeStatus.GONE, True
-            turn.emit(fx.Release, reasons[name], node=name)
+            ctx.emit(fx.Release, reasons[name], node=name)

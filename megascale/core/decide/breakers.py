@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Final
 
-from megascale.core.state.context import Turn
+from megascale.core.state.context import StepContext
 from megascale.core.state.incidents import Fault
 
 HOUR_S: Final = 3600.0
@@ -14,25 +14,25 @@ _ANYWHERE: Final = 3
 _WEEK_S: Final = 7 * 86400.0
 
 
-def spent_budget(turn: Turn) -> str:
+def spent_budget(ctx: StepContext) -> str:
     """Why no further restart is allowed whatever its cause, "" if it is."""
-    record, policy = turn.record, turn.policy
+    record, policy = ctx.record, ctx.policy
     if sum(record.restarts.values()) >= policy.max_restarts:
         return f"all {policy.max_restarts} restarts of recovery.maxRestarts are used"
     return ""
 
 
-def spent_cause_budget(turn: Turn, cause: str) -> str:
+def spent_cause_budget(ctx: StepContext, cause: str) -> str:
     """Why no further restart for `cause` is allowed, "" if it is."""
-    used, budget = turn.record.restarts.get(cause, 0), turn.policy.budgets.get(cause)
+    used, budget = ctx.record.restarts.get(cause, 0), ctx.policy.budgets.get(cause)
     if budget is not None and used >= budget:
         return f"all {budget} restarts of recovery.budgets.{cause} are used"
     return ""
 
 
-def no_progress(turn: Turn) -> str:
+def no_progress(ctx: StepContext) -> str:
     """Why restarting again is pointless, "" if it is not."""
-    record, limit = turn.record, turn.policy.no_progress_limit
+    record, limit = ctx.record, ctx.policy.no_progress_limit
     step = record.best_step + 1
     if record.failures_at_step >= limit:
         return f"{record.failures_at_step} restarts in a row failed before step {step} was completed"
@@ -43,13 +43,13 @@ def no_progress(turn: Turn) -> str:
     return ""
 
 
-def note_failure(turn: Turn, fault: Fault) -> None:
+def note_failure(ctx: StepContext, fault: Fault) -> None:
     """Charge a restart to its budget; failing again where it failed before is no progress."""
-    record, live = turn.record, turn.live
+    record, live = ctx.record, ctx.live
     record.restarts[fault.cause] = record.restarts.get(fault.cause, 0) + 1
     record.failures += 1
-    if not turn.policy.reports_steps and turn.now - live.progress_at > turn.policy.startup_s:
-        note_progress(turn)
+    if not ctx.policy.reports_steps and ctx.now - live.progress_at > ctx.policy.startup_s:
+        note_progress(ctx)
     record.failures_in_row += 1
     if fault.cause in _MAY_REPEAT:
         again = abs(live.step - record.failed_step) <= 1
@@ -57,9 +57,9 @@ def note_failure(turn: Turn, fault: Fault) -> None:
         record.failed_step = live.step
 
 
-def take_back_failure(turn: Turn, cause: str) -> None:
+def take_back_failure(ctx: StepContext, cause: str) -> None:
     """The failure charged last was none of its own."""
-    record = turn.record
+    record = ctx.record
     record.restarts[cause] = max(0, record.restarts.get(cause, 0) - 1)
     record.failures = max(0, record.failures - 1)
     record.failures_in_row = max(0, record.failures_in_row - 1)
@@ -67,16 +67,16 @@ def take_back_failure(turn: Turn, cause: str) -> None:
         record.failures_at_step = max(0, record.failures_at_step - 1)
 
 
-def note_progress(turn: Turn) -> None:
+def note_progress(ctx: StepContext) -> None:
     """A step was completed that never was before."""
-    turn.record.failures_in_row = turn.record.failures_at_step = 0
+    ctx.record.failures_in_row = ctx.record.failures_at_step = 0
 
 
-def exclusion_bound(turn: Turn) -> str:
+def exclusion_bound(ctx: StepContext) -> str:
     """Which bound forbids excluding one more node, "" if none does."""
-    record, policy = turn.record, turn.policy
-    record.exclusion_times = [t for t in record.exclusion_times if t > turn.now - _WEEK_S]
-    if sum(1 for t in record.exclusion_times if t > turn.now - HOUR_S) >= policy.max_nodes_per_hour:
+    record, policy = ctx.record, ctx.policy
+    record.exclusion_times = [t for t in record.exclusion_times if t > ctx.now - _WEEK_S]
+    if sum(1 for t in record.exclusion_times if t > ctx.now - HOUR_S) >= policy.max_nodes_per_hour:
         return f"remediation.maxNodesPerHour = {policy.max_nodes_per_hour} is reached"
     most = max(policy.max_nodes_per_hour, math.ceil(policy.max_excluded_share * policy.nodes))
     if len(record.exclusion_times) >= most:

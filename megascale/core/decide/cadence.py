@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-from megascale.core.state.context import Turn
+from megascale.core.state.context import StepContext
 
 DAY_S: Final = 86400.0
 _STALL_SHARE: Final = 0.01
@@ -51,15 +51,15 @@ def mtbf_s(failures: int, wall_s: float, *, nodes: int, node_failures_per_day: f
     return (_PRIOR_FAILURES * expected_s + wall_s) / (_PRIOR_FAILURES + failures)
 
 
-def measured(turn: Turn) -> Cadence | None:
+def measured(ctx: StepContext) -> Cadence | None:
     """The cadence that this job's own figures call for; None before it has saved."""
-    record, step_s = turn.record, turn.record.clock.step_s()
+    record, step_s = ctx.record, ctx.record.clock.step_s()
     if step_s is None or not record.saves.count:
         return None
     between_s = mtbf_s(
         record.failures,
         record.ledger.wall_s(),
-        nodes=turn.policy.nodes,
-        node_failures_per_day=turn.policy.node_failures_per_day,
+        nodes=ctx.policy.nodes,
+        node_failures_per_day=ctx.policy.node_failures_per_day,
     )
     return choose(save_s=record.saves.stall_s / record.saves.count, step_s=step_s, mtbf_s=between_s)

@@ -9,7 +9,7 @@ from typing import Final
 from megascale.core.contract.policy import RecoveryRule
 from megascale.core.decide.blame import WEIGHTS, blame_of, lemon_reason
 from megascale.core.decide.breakers import no_progress, spent_budget, spent_cause_budget
-from megascale.core.state.context import Turn
+from megascale.core.state.context import StepContext
 from megascale.core.state.incidents import Fault
 
 FREE_OF_BUDGET: Final = frozenset({"manual", "planned"})
@@ -24,30 +24,30 @@ class Decision:
     reason: str
 
 
-def decide(turn: Turn, fault: Fault) -> Decision:
+def decide(ctx: StepContext, fault: Fault) -> Decision:
     """The cheapest rung that can cure `fault` and has budget left."""
     if fault.cause in FREE_OF_BUDGET:
         return Decision("replace_node", f"{fault.reason}; no budget charged, no blame")
-    return _refused(turn, fault) or _by_rule(turn, fault) or _by_cause(turn, fault) or _by_node(turn, fault)
+    return _refused(ctx, fault) or _by_rule(ctx, fault) or _by_cause(ctx, fault) or _by_node(ctx, fault)
 
 
-def _refused(turn: Turn, fault: Fault) -> Decision | None:
-    spent = spent_budget(turn) or spent_cause_budget(turn, fault.cause)
+def _refused(ctx: StepContext, fault: Fault) -> Decision | None:
+    spent = spent_budget(ctx) or spent_cause_budget(ctx, fault.cause)
     if spent:
         return Decision("fail_job", spent)
-    stuck = no_progress(turn)
+    stuck = no_progress(ctx)
     if not stuck:
         return None
-    spec = turn.record.spec
-    if spec.previous and turn.record.best_step <= spec.step:
+    spec = ctx.record.spec
+    if spec.previous and ctx.record.best_step <= spec.step:
         return Decision(
             "revert_spec", f"{stuck} with the changed spec {spec.running}; {spec.previous} worked"
         )
     return Decision("fail_job", stuck)
 
 
-def _by_rule(turn: Turn, fault: Fault) -> Decision | None:
-    for number, rule in enumerate(turn.policy.rules, start=1):
+def _by_rule(ctx: StepContext, fault: Fault) -> Decision | None:
+    for number, rule in enumerate(ctx.policy.rules, start=1):
         if _matches(rule, fault):
             if rule.action in ("replace_node", "restart_container") and not fault.node:
                 return Decision(
@@ -73,8 +73,8 @@ def _matches(rule: RecoveryRule, fault: Fault) -> bool:
     )
 
 
-def _by_cause(turn: Turn, fault: Fault) -> Decision | None:
-    early = turn.record.best_step == 0
+def _by_cause(ctx: StepContext, fault: Fault) -> Decision | None:
+    early = ctx.record.best_step == 0
     known = (
         (
             fault.cause == "checkpoint_corrupt",
@@ -108,21 +108,21 @@ def _by_cause(turn: Turn, fault: Fault) -> Decision | None:
     return next((decision for holds, decision in known if holds), None)
 
 
-def _by_node(turn: Turn, fault: Fault) -> Decision:
+def _by_node(ctx: StepContext, fault: Fault) -> Decision:
     node, weight = fault.node, WEIGHTS.get(fault.cause, 0.0)
     if fault.blames_node and weight:
-        lemon = lemon_reason(turn, node)
+        lemon = lemon_reason(ctx, node)
         if lemon:
             return Decision("replace_node", lemon)
-        if blame_of(turn, node) + weight > turn.policy.node_blame_limit:
+        if blame_of(ctx, node) + weight > ctx.policy.node_blame_limit:
             return Decision("replace_node", f"{node} failed repeatedly; a restart is not trusted to cure it")
-        if _container_helps(turn, fault):
+        if _container_helps(ctx, fault):
             return Decision("restart_container", f"a restart of its processes did not cure {node}")
     return Decision("restart_in_place", "restarting the processes on the same nodes is the cheapest cure")
 
 
-def _container_helps(turn: Turn, fault: Fault) -> bool:
+def _container_helps(ctx: StepContext, fault: Fault) -> bool:
     """A node's second such fault in a row; never twice within `container_restart_s`."""
-    last = turn.record.container_restarts.get(fault.node)
-    allowed = last is None or turn.now - last >= turn.policy.container_restart_s
-    return allowed and fault.cause in _CONTAINER_CURES and blame_of(turn, fault.node) >= 0.5
+    last = ctx.record.container_restarts.get(fault.node)
+    allowed = last is None or ctx.now - last >= ctx.policy.container_restart_s
+    return allowed and fault.cause in _CONTAINER_CURES and blame_of(ctx, fault.node) >= 0.5

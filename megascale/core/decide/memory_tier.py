@@ -10,25 +10,25 @@ from typing import Final
 
 from megascale.core.contract.events import SnapshotReady
 from megascale.core.contract.lineage import Commit, is_on_lineage
-from megascale.core.state.context import Turn
+from megascale.core.state.context import StepContext
 
 _KEPT: Final = 2
 
 
-def on_ready(turn: Turn, event: SnapshotReady) -> None:
+def on_ready(ctx: StepContext, event: SnapshotReady) -> None:
     """Remember the newest snapshots of the node; they were overwritten in this order, too."""
-    known = {*turn.live.snapshots.get(event.node, ()), Commit(event.step, event.attempt)}
+    known = {*ctx.live.snapshots.get(event.node, ()), Commit(event.step, event.attempt)}
     newest = sorted(known, key=lambda snapshot: (snapshot.attempt, snapshot.step))[-_KEPT:]
-    turn.live.snapshots[event.node] = tuple(newest)
+    ctx.live.snapshots[event.node] = tuple(newest)
 
 
-def in_common(turn: Turn, nodes: tuple[str, ...]) -> set[Commit]:
+def in_common(ctx: StepContext, nodes: tuple[str, ...]) -> set[Commit]:
     """Snapshots on the lineage that ranks on `nodes` can go on from; none unless all keep their place."""
-    record, policy = turn.record, turn.policy
+    record, policy = ctx.record, ctx.policy
     same_ranks = nodes == record.assignment and record.ranks == len(nodes) * policy.ranks_per_node
     if not policy.memory_snapshots or not same_ranks or record.spec.waiting:
         return set()
-    common = set.intersection(*(set(turn.live.snapshots.get(node, ())) for node in nodes))
+    common = set.intersection(*(set(ctx.live.snapshots.get(node, ())) for node in nodes))
     return {
         snapshot
         for snapshot in common
@@ -36,6 +36,6 @@ def in_common(turn: Turn, nodes: tuple[str, ...]) -> set[Commit]:
     }
 
 
-def forget(turn: Turn, node: str) -> None:
+def forget(ctx: StepContext, node: str) -> None:
     """The node is lost, or starts anew: an agent that finds snapshots there says so itself."""
-    turn.live.snapshots.pop(node, None)
+    ctx.live.snapshots.pop(node, None)

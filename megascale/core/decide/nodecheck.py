@@ -9,38 +9,38 @@ from __future__ import annotations
 from typing import Final
 
 from megascale.core.contract import effects as fx
-from megascale.core.state.context import Turn
+from megascale.core.state.context import StepContext
 from megascale.core.state.goodput import GoodputPhase
 from megascale.core.state.record import Incident, NodeStatus
 
 CHECK: Final = "check"
 
 
-def begin(turn: Turn, incident: Incident | None) -> bool:
+def begin(ctx: StepContext, incident: Incident | None) -> bool:
     """Ask every node that took part in wrong numbers; `assemble` waits until they have answered.
 
     False = there is nothing to check.
     """
-    if not turn.policy.check_numbers or incident is None or incident.cause != "numerics":
+    if not ctx.policy.check_numbers or incident is None or incident.cause != "numerics":
         return False
     nodes = tuple(
         name
-        for name in turn.record.assignment
-        if (node := turn.live.nodes.get(name)) is not None and node.status is not NodeStatus.GONE
+        for name in ctx.record.assignment
+        if (node := ctx.live.nodes.get(name)) is not None and node.status is not NodeStatus.GONE
     )
     if not nodes:
         return False
-    turn.record.ledger.switch(GoodputPhase.DIAGNOSIS, turn.now, cause=incident.cause)
-    turn.emit(fx.CheckNodes, incident.reason, nodes=nodes, deadline_s=turn.policy.check_s)
-    turn.set_deadline(CHECK, turn.policy.check_s)
+    ctx.record.ledger.switch(GoodputPhase.DIAGNOSIS, ctx.now, cause=incident.cause)
+    ctx.emit(fx.CheckNodes, incident.reason, nodes=nodes, deadline_s=ctx.policy.check_s)
+    ctx.set_deadline(CHECK, ctx.policy.check_s)
     return True
 
 
-def is_under_way(turn: Turn) -> bool:
-    return CHECK in turn.record.deadlines
+def is_under_way(ctx: StepContext) -> bool:
+    return CHECK in ctx.record.deadlines
 
 
-def end(turn: Turn) -> None:
+def end(ctx: StepContext) -> None:
     """The check is over, or was called off."""
-    turn.clear_deadline(CHECK)
-    turn.drop_pending(fx.CheckNodes)
+    ctx.clear_deadline(CHECK)
+    ctx.drop_pending(fx.CheckNodes)

@@ -10,28 +10,26 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from megascale.core.state.context import Turn, natural_key
+from megascale.core.state.context import StepContext, natural_key
 
 Domain = tuple[str, ...]
 """Label values of a node, from the widest to the narrowest domain; "" = not known."""
 
 
-def choose_nodes(turn: Turn, count: int) -> tuple[str, ...] | None:
+def choose_nodes(ctx: StepContext, count: int) -> tuple[str, ...] | None:
     """`count` usable nodes in rank order, None if there are fewer."""
-    if len(turn.live.nodes) < count:
+    if len(ctx.live.nodes) < count:
         return None
-    usable = turn.usable()
+    usable = ctx.usable()
     if len(usable) < count:
         return None
-    before = turn.record.assignment[:count]
+    before = ctx.record.assignment[:count]
     if len(before) == count and set(before).issubset(usable):
         return before
-    keys = turn.policy.topology_keys[::-1]
-    domains = {
-        name: tuple(node.labels.get(key, "") for key in keys) for name, node in turn.live.nodes.items()
-    }
+    keys = ctx.policy.topology_keys[::-1]
+    domains = {name: tuple(node.labels.get(key, "") for key in keys) for name, node in ctx.live.nodes.items()}
     if set(before).isdisjoint(usable):
-        return tuple(arranged(usable, domains, count, max(1, count // turn.policy.pipeline)))
+        return tuple(arranged(usable, domains, count, max(1, count // ctx.policy.pipeline)))
     return tuple(refilled(before, usable, domains, count))
 
 

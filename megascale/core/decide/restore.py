@@ -5,45 +5,45 @@ from __future__ import annotations
 from megascale.core.contract import effects as fx
 from megascale.core.contract.lineage import Commit, Lineage, is_on_lineage, newest
 from megascale.core.decide.memory_tier import in_common
-from megascale.core.state.context import Turn
-from megascale.core.state.record import COMMITS_KEPT, LINEAGE_KEPT, Incident, Record
+from megascale.core.state.context import StepContext
+from megascale.core.state.record import COMMITS_KEPT, LINEAGE_KEPT, Incident, JobRecord
 
 
-def resume_point(turn: Turn) -> Commit | None:
+def resume_point(ctx: StepContext) -> Commit | None:
     """The newest commit on the lineage that is trusted; None = from scratch."""
-    record = turn.record
-    return newest((c for c in record.commits if _is_trusted(turn, c)), record.lineage, record.attempt)
+    record = ctx.record
+    return newest((c for c in record.commits if _is_trusted(ctx, c)), record.lineage, record.attempt)
 
 
-def restore_point(turn: Turn, nodes: tuple[str, ...]) -> tuple[Commit | None, str]:
+def restore_point(ctx: StepContext, nodes: tuple[str, ...]) -> tuple[Commit | None, str]:
     """What an attempt on `nodes` restores, and from which tier: from memory only what is newer."""
-    commit = resume_point(turn)
-    snapshot = max((s for s in in_common(turn, nodes) if _is_trusted(turn, s)), default=None)
+    commit = resume_point(ctx)
+    snapshot = max((s for s in in_common(ctx, nodes) if _is_trusted(ctx, s)), default=None)
     if snapshot is not None and (commit is None or snapshot.step > commit.step):
         return snapshot, "memory"
     return commit, "durable"
 
 
-def _is_trusted(turn: Turn, commit: Commit) -> bool:
-    tainted_from = turn.record.tainted.get(commit.attempt)
-    return commit not in turn.record.distrusted and (tainted_from is None or commit.step < tainted_from)
+def _is_trusted(ctx: StepContext, commit: Commit) -> bool:
+    tainted_from = ctx.record.tainted.get(commit.attempt)
+    return commit not in ctx.record.distrusted and (tainted_from is None or commit.step < tainted_from)
 
 
-def nothing_trusted(turn: Turn) -> bool:
+def nothing_trusted(ctx: StepContext) -> bool:
     """Whether there are checkpoints but none may be restored: then starting over is not ours to decide."""
-    record = turn.record
-    return resume_point(turn) is None and any(
+    record = ctx.record
+    return resume_point(ctx) is None and any(
         is_on_lineage(commit, record.lineage, record.attempt) for commit in record.commits
     )
 
 
-def remember_commit(turn: Turn, commit: Commit) -> bool:
+def remember_commit(ctx: StepContext, commit: Commit) -> bool:
     """Keep a commit that may be restored one day; False for one known or off the lineage.
 
     A commit beyond the step at which a later attempt took over never counts again, so it must not push
     out those that do.
     """
-    record = turn.record
+    record = ctx.record
     if commit in record.commits or not is_on_lineage(commit, record.lineage, record.attempt):
         return False
     kept = [c for c in record.commits if is_on_lineage(c, record.lineage, record.attempt)]
@@ -51,23 +51,23 @@ def remember_commit(turn: Turn, commit: Commit) -> bool:
     return True
 
 
-def taint(turn: Turn, step: int) -> None:
+def taint(ctx: StepContext, step: int) -> None:
     """Distrust what this attempt saves from `step` on, also what becomes known only later."""
-    tainted, attempt = turn.record.tainted, turn.record.attempt
+    tainted, attempt = ctx.record.tainted, ctx.record.attempt
     tainted[attempt] = min(step, tainted.get(attempt, step))
 
 
-def roll_back(turn: Turn, incident: Incident, commits: tuple[Commit, ...] | None) -> None:
+def roll_back(ctx: StepContext, incident: Incident, commits: tuple[Commit, ...] | None) -> None:
     """Never restore these commits again, nor any snapshot; None = the commit that would be restored now."""
-    record = turn.record
+    record = ctx.record
     record.memory_from = record.attempt + 1
     if commits is None:
-        current = resume_point(turn)
+        current = resume_point(ctx)
         commits = (current,) if current else ()
     for commit in commits:
         if commit not in record.distrusted:
             record.distrusted.append(commit)
-            turn.emit(
+            ctx.emit(
                 fx.Page,
                 f"checkpoint of step {commit.step}, attempt {commit.attempt} is not restored again: "
                 f"{incident.reason}",
@@ -76,9 +76,9 @@ def roll_back(turn: Turn, incident: Incident, commits: tuple[Commit, ...] | None
     del record.distrusted[:-COMMITS_KEPT]
 
 
-def begin_attempt(turn: Turn, resume: Commit | None) -> None:
+def begin_attempt(ctx: StepContext, resume: Commit | None) -> None:
     """The next attempt's number, and where it hangs on the lineage: only its ancestors are kept."""
-    record = turn.record
+    record = ctx.record
     record.attempt += 1
     record.lineage[record.attempt] = resume
     kept = _ancestors(record.lineage, record.attempt)
@@ -98,7 +98,7 @@ def _ancestors(lineage: Lineage, attempt: int) -> dict[int, Commit | None]:
     return kept
 
 
-def _leave_out_idle(record: Record, lineage: dict[int, Commit | None]) -> None:
+def _leave_out_idle(record: JobRecord, lineage: dict[int, Commit | None]) -> None:
     """Link over ancestors that handed on a snapshot in memory but committed nothing.
 
     A long row of restarts from memory must not push out of the record the last attempt that did commit.

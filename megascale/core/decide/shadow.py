@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from megascale.core.state.context import Turn
+from megascale.core.state.context import StepContext
 from megascale.core.state.incidents import Fault, note_aside
 
 
-def held_back(turn: Turn, detector: str, fault: Fault, would: str) -> bool:
+def suppressed_by_shadow_mode(ctx: StepContext, detector: str, fault: Fault, would: str) -> bool:
     """Whether `detector` only watches; then what it would have done goes into the history."""
-    if not turn.is_shadowed(detector):
+    if not ctx.is_shadowed(detector):
         return False
-    count(turn, detector)
-    note_aside(turn, fault, "none", f"shadow mode: would {would}")
+    count(ctx, detector)
+    note_aside(ctx, fault, "none", f"shadow mode: would {would}")
     return True
 
 
-def count(turn: Turn, detector: str) -> None:
+def count(ctx: StepContext, detector: str) -> None:
     """One more time that `detector` would have acted."""
-    turn.record.shadowed[detector] = turn.record.shadowed.get(detector, 0) + 1
+    ctx.record.shadowed[detector] = ctx.record.shadowed.get(detector, 0) + 1

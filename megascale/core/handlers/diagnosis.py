@@ -13,88 +13,88 @@ from megascale.core.decide.ladder import decide
 from megascale.core.decide.partition_guard import nobody_is_heard
 from megascale.core.decide.shadow import count
 from megascale.core.decide.triage import Suspect, suspects
-from megascale.core.state.context import Turn
+from megascale.core.state.context import StepContext
 from megascale.core.state.goodput import GoodputPhase
 from megascale.core.state.incidents import Fault, open_incident, relabel
-from megascale.core.state.record import Incident, Stage
+from megascale.core.state.record import Incident, JobState
 
 
-def on_stall(turn: Turn) -> None:
+def on_stall(ctx: StepContext) -> None:
     """No step within the learnt bound: open an incident and ask every node what its ranks do."""
-    if nobody_is_heard(turn):
-        turn.set_deadline("hang", turn.policy.silence_s)
+    if nobody_is_heard(ctx):
+        ctx.set_deadline("hang", ctx.policy.silence_s)
         return
-    record, live = turn.record, turn.live
-    stalled_s = turn.now - live.progress_at
+    record, live = ctx.record, ctx.live
+    stalled_s = ctx.now - live.progress_at
     expected = record.clock.step_s() or 0.0
     phase = ", ".join(live.phases.current()) or live.phase
     reason = f"no step for {stalled_s:.1f} s in {phase}; a step takes {expected:.2f} s"
     at = live.progress_at + expected
-    open_incident(turn, Fault("hang", reason, at=at, source="estimated"))
-    record.stage = Stage.DIAGNOSING
-    turn.clear_deadline("grow")
-    record.ledger.switch(GoodputPhase.DIAGNOSIS, turn.now, cause="hang")
+    open_incident(ctx, Fault("hang", reason, at=at, source="estimated"))
+    record.state = JobState.DIAGNOSING
+    ctx.clear_deadline("grow")
+    record.ledger.switch(GoodputPhase.DIAGNOSIS, ctx.now, cause="hang")
     live.evidence, live.asked = {}, frozenset(record.assignment)
-    collect = turn.emit(
+    collect = ctx.emit(
         fx.CollectEvidence,
         reason,
         attempt=record.attempt,
         nodes=record.assignment,
-        deadline_s=turn.policy.evidence_s,
+        deadline_s=ctx.policy.evidence_s,
     )
     live.evidence_id = collect.effect_id
-    turn.set_deadline("evidence", turn.policy.evidence_s)
-    turn.set_deadline("flap", turn.policy.flap_tolerance_s)
+    ctx.set_deadline("evidence", ctx.policy.evidence_s)
+    ctx.set_deadline("flap", ctx.policy.flap_tolerance_s)
 
 
-def on_evidence(turn: Turn, event: Evidence) -> None:
+def on_evidence(ctx: StepContext, event: Evidence) -> None:
     """Judge when the last node answered; answers to an earlier question are void."""
-    live = turn.live
-    if turn.record.stage is not Stage.DIAGNOSING:
+    live = ctx.live
+    if ctx.record.state is not JobState.DIAGNOSING:
         return
     if live.evidence_id and event.effect_id != live.evidence_id:
         return
     if not live.asked:
-        live.asked = frozenset(turn.record.assignment)
+        live.asked = frozenset(ctx.record.assignment)
     if event.node not in live.asked:
         return
     live.evidence[event.node] = event.ranks
     if len(live.evidence) == len(live.asked):
-        judge(turn)
+        judge(ctx)
 
 
-def judge(turn: Turn) -> None:
+def judge(ctx: StepContext) -> None:
     """Act at once on positive evidence; otherwise only note it and wait for `flap`."""
-    record, incident = turn.record, turn.record.incident
-    turn.clear_deadline("evidence")
-    turn.drop_pending(fx.CollectEvidence)
+    record, incident = ctx.record, ctx.record.incident
+    ctx.clear_deadline("evidence")
+    ctx.drop_pending(fx.CollectEvidence)
     if incident is None:
         return
-    signs = suspicious(turn, record.assignment, turn.live.progress_at - turn.policy.correlate_s)
-    found = _suspects(turn)
+    signs = suspicious(ctx, record.assignment, ctx.live.progress_at - ctx.policy.correlate_s)
+    found = _suspects(ctx)
     for suspect in found[:6]:
         incident.add_evidence(suspect.why)
     if signs is not None:
-        _act(turn, incident, hardware_fault(signs, reason=f"; then {incident.reason}"))
+        _act(ctx, incident, hardware_fault(signs, reason=f"; then {incident.reason}"))
     elif found and found[0].sure:
-        _act(turn, incident, _fault(incident, found[0]))
+        _act(ctx, incident, _fault(incident, found[0]))
 
 
-def on_flap_over(turn: Turn) -> None:
+def on_flap_over(ctx: StepContext) -> None:
     """The stall outlasted a link flap: restart, on the best suspicion there is."""
-    incident = turn.record.incident
+    incident = ctx.record.incident
     if incident is None:
         return
-    found = _suspects(turn)
+    found = _suspects(ctx)
     if not found:
         incident.add_evidence("inconclusive: no rank stands out")
-    _act(turn, incident, _fault(incident, found[0] if found else None))
+    _act(ctx, incident, _fault(incident, found[0] if found else None))
 
 
-def _suspects(turn: Turn) -> list[Suspect]:
+def _suspects(ctx: StepContext) -> list[Suspect]:
     """By what their ranks did, and last those whose node did not answer."""
-    record, live = turn.record, turn.live
-    found = suspects(live.evidence, ranks=record.ranks, stages=turn.policy.pipeline)
+    record, live = ctx.record, ctx.live
+    found = suspects(live.evidence, ranks=record.ranks, stages=ctx.policy.pipeline)
     silent = [node for node in record.assignment if node not in live.evidence]
     if live.evidence and len(silent) == 1:
         found.append(Suspect(silent[0], None, f"{silent[0]} did not answer, all others did", sure=False))
@@ -107,23 +107,23 @@ def _fault(incident: Incident, suspect: Suspect | None) -> Fault:
     return Fault("hang", f"{suspect.why}; {incident.reason}", node=suspect.node, rank=suspect.rank)
 
 
-def _act(turn: Turn, incident: Incident, fault: Fault) -> None:
-    decision = decide(turn, fault)
-    if turn.is_shadowed("hang"):
-        _hold_back(turn, incident, f"shadow mode: would {decision.action}, since {fault.reason}")
+def _act(ctx: StepContext, incident: Incident, fault: Fault) -> None:
+    decision = decide(ctx, fault)
+    if ctx.is_shadowed("hang"):
+        _hold_back(ctx, incident, f"shadow mode: would {decision.action}, since {fault.reason}")
         return
     if fault.cause != "hang":
         relabel(incident, fault)
     incident.node, incident.rank, incident.reason = fault.node, fault.rank, fault.reason
-    note_decision(turn, incident, decision)
-    turn.record.ledger.switch(GoodputPhase.RECOVERY, turn.now, cause=fault.cause, node=fault.node)
-    stop(turn, charge(turn, replace(fault, at=turn.now), incident, decision))
+    note_decision(ctx, incident, decision)
+    ctx.record.ledger.switch(GoodputPhase.RECOVERY, ctx.now, cause=fault.cause, node=fault.node)
+    stop(ctx, charge(ctx, replace(fault, at=ctx.now), incident, decision))
 
 
-def _hold_back(turn: Turn, incident: Incident, decision: str) -> None:
+def _hold_back(ctx: StepContext, incident: Incident, decision: str) -> None:
     """Nothing is done, so a person is told; looked at again for as long as the stall lasts."""
     if not incident.decision:
-        count(turn, "hang")
-        turn.emit(fx.Page, f"{incident.reason}; {decision}", incident=incident.id)
+        count(ctx, "hang")
+        ctx.emit(fx.Page, f"{incident.reason}; {decision}", incident=incident.id)
     incident.action, incident.decision = "none", decision
-    turn.set_deadline("flap", turn.policy.startup_s)
+    ctx.set_deadline("flap", ctx.policy.startup_s)

@@ -11,9 +11,9 @@ from megascale.core.contract.events import RankExited
 from megascale.core.contract.lineage import Commit
 from megascale.core.decide.attribution import EXPLAINABLE, MACHINE, explained
 from megascale.core.rules import BUILTIN, RuleSet, Verdict, classify_text
-from megascale.core.state.context import Turn
+from megascale.core.state.context import StepContext
 from megascale.core.state.incidents import Fault
-from megascale.core.state.record import Plan, Stage
+from megascale.core.state.record import JobState, Plan
 
 EXIT_COMPLETED: Final = 0
 EXIT_SAVED_AND_LEFT: Final = 76
@@ -31,70 +31,70 @@ _ECHO_TYPES: Final = frozenset(
 )
 
 
-def on_exited(turn: Turn, event: RankExited) -> None:
+def on_exited(ctx: StepContext, event: RankExited) -> None:
     """Count good ends; take the first bad one as the fault and later ones as its echoes."""
-    record = turn.record
-    if event.attempt != record.attempt or turn.node(event.node, event.incarnation) is None:
+    record = ctx.record
+    if event.attempt != record.attempt or ctx.node(event.node, event.incarnation) is None:
         return
-    if record.stage is Stage.STOPPING:
-        _maybe_reattribute(turn, event)
+    if record.state is JobState.STOPPING:
+        _maybe_reattribute(ctx, event)
         return
-    if not turn.ranks_active() or event.rank in turn.live.exits:
+    if not ctx.ranks_active() or event.rank in ctx.live.exits:
         return
     if event.exit_code in (EXIT_COMPLETED, EXIT_SAVED_AND_LEFT):
-        _left(turn, event.rank, event.exit_code)
+        _left(ctx, event.rank, event.exit_code)
     else:
-        respond(turn, fault_of(event))
+        respond(ctx, fault_of(event))
 
 
-def _left(turn: Turn, rank: int, exit_code: int) -> None:
+def _left(ctx: StepContext, rank: int, exit_code: int) -> None:
     """A good end; the others have to follow."""
-    record, exits = turn.record, turn.live.exits
+    record, exits = ctx.record, ctx.live.exits
     if not exits:
-        turn.clear_deadline("hang")
-        turn.set_deadline("leaving", turn.policy.startup_s)
+        ctx.clear_deadline("hang")
+        ctx.set_deadline("leaving", ctx.policy.startup_s)
     exits[rank] = exit_code
     if len(exits) < record.ranks:
         return
     if all(code == EXIT_COMPLETED for code in exits.values()):
         done = (
-            f"all {turn.policy.steps} steps are done" if turn.policy.reports_steps else "all ranks ended well"
+            f"all {ctx.policy.steps} steps are done" if ctx.policy.reports_steps else "all ranks ended well"
         )
-        stop(turn, Plan("finish", done, "completed"))
+        stop(ctx, Plan("finish", done, "completed"))
     elif record.plan is not None:
-        stop(turn, record.plan)
+        stop(ctx, record.plan)
     else:
-        _left_unasked(turn)
+        _left_unasked(ctx)
 
 
-def _left_unasked(turn: Turn) -> None:
+def _left_unasked(ctx: StepContext) -> None:
     """Ranks saved and left on their own, as orphans do; doing so without having worked is a fault."""
-    resumed = turn.record.lineage.get(turn.record.attempt)
+    resumed = ctx.record.lineage.get(ctx.record.attempt)
     reason = "ranks saved and left without being asked"
-    if turn.live.step > (resumed.step if resumed else 0):
-        stop(turn, Plan("relaunch", reason))
+    if ctx.live.step > (resumed.step if resumed else 0):
+        stop(ctx, Plan("relaunch", reason))
     else:
-        respond(turn, Fault("crash", f"{reason}, and without a step", at=turn.now))
+        respond(ctx, Fault("crash", f"{reason}, and without a step", at=ctx.now))
 
 
-def on_leaving_overdue(turn: Turn) -> None:
+def on_leaving_overdue(ctx: StepContext) -> None:
     """Some ranks ended well long ago, others never did."""
-    ended = len(turn.live.exits)
+    ended = len(ctx.live.exits)
     reason = (
-        f"{ended} of {turn.record.ranks} ranks ended, the others did not within {turn.policy.startup_s:g} s"
+        f"{ended} of {ctx.record.ranks} ranks ended, the others did not within {ctx.policy.startup_s:g} s"
     )
-    respond(turn, Fault("hang", reason, at=turn.now))
+    respond(ctx, Fault("hang", reason, at=ctx.now))
 
 
-def _maybe_reattribute(turn: Turn, event: RankExited) -> None:
-    incident = turn.record.incident
+def _maybe_reattribute(ctx: StepContext, event: RankExited) -> None:
+    incident = ctx.record.incident
     if incident is None or event.exit_code in (EXIT_COMPLETED, EXIT_SAVED_AND_LEFT):
         return
     if not incident.consequence or incident.cause not in EXPLAINABLE:
         return
-    fault = explained(turn, fault_of(event))
+    fault = explained(ctx, fault_of(event))
     if not fault.consequence:
-        reattribute(turn, fault)
+        reattribute(ctx, fault)
 
 
 def _damaged(event: RankExited) -> tuple[Commit, ...] | None:

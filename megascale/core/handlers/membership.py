@@ -13,236 +13,236 @@ from megascale.core.contract.events import JobReport, NodeGone, NodeJoined, Prob
 from megascale.core.decide.attribution import EXPLAINABLE
 from megascale.core.decide.blame import readmit
 from megascale.core.decide.memory_tier import forget
-from megascale.core.decide.node_losses import note_loss
+from megascale.core.decide.node_losses import note_node_loss
 from megascale.core.decide.partition_guard import last_heard, waits_until
-from megascale.core.decide.shadow import held_back
-from megascale.core.state.context import Turn
+from megascale.core.decide.shadow import suppressed_by_shadow_mode
+from megascale.core.state.context import StepContext
 from megascale.core.state.incidents import Fault
-from megascale.core.state.record import Node, NodeStatus, Stage
+from megascale.core.state.record import JobState, Node, NodeStatus
 
 _SUSPECT_SHARE: Final = 2.0 / 3.0
 _SILENT_SHARE: Final = 0.5
 
 
-def on_joined(turn: Turn, event: NodeJoined) -> None:
+def on_joined(ctx: StepContext, event: NodeJoined) -> None:
     """A new agent, or a known one that reconnected."""
-    record, live = turn.record, turn.live
+    record, live = ctx.record, ctx.live
     known = live.nodes.get(event.node)
     if known is None or known.status is NodeStatus.GONE:
         record.outstanding = max(0, record.outstanding - 1)
     if event.checked:
-        readmit(turn, event.node, by_person=False)
-    if turn.is_excluded(event.node):
-        _turn_away(turn, event)
+        readmit(ctx, event.node, by_person=False)
+    if ctx.is_excluded(event.node):
+        _turn_away(ctx, event)
         return
     if known is None or known.incarnation != event.incarnation:
         record.draining.pop(event.node, None)
-    live.nodes[event.node] = Node(event.incarnation, NodeStatus.READY, turn.now, dict(event.labels))
+    live.nodes[event.node] = Node(event.incarnation, NodeStatus.READY, ctx.now, dict(event.labels))
     live.absent.discard(event.node)
-    _watch(turn, event.node)
+    _watch(ctx, event.node)
     if record.outstanding == 0:
-        turn.clear_deadline("acquired")
-    if _lost_its_ranks(turn, event):
+        ctx.clear_deadline("acquired")
+    if _lost_its_ranks(ctx, event):
         reason = f"the agent of {event.node} restarted and its ranks are gone"
-        respond(turn, Fault("node_lost", reason, node=event.node, at=turn.now, source="estimated"))
-    elif record.stage is Stage.ASSEMBLING:
-        assemble(turn)
+        respond(ctx, Fault("node_lost", reason, node=event.node, at=ctx.now, source="estimated"))
+    elif record.state is JobState.ASSEMBLING:
+        assemble(ctx)
     else:
-        drain.swap_if_possible(turn)
-        growth.look_for_nodes(turn)
+        drain.swap_if_possible(ctx)
+        growth.look_for_nodes(ctx)
 
 
-def _turn_away(turn: Turn, event: NodeJoined) -> None:
+def _turn_away(ctx: StepContext, event: NodeJoined) -> None:
     """An excluded node came back; whatever it was sent for is asked for again, but not at once."""
-    node = Node(event.incarnation, NodeStatus.GONE, turn.now, dict(event.labels), released=True)
-    turn.live.nodes[event.node] = node
-    turn.emit(fx.Release, turn.record.excluded[event.node].reason, node=event.node)
-    turn.set_deadline("acquireRetry", turn.policy.acquire_retry_s)
+    node = Node(event.incarnation, NodeStatus.GONE, ctx.now, dict(event.labels), released=True)
+    ctx.live.nodes[event.node] = node
+    ctx.emit(fx.Release, ctx.record.excluded[event.node].reason, node=event.node)
+    ctx.set_deadline("acquireRetry", ctx.policy.acquire_retry_s)
 
 
-def _lost_its_ranks(turn: Turn, event: NodeJoined) -> bool:
-    holds = turn.holds_ranks(event.node)
-    return holds and event.attempt < turn.record.attempt and not turn.is_pending(fx.Launch)
+def _lost_its_ranks(ctx: StepContext, event: NodeJoined) -> bool:
+    holds = ctx.holds_ranks(event.node)
+    return holds and event.attempt < ctx.record.attempt and not ctx.is_pending(fx.Launch)
 
 
-def on_gone(turn: Turn, event: NodeGone) -> None:
+def on_gone(ctx: StepContext, event: NodeGone) -> None:
     """The fleet is sure; no probe is needed. A node that dies before its hello is asked for again, later."""
-    if event.node not in turn.live.nodes:
-        if turn.record.outstanding:
-            turn.record.outstanding -= 1
-            turn.set_deadline("acquireRetry", turn.policy.acquire_retry_s)
+    if event.node not in ctx.live.nodes:
+        if ctx.record.outstanding:
+            ctx.record.outstanding -= 1
+            ctx.set_deadline("acquireRetry", ctx.policy.acquire_retry_s)
         return
-    node = turn.node(event.node, event.incarnation)
+    node = ctx.node(event.node, event.incarnation)
     if node is None:
         return
     node.released = True
     if node.status is NodeStatus.GONE:
         return
     source = "injected" if event.injected else "observed"
-    cause = "planned" if event.planned or event.node in turn.record.draining else "node_lost"
+    cause = "planned" if event.planned or event.node in ctx.record.draining else "node_lost"
     reason = event.reason if event.node in event.reason else f"{event.node}: {event.reason}"
-    lose(turn, Fault(cause, reason, node=event.node, at=event.at, source=source, node_gone=True))
+    lose(ctx, Fault(cause, reason, node=event.node, at=event.at, source=source, node_gone=True))
 
 
-def lose(turn: Turn, fault: Fault) -> None:
+def lose(ctx: StepContext, fault: Fault) -> None:
     """Mark the node gone and act if it held ranks."""
-    record, name = turn.record, fault.node
+    record, name = ctx.record, fault.node
     planned = fault.cause == "planned"
-    turn.live.nodes[name].status = NodeStatus.GONE
-    forget(turn, name)
+    ctx.live.nodes[name].status = NodeStatus.GONE
+    forget(ctx, name)
     record.draining.pop(name, None)
-    if name in record.assignment and not planned and record.stage is not Stage.SUSPENDED:
-        note_loss(turn, name, fault.reason)
-    if turn.holds_ranks(name):
-        respond(turn, fault)
-    elif _explains(turn, fault):
-        reattribute(turn, fault)
+    if name in record.assignment and not planned and record.state is not JobState.SUSPENDED:
+        note_node_loss(ctx, name, fault.reason)
+    if ctx.holds_ranks(name):
+        respond(ctx, fault)
+    elif _explains(ctx, fault):
+        reattribute(ctx, fault)
     elif record.incident and name in record.assignment:
         record.incident.add_evidence(f"then {fault.reason}")
-    if nobody_left_to_stop(turn):
-        stopped(turn)
-    elif record.stage is Stage.ASSEMBLING:
-        assemble(turn)
+    if nobody_left_to_stop(ctx):
+        stopped(ctx)
+    elif record.state is JobState.ASSEMBLING:
+        assemble(ctx)
     else:
-        replenish(turn)
+        replenish(ctx)
 
 
-def leave_behind(turn: Turn, name: str) -> None:
+def abandon_node(ctx: StepContext, name: str) -> None:
     """A node whose ranks were not reaped in time: it is silent, or stuck in the kernel (design 3)."""
-    node = turn.live.nodes.get(name)
+    node = ctx.live.nodes.get(name)
     if node is None or node.status is NodeStatus.GONE:
         return
-    last, kill_s = last_heard(turn, name), turn.policy.kill_s
-    if turn.now - last > kill_s * _SILENT_SHARE:
-        at, what = last, f"{name} sent no beat for {turn.now - last:.1f} s and did not stop its ranks"
+    last, kill_s = last_heard(ctx, name), ctx.policy.kill_s
+    if ctx.now - last > kill_s * _SILENT_SHARE:
+        at, what = last, f"{name} sent no heartbeat for {ctx.now - last:.1f} s and did not stop its ranks"
     else:
-        at, what = turn.now, f"{name}: ranks not reaped in {kill_s:g} s, stuck in the kernel"
+        at, what = ctx.now, f"{name}: ranks not reaped in {kill_s:g} s, stuck in the kernel"
     node.released = True
-    turn.emit(fx.Release, what, node=name)
-    cause = "planned" if name in turn.record.draining else "node_lost"
-    lose(turn, Fault(cause, what, node=name, at=at, source="estimated", node_gone=True))
+    ctx.emit(fx.Release, what, node=name)
+    cause = "planned" if name in ctx.record.draining else "node_lost"
+    lose(ctx, Fault(cause, what, node=name, at=at, source="estimated", node_gone=True))
 
 
-def _explains(turn: Turn, fault: Fault) -> bool:
+def _explains(ctx: StepContext, fault: Fault) -> bool:
     """Whether the ranks that are being stopped or replaced only lost their peer on this node."""
-    incident = turn.record.incident
+    incident = ctx.record.incident
     return (
         incident is not None
         and incident.consequence
         and incident.cause in EXPLAINABLE
-        and fault.node in turn.record.assignment
-        and turn.record.stage in (Stage.STOPPING, Stage.ASSEMBLING)
+        and fault.node in ctx.record.assignment
+        and ctx.record.state in (JobState.STOPPING, JobState.ASSEMBLING)
     )
 
 
-def heard(turn: Turn, name: str, node: Node) -> None:
-    """A beat arrived."""
-    node.heard_until = turn.now
+def heard(ctx: StepContext, name: str, node: Node) -> None:
+    """A heartbeat arrived."""
+    node.heard_until = ctx.now
     node.absent = False
-    turn.live.absent.discard(name)
+    ctx.live.absent.discard(name)
     if node.status in (NodeStatus.SUSPECT, NodeStatus.UNKNOWN):
-        _usable_again(turn, node)
+        _usable_again(ctx, node)
     elif node.status is NodeStatus.GONE:
-        _back_again(turn, name, node)
+        _back_again(ctx, name, node)
 
 
-def _back_again(turn: Turn, name: str, node: Node) -> None:
-    """A node taken for lost still beats: what was decided stands, but it may serve as a spare."""
-    if not node.released and (turn.is_excluded(name) or name in turn.record.draining):
+def _back_again(ctx: StepContext, name: str, node: Node) -> None:
+    """A node taken for lost still sends heartbeats: what was decided stands, but it may serve as a spare."""
+    if not node.released and (ctx.is_excluded(name) or name in ctx.record.draining):
         node.released = True
-        turn.emit(fx.Release, f"{name} is not used by this job any more", node=name)
+        ctx.emit(fx.Release, f"{name} is not used by this job any more", node=name)
     if node.released:
         return
-    _watch(turn, name)
-    _usable_again(turn, node)
+    _watch(ctx, name)
+    _usable_again(ctx, node)
 
 
-def _usable_again(turn: Turn, node: Node) -> None:
+def _usable_again(ctx: StepContext, node: Node) -> None:
     """The launch may have waited for just this node."""
     node.status = NodeStatus.READY
-    if turn.record.stage is Stage.ASSEMBLING:
-        assemble(turn)
+    if ctx.record.state is JobState.ASSEMBLING:
+        assemble(ctx)
 
 
-def heard_all(turn: Turn, event: JobReport) -> None:
+def heard_all(ctx: StepContext, event: JobReport) -> None:
     """Beats of the whole job, with a promise until `quiet_until` for all but `absent` nodes."""
-    live = turn.live
+    live = ctx.live
     for name in event.absent:
         node = live.nodes.get(name)
         if node is not None and not node.absent:
-            node.heard_until = last_heard(turn, name)
+            node.heard_until = last_heard(ctx, name)
             node.absent = True
             live.absent.add(name)
-            _watch(turn, name)
+            _watch(ctx, name)
     for name in sorted(live.absent.difference(event.absent)):
-        heard(turn, name, live.nodes[name])
-    live.heard_all_at, live.quiet_until = turn.now, event.quiet_until
+        heard(ctx, name, live.nodes[name])
+    live.heard_all_at, live.quiet_until = ctx.now, event.quiet_until
 
 
-def check_silence(turn: Turn) -> None:
+def check_silence(ctx: StepContext) -> None:
     """Suspect and probe nodes at two thirds of the silence bound; lose them at the bound."""
-    queue = turn.live.silence
-    while queue and queue[0][0] <= turn.now:
+    queue = ctx.live.silence
+    while queue and queue[0][0] <= ctx.now:
         at, name = heapq.heappop(queue)
-        node = turn.live.nodes.get(name)
+        node = ctx.live.nodes.get(name)
         if node is None or node.status is NodeStatus.GONE or at != node.look_at:
             continue
-        if not _judge_silence(turn, name, node):
-            _watch(turn, name)
+        if not _judge_silence(ctx, name, node):
+            _watch(ctx, name)
 
 
-def _judge_silence(turn: Turn, name: str, node: Node) -> bool:
+def _judge_silence(ctx: StepContext, name: str, node: Node) -> bool:
     """Whether the node is lost."""
-    last = last_heard(turn, name)
-    silent_s = turn.now - last
-    reason = f"{name} sent no beat for {silent_s:.1f} s"
-    cause = "planned" if name in turn.record.draining else "node_lost"
+    last = last_heard(ctx, name)
+    silent_s = ctx.now - last
+    reason = f"{name} sent no heartbeat for {silent_s:.1f} s"
+    cause = "planned" if name in ctx.record.draining else "node_lost"
     fault = Fault(cause, reason, node=name, at=last, source="estimated", node_gone=True)
     # compared as `_watch` computed it: a difference of two times may round to the other side
-    if turn.now >= last + turn.policy.silence_s:
-        return not waits_until(turn) and _lose_silent(turn, name, node, fault)
-    if turn.now < last + turn.policy.silence_s * _SUSPECT_SHARE:
+    if ctx.now >= last + ctx.policy.silence_s:
+        return not waits_until(ctx) and _lose_silent(ctx, name, node, fault)
+    if ctx.now < last + ctx.policy.silence_s * _SUSPECT_SHARE:
         if node.status is NodeStatus.SUSPECT:
-            _usable_again(turn, node)
+            _usable_again(ctx, node)
     elif node.status is NodeStatus.READY:
         node.status = NodeStatus.SUSPECT
-        turn.emit(fx.Probe, reason, node=name, deadline_s=turn.policy.probe_s)
+        ctx.emit(fx.Probe, reason, node=name, deadline_s=ctx.policy.probe_s)
     return False
 
 
-def _lose_silent(turn: Turn, name: str, node: Node, fault: Fault) -> bool:
+def _lose_silent(ctx: StepContext, name: str, node: Node, fault: Fault) -> bool:
     """Lose it, unless silence is only watched: then it stays a suspect, which is never used."""
-    if turn.holds_ranks(name) and turn.is_shadowed("silence"):
+    if ctx.holds_ranks(name) and ctx.is_shadowed("silence"):
         if node.status is not NodeStatus.UNKNOWN:
-            held_back(turn, "silence", fault, "replace the node")
-        node.status, node.heard_until = NodeStatus.UNKNOWN, turn.now
+            suppressed_by_shadow_mode(ctx, "silence", fault, "replace the node")
+        node.status, node.heard_until = NodeStatus.UNKNOWN, ctx.now
         return False
-    lose(turn, fault)
+    lose(ctx, fault)
     return True
 
 
-def _watch(turn: Turn, name: str) -> None:
-    """Queue the next look at the node: when it would be suspected or lost if no beat came."""
-    node = turn.live.nodes[name]
-    last = max(last_heard(turn, name), 0.0 if node.absent else turn.live.quiet_until)
+def _watch(ctx: StepContext, name: str) -> None:
+    """Queue the next look at the node: when it would be suspected or lost if no heartbeat came."""
+    node = ctx.live.nodes[name]
+    last = max(last_heard(ctx, name), 0.0 if node.absent else ctx.live.quiet_until)
     share = _SUSPECT_SHARE if node.status is NodeStatus.READY else 1.0
-    node.look_at = max(last + turn.policy.silence_s * share, turn.live.cut_off_until)
-    heapq.heappush(turn.live.silence, (node.look_at, name))
+    node.look_at = max(last + ctx.policy.silence_s * share, ctx.live.cut_off_until)
+    heapq.heappush(ctx.live.silence, (node.look_at, name))
 
 
-def expect(turn: Turn, name: str, heard_until: float) -> None:
+def expect(ctx: StepContext, name: str, heard_until: float) -> None:
     """A node that should be there but was not heard of in this driver life: unknown, and not for long."""
-    turn.live.nodes[name] = Node("", NodeStatus.UNKNOWN, heard_until)
-    _watch(turn, name)
+    ctx.live.nodes[name] = Node("", NodeStatus.UNKNOWN, heard_until)
+    _watch(ctx, name)
 
 
-def on_probe(turn: Turn, event: ProbeResult) -> None:
-    """A node found dead is lost at once; one found alive waits for its beats until the bound."""
-    node = turn.live.nodes.get(event.node)
+def on_probe(ctx: StepContext, event: ProbeResult) -> None:
+    """A node found dead is lost at once; one found alive waits for its heartbeats until the bound."""
+    node = ctx.live.nodes.get(event.node)
     if node is None or node.status is not NodeStatus.SUSPECT or event.healthy is not False:
         return
-    last = last_heard(turn, event.node)
-    reason = f"{event.node} sent no beat for {turn.now - last:.1f} s and the probe failed: {event.detail}"
-    cause = "planned" if event.node in turn.record.draining else "node_lost"
+    last = last_heard(ctx, event.node)
+    reason = f"{event.node} sent no heartbeat for {ctx.now - last:.1f} s and the probe failed: {event.detail}"
+    cause = "planned" if event.node in ctx.record.draining else "node_lost"
     fault = Fault(cause, reason, node=event.node, at=last, source="estimated", node_gone=True)
-    _lose_silent(turn, event.node, node, fault)
+    _lose_silent(ctx, event.node, node, fault)

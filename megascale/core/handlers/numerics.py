@@ -20,11 +20,11 @@ from megascale.core.decide import nodecheck
 from megascale.core.decide.blame import exclude
 from megascale.core.decide.replay import plan_replay
 from megascale.core.decide.restore import taint
-from megascale.core.decide.shadow import held_back
-from megascale.core.state.context import Turn
+from megascale.core.decide.shadow import suppressed_by_shadow_mode
+from megascale.core.state.context import StepContext
 from megascale.core.state.goodput import GoodputPhase
 from megascale.core.state.incidents import Fault, note_aside
-from megascale.core.state.record import NumericsWatch, Stage
+from megascale.core.state.record import JobState, NumericsWatch
 from megascale.core.stats.spikes import JUMP, Anomaly
 
 _CONFIRMED_STEPS: Final = {"not_a_number": 2, "jump": 5, "spike": 5}
@@ -33,10 +33,10 @@ _TOO_OFTEN: Final = 3
 _DAY_S: Final = 86400.0
 
 
-def observe(turn: Turn, rank: RankProgress) -> None:
+def observe(ctx: StepContext, rank: RankProgress) -> None:
     """Judge the loss and gradient norm of a step, once per step; values of every rank that knows them."""
-    watch = turn.live.numerics
-    if rank.loss is None or rank.step <= watch.step or turn.record.stage is not Stage.RUNNING:
+    watch = ctx.live.numerics
+    if rank.loss is None or rank.step <= watch.step or ctx.record.state is not JobState.RUNNING:
         return
     watch.step = rank.step
     anomaly = _judge(watch, rank)
@@ -48,7 +48,7 @@ def observe(turn: Turn, rank: RankProgress) -> None:
         watch.kind, watch.count, watch.reason = kind, 0, anomaly.reason
     watch.count += 1
     if watch.count == _CONFIRMED_STEPS[kind]:
-        _act(turn, watch)
+        _act(ctx, watch)
 
 
 def _judge(watch: NumericsWatch, rank: RankProgress) -> Anomaly | None:
@@ -66,79 +66,79 @@ def _kind(anomaly: Anomaly) -> str:
     return anomaly.kind
 
 
-def _act(turn: Turn, watch: NumericsWatch) -> None:
-    record = turn.record
+def _act(ctx: StepContext, watch: NumericsWatch) -> None:
+    record = ctx.record
     first_step = watch.good_step + 1
     again = abs(first_step - record.anomaly_step) <= _SAME_STEP
     fault = Fault(
         "numerics",
         f"{watch.reason}, for {watch.count} steps" + ("; at the same step as before" if again else ""),
-        at=turn.now,
-        commits=_loaded_shortly_before(turn, first_step),
-        evidence=_how_to_find_the_node(turn) if again else (),
+        at=ctx.now,
+        commits=_loaded_shortly_before(ctx, first_step),
+        evidence=_how_to_find_the_node(ctx) if again else (),
     )
     if watch.kind == "spike" or (watch.kind == "jump" and again):
-        note_aside(turn, fault, "none", "training goes on: code or data may be behind it")
+        note_aside(ctx, fault, "none", "training goes on: code or data may be behind it")
         if again:
-            turn.emit(fx.Page, f"{fault.reason}: code or data, not a machine; training goes on")
+            ctx.emit(fx.Page, f"{fault.reason}: code or data, not a machine; training goes on")
         return
-    if held_back(turn, "numerics", fault, "roll back"):
+    if suppressed_by_shadow_mode(ctx, "numerics", fault, "roll back"):
         return
     record.anomaly_step = first_step
-    taint(turn, first_step - 1)
-    respond(turn, fault)
-    _count_roll_back(turn, replay=() if again else _how_to_find_the_node(turn))
+    taint(ctx, first_step - 1)
+    respond(ctx, fault)
+    _count_roll_back(ctx, replay=() if again else _how_to_find_the_node(ctx))
 
 
-def _count_roll_back(turn: Turn, replay: tuple[str, ...]) -> None:
+def _count_roll_back(ctx: StepContext, replay: tuple[str, ...]) -> None:
     """Steps are made between them, so no bound on restarts stops roll-backs that come again and again."""
-    record = turn.record
-    record.roll_backs = [at for at in record.roll_backs if at > turn.now - _DAY_S][-_TOO_OFTEN:]
-    record.roll_backs.append(turn.now)
+    record = ctx.record
+    record.roll_backs = [at for at in record.roll_backs if at > ctx.now - _DAY_S][-_TOO_OFTEN:]
+    record.roll_backs.append(ctx.now)
     if len(record.roll_backs) != _TOO_OFTEN or record.incident is None:
         return
     words = "; ".join((f"wrong numbers {_TOO_OFTEN} times within a day", *replay))
     record.incident.add_evidence(words)
-    turn.emit(fx.Page, words, incident=record.incident.id)
+    ctx.emit(fx.Page, words, incident=record.incident.id)
 
 
-def on_checked(turn: Turn, convicted: Json) -> None:
+def on_checked(ctx: StepContext, convicted: Json) -> None:
     """The nodes have answered: those that compute wrong numbers are taken out, then ranks run again."""
-    incident, found = turn.record.incident, convicted if isinstance(convicted, dict) else {}
-    nodecheck.end(turn)
-    if turn.record.stage is not Stage.ASSEMBLING or incident is None:
+    incident, found = ctx.record.incident, convicted if isinstance(convicted, dict) else {}
+    nodecheck.end(ctx)
+    if ctx.record.state is not JobState.ASSEMBLING or incident is None:
         return
-    turn.record.ledger.switch(GoodputPhase.RECOVERY, turn.now, cause=incident.cause)
-    guilty = [name for name in turn.record.assignment if name in found]
+    ctx.record.ledger.switch(GoodputPhase.RECOVERY, ctx.now, cause=incident.cause)
+    guilty = [name for name in ctx.record.assignment if name in found]
     if not guilty:
         incident.add_evidence("the checks found no node that computes wrong numbers")
-        assemble(turn)
+        assemble(ctx)
         return
-    turn.record.roll_backs.clear()
+    ctx.record.roll_backs.clear()
     for name in guilty[1:]:
-        exclude(turn, name, incident, reason=f"{name} computes wrong numbers: {found[name]}")
+        exclude(ctx, name, incident, reason=f"{name} computes wrong numbers: {found[name]}")
     reason = f"{guilty[0]} computes wrong numbers: {found[guilty[0]]}; {incident.reason}"
     reattribute(
-        turn,
-        Fault("hardware", reason, node=guilty[0], at=turn.now, action="replace_node", rule="node-checks"),
+        ctx,
+        Fault("hardware", reason, node=guilty[0], at=ctx.now, action="replace_node", rule="node-checks"),
     )
 
 
-def on_check_overdue(turn: Turn) -> None:
+def on_check_overdue(ctx: StepContext) -> None:
     """Some nodes did not answer: unknown convicts nobody."""
-    on_checked(turn, {})
+    on_checked(ctx, {})
 
 
-def _how_to_find_the_node(turn: Turn) -> tuple[str, ...]:
+def _how_to_find_the_node(ctx: StepContext) -> tuple[str, ...]:
     """Twice at the same step: code, data, or always the same node; only a replay in two phases can tell."""
-    nodes, model_nodes = turn.record.assignment, turn.policy.model_nodes
+    nodes, model_nodes = ctx.record.assignment, ctx.policy.model_nodes
     if len(nodes) <= model_nodes or len(nodes) % model_nodes:
         return ()
     return (plan_replay(nodes, pipeline_nodes=model_nodes).in_words(),)
 
 
-def _loaded_shortly_before(turn: Turn, first_step: int) -> tuple[Commit, ...]:
-    loaded = turn.record.lineage.get(turn.record.attempt)
-    if loaded is None or first_step - loaded.step > turn.policy.distrust_steps:
+def _loaded_shortly_before(ctx: StepContext, first_step: int) -> tuple[Commit, ...]:
+    loaded = ctx.record.lineage.get(ctx.record.attempt)
+    if loaded is None or first_step - loaded.step > ctx.policy.distrust_steps:
         return ()
     return (loaded,)

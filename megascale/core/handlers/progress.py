@@ -12,48 +12,48 @@ from megascale.core.decide.restore import remember_commit
 from megascale.core.decide.specs import prove
 from megascale.core.handlers import numerics, throughput_decay
 from megascale.core.handlers.membership import heard, heard_all
-from megascale.core.state.context import Turn
+from megascale.core.state.context import StepContext
 from megascale.core.state.goodput import GoodputPhase
 from megascale.core.state.incidents import close_incident
-from megascale.core.state.record import Stage
+from megascale.core.state.record import JobState
 
 _BACK_TO_SPEED: Final = 1.2
 _PACE_KEPT: Final = 512
 
 
-def on_report(turn: Turn, event: NodeReport) -> None:
-    """A beat counts as long as the incarnation is current; records count for the current attempt only."""
-    node = turn.node(event.node, event.incarnation)
+def on_report(ctx: StepContext, event: NodeReport) -> None:
+    """A heartbeat counts if its incarnation is current, the rank records in it if their attempt is."""
+    node = ctx.node(event.node, event.incarnation)
     if node is None:
         return
-    heard(turn, event.node, node)
-    if event.attempt != turn.record.attempt or not turn.holds_ranks(event.node) or not event.ranks:
+    heard(ctx, event.node, node)
+    if event.attempt != ctx.record.attempt or not ctx.holds_ranks(event.node) or not event.ranks:
         return
-    _note_milestones(turn, event.node, event.ranks)
-    _note_stall(turn, max(event.ranks, key=lambda rank: rank.stall_seconds))
-    _note_step(turn, event.node, max(event.ranks, key=lambda rank: rank.step))
+    _note_milestones(ctx, event.node, event.ranks)
+    _note_stall(ctx, max(event.ranks, key=lambda rank: rank.stall_seconds))
+    _note_step(ctx, event.node, max(event.ranks, key=lambda rank: rank.step))
     for rank in event.ranks:
-        numerics.observe(turn, rank)
+        numerics.observe(ctx, rank)
 
 
-def on_job_report(turn: Turn, event: JobReport) -> None:
-    """The same for a whole round of beats at once."""
-    if event.attempt != turn.record.attempt:
+def on_job_report(ctx: StepContext, event: JobReport) -> None:
+    """The same for a whole round of heartbeats at once."""
+    if event.attempt != ctx.record.attempt:
         return
-    heard_all(turn, event)
-    if not turn.ranks_active():
+    heard_all(ctx, event)
+    if not ctx.ranks_active():
         return
-    if turn.record.stage is Stage.LAUNCHING:
-        _note_milestones_of_all(turn, event)
-    _note_stall(turn, event.progress)
-    _note_step(turn, "", event.progress)
-    numerics.observe(turn, event.progress)
+    if ctx.record.state is JobState.LAUNCHING:
+        _note_milestones_of_all(ctx, event)
+    _note_stall(ctx, event.progress)
+    _note_step(ctx, "", event.progress)
+    numerics.observe(ctx, event.progress)
 
 
-def _note_milestones_of_all(turn: Turn, event: JobReport) -> None:
+def _note_milestones_of_all(ctx: StepContext, event: JobReport) -> None:
     """The same for every node that the report speaks for: sets at once, a job has thousands of nodes."""
-    passed, rank = turn.live.milestones, event.progress
-    nodes = set(turn.record.assignment).difference(event.absent)
+    passed, rank = ctx.live.milestones, event.progress
+    nodes = set(ctx.record.assignment).difference(event.absent)
     if rank.groups_at:
         passed.groups |= nodes
         passed.groups_at = max(passed.groups_at, rank.groups_at)
@@ -63,11 +63,11 @@ def _note_milestones_of_all(turn: Turn, event: JobReport) -> None:
     if rank.first_step_at:
         passed.first_step |= nodes
         passed.first_step_at = max(passed.first_step_at, rank.first_step_at)
-    _maybe_all_stepped(turn)
+    _maybe_all_stepped(ctx)
 
 
-def _note_milestones(turn: Turn, node: str, ranks: tuple[RankProgress, ...]) -> None:
-    passed = turn.live.milestones
+def _note_milestones(ctx: StepContext, node: str, ranks: tuple[RankProgress, ...]) -> None:
+    passed = ctx.live.milestones
     if node in passed.first_step:
         return
     if all(rank.groups_at for rank in ranks):
@@ -79,149 +79,149 @@ def _note_milestones(turn: Turn, node: str, ranks: tuple[RankProgress, ...]) -> 
     if all(rank.first_step_at for rank in ranks):
         passed.first_step.add(node)
         passed.first_step_at = max(passed.first_step_at, *(rank.first_step_at for rank in ranks))
-    _maybe_all_stepped(turn)
+    _maybe_all_stepped(ctx)
 
 
-def _maybe_all_stepped(turn: Turn) -> None:
-    passed = turn.live.milestones.first_step
-    if len(passed) == len(turn.record.assignment) and turn.record.stage is Stage.LAUNCHING:
-        _all_stepped(turn)
+def _maybe_all_stepped(ctx: StepContext) -> None:
+    passed = ctx.live.milestones.first_step
+    if len(passed) == len(ctx.record.assignment) and ctx.record.state is JobState.LAUNCHING:
+        _all_stepped(ctx)
 
 
-def _all_stepped(turn: Turn) -> None:
+def _all_stepped(ctx: StepContext) -> None:
     """Every node completed its first step of this attempt."""
-    record, passed = turn.record, turn.live.milestones
+    record, passed = ctx.record, ctx.live.milestones
     if record.lineage.get(record.attempt) is not None:
-        record.clock.observe_launch(record.tier, turn.now - record.ledger.began)
-    begin_running(turn)
+        record.clock.observe_launch(record.tier, ctx.now - record.ledger.began)
+    begin_running(ctx)
     if record.incident:
         record.incident.mark("groups", passed.groups_at)
         record.incident.mark("loaded", passed.loaded_at)
         record.incident.mark("firstStep", passed.first_step_at)
-    drain.swap_if_possible(turn)
+    drain.swap_if_possible(ctx)
 
 
-def begin_running(turn: Turn) -> None:
+def begin_running(ctx: StepContext) -> None:
     """The launch is over: from now on time is productive."""
-    turn.record.stage = Stage.RUNNING
-    turn.clear_deadline("startup")
-    turn.record.ledger.switch(GoodputPhase.PRODUCTIVE, turn.now)
-    turn.live.progress_at = turn.now
-    growth.look_for_nodes(turn)
+    ctx.record.state = JobState.RUNNING
+    ctx.clear_deadline("startup")
+    ctx.record.ledger.switch(GoodputPhase.PRODUCTIVE, ctx.now)
+    ctx.live.progress_at = ctx.now
+    growth.look_for_nodes(ctx)
 
 
-def begin_unwatched(turn: Turn) -> None:
+def begin_unwatched(ctx: StepContext) -> None:
     """A script counts as running once its ranks are started, and as recovered if it never told a step."""
-    begin_running(turn)
-    if turn.record.best_step == 0:
-        close_incident(turn, "recovered")
+    begin_running(ctx)
+    if ctx.record.best_step == 0:
+        close_incident(ctx, "recovered")
 
 
-def _note_stall(turn: Turn, rank: RankProgress) -> None:
+def _note_stall(ctx: StepContext, rank: RankProgress) -> None:
     """Time the slowest rank was blocked is checkpoint stall, not progress; saves alone set their cadence."""
-    live = turn.live
+    live = ctx.live
     grown = rank.stall_seconds - live.stall_s
     if grown <= 0:
         return
     by_snapshots = max(0.0, rank.snapshot_seconds - live.snapshot_s)
     live.stall_s, live.snapshot_s = rank.stall_seconds, max(rank.snapshot_seconds, live.snapshot_s)
-    turn.record.saves.stall_s += max(0.0, grown - by_snapshots)
-    ledger = turn.record.ledger
+    ctx.record.saves.stall_s += max(0.0, grown - by_snapshots)
+    ledger = ctx.record.ledger
     if ledger.phase is GoodputPhase.PRODUCTIVE:
-        ledger.charge(turn.now)
+        ledger.charge(ctx.now)
         ledger.move(GoodputPhase.PRODUCTIVE, GoodputPhase.CHECKPOINT_STALL, grown)
 
 
-def _note_step(turn: Turn, node: str, rank: RankProgress) -> None:
-    record, live = turn.record, turn.live
+def _note_step(ctx: StepContext, node: str, rank: RankProgress) -> None:
+    record, live = ctx.record, ctx.live
     left = live.phases.note(node, rank.phase)
     if left and rank.progress_at:
-        ended = rank.progress_at if rank.step > live.step else turn.now
+        ended = rank.progress_at if rank.step > live.step else ctx.now
         record.clock.observe_phase(left, ended - live.progress_at)
     live.phase = rank.phase
     if rank.step > live.step:
         if live.unpriced:
             live.unpriced = False
-            record.ledger.charge(turn.now)
+            record.ledger.charge(ctx.now)
             record.ledger.lose_work_after(rank.step - 1)
         record.clock.observe_step(rank.step_seconds)
-        live.step, live.progress_at = rank.step, _seen_between(turn, rank.progress_at)
-        if record.incident and not turn.policy.reports_steps:
-            record.incident.mark("firstStep", rank.first_step_at or turn.now)
-        _note_pace(turn)
+        live.step, live.progress_at = rank.step, _seen_between(ctx, rank.progress_at)
+        if record.incident and not ctx.policy.reports_steps:
+            record.incident.mark("firstStep", rank.first_step_at or ctx.now)
+        _note_pace(ctx)
         if rank.step > record.best_step:
             record.best_step = rank.step
-            note_progress(turn)
-            prove(turn)
-        _stall_over(turn)
-        _maybe_back_to_speed(turn, rank)
-        throughput_decay.observe(turn, rank)
-    live.reported_at = turn.now
-    _arm_hang(turn)
+            note_progress(ctx)
+            prove(ctx)
+        _stall_over(ctx)
+        _maybe_back_to_speed(ctx, rank)
+        throughput_decay.observe(ctx, rank)
+    live.reported_at = ctx.now
+    _arm_hang(ctx)
 
 
-def _seen_between(turn: Turn, at: float) -> float:
+def _seen_between(ctx: StepContext, at: float) -> float:
     """When a step was completed, by a clock that may be wrong: not before the report that lacked it."""
-    since = max(turn.live.reported_at, turn.live.progress_at)
-    return min(max(at or turn.now, since), turn.now)
+    since = max(ctx.live.reported_at, ctx.live.progress_at)
+    return min(max(at or ctx.now, since), ctx.now)
 
 
-def _note_pace(turn: Turn) -> None:
+def _note_pace(ctx: StepContext) -> None:
     """Remember the productive time at this step: a checkpoint of it is committed only later."""
-    ledger = turn.record.ledger
-    ledger.charge(turn.now)
-    turn.live.pace.append((turn.live.step, ledger.productive_s()))
-    del turn.live.pace[:-_PACE_KEPT]
+    ledger = ctx.record.ledger
+    ledger.charge(ctx.now)
+    ctx.live.pace.append((ctx.live.step, ledger.productive_s()))
+    del ctx.live.pace[:-_PACE_KEPT]
 
 
-def _stall_over(turn: Turn) -> None:
+def _stall_over(ctx: StepContext) -> None:
     """A suspected hang went away by itself."""
-    record = turn.record
-    if record.stage is not Stage.DIAGNOSING:
+    record = ctx.record
+    if record.state is not JobState.DIAGNOSING:
         return
-    record.stage = Stage.RUNNING
-    turn.clear_deadline("evidence", "flap")
-    record.ledger.switch(GoodputPhase.PRODUCTIVE, turn.now)
+    record.state = JobState.RUNNING
+    ctx.clear_deadline("evidence", "flap")
+    record.ledger.switch(GoodputPhase.PRODUCTIVE, ctx.now)
     if record.incident:
         record.incident.action = "none"
         # in shadow mode it tells what would have been done
         record.incident.decision = record.incident.decision or "steps went on before anything was done"
-        close_incident(turn, "recovered by itself")
+        close_incident(ctx, "recovered by itself")
 
 
-def _maybe_back_to_speed(turn: Turn, rank: RankProgress) -> None:
+def _maybe_back_to_speed(ctx: StepContext, rank: RankProgress) -> None:
     """The incident ends when lost steps are regained and the step time is normal again."""
-    incident, normal = turn.record.incident, turn.record.clock.step_s()
-    if incident is None or turn.record.stage is not Stage.RUNNING:
+    incident, normal = ctx.record.incident, ctx.record.clock.step_s()
+    if incident is None or ctx.record.state is not JobState.RUNNING:
         return
     if rank.step > incident.fault_step and (normal is None or rank.step_seconds <= _BACK_TO_SPEED * normal):
-        incident.mark("backToSpeed", rank.progress_at or turn.now)
-        close_incident(turn, "recovered")
+        incident.mark("backToSpeed", rank.progress_at or ctx.now)
+        close_incident(ctx, "recovered")
 
 
-def _arm_hang(turn: Turn) -> None:
+def _arm_hang(ctx: StepContext) -> None:
     """A stall is suspected when the learnt bound of the phase passes without a step."""
-    if turn.record.stage is not Stage.RUNNING or turn.live.exits:
+    if ctx.record.state is not JobState.RUNNING or ctx.live.exits:
         return
-    policy, live = turn.policy, turn.live
-    bound = turn.record.clock.bound_s(
+    policy, live = ctx.policy, ctx.live
+    bound = ctx.record.clock.bound_s(
         live.phases.current(), steps=policy.hang_steps, margin_s=policy.hang_margin_s
     )
     if not policy.reports_steps and (bound is None or live.step >= policy.steps):
-        turn.clear_deadline("hang")
+        ctx.clear_deadline("hang")
         return
     if bound is None and not policy.reports_steps:
         return
     since = max(live.progress_at, live.quiet_until)
-    turn.record.deadlines["hang"] = since + (policy.startup_s if bound is None else bound)
+    ctx.record.deadlines["hang"] = since + (policy.startup_s if bound is None else bound)
 
 
-def on_commit(turn: Turn, event: CommitDone) -> None:
+def on_commit(ctx: StepContext, event: CommitDone) -> None:
     """A checkpoint is readable; whether it counts is decided by the lineage when it is needed."""
-    record, ledger = turn.record, turn.record.ledger
-    if not remember_commit(turn, Commit(event.step, event.attempt)) or event.attempt != record.attempt:
+    record, ledger = ctx.record, ctx.record.ledger
+    if not remember_commit(ctx, Commit(event.step, event.attempt)) or event.attempt != record.attempt:
         return
     record.saves.count += 1
-    reached = [productive for step, productive in turn.live.pace if step >= event.step]
-    ledger.charge(turn.now)
+    reached = [productive for step, productive in ctx.live.pace if step >= event.step]
+    ledger.charge(ctx.now)
     ledger.mark_step(event.step, reached[0] if reached else ledger.productive_s())

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Final
 
-from megascale.core.act.graceful_stop import leave
+from megascale.core.act.graceful_stop import save_and_stop
 from megascale.core.act.lifecycle import assemble
 from megascale.core.contract.events import DriverStarted
 from megascale.core.decide.nodecheck import CHECK
 from megascale.core.handlers.membership import expect
-from megascale.core.state.context import Turn
-from megascale.core.state.record import Plan, Stage
+from megascale.core.state.context import StepContext
+from megascale.core.state.record import JobState, Plan
 
 _WAITS_FOR_NODES: Final = (
     "kill",
@@ -25,47 +25,47 @@ _WAITS_FOR_NODES: Final = (
 )
 
 
-def on_driver_started(turn: Turn, event: DriverStarted) -> None:
+def on_driver_started(ctx: StepContext, event: DriverStarted) -> None:
     """Take over from the record: nothing that passed while no driver was there is held against anyone."""
-    record, live, policy = turn.record, turn.live, turn.policy
+    record, live, policy = ctx.record, ctx.live, ctx.policy
     succeeds = record.ledger.started_at > 0
     record.term = event.term
-    record.ledger.start(turn.now)
-    turn.effects += turn.pending_effects()
+    record.ledger.start(ctx.now)
+    ctx.effects += ctx.pending_effects()
     resumed = record.lineage.get(record.attempt)
-    live.step, live.progress_at = resumed.step if resumed else 0, turn.now
+    live.step, live.progress_at = resumed.step if resumed else 0, ctx.now
     live.evidence_id = next((i for i, p in record.pending.items() if p.kind == "CollectEvidence"), "")
-    if record.stage is Stage.FINISHED:
+    if record.state is JobState.FINISHED:
         return
     for name in (*record.assignment, *record.spares):
         if name not in record.excluded and name not in record.lost:
-            expect(turn, name, turn.now + max(0.0, policy.reconnect_grace_s - policy.silence_s))
+            expect(ctx, name, ctx.now + max(0.0, policy.reconnect_grace_s - policy.silence_s))
     if not succeeds:
-        assemble(turn)
+        assemble(ctx)
         return
     # Agents reconnect within the grace time; until then missing nodes are not replaced.
-    turn.set_deadline("reconnect", policy.reconnect_grace_s)
+    ctx.set_deadline("reconnect", policy.reconnect_grace_s)
     for name in _WAITS_FOR_NODES:
         if name in record.deadlines:
             record.deadlines[name] = max(
-                record.deadlines[name], turn.now + policy.reconnect_grace_s + _slack(turn, name)
+                record.deadlines[name], ctx.now + policy.reconnect_grace_s + _slack(ctx, name)
             )
-    turn.clear_deadline("hang")
+    ctx.clear_deadline("hang")
     if record.waiting_since:
-        record.waiting_since = turn.now
-    if record.stage is Stage.RUNNING:
-        turn.set_deadline("hang", policy.reconnect_grace_s + policy.startup_s)
+        record.waiting_since = ctx.now
+    if record.state is JobState.RUNNING:
+        ctx.set_deadline("hang", policy.reconnect_grace_s + policy.startup_s)
     if policy.suspend:
-        leave(turn, Plan("suspend", "spec.suspend is set"))
-    elif (record.stage is Stage.SUSPENDED and record.suspended_by_spec) or (
-        record.stage is Stage.ASSEMBLING and not record.assignment
+        save_and_stop(ctx, Plan("suspend", "spec.suspend is set"))
+    elif (record.state is JobState.SUSPENDED and record.suspended_by_spec) or (
+        record.state is JobState.ASSEMBLING and not record.assignment
     ):
-        assemble(turn)
+        assemble(ctx)
 
 
-def _slack(turn: Turn, timer: str) -> float:
+def _slack(ctx: StepContext, timer: str) -> float:
     """What the answer is allowed to take when asked again."""
-    policy = turn.policy
+    policy = ctx.policy
     known = {
         "kill": policy.kill_s,
         "evidence": policy.evidence_s,

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from megascale.core.contract import effects as fx
 from megascale.core.contract.events import RankProgress
-from megascale.core.state.context import Turn
+from megascale.core.state.context import StepContext
 from megascale.core.state.incidents import Fault, note_aside
-from megascale.core.state.record import Stage
+from megascale.core.state.record import JobState
 
 
-def observe(turn: Turn, rank: RankProgress) -> None:
+def observe(ctx: StepContext, rank: RankProgress) -> None:
     """Compare the pace of a newly completed step with the best that the job has held."""
-    if turn.record.stage is not Stage.RUNNING or rank.step_seconds <= 0:
+    if ctx.record.state is not JobState.RUNNING or rank.step_seconds <= 0:
         return
-    anomaly = turn.live.speed.observe(rank.step, 1.0 / rank.step_seconds)
+    anomaly = ctx.live.speed.observe(rank.step, 1.0 / rank.step_seconds)
     if anomaly is not None:
-        fault = Fault("slow", anomaly.reason, at=turn.now)
-        incident = note_aside(turn, fault, "none", "MFU decays with the pace; a person looks for the cause")
-        turn.emit(fx.Page, f"MFU decays: {anomaly.reason}", incident=incident.id)
+        fault = Fault("slow", anomaly.reason, at=ctx.now)
+        incident = note_aside(ctx, fault, "none", "MFU decays with the pace; a person looks for the cause")
+        ctx.emit(fx.Page, f"MFU decays: {anomaly.reason}", incident=incident.id)

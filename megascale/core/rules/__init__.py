@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from megascale.core.rules.correlate import HardwareIncident, Hit, correlate
+from megascale.core.rules.correlate import HardwareIncident, RuleMatch, correlate
 from megascale.core.rules.engine import LineClassifier, RuleSet, classify_text, outweighs
 from megascale.core.rules.model import ACTIONS, CATEGORIES, Action, Category, Rule, Scope, Verdict
 from megascale.core.rules.records import RecordVerdict, classify_records
@@ -16,10 +16,10 @@ __all__ = [
     "Action",
     "Category",
     "HardwareIncident",
-    "Hit",
     "LineClassifier",
     "RecordVerdict",
     "Rule",
+    "RuleMatch",
     "RuleSet",
     "Scope",
     "Verdict",

@@ -22,7 +22,7 @@ _ORDER: Final[dict[Action, int]] = {"none": 0, "alert": 1, "restart": 2, "fail_j
 
 
 @dataclass(frozen=True, slots=True)
-class Hit:
+class RuleMatch:
     """A rule that matched at a time (s) on a node."""
 
     at: float
@@ -34,7 +34,7 @@ class Hit:
     line: str = ""
 
     @classmethod
-    def of(cls, verdict: Verdict, *, at: float, node: str) -> Hit:
+    def of(cls, verdict: Verdict, *, at: float, node: str) -> RuleMatch:
         """From a verdict of the engine; `node` is where the line was read."""
         return cls(
             at,
@@ -65,11 +65,11 @@ class HardwareIncident:
     category: Category
     action: Action
     reason: str
-    hits: tuple[Hit, ...]
+    matches: tuple[RuleMatch, ...]
 
 
 def correlate(
-    hits: Sequence[Hit], window_s: float, *, switch_of: Mapping[str, str] | None = None
+    matches: Sequence[RuleMatch], window_s: float, *, switch_of: Mapping[str, str] | None = None
 ) -> list[HardwareIncident]:
     """Groups hits into incidents, in the order in which they began.
 
@@ -79,57 +79,59 @@ def correlate(
     """
     if window_s <= 0:
         raise ValueError(f"window_s must be positive, got {window_s}")
-    ordered = sorted((hit for hit in hits if _counts(hit)), key=lambda hit: (hit.at, hit.node, hit.rule))
+    ordered = sorted(
+        (match for match in matches if _counts(match)), key=lambda match: (match.at, match.node, match.rule)
+    )
     incidents: list[HardwareIncident] = []
     rest = ordered
     for kind, minimum in (("fabric", _FABRIC_NODES), ("code", _CODE_NODES)):
         shared, rest = _shared(rest, window_s, kind, minimum, switch_of or {})
         incidents.extend(shared)
-    for node in sorted({hit.node for hit in rest}):
-        for group in _clusters([hit for hit in rest if hit.node == node], window_s):
+    for node in sorted({match.node for match in rest}):
+        for group in _clusters([match for match in rest if match.node == node], window_s):
             incident = _node_incident(node, group)
             if incident is not None:
                 incidents.append(incident)
     return sorted(incidents, key=lambda incident: (incident.start, incident.nodes))
 
 
-def _counts(hit: Hit) -> bool:
+def _counts(match: RuleMatch) -> bool:
     """Row remaps count beside 48, so they are kept though alone they are benign."""
-    return hit.scope == "cause" and (hit.category != "benign" or hit.rule == "xid-63")
+    return match.scope == "cause" and (match.category != "benign" or match.rule == "xid-63")
 
 
-def _clusters(hits: Sequence[Hit], window_s: float) -> list[list[Hit]]:
-    groups: list[list[Hit]] = []
-    for hit in hits:
-        if groups and hit.at - groups[-1][-1].at <= window_s:
-            groups[-1].append(hit)
+def _clusters(matches: Sequence[RuleMatch], window_s: float) -> list[list[RuleMatch]]:
+    groups: list[list[RuleMatch]] = []
+    for match in matches:
+        if groups and match.at - groups[-1][-1].at <= window_s:
+            groups[-1].append(match)
         else:
-            groups.append([hit])
+            groups.append([match])
     return groups
 
 
 def _shared(
-    hits: Sequence[Hit], window_s: float, kind: str, minimum: int, switch_of: Mapping[str, str]
-) -> tuple[list[HardwareIncident], list[Hit]]:
+    matches: Sequence[RuleMatch], window_s: float, kind: str, minimum: int, switch_of: Mapping[str, str]
+) -> tuple[list[HardwareIncident], list[RuleMatch]]:
     """Incidents of many nodes, and the hits that belong to none of them."""
     category: Category = "network" if kind == "fabric" else "user_code"
-    by_switch: dict[str, list[Hit]] = {}
-    for hit in hits:
-        if hit.category == category:
-            by_switch.setdefault(switch_of.get(hit.node, "") if kind == "fabric" else "", []).append(hit)
+    by_switch: dict[str, list[RuleMatch]] = {}
+    for match in matches:
+        if match.category == category:
+            by_switch.setdefault(switch_of.get(match.node, "") if kind == "fabric" else "", []).append(match)
     incidents: list[HardwareIncident] = []
     taken: set[int] = set()
     for switch, group in sorted(by_switch.items()):
         for cluster in _clusters(group, window_s):
-            nodes = tuple(sorted({hit.node for hit in cluster}))
+            nodes = tuple(sorted({match.node for match in cluster}))
             if len(nodes) >= minimum:
                 incidents.append(_many_nodes(kind, switch, nodes, cluster, category))
-                taken.update(id(hit) for hit in cluster)
-    return incidents, [hit for hit in hits if id(hit) not in taken]
+                taken.update(id(match) for match in cluster)
+    return incidents, [match for match in matches if id(match) not in taken]
 
 
 def _many_nodes(
-    kind: str, switch: str, nodes: tuple[str, ...], cluster: Sequence[Hit], category: Category
+    kind: str, switch: str, nodes: tuple[str, ...], cluster: Sequence[RuleMatch], category: Category
 ) -> HardwareIncident:
     span = cluster[-1].at - cluster[0].at
     if kind == "fabric":
@@ -138,15 +140,15 @@ def _many_nodes(
         action: Action = "alert"
     else:
         reason = f"the same application fault on {len(nodes)} nodes within {span:.0f} s: code or data"
-        action = max((hit.action for hit in cluster), key=_ORDER.__getitem__)
+        action = max((match.action for match in cluster), key=_ORDER.__getitem__)
     return HardwareIncident(
         kind, nodes, cluster[0].at, cluster[-1].at, category, action, reason, tuple(cluster)
     )
 
 
-def _node_incident(node: str, hits: Sequence[Hit]) -> HardwareIncident | None:
-    codes = [match[1] for hit in hits if (match := _XID.match(hit.rule))]
-    main = max(hits, key=lambda hit: (_ORDER[hit.action], hit.category == "gpu", -hit.at))
+def _node_incident(node: str, matches: Sequence[RuleMatch]) -> HardwareIncident | None:
+    codes = [found[1] for match in matches if (found := _XID.match(match.rule))]
+    main = max(matches, key=lambda match: (_ORDER[match.action], match.category == "gpu", -match.at))
     action, reason = main.action, f"{main.rule} on {node}"
     repeated = next((code for code in codes if code in _RECURRING and codes.count(code) >= _REPEATS), None)
     if "48" in codes and ("63" in codes or "64" in codes):
@@ -155,9 +157,9 @@ def _node_incident(node: str, hits: Sequence[Hit]) -> HardwareIncident | None:
         action, reason = "replace_node", f"XID {repeated} {codes.count(repeated)} times on {node}"
     elif action == "none":
         return None
-    elif len(hits) > 1:
-        others = sorted({hit.rule for hit in hits if hit.rule != main.rule})
-        reason += f" with {', '.join(others)}" if others else f", {len(hits)} times"
+    elif len(matches) > 1:
+        others = sorted({match.rule for match in matches if match.rule != main.rule})
+        reason += f" with {', '.join(others)}" if others else f", {len(matches)} times"
     return HardwareIncident(
-        "node", (node,), hits[0].at, hits[-1].at, main.category, action, reason, tuple(hits)
+        "node", (node,), matches[0].at, matches[-1].at, main.category, action, reason, tuple(matches)
     )

@@ -9,17 +9,17 @@ from typing import Any, Final, TypeVar, cast
 from megascale.core.contract import effects as fx
 from megascale.core.contract.codec import Json, decode, encode
 from megascale.core.contract.policy import Policy
-from megascale.core.state.record import Live, Node, NodeStatus, Pending, Record, Stage
+from megascale.core.state.record import JobRecord, JobState, Live, Node, NodeStatus, Pending
 
 E = TypeVar("E", bound=fx.Effect)
 _KINDS: Final[dict[str, Any]] = {kind.__name__: kind for kind in fx.Effect.__args__}
 
 
 @dataclass(slots=True)
-class Turn:
+class StepContext:
     """Passed to every handler. `now` never goes backwards between turns."""
 
-    record: Record
+    record: JobRecord
     live: Live
     policy: Policy
     now: float
@@ -95,14 +95,19 @@ class Turn:
 
     def ranks_active(self) -> bool:
         """Whether ranks of the current attempt are supposed to be running."""
-        return self.record.stage in (Stage.LAUNCHING, Stage.RUNNING, Stage.DIAGNOSING, Stage.SAVING)
+        return self.record.state in (
+            JobState.LAUNCHING,
+            JobState.RUNNING,
+            JobState.DIAGNOSING,
+            JobState.SAVING,
+        )
 
     def holds_ranks(self, node: str) -> bool:
         """Whether the node is one that the current attempt runs on."""
         return self.ranks_active() and node in self._assigned()
 
     def _assigned(self) -> frozenset[str]:
-        """The assignment as a set, made once for each: every beat of thousands of nodes asks."""
+        """The assignment as a set, made once for each: every heartbeat of thousands of nodes asks."""
         names, kept = self.record.assignment, self.live.assigned
         if kept[0] is not names:
             kept = self.live.assigned = names, frozenset(names)
@@ -110,7 +115,9 @@ class Turn:
 
     def in_use(self, node: str) -> bool:
         """Whether ranks run on the node, or may still do so until they are stopped."""
-        return node in self.record.assignment and (self.ranks_active() or self.record.stage is Stage.STOPPING)
+        return node in self.record.assignment and (
+            self.ranks_active() or self.record.state is JobState.STOPPING
+        )
 
     def is_shadowed(self, detector: str) -> bool:
         """Whether the detector only records what it would do."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megascale.core.contract.lineage import Commit
-from megascale.core.state.context import Turn
+from megascale.core.state.context import StepContext
 from megascale.core.state.goodput import GoodputPhase
-from megascale.core.state.record import INCIDENTS_KEPT, TEXT_KEPT, Incident, Stage, StageTime
+from megascale.core.state.record import INCIDENTS_KEPT, TEXT_KEPT, Incident, JobState, MilestoneTime
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,26 +47,26 @@ class Fault:
         return bool(self.node) and not self.consequence and self.category != "network"
 
 
-def open_incident(turn: Turn, fault: Fault) -> Incident:
+def open_incident(ctx: StepContext, fault: Fault) -> Incident:
     """A new incident; an open one was interrupted by it, but a stall under diagnosis was its first sign."""
-    record = turn.record
-    if record.stage is Stage.DIAGNOSING and record.incident and record.incident.cause == "hang":
+    record = ctx.record
+    if record.state is JobState.DIAGNOSING and record.incident and record.incident.cause == "hang":
         relabel(record.incident, fault)
-        record.ledger.switch(GoodputPhase.RECOVERY, turn.now, cause=fault.cause, node=fault.node)
+        record.ledger.switch(GoodputPhase.RECOVERY, ctx.now, cause=fault.cause, node=fault.node)
         return record.incident
-    close_incident(turn, f"interrupted by i-{record.next_incident}")
-    record.incident = _new(turn, fault)
-    _charge_detection(turn, record.incident)
+    close_incident(ctx, f"interrupted by i-{record.next_incident}")
+    record.incident = _new(ctx, fault)
+    _charge_detection(ctx, record.incident)
     return record.incident
 
 
-def note_aside(turn: Turn, fault: Fault, action: str, decision: str) -> Incident:
+def note_aside(ctx: StepContext, fault: Fault, action: str, decision: str) -> Incident:
     """An incident that did not interrupt training: it goes straight to the history."""
-    incident = _new(turn, fault)
+    incident = _new(ctx, fault)
     incident.action, incident.decision = action, decision
-    incident.mark("decided", turn.now)
+    incident.mark("decided", ctx.now)
     incident.close("training was not interrupted")
-    _archive(turn, incident)
+    _archive(ctx, incident)
     return incident
 
 
@@ -76,29 +76,29 @@ def relabel(incident: Incident, fault: Fault) -> None:
     incident.cause, incident.reason = fault.cause, fault.reason[:TEXT_KEPT]
     incident.consequence = fault.consequence
     incident.node, incident.rank = fault.node, fault.rank
-    if fault.at and fault.at < incident.stages["detected"].at:
-        incident.stages["fault"] = StageTime(fault.at, fault.source)
+    if fault.at and fault.at < incident.milestones["detected"].at:
+        incident.milestones["fault"] = MilestoneTime(fault.at, fault.source)
     for line in fault.evidence:
         incident.add_evidence(line)
 
 
-def close_incident(turn: Turn, outcome: str) -> None:
+def close_incident(ctx: StepContext, outcome: str) -> None:
     """Move the open incident, if any, to the history."""
-    incident = turn.record.incident
+    incident = ctx.record.incident
     if incident is None:
         return
     incident.close(outcome)
-    turn.record.incident = None
-    _archive(turn, incident)
+    ctx.record.incident = None
+    _archive(ctx, incident)
 
 
-def _archive(turn: Turn, incident: Incident) -> None:
-    turn.record.incidents.append(incident)
-    del turn.record.incidents[:-INCIDENTS_KEPT]
+def _archive(ctx: StepContext, incident: Incident) -> None:
+    ctx.record.incidents.append(incident)
+    del ctx.record.incidents[:-INCIDENTS_KEPT]
 
 
-def _new(turn: Turn, fault: Fault) -> Incident:
-    record = turn.record
+def _new(ctx: StepContext, fault: Fault) -> Incident:
+    record = ctx.record
     incident = Incident(
         id=f"i-{record.next_incident}",
         cause=fault.cause,
@@ -106,23 +106,23 @@ def _new(turn: Turn, fault: Fault) -> Incident:
         node=fault.node,
         rank=fault.rank,
         attempt=record.attempt,
-        fault_step=turn.live.step,
+        fault_step=ctx.live.step,
         consequence=fault.consequence,
     )
     record.next_incident += 1
-    incident.mark("fault", min(fault.at or turn.now, turn.now), fault.source)
-    incident.mark("detected", turn.now)
+    incident.mark("fault", min(fault.at or ctx.now, ctx.now), fault.source)
+    incident.mark("detected", ctx.now)
     for line in fault.evidence:
         incident.add_evidence(line)
     return incident
 
 
-def _charge_detection(turn: Turn, incident: Incident) -> None:
+def _charge_detection(ctx: StepContext, incident: Incident) -> None:
     """The time since the fault was not productive; node clocks may be off, so only this phase counts."""
-    ledger = turn.record.ledger
-    ledger.charge(turn.now)
+    ledger = ctx.record.ledger
+    ledger.charge(ctx.now)
     if ledger.phase is GoodputPhase.PRODUCTIVE:
-        unseen_s = turn.now - max(incident.stages["fault"].at, ledger.began)
+        unseen_s = ctx.now - max(incident.milestones["fault"].at, ledger.began)
         ledger.blame(incident.cause, incident.node)
         ledger.move(GoodputPhase.PRODUCTIVE, GoodputPhase.DETECTION, unseen_s)
-    ledger.switch(GoodputPhase.RECOVERY, turn.now, cause=incident.cause, node=incident.node)
+    ledger.switch(GoodputPhase.RECOVERY, ctx.now, cause=incident.cause, node=incident.node)

@@ -10,7 +10,7 @@ from megascale.core.contract.codec import Json
 from megascale.core.contract.events import RankEvidence
 from megascale.core.contract.lineage import Commit
 from megascale.core.contract.policy import Policy
-from megascale.core.rules import Hit
+from megascale.core.rules import RuleMatch
 from megascale.core.state.goodput import Ledger
 from megascale.core.state.hang import PhaseBoard, StepClock
 from megascale.core.stats.spikes import DecayDetector, SpikeDetector
@@ -28,8 +28,8 @@ _PACE_DROP: Final = 0.05
 TEXT_KEPT_CLOSED: Final = 110
 
 
-class Stage(enum.StrEnum):
-    """Where the job stands. Every stage but FINISHED has an event or a deadline that leaves it."""
+class JobState(enum.StrEnum):
+    """Where the job stands. Every state but FINISHED has an event or a deadline that leaves it."""
 
     ASSEMBLING = "assembling"
     LAUNCHING = "launching"
@@ -55,7 +55,7 @@ class Node:
     """An agent's place.
 
     Attributes:
-        heard_until: its last own beat; absent: summarised reports leave it out.
+        heard_until: its last own heartbeat; absent: summarised reports leave it out.
         look_at: when its silence is judged next; an earlier entry in `Live.silence` is stale.
         released: it was given back to the fleet.
     """
@@ -92,8 +92,8 @@ class Exclusion:
 
 
 @dataclass(slots=True)
-class StageTime:
-    """When a stage of an incident was reached; `source`: observed, estimated or injected."""
+class MilestoneTime:
+    """When a milestone of an incident was reached; `source`: observed, estimated or injected."""
 
     at: float
     source: str = "observed"
@@ -107,7 +107,7 @@ class Incident:
         cause: crash, user_code, hang, node_lost, hardware, straggler, numerics, checkpoint_corrupt,
             launch_failed, manual, planned.
         action: restart_in_place, restart_container, replace_node, roll_back, shrink, fail_job, none
-        stages: fault, detected, decided, stopped, launched, groups, loaded, firstStep, backToSpeed.
+        milestones: fault, detected, decided, stopped, launched, groups, loaded, firstStep, backToSpeed.
         fault_step: newest step before the fault; outcome: "" while open.
         consequence: may be an echo of a fault not seen yet.
     """
@@ -123,12 +123,12 @@ class Incident:
     fault_step: int = 0
     consequence: bool = False
     evidence: list[str] = field(default_factory=list)
-    stages: dict[str, StageTime] = field(default_factory=dict)
+    milestones: dict[str, MilestoneTime] = field(default_factory=dict)
     outcome: str = ""
 
-    def mark(self, stage: str, at: float, source: str = "observed") -> None:
-        """Note when `stage` was reached; the first time counts."""
-        self.stages.setdefault(stage, StageTime(at, source))
+    def mark(self, milestone: str, at: float, source: str = "observed") -> None:
+        """Note when `milestone` was reached; the first time counts."""
+        self.milestones.setdefault(milestone, MilestoneTime(at, source))
 
     def add_evidence(self, line: str) -> None:
         """Keep a line once, bounded in number and length."""
@@ -172,7 +172,7 @@ class Pending:
 
 
 @dataclass(frozen=True, slots=True)
-class Loss:
+class NodeLoss:
     """A node that was lost while it held ranks; `domain`: its part of the network, "" = not known."""
 
     domain: str
@@ -205,7 +205,7 @@ class Saves:
 
 
 @dataclass(slots=True)
-class Record:
+class JobRecord:
     """The job record's part of the state (contracts 7).
 
     Attributes:
@@ -228,7 +228,7 @@ class Record:
 
     term: int = 0
     attempt: int = 0
-    stage: Stage = Stage.ASSEMBLING
+    state: JobState = JobState.ASSEMBLING
     plan: Plan | None = None
     lineage: dict[int, Commit | None] = field(default_factory=dict)
     commits: list[Commit] = field(default_factory=list)
@@ -241,7 +241,7 @@ class Record:
     spares: tuple[str, ...] = ()
     excluded: dict[str, Exclusion] = field(default_factory=dict)
     exclusion_times: list[float] = field(default_factory=list)
-    lost: dict[str, Loss] = field(default_factory=dict)
+    lost: dict[str, NodeLoss] = field(default_factory=dict)
     shared: dict[str, float] = field(default_factory=dict)
     blame: dict[str, Blame] = field(default_factory=dict)
     history: dict[str, list[float]] = field(default_factory=dict)
@@ -348,7 +348,7 @@ class Live:
     evidence_id: str = ""
     asked: frozenset[str] = frozenset()
     evidence: dict[str, tuple[RankEvidence, ...]] = field(default_factory=dict)
-    signals: list[Hit] = field(default_factory=list)
+    signals: list[RuleMatch] = field(default_factory=list)
     numerics: NumericsWatch = field(default_factory=NumericsWatch)
     speed: DecayDetector = field(default_factory=pace_detector)
     stragglers: StragglerDetector | None = None

@@ -15,8 +15,8 @@ from megascale_operator.kube.clock import Clock, unix_s
 from megascale_operator.kube.events import EventRecorder
 from megascale_operator.kube.queue import KeyedQueue
 from megascale_operator.kube.resources import NODE_CHECKS, PODS, Obj
-from megascale_operator.nodecare.care import NodeCare
-from megascale_operator.perform import Performer
+from megascale_operator.plan_applier import PlanApplier
+from megascale_operator.quarantine.controller import QuarantineController
 from megascale_operator.reconcile import names
 from megascale_operator.reconcile.observed import Settings
 from megascale_operator.reconcile.plan import Apply, Create, Delete, DeletePods, Plan
@@ -40,14 +40,14 @@ class CheckController:
     def __init__(
         self,
         cluster: Cluster,
-        performer: Performer,
+        applier: PlanApplier,
         recorder: EventRecorder,
-        care: NodeCare,
+        care: QuarantineController,
         settings: Settings,
         clock: Clock,
     ) -> None:
         self.queue: KeyedQueue[str] = KeyedQueue(clock.monotonic)
-        self._cluster, self._performer, self._recorder = cluster, performer, recorder
+        self._cluster, self._applier, self._recorder = cluster, applier, recorder
         self._care, self._settings, self._clock = care, settings, clock
         self._specs: dict[str, _Spec] = {}
         self._told: dict[str, dict[str, str]] = {}
@@ -86,7 +86,7 @@ class CheckController:
         await self._tell(check, found)
         for node in found.release:
             await self._care.release(node, f"NodeCheck {name}")
-        await self._performer.perform(self._plan(check, spec, found, now))
+        await self._applier.perform(self._plan(check, spec, found, now))
         return None if found.done else _LOOK_AGAIN_S
 
     def _spec(self, check: Obj) -> NodeCheckSpec:
@@ -136,7 +136,7 @@ class CheckController:
                 plan.then(Delete(NODE_CHECKS, "", name, check["metadata"]["uid"]))
             else:
                 again_s = left_s
-        await self._performer.perform(plan)
+        await self._applier.perform(plan)
         return again_s
 
     async def _tell(self, check: Obj, found: CheckPlan) -> None:

@@ -108,7 +108,7 @@ class Quarantine(Section):
     """What it did."""
 
 
-class Wishes(Section):
+class Requests(Section):
     """What the driver wants; the operator makes it true, or refuses."""
 
     slots: Natural | None = None
@@ -172,7 +172,7 @@ class DriverStatus(Section):
     """The last five incidents."""
     alerts: Annotated[list[Alert] | None, at_most(5)] = None
     """The last five alerts."""
-    wishes: Wishes | None = None
+    requests: Requests | None = None
     """What the driver wants of the operator."""
     last_command: Answer | None = None
     """What became of the last order in the annotation megascale.io/command."""
@@ -196,7 +196,7 @@ class Slots(Section):
 class Refusal(Section):
     """A wish of the driver that the operator does not grant."""
 
-    wish: Word
+    request: Word
     """Which wish: slots, release, restart, quarantine."""
     node: Annotated[str | None, Field(max_length=253)] = None
     """The node it was about."""

@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Final
 
 from megascale.driver.driver import Driver
-from megascale.driver.plug import Plugs
+from megascale.driver.ports import DriverPorts
 from megascale.driver.store_log import StoreLog
 from megascale.errors import FencedError, MegascaleError
 from megascale.job import TrainingJob
 from megascale.observe.rundir import RunDir
+from megascale_operator.driver.commands import CommandWatcher, checkpoint_uri, manifest_of
 from megascale_operator.driver.fleet import KubernetesFleet
 from megascale_operator.driver.listener import ClusterListener
 from megascale_operator.driver.metrics import PORT, MetricsServer
-from megascale_operator.driver.orders import Orders, checkpoint_uri, manifest_of
 from megascale_operator.driver.record import KubernetesRecord, RecordWatch
 from megascale_operator.driver.slots import Slots
 from megascale_operator.driver.status import StatusWriter
@@ -91,7 +91,7 @@ async def serve(options: Options) -> None:
         fleet = KubernetesFleet(slots, manifest.spec.scheduling.topology_keys)
         status = StatusWriter(api, options.namespace, options.job, options.pod, fleet)
         tokens = Tokens(api.get_path, slots, names.audience(options.namespace, str(job["metadata"]["uid"])))
-        plugs = Plugs(
+        ports = DriverPorts(
             record=KubernetesRecord(api, options.namespace, options.job, options.pod),
             fleet=fleet,
             listener=ClusterListener(
@@ -104,27 +104,27 @@ async def serve(options: Options) -> None:
                 tokens=tokens,
             ),
             log=StoreLog(run.checkpoints(manifest.spec.checkpoint.uri)),
-            companions=(
+            background_services=(
                 RecordWatch(api, options.namespace, options.job),
-                Orders(api, options.namespace, job, fleet, status, uri),
+                CommandWatcher(api, options.namespace, job, fleet, status, uri),
                 status,
                 MetricsServer(options.pod_ip, options.metrics_port),
             ),
         )
-        await _drive(run, manifest, plugs, fleet, slots, status, stopping)
+        await _drive(run, manifest, ports, fleet, slots, status, stopping)
 
 
 async def _drive(
     run: RunDir,
     manifest: TrainingJob,
-    plugs: Plugs,
+    ports: DriverPorts,
     fleet: KubernetesFleet,
     slots: Slots,
     status: StatusWriter,
     stopping: asyncio.Event,
 ) -> None:
     following = asyncio.create_task(slots.run())
-    driver = await Driver.take_over(run, manifest, plugs)
+    driver = await Driver.take_over(run, manifest, ports)
     fleet.bind(driver)
     driving = asyncio.create_task(driver.run())
     ends = [following, driving, asyncio.create_task(stopping.wait())]

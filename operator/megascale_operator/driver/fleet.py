@@ -12,7 +12,7 @@ from megascale.fleet.base import FleetRefusedError, Health, SlotEvent
 from megascale.rpc import megascale_pb2 as pb
 from megascale_operator.driver.slots import Gone, Slot, Slots
 from megascale_operator.kube.resources import Obj
-from megascale_operator.reconcile.leaving import Leaving
+from megascale_operator.reconcile.departures import Departure
 
 _MOST: Final = 64
 _REASON: Final = 500
@@ -82,7 +82,7 @@ class KubernetesFleet:
 
     def _tell_leaving(self, slot: Slot) -> None:
         """A notice to save and swap; of a slot that failed only its end is told, as the fault that it is."""
-        if not slot.leaving.startswith(_OURS) and Leaving.was_planned(slot.leaving):
+        if not slot.leaving.startswith(_OURS) and Departure.was_planned(slot.leaving):
             self._on_event(SlotEvent(slot.node, slot.leaving, time.time(), planned=True, leaving=True))
 
     def _tell_gone(self, gone: Gone) -> None:
@@ -93,7 +93,7 @@ class KubernetesFleet:
             node = gone.node or gone.pod
             self._on_event(SlotEvent(node, gone.reason, gone.at or time.time(), planned=gone.planned))
 
-    def wishes(self) -> Obj:
+    def requests(self) -> Obj:
         """`status.driver.wishes` (docs/kubernetes.md).
 
         A slot counts that the core has met, whatever became of it, unless it is on its way out; slots not
@@ -137,11 +137,11 @@ class KubernetesFleet:
             return
         order = pb.Leave(reason="its container is to be restarted", restart=True)
         link.send(pb.DriverMessage(term=self._driver.term, leave=order))
-        task = asyncio.create_task(self._see_to_it(node, link.incarnation, slot))
+        task = asyncio.create_task(self._escalate_restart(node, link.incarnation, slot))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _see_to_it(self, node: str, incarnation: str, slot: Slot) -> None:
+    async def _escalate_restart(self, node: str, incarnation: str, slot: Slot) -> None:
         """An agent that does not go by itself is replaced by the operator."""
         await asyncio.sleep(_OBEY_S)
         link = self._driver.links.get(node) if self._driver else None
@@ -179,7 +179,7 @@ class KubernetesFleet:
         """Raises: FleetRefusedError."""
         while True:
             for refusal in self._answers.get("refusals") or ():
-                about = (refusal.get("wish"), refusal.get("node"), refusal.get("incident"))
+                about = (refusal.get("request"), refusal.get("node"), refusal.get("incident"))
                 if about == ("quarantine", node, incident):
                     raise FleetRefusedError(str(refusal.get("reason", "")))
             if any(one.get("node") == node for one in self._answers.get("quarantined") or ()):

@@ -9,7 +9,7 @@ import random
 import time
 from typing import Any, Final
 
-from megascale.core.state.record import Incident, Stage
+from megascale.core.state.record import Incident, JobState
 from megascale.driver.driver import Driver
 from megascale.driver.status import incidents_of
 from megascale_operator.driver.fleet import KubernetesFleet
@@ -40,7 +40,7 @@ _URGENT: Final = (
     "restarts",
     "lastFault",
     "incident",
-    "wishes",
+    "requests",
     "lastCommand",
 )
 """What is told at once; everything else at most every 15 s."""
@@ -117,13 +117,13 @@ class StatusWriter:
     def status(self, driver: Driver) -> Obj:
         """The document but for its time; floats are strings."""
         core, record, live = driver.core, driver.core.record, driver.board.overview()
-        ended = record.stage is Stage.FINISHED
+        ended = record.state is JobState.FINISHED
         incidents = incidents_of(core)
         last = incidents[-1] if incidents else None
         document: Obj = {
             "observedGeneration": self.generation,
-            "stage": str(record.stage),
-            "state": record.finish_state or str(record.stage),
+            "stage": str(record.state),
+            "state": record.finish_state or str(record.state),
             "reason": _line(record.finish_reason if ended else (last.decision if last else "")),
             "term": record.term,
             "attempt": record.attempt,
@@ -142,7 +142,7 @@ class StatusWriter:
                 {"reason": _line(alert["message"]), "time": stamp(alert["time"])}
                 for alert in live["alerts"][-_KEPT:]
             ],
-            "wishes": self._fleet.wishes(),
+            "requests": self._fleet.requests(),
             "lastCommand": self.last_command,
             "pod": self._pod,
         }
@@ -157,7 +157,7 @@ def _open(incident: Incident | None) -> Obj | None:
 
 
 def _closed(incident: Incident) -> Obj:
-    stages = incident.stages
+    stages = incident.milestones
     fault, ended = stages["fault"].at, stages.get("backToSpeed") or stages.get("firstStep")
     found: dict[str, Any] = {
         "id": incident.id,

@@ -58,14 +58,14 @@ class Informer(Generic[R]):
         self,
         api: KubeApi,
         resource: Resource,
-        slim: Callable[[Obj], R | None],
+        project: Callable[[Obj], R | None],
         clock: Clock,
         *,
         namespace: str = "",
         selector: str = "",
         owner: Callable[[R], Hashable | None] = lambda _: None,
     ) -> None:
-        self._api, self.resource, self._slim, self._clock = api, resource, slim, clock
+        self._api, self.resource, self._project, self._clock = api, resource, project, clock
         self._namespace, self._selector, self._owner = namespace, selector, owner
         self._records: dict[ObjectKey, R] = {}
         self._owned: defaultdict[Hashable, dict[ObjectKey, R]] = defaultdict(dict)
@@ -165,7 +165,7 @@ class Informer(Generic[R]):
         version = str(obj["metadata"].get("resourceVersion", ""))
         if before is not None and _is_older(version, before.version):
             return
-        after = self._slim(obj)
+        after = self._project(obj)
         if after is None:
             self._drop([key])
             return

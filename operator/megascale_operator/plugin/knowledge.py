@@ -7,7 +7,7 @@ from typing import Any
 
 from megascale.core.contract.policy import Policy
 from megascale.core.machine import Core
-from megascale.core.state.record import Incident, Record, Stage
+from megascale.core.state.record import Incident, JobRecord, JobState
 from megascale.driver.status import incident_document
 from megascale.errors import InputError
 from megascale_operator.driver.record import record_in
@@ -25,7 +25,7 @@ class Known:
     """A TrainingJob, the driver's record of it, None before there is one, and what pods wait for."""
 
     job: Obj
-    record: Record | None
+    record: JobRecord | None
     pending: list[str]
 
     @property
@@ -106,7 +106,7 @@ def _state_line(known: Known) -> str:
 
 def _waiting(known: Known) -> list[str]:
     record, lines = known.record, list(known.pending)
-    if record is not None and record.stage is Stage.ASSEMBLING:
+    if record is not None and record.state is JobState.ASSEMBLING:
         slots = known.operator.get("slots") or {}
         lines.append(
             f"it waits for nodes: {record.outstanding} are asked for; of {slots.get('wanted', 0)} slots"
@@ -117,6 +117,6 @@ def _waiting(known: Known) -> list[str]:
         lines.append(f"it does not use {out}"[:_LINE])
     for refusal in (known.operator.get("refusals") or ())[-3:]:
         about = f" of {refusal['node']}" if refusal.get("node") else ""
-        lines.append(f"the operator refused {refusal.get('wish')}{about}: {refusal.get('reason')}")
+        lines.append(f"the operator refused {refusal.get('request')}{about}: {refusal.get('reason')}")
     lines += [f"alert: {alert.get('reason')}" for alert in (known.driver.get("alerts") or ())[-3:]]
     return lines

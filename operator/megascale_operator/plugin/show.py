@@ -7,7 +7,7 @@ from typing import Any, Final
 from megascale_operator.plugin.knowledge import Known
 
 _SHOWN: Final = 5
-_STAGES: Final = (
+_MILESTONES: Final = (
     ("detected", "detect"),
     ("decided", "decide"),
     ("stopped", "stop"),
@@ -34,7 +34,7 @@ def status_lines(known: Known) -> list[str]:
         ("restarts", driver.get("restarts")),
         ("newest checkpoint", _step(driver.get("checkpointStep"))),
         ("driver", f"{driver.get('pod', '?')}, term {driver.get('term')}" if driver else None),
-        ("avoided nodes", ", ".join((driver.get("wishes") or {}).get("avoidNodes") or ()) or None),
+        ("avoided nodes", ", ".join((driver.get("requests") or {}).get("avoidNodes") or ()) or None),
         ("reason", driver.get("reason") or None),
     ]
     lines = [f"{known.name}"]
@@ -61,13 +61,15 @@ def incident_lines(documents: list[dict[str, Any]]) -> list[str]:
         lines.append(f"{one['id']}: {one['reason']}")
         lines.append(f"  decision: {action}: {one['decision']}")
         lines += [f"  evidence: {text}" for text in one["evidence"]]
-        lines.append(f"  {_stages(one['stages'])}; {one['outcome']}")
+        lines.append(f"  {_stages(one['milestones'])}; {one['outcome']}")
     return lines
 
 
 def _stages(stages: dict[str, dict[str, Any]]) -> str:
     fault = float(stages["fault"]["at"])
-    told = [f"{label} {float(stages[name]['at']) - fault:.2f} s" for name, label in _STAGES if name in stages]
+    told = [
+        f"{label} {float(stages[name]['at']) - fault:.2f} s" for name, label in _MILESTONES if name in stages
+    ]
     return f"after the fault: {', '.join(told)}"
 
 

@@ -123,7 +123,7 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class QuarantineWish:
+class QuarantineRequest:
     """The driver convicted a node."""
 
     node: str
@@ -132,14 +132,14 @@ class QuarantineWish:
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
+class Requests:
     """`status.driver.wishes`. `slots` None = the driver has not said anything yet."""
 
     slots: int | None = None
     avoid: tuple[str, ...] = ()
     release: tuple[str, ...] = ()
     restart: tuple[tuple[str, str], ...] = ()
-    quarantine: tuple[QuarantineWish, ...] = ()
+    quarantine: tuple[QuarantineRequest, ...] = ()
 
 
 def granted_to(job: Job) -> frozenset[tuple[str, str]]:
@@ -148,22 +148,22 @@ def granted_to(job: Job) -> frozenset[tuple[str, str]]:
     return frozenset((str(one["node"]), str(one.get("incident", ""))) for one in listed)
 
 
-def wishes_of(job: Job) -> Wishes:
+def requests_of(job: Job) -> Requests:
     """What the driver wishes; entries that make no sense are left out."""
-    said: Any = job.driver.get("wishes")
+    said: Any = job.driver.get("requests")
     if not isinstance(said, dict):
-        return Wishes()
+        return Requests()
     slots = said.get("slots")
     if job.driver.get("stage") == "suspended":
         # Said before the job was resumed, perhaps with other sizes.
         slots = None
-    return Wishes(
+    return Requests(
         slots=slots if isinstance(slots, int) and slots >= 0 else None,
         avoid=tuple(sorted(_texts(said.get("avoidNodes")))),
         release=_texts(said.get("release")),
         restart=tuple((str(one["pod"]), str(one.get("id", ""))) for one in _entries(said, "restart", "pod")),
         quarantine=tuple(
-            QuarantineWish(str(one["node"]), str(one.get("incident", "")), str(one.get("reason", "")))
+            QuarantineRequest(str(one["node"]), str(one.get("incident", "")), str(one.get("reason", "")))
             for one in _entries(said, "quarantine", "node")
         ),
     )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from megascale_operator.kube.resources import Obj
-from megascale_operator.reconcile.records import Nodes, PodRecord, ThingRecord
+from megascale_operator.reconcile.records import Nodes, OwnedObject, PodRecord
 from megascale_operator.reconcile.storage import CheckpointRoot
 
 
@@ -41,7 +41,7 @@ class Observed:
 
     pods: tuple[PodRecord, ...] = ()
     nodes: Nodes = field(default_factory=Nodes)
-    things: Mapping[tuple[str, str], ThingRecord] = field(default_factory=dict)
+    things: Mapping[tuple[str, str], OwnedObject] = field(default_factory=dict)
     ended: tuple[PodRecord, ...] = ()
     incarnations: Mapping[int, int] = field(default_factory=dict)
     ca_pem: str = ""

@@ -9,7 +9,7 @@ from megascale_operator.kube.resources import CONFIG_MAPS, PODS, TRAINING_JOBS, 
 from megascale_operator.reconcile import lifecycle, maps, names
 from megascale_operator.reconcile.conditions import conditions_of, state_of, transitions, written
 from megascale_operator.reconcile.driver_pod import driver_pod
-from megascale_operator.reconcile.job import Job, wishes_of
+from megascale_operator.reconcile.job import Job, requests_of
 from megascale_operator.reconcile.observed import Observed, Settings
 from megascale_operator.reconcile.plan import Action, Apply, Create, Delete, Note, Patch, Plan
 from megascale_operator.reconcile.rbac import binding, rights
@@ -40,20 +40,20 @@ def reconcile(job: Job, observed: Observed, settings: Settings, now: float) -> P
     plan = Plan()
     if names.FINALIZER not in (job.obj["metadata"].get("finalizers") or ()):
         plan.then(_add_finalizer(job))
-    wishes = wishes_of(job)
+    requests = requests_of(job)
     file = next_file(
         SlotsFile.parse(observed.slots_document(job.name)),
         observed.role("slot"),
         observed.ended,
         observed.incarnations,
         observed.nodes,
-        wishes,
+        requests,
         now,
         job.spec.scheduling.topology_keys,
     )
     slots = SlotsPlan(0)
     if phase == "active":
-        slots = plan_slots(job, wishes, observed, file, now)
+        slots = plan_slots(job, requests, observed, file, now)
         _activate(job, slots, file, observed, settings, plan, now)
         lifecycle.watch_deadline(job, plan, now)
         plan.again(_LOOK_AGAIN_S)

@@ -218,7 +218,7 @@ def same_for_jobs(before: NodeRecord, after: NodeRecord) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class ThingRecord:
+class OwnedObject:
     """A ConfigMap, ServiceAccount, Role or RoleBinding of a job; `data` only of maps that are read."""
 
     version: str
@@ -235,10 +235,10 @@ class ThingRecord:
 _READ_MAPS: Final = ("-driver", "-slots")
 
 
-def thing_record(obj: Obj) -> ThingRecord:
+def owned_object(obj: Obj) -> OwnedObject:
     name = name_of(obj)
     data: Mapping[str, str] = (obj.get("data") or {}) if name.endswith(_READ_MAPS) else {}
-    return ThingRecord(
+    return OwnedObject(
         version=str(obj["metadata"]["resourceVersion"]),
         namespace=namespace_of(obj),
         name=name,

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from megascale_operator.kube.resources import PODS, Obj
-from megascale_operator.nodecare.mark import mark_of
-from megascale_operator.reconcile.job import Job, Wishes
-from megascale_operator.reconcile.leaving import conviction, leaving_of
+from megascale_operator.quarantine.mark import mark_of
+from megascale_operator.reconcile.departures import conviction, departure_of
+from megascale_operator.reconcile.job import Job, Requests
 from megascale_operator.reconcile.observed import Observed
 from megascale_operator.reconcile.plan import Action, Delete
 from megascale_operator.reconcile.records import NodeRecord, Nodes, PodRecord
@@ -44,23 +44,23 @@ class SlotsPlan:
     again_s: float | None = None
 
 
-def plan_slots(job: Job, wishes: Wishes, observed: Observed, file: SlotsFile, now: float) -> SlotsPlan:
+def plan_slots(job: Job, requests: Requests, observed: Observed, file: SlotsFile, now: float) -> SlotsPlan:
     """From wishes and pods to pods to make and remove; `file` is the new `slots.json`."""
     pods = observed.role("slot")
     failed = {*failed_checks(file, now), *(pod.node for pod in pods if conviction(pod))}
-    plan = SlotsPlan(_wanted(job, wishes), avoid=tuple(sorted({*wishes.avoid, *failed})))
+    plan = SlotsPlan(_wanted(job, requests), avoid=tuple(sorted({*requests.avoid, *failed})))
     plan.bound = sum(1 for pod in pods if pod.alive and pod.node)
     plan.ready = sum(1 for pod in pods if pod.alive and pod.ready)
-    if wishes.slots is not None and wishes.slots > plan.wanted:
+    if requests.slots is not None and requests.slots > plan.wanted:
         plan.refusals.append(
-            _refusal(f"{wishes.slots} slots are more than {plan.wanted}, the most for this job")
+            _refusal(f"{requests.slots} slots are more than {plan.wanted}, the most for this job")
         )
-    restarting = {pod for pod, _ in wishes.restart}
+    restarting = {pod for pod, _ in requests.restart}
     for pod in pods:
-        action = removal(pod, observed.nodes, wishes, now)
+        action = removal(pod, observed.nodes, requests, now)
         if action:
             plan.remove.append(action)
-    staying = [pod for pod in pods if _occupies(pod, observed.nodes, wishes, restarting)]
+    staying = [pod for pod in pods if _occupies(pod, observed.nodes, requests, restarting)]
     missing = plan.wanted - len(staying)
     if missing <= 0:
         return plan
@@ -78,7 +78,7 @@ def plan_slots(job: Job, wishes: Wishes, observed: Observed, file: SlotsFile, no
     return plan
 
 
-def removal(pod: PodRecord, nodes: Nodes, wishes: Wishes, now: float) -> Action | None:
+def removal(pod: PodRecord, nodes: Nodes, requests: Requests, now: float) -> Action | None:
     """How the pod is removed, None if it is not, or is already on its way."""
     node = nodes.get(pod.node)
     if pod.node in nodes.gone or (node and node.out_of_service):
@@ -88,7 +88,7 @@ def removal(pod: PodRecord, nodes: Nodes, wishes: Wishes, now: float) -> Action 
         return Delete(PODS, pod.namespace, pod.name, pod.uid, 0) if overdue else None
     if pod.finished:
         return Delete(PODS, pod.namespace, pod.name, pod.uid)
-    leaving = leaving_of(pod, nodes, wishes)
+    leaving = departure_of(pod, nodes, requests)
     if leaving and leaving.reason.startswith(("released", "restart", "check", "failed")):
         return Delete(PODS, pod.namespace, pod.name, pod.uid)
     return None
@@ -112,18 +112,18 @@ def _enforced_since(node: NodeRecord, now: float) -> float:
     return mark.since or now
 
 
-def _wanted(job: Job, wishes: Wishes) -> int:
-    return job.slots_by_spec if wishes.slots is None else min(wishes.slots, job.most_slots)
+def _wanted(job: Job, requests: Requests) -> int:
+    return job.slots_by_spec if requests.slots is None else min(requests.slots, job.most_slots)
 
 
-def _occupies(pod: PodRecord, nodes: Nodes, wishes: Wishes, restarting: set[str]) -> bool:
+def _occupies(pod: PodRecord, nodes: Nodes, requests: Requests, restarting: set[str]) -> bool:
     """Whether the pod fills its slot.
 
     One that is restarted does until it is gone, so that its successor finds room on the same node.
     """
     if pod.name in restarting and not pod.finished:
         return True
-    return pod.alive and leaving_of(pod, nodes, wishes) is None
+    return pod.alive and departure_of(pod, nodes, requests) is None
 
 
 def _delay(file: SlotsFile, now: float) -> float:
@@ -154,4 +154,4 @@ def _fill(missing: int, taken: set[int], file: SlotsFile, avoid: tuple[str, ...]
 
 
 def _refusal(reason: str) -> Obj:
-    return {"wish": "slots", "node": "", "incident": "", "reason": reason}
+    return {"request": "slots", "node": "", "incident": "", "reason": reason}

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from megascale_operator.kube.resources import Obj
-from megascale_operator.reconcile.job import Wishes
-from megascale_operator.reconcile.leaving import Leaving, leaving_of, outcome_of
+from megascale_operator.reconcile.departures import Departure, departure_of, outcome_of
+from megascale_operator.reconcile.job import Requests
 from megascale_operator.reconcile.records import Nodes, PodRecord
 
 GONE_KEPT: Final = 64
@@ -60,7 +60,7 @@ def next_file(
     ended: Iterable[PodRecord],
     known: Mapping[int, int],
     nodes: Nodes,
-    wishes: Wishes,
+    requests: Requests,
     now: float,
     topology_keys: Sequence[str] = (),
 ) -> SlotsFile:
@@ -79,19 +79,21 @@ def next_file(
     for pod in (*ended, *(pod for pod in pods if pod.finished)):
         if pod.uid not in present:
             earlier = fresh.get(pod.uid, {}).get("reason", "")
-            fresh[pod.uid] = _gone(pod, outcome_of(pod, nodes, wishes, earlier), now)
+            fresh[pod.uid] = _gone(pod, outcome_of(pod, nodes, requests, earlier), now)
     gone = [*before.gone, *(entry for uid, entry in fresh.items() if uid not in told)]
     incarnations = dict(before.incarnations)
     numbers = [*known.items(), *((pod.slot, pod.incarnation) for pod in (*pods, *ended))]
     for slot, incarnation in numbers:
         incarnations[slot] = max(incarnation, incarnations.get(slot, 0))
     entries = tuple(
-        _entry(pod, leaving_of(pod, nodes, wishes), nodes, topology_keys) for pod in pods if not pod.finished
+        _entry(pod, departure_of(pod, nodes, requests), nodes, topology_keys)
+        for pod in pods
+        if not pod.finished
     )
     return SlotsFile(entries, tuple(gone[-GONE_KEPT:]), incarnations)
 
 
-def _entry(pod: PodRecord, leaving: Leaving | None, nodes: Nodes, keys: Sequence[str]) -> Obj:
+def _entry(pod: PodRecord, leaving: Departure | None, nodes: Nodes, keys: Sequence[str]) -> Obj:
     node = nodes.get(pod.node)
     labels = dict(node.labels) if node else {}
     return {
@@ -111,7 +113,7 @@ def _entry(pod: PodRecord, leaving: Leaving | None, nodes: Nodes, keys: Sequence
     }
 
 
-def _gone(pod: PodRecord, outcome: Leaving, now: float) -> Obj:
+def _gone(pod: PodRecord, outcome: Departure, now: float) -> Obj:
     return {
         "slot": pod.slot, "incarnation": pod.incarnation, "node": pod.node, "uid": pod.uid,
         "reason": outcome.reason, "planned": outcome.planned, "at": round(now, 3),
@@ -122,4 +124,4 @@ def _gone_by_entry(entry: Obj, now: float) -> Obj:
     """Of a pod that went while nobody watched, only what was said of it is known."""
     reason = entry.get("leaving") or "deleted"
     kept = {key: entry[key] for key in ("slot", "incarnation", "node", "uid")}
-    return {**kept, "reason": reason, "planned": Leaving.was_planned(reason), "at": round(now, 3)}
+    return {**kept, "reason": reason, "planned": Departure.was_planned(reason), "at": round(now, 3)}

@@ -236,7 +236,7 @@ def test_an_evicted_pod_is_replaced_by_the_spare_without_blame(running: Running,
     eventually(lambda: (node not in site.ranks(job) and len(site.ranks(job)) == 2) or None, job.patience_s)
     running.trains()
     assert len(running.full()) >= 3
-    assert driver(job.get())["wishes"]["avoidNodes"] == []
+    assert driver(job.get())["requests"]["avoidNodes"] == []
 
 
 def test_a_silent_node_is_replaced_by_the_spare(running: Running) -> None:

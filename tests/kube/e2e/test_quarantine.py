@@ -65,7 +65,7 @@ def test_quarantine_breaker_and_release_by_a_check(site: Site) -> None:
         2 * job.patience_s,
     )
     assert own_taints(site, worse) == []
-    assert worse in driver(refused)["wishes"]["avoidNodes"]
+    assert worse in driver(refused)["requests"]["avoidNodes"]
 
     # The first one is repaired and passes its check: what we set goes, what others set stays.
     site.control.act(bad, "start")

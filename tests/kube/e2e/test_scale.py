@@ -77,7 +77,7 @@ def test_many_slots_and_a_rack_that_is_lost(site: Site, slots: int) -> None:
         )
         print(f"{len(lost)} nodes lost; running again after {time.time() - at:.1f} s")
         # Nodes of one rack, lost at once: none of them is blamed for it.
-        assert driver(found)["wishes"]["avoidNodes"] == []
+        assert driver(found)["requests"]["avoidNodes"] == []
         step = driver(found)["step"]
         job.until_step(step + 2, patience_s)
         assert len(assigned(site, job)) == nodes

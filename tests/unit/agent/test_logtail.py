@@ -8,37 +8,37 @@ from megascale.agent.logtail import LogTail
 def test_alerts_and_known_lines_are_found_once(tmp_path: Path) -> None:
     log = tmp_path / "rank-0.log"
     tail = LogTail(log)
-    assert tail.new_findings() == []
+    assert tail.new_matches() == []
     log.write_text(
         "step 3 done\n"
         'megascale.alert {"kind": "checkpointSaveFailed", "message": "step 3: No space left"}\n'
         "NVRM: Xid (PCI:0000:3b:00): 79, pid=4242, GPU has fallen off the bus.\n"
         "half a li"
     )
-    alert, hit = tail.new_findings()
+    alert, hit = tail.new_matches()
     assert (alert.rule, alert.category, alert.line) == (
         "checkpointSaveFailed",
         "framework",
         "step 3: No space left",
     )
     assert (hit.category, hit.action) == ("gpu", "replace_node")
-    assert tail.new_findings() == []
+    assert tail.new_matches() == []
     with log.open("a") as handle:
         handle.write("ne: nothing to see\n")
-    assert tail.new_findings() == []
+    assert tail.new_matches() == []
 
 
 def test_a_torn_alert_is_still_an_alert(tmp_path: Path) -> None:
     log = tmp_path / "rank-0.log"
     log.write_text('megascale.alert {"kind": "checkpo\n')
-    (finding,) = LogTail(log).new_findings()
-    assert (finding.rule, finding.action) == ("unreadableAlert", "alert")
+    (match,) = LogTail(log).new_matches()
+    assert (match.rule, match.action) == ("unreadableAlert", "alert")
 
 
 def test_findings_are_bounded_per_call(tmp_path: Path) -> None:
     log = tmp_path / "rank-0.log"
     log.write_text('megascale.alert {"kind": "nonFiniteLoss", "message": "step 1"}\n' * 5000)
-    assert 0 < len(LogTail(log).new_findings()) <= 16
+    assert 0 < len(LogTail(log).new_matches()) <= 16
 
 
 def test_last_lines(tmp_path: Path) -> None:
@@ -59,4 +59,4 @@ def test_losing_a_peer_says_nothing_about_this_node(tmp_path: Path) -> None:
     log.write_text(
         "RuntimeError: [../gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:24770\n"
     )
-    assert LogTail(log).new_findings() == []
+    assert LogTail(log).new_matches() == []

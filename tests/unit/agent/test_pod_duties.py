@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from megascale.agent.__main__ import _parser, place_of
-from megascale.agent.keeper import Keeper
+from megascale.agent.__main__ import _parser, config_of
+from megascale.agent.config import AgentConfig
 from megascale.agent.kernel_log import KernelLog
-from megascale.agent.place import Place
+from megascale.agent.log_uploader import LogUploader
 from megascale.agent.reaper import Reaper
 from megascale.errors import InputError
 from megascale.observe.rundir import RunDir
@@ -86,12 +86,12 @@ def test_logs_and_step_records_are_copied_on(tmp_path: Path) -> None:
     (run.root / "logs" / "agent-node-1.log").write_text("not a rank's\n")
     log.write_text("one\n")
     run.metrics_file.write_text('{"step": 1}\n')
-    keeper = Keeper(run, str(store), "q-1-0")
-    asyncio.run(keeper.close())
+    uploader = LogUploader(run, str(store), "q-1-0")
+    asyncio.run(uploader.close())
     with log.open("a") as handle:
         handle.write("two\n")
     # the next agent of the pod goes on where this one was
-    asyncio.run(Keeper(run, str(store), "q-1-0").close())
+    asyncio.run(LogUploader(run, str(store), "q-1-0").close())
     assert (store / "logs" / "attempt-3" / "rank-1.log").read_text() == "one\ntwo\n"
     assert (store / "metrics" / "q-1-0.jsonl").read_text() == '{"step": 1}\n'
     assert sorted(path.name for path in store.iterdir()) == ["logs", "metrics"]
@@ -104,28 +104,28 @@ def test_a_store_that_cannot_be_written_is_said_once(
     run.root.mkdir()
     run.metrics_file.write_text('{"step": 1}\n')
     (tmp_path / "store").write_text("a file")
-    keeper = Keeper(run, str(tmp_path / "store"), "q-1-0")
+    uploader = LogUploader(run, str(tmp_path / "store"), "q-1-0")
     for _ in range(2):
-        asyncio.run(keeper.close())
+        asyncio.run(uploader.close())
     assert capfd.readouterr().err.count("are not copied") == 1
 
 
 def test_flags_of_a_pod_and_defaults_of_a_local_run() -> None:
-    local = place_of(_parser().parse_args(["runs/q", "node-1"]))
-    assert local == Place.local(Path("runs/q"), "node-1")
+    local = config_of(_parser().parse_args(["runs/q", "node-1"]))
+    assert local == AgentConfig.local(Path("runs/q"), "node-1")
     assert local.interface.startswith("lo")
     text = "/work n7 --job-file /job/job.yaml --driver-file /d/driver.json --token-file /t/token"
     text += " --ca-file /job/ca.crt --server-name q.ns.driver.megascale --host 127.0.0.1 --pod q-0-1"
     text += " --snapshot-root /memory"
-    place = place_of(_parser().parse_args(text.split()))
-    assert (place.node, place.pod, str(place.job_file)) == ("n7", "q-0-1", "/job/job.yaml")
-    assert place.trust is not None
-    assert place.trust.server_name == "q.ns.driver.megascale"
-    assert str(place.kernel_log) == "/dev/kmsg"
+    config = config_of(_parser().parse_args(text.split()))
+    assert (config.node, config.pod, str(config.job_file)) == ("n7", "q-0-1", "/job/job.yaml")
+    assert config.trust is not None
+    assert config.trust.server_name == "q.ns.driver.megascale"
+    assert str(config.kernel_log) == "/dev/kmsg"
 
 
 def test_an_address_that_no_interface_has_is_refused() -> None:
-    place = place_of(_parser().parse_args(["runs/q", "node-1", "--host", "203.0.113.77"]))
-    assert dataclasses.replace(place, host="127.64.3.9").interface.startswith("lo")
+    config = config_of(_parser().parse_args(["runs/q", "node-1", "--host", "203.0.113.77"]))
+    assert dataclasses.replace(config, host="127.64.3.9").interface.startswith("lo")
     with pytest.raises(InputError, match=r"--host 203\.0\.113\.77"):
-        _ = place.interface
+        _ = config.interface

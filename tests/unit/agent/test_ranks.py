@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from megascale.agent.place import Place
+from megascale.agent.config import AgentConfig
 from megascale.agent.ranks import Ranks
 from megascale.agent.zygote_client import Zygote
 from megascale.observe.rankfile import RankFile
@@ -38,12 +38,12 @@ def test_a_rank_that_failed_before_it_was_killed_is_heard(
     told: list[pb.RankExit] = []
 
     async def main() -> list[int]:
-        ranks = Ranks(Place.local(run.root, "n0"), Zygote(engine=False), told.append)
+        ranks = Ranks(AgentConfig.local(run.root, "n0"), Zygote(engine=False), told.append)
         await ranks.launch(
             1, pb.Launch(attempt=1, nodes=1, node_rank=0, store_host="127.0.0.1", store_port=1)
         )
         if words is not None:
-            RankFile.open(run.rank_file("n0", 0)).last_words(words)
+            RankFile.open(run.rank_file("n0", 0)).write_exit_report(words)
         return await ranks.kill(1, 10.0)
 
     assert asyncio.run(main()) == []

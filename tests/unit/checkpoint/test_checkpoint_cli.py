@@ -13,7 +13,7 @@ from megascale.checkpoint import CheckpointStore
 from megascale.cli.checkpoint import app
 from megascale.core.contract.codec import encode
 from megascale.core.contract.lineage import Commit
-from megascale.core.state.record import Record
+from megascale.core.state.record import JobRecord
 from megascale.errors import InputError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def run_folder(tmp_path: Path, store: CheckpointStore, ranks: Ranks) -> Path:
     folder = tmp_path / "runs/toy"
     folder.mkdir(parents=True)
     (folder / "job.yaml").write_text(JOB % store.uri)
-    core = encode(Record(term=1, attempt=2, lineage={1: None, 2: Commit(10, 1)}))
+    core = encode(JobRecord(term=1, attempt=2, lineage={1: None, 2: Commit(10, 1)}))
     record = {"version": 1, "job": "toy", "term": 1, "core": core}
     (folder / "record.json").write_text(json.dumps(record))
     return folder

@@ -129,7 +129,9 @@ def test_layout_on_disk_is_the_contract(store: CheckpointStore, ranks: Ranks) ->
     stored = manifest["tensors"]["embedding.weight/master"]
     assert (stored["dtype"], stored["shape"]) == ("float32", [7, 6])
     box = stored["boxes"][0]
-    raw = (root / f"step-40/attempt-7/rank-{box['file']}.bin").read_bytes()[box["at"] :][: box["bytes"]]
+    raw = (root / f"step-40/attempt-7/rank-{box['file']}.bin").read_bytes()[box["byteOffset"] :][
+        : box["bytes"]
+    ]
     assert raw == ranks.values("embedding.weight/master", 40)[:3].numpy().tobytes()
 
 

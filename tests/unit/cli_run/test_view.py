@@ -12,7 +12,13 @@ from megascale.cli.view import LineView, News, one_line, render, render_summary,
 
 
 def incident(**changes: Any) -> dict[str, Any]:
-    stages = {"fault": 100.0, "detected": 100.02, "decided": 100.02, "stopped": 100.05, "firstStep": 100.5}
+    milestones = {
+        "fault": 100.0,
+        "detected": 100.02,
+        "decided": 100.02,
+        "stopped": 100.05,
+        "firstStep": 100.5,
+    }
     return {
         "id": "i-1",
         "cause": "crash",
@@ -25,7 +31,7 @@ def incident(**changes: Any) -> dict[str, Any]:
         "evidence": [],
         "detectionSeconds": 0.02,
         "recoverySeconds": 0.5,
-        "stages": {name: {"at": at, "source": "observed"} for name, at in stages.items()},
+        "milestones": {name: {"at": at, "source": "observed"} for name, at in milestones.items()},
     } | changes
 
 

@@ -12,10 +12,10 @@ from megascale.core.contract import events as ev
 from megascale.core.contract.lineage import Commit
 from megascale.core.contract.policy import Policy
 from megascale.core.machine import Core
-from megascale.core.state.record import Incident, Node, NodeStatus, Record, Stage
+from megascale.core.state.record import Incident, JobRecord, JobState, Node, NodeStatus
 
 E = TypeVar("E", bound=fx.Effect)
-BEAT_S = 2.0
+HEARTBEAT_S = 2.0
 
 
 class Script:
@@ -65,7 +65,7 @@ class Script:
         self.tell(ev.NodeGone(node, self.incarnations[node], reason, at=self.now, planned=planned))
         return self
 
-    def beat(self, *nodes: str, step: int | None = None, **fields: Any) -> Script:
+    def heartbeat(self, *nodes: str, step: int | None = None, **fields: Any) -> Script:
         """One report of each node with one rank per node, in the state of a running attempt."""
         for node in nodes:
             self.tell(ev.NodeReport(node, self.incarnations[node], *self._records(node, step, fields)))
@@ -78,7 +78,7 @@ class Script:
         if node not in record.assignment:
             return 0, ()
         first = record.assignment.index(node) * self.core.policy.ranks_per_node
-        passed = self.now if step is not None or record.stage is not Stage.LAUNCHING else 0.0
+        passed = self.now if step is not None or record.state is not JobState.LAUNCHING else 0.0
         values: dict[str, Any] = {
             "step": self.core.live.step if step is None else step,
             "phase": "forward",
@@ -91,8 +91,8 @@ class Script:
         ranks = range(first, first + self.core.policy.ranks_per_node)
         return record.attempt, tuple(ev.RankProgress(rank=rank, **values) for rank in ranks)
 
-    def beats(self) -> Script:
-        return self.beat(*self._beating())
+    def heartbeats(self) -> Script:
+        return self.heartbeat(*self._beating())
 
     def _beating(self) -> Iterator[str]:
         yield from (
@@ -102,16 +102,16 @@ class Script:
         )
 
     def train(self, steps: int, **fields: Any) -> Script:
-        """All nodes complete so many more steps, one beat each."""
+        """All nodes complete so many more steps, one heartbeat each."""
         start = self.core.live.step
         for step in range(start + 1, start + steps + 1):
             self.now += self.step_s
-            self.beat(*self._beating(), step=step, **fields)
+            self.heartbeat(*self._beating(), step=step, **fields)
         return self
 
     def wait(self, seconds: float, *, beating: bool = True) -> Script:
-        """Time passes without progress; beats go on and timers fire when they are due."""
-        end, next_beat = self.now + seconds, self.now + BEAT_S
+        """Time passes without progress; heartbeats go on and timers fire when they are due."""
+        end, next_beat = self.now + seconds, self.now + HEARTBEAT_S
         while True:
             due = self.core.next_deadline()
             times = [end, *([next_beat] if beating else []), *([due] if due is not None else [])]
@@ -119,8 +119,8 @@ class Script:
             if self.now >= end:
                 break
             if beating and self.now >= next_beat:
-                next_beat += BEAT_S
-                self.beats()
+                next_beat += HEARTBEAT_S
+                self.heartbeats()
             else:
                 self.tell(ev.Tick())
         self.tell(ev.Tick())
@@ -202,7 +202,7 @@ class Script:
     # What is found
 
     @property
-    def record(self) -> Record:
+    def record(self) -> JobRecord:
         return self.core.record
 
     @property
@@ -210,8 +210,8 @@ class Script:
         return self.core.live.nodes
 
     @property
-    def stage(self) -> Stage:
-        return self.record.stage
+    def state(self) -> JobState:
+        return self.record.state
 
     @property
     def incident(self) -> Incident:
@@ -259,7 +259,7 @@ def running(start: Start) -> Start:
         if script.pending(fx.Acquire):
             script.done(fx.Acquire)
         script.launches()
-        assert script.stage is Stage.RUNNING
+        assert script.state is JobState.RUNNING
         return script
 
     return begin

@@ -13,7 +13,7 @@ from megascale.core.contract import events as ev
 from megascale.core.contract.policy import Policy
 from megascale.core.eventlog import Entry, Header, entry_line, header_line, parse_line, replay
 from megascale.core.machine import Core
-from megascale.core.state.record import Stage
+from megascale.core.state.record import JobState
 
 NODES = [f"n-{i}" for i in range(6)]
 nodes = st.sampled_from(NODES)
@@ -32,7 +32,7 @@ actions = st.one_of(
     st.tuples(st.just("join"), nodes, st.booleans()),
     st.tuples(st.just("rejoin"), nodes, st.booleans()),
     st.tuples(st.just("gone"), nodes, st.booleans()),
-    st.tuples(st.just("beats"), st.integers(0, 3), st.booleans()),
+    st.tuples(st.just("heartbeats"), st.integers(0, 3), st.booleans()),
     st.tuples(st.just("exit"), st.integers(0, 2), st.sampled_from([0, 76, 1, -9, -6])),
     st.tuples(st.just("all_exit"), st.sampled_from([0, 76]), st.just(0)),
     st.tuples(st.just("answer"), st.integers(0, 5), st.booleans()),
@@ -79,10 +79,10 @@ class World:
                 assert not set(effect.nodes) & set(record.excluded)
                 assert len(set(effect.nodes)) == len(effect.nodes) in (2, 3)
                 assert effect.resume is None or effect.resume not in record.distrusted
-        if record.stage is Stage.FINISHED:
+        if record.state is JobState.FINISHED:
             assert record.finish_state
-        elif record.stage is not Stage.SUSPENDED:
-            assert self.core.next_deadline() is not None, record.stage
+        elif record.state is not JobState.SUSPENDED:
+            assert self.core.next_deadline() is not None, record.state
         ledger = record.ledger
         assert ledger.wall_s() == pytest.approx(ledger.since - ledger.started_at)
         assert record.outstanding >= 0
@@ -104,7 +104,7 @@ class World:
     def on_gone(self, node, planned):
         self.tell(ev.NodeGone(node, self.name(node), "gone", at=self.now, planned=planned))
 
-    def on_beats(self, steps, everyone):
+    def on_heartbeats(self, steps, everyone):
         record = self.core.record
         step = self.core.live.step + steps
         for rank, node in enumerate(record.assignment[: None if everyone else 1]):
@@ -202,10 +202,10 @@ def test_job_left_alone_comes_to_an_end(script):
         world.now += seconds
         world.act(action, first, second)
     for _ in range(4000):
-        if world.core.record.stage in (Stage.FINISHED, Stage.SUSPENDED):
+        if world.core.record.state in (JobState.FINISHED, JobState.SUSPENDED):
             break
         world.on_tick(0, 0)
-    assert world.core.record.stage in (Stage.FINISHED, Stage.SUSPENDED)
+    assert world.core.record.state in (JobState.FINISHED, JobState.SUSPENDED)
 
 
 def test_changed_decision_is_found_by_replay(running):

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 from megascale.core.contract import effects as fx
 from megascale.core.contract.lineage import Commit
-from megascale.core.state.record import Stage
+from megascale.core.state.record import JobState
 
 
 def test_drain_notice_saves_and_swaps_without_budget_or_blame(running):
     job = running(2, spare_nodes=1)
     job.train(5).hardware("n-1", "drain", text="maintenance at noon")
-    assert job.stage is Stage.SAVING
+    assert job.state is JobState.SAVING
     job.commit(7).all_exit(76).done(fx.Kill)
     assert job.resumed_from() == Commit(7, 1)
     assert job.record.assignment == ("n-0", "n-2")
@@ -22,19 +22,19 @@ def test_drain_notice_saves_and_swaps_without_budget_or_blame(running):
 def test_without_a_spare_training_goes_on_until_one_comes(running):
     job = running(2)
     job.hardware("n-1", "drain")
-    assert job.stage is Stage.RUNNING
-    assert [save.leave for save in job.heard(fx.SaveNow)] == [False]
+    assert job.state is JobState.RUNNING
+    assert [save.then_stop for save in job.heard(fx.SaveNow)] == [False]
     assert [a.count for a in job.heard(fx.Acquire)][-1] == 1
     job.train(5).join("n-2")
-    assert job.stage is Stage.SAVING
+    assert job.state is JobState.SAVING
 
 
 def test_notice_during_a_launch_is_heeded_after_it(running):
     job = running(2, spare_nodes=1)
     job.exit(0, sig=9).done(fx.Kill).hardware("n-1", "drain")
-    assert job.stage is Stage.LAUNCHING
+    assert job.state is JobState.LAUNCHING
     job.launches()
-    assert job.stage is Stage.SAVING
+    assert job.state is JobState.SAVING
 
 
 def test_node_that_goes_before_a_spare_came_costs_nothing_either(running):
@@ -60,13 +60,13 @@ def test_drained_spare_is_let_go_and_replaced(running):
     job.hardware("n-2", "drain").hardware("n-2", "drain")
     assert [r.node for r in job.heard(fx.Release)] == ["n-2"]
     assert [a.count for a in job.heard(fx.Acquire)] == [1]
-    assert job.stage is Stage.RUNNING
+    assert job.state is JobState.RUNNING
 
 
 def test_drained_node_is_not_chosen_at_the_next_restart(running):
     job = running(2, spare_nodes=0)
     job.hardware("n-1", "drain").exit(0, sig=9).done(fx.Kill)
-    assert job.stage is Stage.ASSEMBLING
+    assert job.state is JobState.ASSEMBLING
     job.join("n-2")
     assert job.record.assignment == ("n-0", "n-2")
 

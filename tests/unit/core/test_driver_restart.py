@@ -7,7 +7,7 @@ import pytest
 from megascale.core.contract import effects as fx
 from megascale.core.contract.lineage import Commit
 from megascale.core.machine import Core
-from megascale.core.state.record import NodeStatus, Stage
+from megascale.core.state.record import JobState, NodeStatus
 
 
 def test_training_goes_on_when_the_driver_is_replaced(running):
@@ -16,7 +16,7 @@ def test_training_goes_on_when_the_driver_is_replaced(running):
     job.driver_restarts(after_s=120.0)
     assert job.said == []
     job.join("n-0", "n-1", attempt=1).join("n-2").train(20)
-    assert job.stage is Stage.RUNNING
+    assert job.state is JobState.RUNNING
     assert job.said == []
     assert job.record.ledger.phase == "productive"
 
@@ -42,22 +42,22 @@ def test_node_that_died_meanwhile_is_lost_after_the_silence_bound(running):
     assert job.live_nodes["n-1"].status is NodeStatus.UNKNOWN
     job.silent.add("n-1")
     job.join("n-0", attempt=1).join("n-2").wait(19.0)
-    assert job.stage is Stage.RUNNING
+    assert job.state is JobState.RUNNING
     job.wait(2.0)
-    assert job.stage is Stage.STOPPING
+    assert job.state is JobState.STOPPING
     assert job.incident.node == "n-1"
 
 
 def test_fleet_can_tell_at_once_that_an_unknown_node_is_gone(running):
     job = running(2)
     job.driver_restarts().goes("n-1")
-    assert job.stage is Stage.STOPPING
+    assert job.state is JobState.STOPPING
 
 
 def test_agent_that_lost_its_ranks_meanwhile_is_noticed(running):
     job = running(2)
     job.driver_restarts().join("n-0", attempt=1).agent_restarts("n-1")
-    assert job.stage is Stage.STOPPING
+    assert job.state is JobState.STOPPING
 
 
 @pytest.mark.parametrize("downtime_s", [1.0, 1000.0])
@@ -65,14 +65,14 @@ def test_stall_of_the_driver_is_no_stall_of_the_job(running, downtime_s):
     job = running(2)
     job.train(10).driver_restarts(after_s=downtime_s)
     job.join("n-0", "n-1", attempt=1).wait(8.0)
-    assert job.stage is Stage.RUNNING
+    assert job.state is JobState.RUNNING
 
 
 def test_hang_that_began_while_no_driver_was_there_is_found(running):
     job = running(2)
     job.train(10).driver_restarts(after_s=60.0)
     job.join("n-0", "n-1", attempt=1).wait(20.0)
-    assert job.stage is Stage.DIAGNOSING
+    assert job.state is JobState.DIAGNOSING
 
 
 def test_job_that_was_rolled_back_makes_progress_below_its_best_step(running):
@@ -82,15 +82,15 @@ def test_job_that_was_rolled_back_makes_progress_below_its_best_step(running):
     job.driver_restarts().join("n-0", "n-1", attempt=2)
     job.core.live.step = 20
     job.train(60)
-    assert job.stage is Stage.RUNNING
+    assert job.state is JobState.RUNNING
 
 
 def test_reconnecting_nodes_are_waited_for_before_the_job_shrinks(running):
     job = running(3, min_nodes=2, node_counts=(3, 2), shrink_after_s=60.0)
     job.exit(0, sig=9).goes("n-2").done(fx.Kill)
-    assert job.stage is Stage.ASSEMBLING
+    assert job.state is JobState.ASSEMBLING
     job.driver_restarts(after_s=500.0).join("n-0", "n-1", attempt=1)
-    assert job.stage is Stage.ASSEMBLING
+    assert job.state is JobState.ASSEMBLING
     job.join("n-3")
     assert len(job.record.assignment) == 3
 
@@ -98,7 +98,7 @@ def test_reconnecting_nodes_are_waited_for_before_the_job_shrinks(running):
 def test_hang_is_found_even_if_no_rank_reports_again(running):
     job = running(2, startup_s=100.0, silence_s=1e6)
     job.driver_restarts().wait(120.0, beating=False)
-    assert job.stage is not Stage.RUNNING
+    assert job.state is not JobState.RUNNING
 
 
 def test_pending_effects_come_again_under_their_ids(running):
@@ -116,23 +116,23 @@ def test_pending_effects_come_again_under_their_ids(running):
 def test_kill_is_given_its_full_time_again(running):
     job = running(2, kill_s=10.0, reconnect_grace_s=10.0)
     job.exit(1, sig=9).driver_restarts(after_s=100.0)
-    assert job.stage is Stage.STOPPING
+    assert job.state is JobState.STOPPING
     job.join("n-0", "n-1", attempt=1).done(fx.Kill)
-    assert job.stage is Stage.LAUNCHING
+    assert job.state is JobState.LAUNCHING
 
 
 def test_launch_goes_on_when_the_driver_is_replaced(running):
     job = running(2, startup_s=100.0)
     job.exit(1, sig=9).done(fx.Kill).driver_restarts(after_s=200.0)
     job.join("n-0", "n-1", attempt=2).launches()
-    assert job.stage is Stage.RUNNING
+    assert job.state is JobState.RUNNING
     assert job.record.attempt == 2
 
 
 def test_save_before_leaving_goes_on_when_the_driver_is_replaced(running):
     job = running(2)
     job.command("stop").driver_restarts(after_s=500.0)
-    assert job.stage is Stage.SAVING
+    assert job.state is JobState.SAVING
     job.join("n-0", "n-1", attempt=1).all_exit(76).done(fx.Kill)
     assert job.record.finish_state == "stopped"
 
@@ -140,17 +140,17 @@ def test_save_before_leaving_goes_on_when_the_driver_is_replaced(running):
 def test_waiting_for_nodes_goes_on_when_the_driver_is_replaced(start):
     job = start(2)
     job.join("n-0").driver_restarts(after_s=5.0)
-    assert job.stage is Stage.ASSEMBLING
+    assert job.state is JobState.ASSEMBLING
     job.join("n-0", "n-1")
-    assert job.stage is Stage.LAUNCHING
+    assert job.state is JobState.LAUNCHING
 
 
 def test_diagnosis_goes_on_when_the_driver_is_replaced(running):
     job = running(2, flap_tolerance_s=30.0)
     job.train(5).wait(14.0)
-    assert job.stage is Stage.DIAGNOSING
+    assert job.state is JobState.DIAGNOSING
     job.driver_restarts(after_s=100.0).join("n-0", "n-1", attempt=1).wait(60.0)
-    assert job.stage is Stage.LAUNCHING
+    assert job.state is JobState.LAUNCHING
     assert job.incident.cause == "hang"
 
 
@@ -161,16 +161,16 @@ def test_suspension_set_or_lifted_in_the_manifest_while_no_driver_ran(running):
     job.core = Core.restore(suspended, job.core.snapshot())
     job.driver_starts().join("n-0", attempt=1)
     job.all_exit(76).done(fx.Kill)
-    assert job.stage is Stage.SUSPENDED
+    assert job.state is JobState.SUSPENDED
     job.core = Core.restore(running_policy, job.core.snapshot())
     job.driver_starts().join("n-0")
-    assert job.stage is Stage.LAUNCHING
+    assert job.state is JobState.LAUNCHING
 
 
 def test_suspension_by_a_person_outlives_the_driver(running):
     job = running(1)
     job.command("suspend").all_exit(76).done(fx.Kill).driver_restarts().join("n-0")
-    assert job.stage is Stage.SUSPENDED
+    assert job.state is JobState.SUSPENDED
 
 
 def test_snapshot_comes_back_equal(running):
@@ -184,5 +184,5 @@ def test_snapshot_comes_back_equal(running):
 
 
 def test_record_of_another_shape_is_refused():
-    with pytest.raises(ValueError, match="Stage"):
-        Core.restore(Core.__new__(Core), {"stage": "dancing"})
+    with pytest.raises(ValueError, match="JobState"):
+        Core.restore(Core.__new__(Core), {"state": "dancing"})

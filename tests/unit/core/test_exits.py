@@ -5,7 +5,7 @@ import pytest
 from megascale.core.contract import effects as fx
 from megascale.core.contract.events import RankExited
 from megascale.core.handlers.exits import fault_of
-from megascale.core.state.record import Stage
+from megascale.core.state.record import JobState
 
 GLOO = "[gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.7]:41873"
 
@@ -104,7 +104,7 @@ def test_reattribution_may_lift_a_verdict(running):
     job.exit(0, 1, error="RuntimeError", message=GLOO)
     assert job.incident.action == "fail_job"
     job.exit(1, 1, error="ValueError", message="bad").done(fx.Kill)
-    assert job.stage is Stage.LAUNCHING
+    assert job.state is JobState.LAUNCHING
 
 
 def test_echoes_alone_never_cost_a_node(running):
@@ -122,10 +122,10 @@ def test_repeated_and_stale_exits_are_ignored(running):
     assert job.record.next_incident == before
     job.launches()
     job.tell(RankExited("n-1", "n-1/0", 2, 1, None, 9, job.now))
-    assert job.stage is Stage.RUNNING
+    assert job.state is JobState.RUNNING
 
 
 def test_injected_faults_are_marked(running):
     job = running(2)
     job.exit(1, sig=9, injected=True)
-    assert job.incident.stages["fault"].source == "injected"
+    assert job.incident.milestones["fault"].source == "injected"

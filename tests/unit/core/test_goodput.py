@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from megascale.core.contract import effects as fx
 from megascale.core.contract.events import RankExited
 from megascale.core.state.goodput import GoodputPhase, Ledger
-from megascale.core.state.record import Stage
+from megascale.core.state.record import JobState
 
 PHASES = list(GoodputPhase)
 ACTIONS = st.one_of(
@@ -88,7 +88,7 @@ def test_whole_life_adds_up_and_names_causes(running):
     assert ledger.by_cause["crash"]["recovery"] == pytest.approx(9.0, abs=0.5)
     assert ledger.by_cause["node_lost"]["lostWork"] > 25.0
     assert ledger.by_node["n-1"]
-    assert job.stage is Stage.RUNNING
+    assert job.state is JobState.RUNNING
 
 
 def test_checkpoint_stall_is_not_productive(running):

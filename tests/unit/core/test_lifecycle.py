@@ -4,7 +4,7 @@ from megascale.core.contract import effects as fx
 from megascale.core.contract import events as ev
 from megascale.core.contract.lineage import Commit
 from megascale.core.contract.policy import Policy
-from megascale.core.state.record import Stage
+from megascale.core.state.record import JobState
 
 
 def test_job_asks_for_its_nodes_and_launches_when_they_are_there(start):
@@ -12,7 +12,7 @@ def test_job_asks_for_its_nodes_and_launches_when_they_are_there(start):
     (acquire,) = job.heard(fx.Acquire)
     assert acquire.count == 3
     job.join("n-0")
-    assert job.stage is Stage.ASSEMBLING
+    assert job.state is JobState.ASSEMBLING
     job.join("n-1")
     (launch,) = job.heard(fx.Launch)
     assert launch.nodes == ("n-0", "n-1")
@@ -30,7 +30,7 @@ def test_spares_may_wait_until_the_first_launch(start):
 def test_completion_needs_every_rank(running):
     job = running(2)
     job.exit(0, 0)
-    assert job.stage is Stage.RUNNING
+    assert job.state is JobState.RUNNING
     job.exit(1, 0).done(fx.Kill)
     assert job.record.finish_state == "completed"
     assert [f.state for f in job.heard(fx.Finish)] == ["completed"]
@@ -39,9 +39,9 @@ def test_completion_needs_every_rank(running):
 def test_ranks_that_never_follow_a_finished_one_are_a_fault(running):
     job = running(2, startup_s=100.0)
     job.exit(0, 0).wait(99.0)
-    assert job.stage is Stage.RUNNING
+    assert job.state is JobState.RUNNING
     job.wait(2.0)
-    assert job.stage is Stage.STOPPING
+    assert job.state is JobState.STOPPING
     assert job.incident.cause == "hang"
 
 
@@ -61,9 +61,9 @@ def test_commit_found_while_stopping_counts(running):
 def test_stop_saves_first_and_keeps_its_reason(running):
     job = running(2)
     job.command("stop")
-    assert job.stage is Stage.SAVING
+    assert job.state is JobState.SAVING
     (save,) = job.heard(fx.SaveNow)
-    assert save.leave
+    assert save.then_stop
     job.all_exit(76).done(fx.Kill)
     assert (job.record.finish_state, job.record.finish_reason) == ("stopped", "because by ada")
 
@@ -83,7 +83,7 @@ def test_stop_wins_over_a_crash_while_saving(running):
 def test_save_that_takes_too_long_is_given_up(running):
     job = running(2, save_s=30.0)
     job.command("stop").wait(31.0)
-    assert job.stage is Stage.STOPPING
+    assert job.state is JobState.STOPPING
     job.done(fx.Kill)
     assert job.record.finish_state == "stopped"
 
@@ -91,13 +91,13 @@ def test_save_that_takes_too_long_is_given_up(running):
 def test_failed_save_order_does_not_wait_for_the_deadline(running):
     job = running(2, save_s=1000.0)
     job.command("stop").fails(fx.SaveNow)
-    assert job.stage is Stage.STOPPING
+    assert job.state is JobState.STOPPING
 
 
 def test_suspend_and_resume(running):
     job = running(2)
     job.train(4).command("suspend").commit(5).all_exit(76).done(fx.Kill)
-    assert job.stage is Stage.SUSPENDED
+    assert job.state is JobState.SUSPENDED
     job.heard(fx.Launch)
     job.command("resume")
     assert job.resumed_from() == Commit(5, 1)
@@ -106,9 +106,9 @@ def test_suspend_and_resume(running):
 def test_suspension_called_off_while_stopping_relaunches(running):
     job = running(2)
     job.command("suspend").all_exit(76)
-    assert job.stage is Stage.STOPPING
+    assert job.state is JobState.STOPPING
     job.command("resume").done(fx.Kill)
-    assert job.stage is Stage.LAUNCHING
+    assert job.state is JobState.LAUNCHING
 
 
 def test_spec_suspend_set_and_unset_while_stopping(running):
@@ -118,17 +118,17 @@ def test_spec_suspend_set_and_unset_while_stopping(running):
     job.all_exit(76)
     job.tell(ev.SpecChanged(policy))
     job.done(fx.Kill)
-    assert job.stage is Stage.LAUNCHING
+    assert job.state is JobState.LAUNCHING
 
 
 def test_waits_then_shrinks_on_the_tick_alone(running):
     job = running(3, min_nodes=2, node_counts=(3, 2), shrink_after_s=60.0)
     job.goes("n-1").done(fx.Kill)
-    assert job.stage is Stage.ASSEMBLING
+    assert job.state is JobState.ASSEMBLING
     job.wait(59.0)
-    assert job.stage is Stage.ASSEMBLING
+    assert job.state is JobState.ASSEMBLING
     job.wait(2.0)
-    assert job.stage is Stage.LAUNCHING
+    assert job.state is JobState.LAUNCHING
     assert job.record.assignment == ("n-0", "n-2")
     assert job.incident.action == "shrink"
 
@@ -136,7 +136,7 @@ def test_waits_then_shrinks_on_the_tick_alone(running):
 def test_never_below_min_nodes(running):
     job = running(3, min_nodes=2, node_counts=(3, 2), shrink_after_s=60.0)
     job.goes("n-1").goes("n-2").done(fx.Kill).wait(200.0)
-    assert job.stage is Stage.ASSEMBLING
+    assert job.state is JobState.ASSEMBLING
     job.join("n-3")
     assert job.record.assignment == ("n-0", "n-3")
 
@@ -145,9 +145,9 @@ def test_shrunk_job_grows_when_its_nodes_have_been_back_for_a_while(running):
     job = running(3, min_nodes=2, node_counts=(3, 2), shrink_after_s=10.0, grow_after_s=100.0)
     job.goes("n-1").done(fx.Kill).wait(11.0).launches()
     job.join("n-3").train(50)
-    assert job.stage is Stage.RUNNING
+    assert job.state is JobState.RUNNING
     job.train(60)
-    assert job.stage is Stage.SAVING
+    assert job.state is JobState.SAVING
     job.all_exit(76).done(fx.Kill)
     assert len(job.record.assignment) == 3
     assert sum(job.record.restarts.values()) == 1
@@ -173,8 +173,8 @@ def test_a_node_that_does_not_answer_the_stop_explains_the_echo_of_its_peer(runn
         "n-1",
         "replace_node",
     )
-    assert "n-1 sent no beat for 10.0 s and did not stop its ranks" in job.incident.reason
-    assert job.incident.stages["fault"].at <= lost_at
+    assert "n-1 sent no heartbeat for 10.0 s and did not stop its ranks" in job.incident.reason
+    assert job.incident.milestones["fault"].at <= lost_at
     assert any("first seen as" in line for line in job.incident.evidence)
     assert job.record.assignment == ("n-0", "n-2")
 
@@ -190,22 +190,22 @@ def test_kill_that_is_never_answered_does_not_hold_up_the_job(running):
     job = running(2, spare_nodes=1, kill_s=10.0)
     job.silent.add("n-1")
     job.exit(1, sig=9).wait(16.0)
-    assert job.stage is Stage.LAUNCHING
+    assert job.state is JobState.LAUNCHING
     assert job.record.assignment == ("n-0", "n-2")
 
 
 def test_node_lost_while_it_is_waited_for_ends_the_wait(running):
     job = running(1, spare_nodes=1)
     job.exit(0, sig=9)
-    assert job.stage is Stage.STOPPING
+    assert job.state is JobState.STOPPING
     job.goes("n-0")
-    assert job.stage is Stage.LAUNCHING
+    assert job.state is JobState.LAUNCHING
     assert job.record.assignment == ("n-1",)
 
 
 def test_launch_that_hangs_is_given_up(running):
     job = running(2, startup_s=300.0)
-    job.exit(0, sig=9).done(fx.Kill).done(fx.Launch).beat("n-0", step=1)
+    job.exit(0, sig=9).done(fx.Kill).done(fx.Launch).heartbeat("n-0", step=1)
     job.wait(301.0)
     assert job.incident.cause == "launch_failed"
     assert job.incident.node == "n-1"
@@ -226,7 +226,7 @@ def test_refused_spares_do_not_use_up_the_tries_of_a_later_wait(running):
         job.refuse(fx.Acquire).train(61)
     job.goes("n-0")
     job.refuse(fx.Acquire)
-    assert job.stage is Stage.ASSEMBLING
+    assert job.state is JobState.ASSEMBLING
 
 
 def test_promised_nodes_that_never_come_are_asked_for_again(start):
@@ -241,9 +241,9 @@ def test_promised_nodes_that_never_come_are_asked_for_again(start):
 def test_script_without_steps_runs_as_soon_as_it_is_launched(start):
     job = start(1, reports_steps=False)
     job.join("n-0").done(fx.Launch)
-    assert job.stage is Stage.RUNNING
+    assert job.state is JobState.RUNNING
     job.wait(5000.0)
-    assert job.stage is Stage.RUNNING
+    assert job.state is JobState.RUNNING
     job.exit(0, 0).done(fx.Kill)
     assert job.record.finish_state == "completed"
 
@@ -251,9 +251,9 @@ def test_script_without_steps_runs_as_soon_as_it_is_launched(start):
 def test_leaving_unasked_without_a_step_is_a_fault(running):
     job = running(1, no_progress_limit=2)
     job.train(2).commit(3).all_exit(76).done(fx.Kill)
-    assert job.stage is Stage.LAUNCHING
+    assert job.state is JobState.LAUNCHING
     for _ in range(3):
-        if job.stage is Stage.LAUNCHING:
+        if job.state is JobState.LAUNCHING:
             job.done(fx.Launch).all_exit(76).done(fx.Kill)
     assert job.record.finish_state == "failed"
 
@@ -262,6 +262,6 @@ def test_finished_job_can_be_started_again(running):
     job = running(1)
     job.commit(1).command("stop").all_exit(76).done(fx.Kill).done(fx.Finish)
     job.driver_restarts().command("reopen")
-    assert job.stage is Stage.ASSEMBLING
+    assert job.state is JobState.ASSEMBLING
     job.join("n-0")
     assert job.heard(fx.Launch)[-1].resume == Commit(1, 1)

@@ -199,7 +199,7 @@ def test_long_row_of_restarts_from_memory_keeps_the_last_commit_in_reach(job):
         job.train(1)
         assert crash(job, n_0=held, n_1=held).resume == Commit(step, attempt)
         job.done(fx.Launch)
-        job.beat("n-0", "n-1", step=step)
+        job.heartbeat("n-0", "n-1", step=step)
         assert is_on_lineage(Commit(5, 1), job.record.lineage, job.record.attempt)
     assert len(job.record.lineage) <= 64
     job.core.live.snapshots.clear()

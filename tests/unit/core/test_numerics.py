@@ -6,7 +6,7 @@ import pytest
 
 from megascale.core.contract import effects as fx
 from megascale.core.contract.lineage import Commit
-from megascale.core.state.record import Stage
+from megascale.core.state.record import JobState
 
 
 def trained(running, **policy):
@@ -20,7 +20,7 @@ def test_nan_rolls_back_to_before_it(running):
     job = trained(running, distrust_steps=5)
     job.commit(90).commit(101)
     job.train(2, loss=math.nan).commit(103)
-    assert job.stage is Stage.STOPPING
+    assert job.state is JobState.STOPPING
     assert (job.incident.cause, job.incident.action) == ("numerics", "roll_back")
     job.done(fx.Kill)
     assert job.resumed_from() == Commit(90, 1)
@@ -29,13 +29,13 @@ def test_nan_rolls_back_to_before_it(running):
 def test_single_nan_is_not_acted_on(running):
     job = trained(running)
     job.train(1, loss=math.nan).train(5, loss=3.0)
-    assert job.stage is Stage.RUNNING
+    assert job.state is JobState.RUNNING
 
 
 def test_nan_gradient_norm_alone_is_a_skipped_step(running):
     job = trained(running)
     job.train(5, loss=3.0, grad_norm=math.nan)
-    assert job.stage is Stage.RUNNING
+    assert job.state is JobState.RUNNING
 
 
 def test_nan_soon_after_a_load_distrusts_what_was_loaded(running):
@@ -53,9 +53,9 @@ def test_jump_that_stays_rolls_back(running, metric):
     job.commit(80)
     values = {"loss": 3.0, "grad_norm": 1.0}
     job.train(4, **{**values, metric: 20.0})
-    assert job.stage is Stage.RUNNING
+    assert job.state is JobState.RUNNING
     job.train(1, **{**values, metric: 20.0})
-    assert job.stage is Stage.STOPPING
+    assert job.state is JobState.STOPPING
     job.done(fx.Kill)
     assert job.resumed_from() == Commit(80, 1)
 
@@ -64,7 +64,7 @@ def test_the_same_jump_again_is_left_to_a_person(running):
     job = trained(running)
     job.commit(80).train(5, loss=20.0).recovers()
     job.train(20, loss=3.0).train(5, loss=20.0)
-    assert job.stage is Stage.RUNNING
+    assert job.state is JobState.RUNNING
     assert any("code or data" in page.reason for page in job.heard(fx.Page))
 
 
@@ -81,7 +81,7 @@ def test_the_same_nan_again_fails_the_job_in_the_end(running):
 def test_moderate_spike_is_told_but_not_acted_on(running):
     job = trained(running)
     job.train(6, loss=4.5)
-    assert job.stage is Stage.RUNNING
+    assert job.state is JobState.RUNNING
     assert job.incident.cause == "numerics"
     assert job.incident.action == "none"
 
@@ -89,7 +89,7 @@ def test_moderate_spike_is_told_but_not_acted_on(running):
 def test_numerics_in_shadow_mode(running):
     job = trained(running, shadow_detectors=("numerics",))
     job.train(3, loss=math.nan)
-    assert job.stage is Stage.RUNNING
+    assert job.state is JobState.RUNNING
     assert job.record.shadowed == {"numerics": 1}
 
 
@@ -98,7 +98,7 @@ def test_decay_of_the_pace_pages_once(running):
     job.train(250)
     job.step_s = 1.2
     job.train(400)
-    assert job.stage is Stage.RUNNING
+    assert job.state is JobState.RUNNING
     assert len([page for page in job.heard(fx.Page) if "MFU decays" in page.reason]) == 1
 
 
@@ -111,7 +111,7 @@ def stopped_by_nan(running, **policy):
 def test_nodes_are_checked_before_ranks_run_again(running):
     job = stopped_by_nan(running)
     assert job.heard(fx.CheckNodes)[-1].nodes == ("n-0", "n-1")
-    assert job.stage is Stage.ASSEMBLING
+    assert job.state is JobState.ASSEMBLING
     job.done(fx.CheckNodes, convicted={"n-1": "rank 3: a product differs"})
     assert (job.incident.cause, job.incident.action, job.incident.node) == ("hardware", "replace_node", "n-1")
     assert job.record.assignment == ("n-0", "n-2")
@@ -129,7 +129,7 @@ def test_check_that_finds_nothing_leaves_the_roll_back(running):
 def test_check_without_an_answer_convicts_nobody(running, how):
     job = stopped_by_nan(running)
     job = job.wait(301.0) if how == "overdue" else job.fails(fx.CheckNodes)
-    assert (job.stage, job.record.excluded) == (Stage.LAUNCHING, {})
+    assert (job.state, job.record.excluded) == (JobState.LAUNCHING, {})
     assert not job.pending(fx.CheckNodes)
 
 
@@ -154,6 +154,6 @@ def test_a_new_driver_asks_again(running):
 
 def test_suspending_calls_the_check_off(running):
     job = stopped_by_nan(running).command("suspend")
-    assert job.stage is Stage.SUSPENDED
+    assert job.state is JobState.SUSPENDED
     assert not job.pending(fx.CheckNodes)
     assert "check" not in job.record.deadlines

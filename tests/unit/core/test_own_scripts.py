@@ -5,7 +5,7 @@ from __future__ import annotations
 from megascale.core.contract import events as ev
 from megascale.core.contract.policy import Policy
 from megascale.core.machine import Core
-from megascale.core.state.record import Stage
+from megascale.core.state.record import JobState
 
 
 def launched(**changes: object) -> Core:
@@ -30,16 +30,16 @@ def report(core: Core, now: float, step: int = 0, seconds: float = 0.0, phase: s
     core.step(ev.NodeReport("node-0", "a", core.record.attempt, (rank,)), now)
 
 
-def beat(core: Core, start: float, end: float, **told: object) -> None:
+def heartbeat(core: Core, start: float, end: float, **told: object) -> None:
     for second in range(int(start), int(end)):
         report(core, float(second), **told)  # type: ignore[arg-type]
 
 
 def test_a_script_that_tells_nothing_is_running_at_once_and_never_hangs() -> None:
     core = launched(startup_s=60.0)
-    assert core.record.stage is Stage.RUNNING
-    beat(core, 11, 1000, phase="startup")
-    assert core.record.stage is Stage.RUNNING
+    assert core.record.state is JobState.RUNNING
+    heartbeat(core, 11, 1000, phase="startup")
+    assert core.record.state is JobState.RUNNING
     assert core.record.incident is None
 
 
@@ -47,8 +47,8 @@ def test_a_script_that_tells_its_steps_is_watched() -> None:
     core = launched()
     for step in range(1, 20):
         report(core, 10.0 + step, step, 1.0)
-    beat(core, 30, 60, step=19, seconds=1.0)
-    assert core.record.stage is Stage.DIAGNOSING
+    heartbeat(core, 30, 60, step=19, seconds=1.0)
+    assert core.record.state is JobState.DIAGNOSING
     assert core.record.incident is not None
     assert core.record.incident.cause == "hang"
 
@@ -57,8 +57,8 @@ def test_after_its_last_step_it_may_take_its_time() -> None:
     core = launched()
     for step in range(91, 101):
         report(core, float(step), step, 1.0)
-    beat(core, 101, 500, step=100, seconds=1.0)
-    assert core.record.stage is Stage.RUNNING
+    heartbeat(core, 101, 500, step=100, seconds=1.0)
+    assert core.record.state is JobState.RUNNING
 
 
 def test_an_untold_script_is_stopped_without_waiting_for_a_save() -> None:

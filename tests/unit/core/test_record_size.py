@@ -8,7 +8,7 @@ import pytest
 
 from megascale.core.contract import effects as fx
 from megascale.core.contract.names import pack, unpack
-from megascale.core.state.record import Stage
+from megascale.core.state.record import JobState
 
 LIMIT = 64 * 1024
 
@@ -38,8 +38,8 @@ def test_record_of_1536_nodes_stays_small_through_a_hard_life(start):
     record = job.record
     for index in range(160):
         job.done(fx.Launch)
-        job.record.stage = Stage.RUNNING
-        job.beat(record.assignment[0], step=job.core.live.step + 1)
+        job.record.state = JobState.RUNNING
+        job.heartbeat(record.assignment[0], step=job.core.live.step + 1)
         job.commit(job.core.live.step)
         node = record.assignment[index * 7]
         long = "RuntimeError: " + "something long that a rank had to say " * 30

@@ -6,7 +6,7 @@ from megascale.core.contract import effects as fx
 from megascale.core.contract import events as ev
 from megascale.core.contract.lineage import Commit
 from megascale.core.contract.policy import RecoveryRule
-from megascale.core.state.record import Stage
+from megascale.core.state.record import JobState
 
 DAY_S = 86400.0
 
@@ -39,7 +39,7 @@ def test_incident_has_every_stage_in_order(running):
         "firstStep",
         "backToSpeed",
     ]
-    times = [incident.stages[name].at for name in stages]
+    times = [incident.milestones[name].at for name in stages]
     assert times == sorted(times)
 
 
@@ -89,7 +89,7 @@ def test_same_step_failing_again_fails_the_job(running):
     job.train(5).commit(5)
     for _ in range(3):
         job.train(job.record.best_step - job.core.live.step)
-        job.exit(1, 1, error="ValueError", message="bad batch").done(fx.Kill).done(fx.Launch).beat(
+        job.exit(1, 1, error="ValueError", message="bad batch").done(fx.Kill).done(fx.Launch).heartbeat(
             "n-0", "n-1", step=6
         )
     job.exit(1, 1, error="ValueError", message="bad batch")
@@ -105,21 +105,21 @@ def test_failing_at_various_steps_is_given_more_tries(running):
     job.train(60)
     for steps in (10, 30, 20, 40):
         crash(job).train(steps)
-    assert job.stage is Stage.RUNNING
+    assert job.state is JobState.RUNNING
 
 
 def test_progress_clears_the_breaker(running):
     job = running(2, no_progress_limit=2, node_blame_limit=99.0)
     for _ in range(6):
         crash(job).train(5).commit(job.core.live.step)
-    assert job.stage is Stage.RUNNING
+    assert job.state is JobState.RUNNING
 
 
 def test_lost_nodes_do_not_look_like_a_failing_step(running):
     job = running(2, spare_nodes=6, no_progress_limit=2, max_nodes_per_hour=99)
     for index in range(4):
         job.goes(job.record.assignment[1]).recovers()
-        assert job.stage is Stage.RUNNING, index
+        assert job.state is JobState.RUNNING, index
 
 
 @pytest.mark.parametrize(
@@ -136,13 +136,13 @@ def test_budget_is_a_bound(running, policy, words):
 def test_budget_of_one_cause_leaves_others(running):
     job = running(2, budgets={"user_code": 0})
     crash(job)
-    assert job.stage is Stage.RUNNING
+    assert job.state is JobState.RUNNING
 
 
 def test_eviction_by_hand_costs_no_budget_and_saves_first(running):
     job = running(2, spare_nodes=1)
     job.train(5).command("evict", "n-1")
-    assert job.stage is Stage.SAVING
+    assert job.state is JobState.SAVING
     job.commit(7).all_exit(76).done(fx.Kill)
     assert job.resumed_from() == Commit(7, 1)
     assert job.record.assignment == ("n-0", "n-2")
@@ -152,7 +152,7 @@ def test_eviction_by_hand_costs_no_budget_and_saves_first(running):
 def test_eviction_of_an_idle_node_does_not_disturb_training(running):
     job = running(2, spare_nodes=1)
     job.command("evict", "n-2")
-    assert job.stage is Stage.RUNNING
+    assert job.state is JobState.RUNNING
     assert [r.node for r in job.heard(fx.Release)] == ["n-2"]
     job.train(10)
     assert job.record.ledger.phase == "productive"
@@ -162,7 +162,7 @@ def test_eviction_of_an_idle_node_does_not_disturb_training(running):
 def test_eviction_while_nodes_are_waited_for_lets_the_node_go(running):
     job = running(2)
     job.goes("n-1").done(fx.Kill)
-    assert job.stage is Stage.ASSEMBLING
+    assert job.state is JobState.ASSEMBLING
     job.heard(fx.Release)
     job.command("evict", "n-0")
     assert [r.node for r in job.heard(fx.Release)] == ["n-0"]
@@ -175,7 +175,7 @@ def test_hourly_bound_stops_exclusions_and_pages(running):
     job.exit(1, sig=11).recovers().exit(1, sig=11)
     assert len(job.record.excluded) == 1
     assert any("maxNodesPerHour" in page.reason for page in job.heard(fx.Page))
-    assert job.recovers().stage is Stage.RUNNING
+    assert job.recovers().state is JobState.RUNNING
 
 
 def test_a_node_that_may_not_be_excluded_pages_once_an_hour(running):
@@ -222,11 +222,11 @@ def test_container_is_restarted_before_the_node_is_given_up(running):
     assert job.incident.action == "restart_container"
     job.done(fx.Kill)
     assert [r.node for r in job.heard(fx.RestartSlot)] == ["n-1"]
-    assert job.stage is Stage.ASSEMBLING
-    job.beat("n-1")
-    assert job.stage is Stage.ASSEMBLING
+    assert job.state is JobState.ASSEMBLING
+    job.heartbeat("n-1")
+    assert job.state is JobState.ASSEMBLING
     job.agent_restarts("n-1")
-    assert job.stage is Stage.LAUNCHING
+    assert job.state is JobState.LAUNCHING
     job.fails(fx.Launch, "zygote did not answer", ("n-1",))
     assert job.incident.action == "replace_node"
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from megascale.core.contract import effects as fx
 from megascale.core.contract import events as ev
 from megascale.core.contract.policy import Policy
-from megascale.core.state.record import Stage
+from megascale.core.state.record import JobState
 
 
 def change(job, revision, *, restart=True, **policy):
@@ -17,7 +17,7 @@ def test_thresholds_count_at_once(running):
     job = running(1)
     change(job, "r2", restart=False, hang_margin_s=50.0)
     assert job.core.policy.hang_margin_s == 50.0
-    assert job.stage is Stage.RUNNING
+    assert job.state is JobState.RUNNING
 
 
 def test_changed_spec_waits_for_the_next_restart(running):
@@ -25,7 +25,7 @@ def test_changed_spec_waits_for_the_next_restart(running):
     change(job, "r1", restart=False)
     change(job, "r2")
     job.train(100)
-    assert job.stage is Stage.RUNNING
+    assert job.state is JobState.RUNNING
     job.exit(0, sig=9).done(fx.Kill)
     assert job.heard(fx.Launch)[-1].revision == "r2"
 
@@ -34,9 +34,9 @@ def test_changed_spec_is_applied_in_time_with_a_save(running):
     job = running(1)
     change(job, "r2", apply_within_s=50.0)
     job.train(49)
-    assert job.stage is Stage.RUNNING
+    assert job.state is JobState.RUNNING
     job.train(2)
-    assert job.stage is Stage.SAVING
+    assert job.state is JobState.SAVING
     job.all_exit(76).done(fx.Kill)
     assert job.heard(fx.Launch)[-1].revision == "r2"
     assert not job.record.restarts
@@ -55,7 +55,7 @@ def test_spec_that_makes_no_progress_is_rolled_back_with_its_policy(running):
     assert job.incident.action == "revert_spec"
     assert any("r2 made no progress" in page.reason for page in job.heard(fx.Page))
     job.launches()
-    assert job.stage is Stage.RUNNING
+    assert job.state is JobState.RUNNING
 
 
 def test_spec_that_made_progress_is_not_rolled_back(running):
@@ -63,10 +63,10 @@ def test_spec_that_made_progress_is_not_rolled_back(running):
     change(job, "r2")
     job.train(5).commit(5).exit(0, sig=9).recovers().train(20)
     for _ in range(3):
-        if job.stage is not Stage.FINISHED:
+        if job.state is not JobState.FINISHED:
             job.exit(0, 1, error="ValueError", message="bad").done(fx.Kill)
-        if job.stage is Stage.LAUNCHING:
-            job.done(fx.Launch).beat("n-0", step=job.record.best_step)
+        if job.state is JobState.LAUNCHING:
+            job.done(fx.Launch).heartbeat("n-0", step=job.record.best_step)
     assert job.record.finish_state == "failed"
 
 
@@ -94,4 +94,4 @@ def test_fewer_nodes_let_a_waiting_job_start(start):
     job = start(3)
     job.join("n-0", "n-1")
     job.tell(ev.SpecChanged(Policy(nodes=2, min_nodes=2, steps=1000)))
-    assert job.stage is Stage.LAUNCHING
+    assert job.state is JobState.LAUNCHING

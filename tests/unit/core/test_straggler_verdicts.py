@@ -4,7 +4,7 @@ import random
 
 from megascale.core.contract import effects as fx
 from megascale.core.contract import events as ev
-from megascale.core.state.record import Stage
+from megascale.core.state.record import JobState
 
 
 def steps_of(job, count, slow=None, by=1.1):
@@ -30,12 +30,12 @@ def verdict(job, healthy):
 def test_slow_node_is_probed_before_anything_is_done(running):
     job = suspected(running)
     assert [p.node for p in job.heard(fx.Probe)] == ["n-5"]
-    assert job.stage is Stage.RUNNING
+    assert job.state is JobState.RUNNING
 
 
 def test_confirmed_straggler_is_swapped_after_a_save(running):
     job = verdict(suspected(running), False)
-    assert job.stage is Stage.SAVING
+    assert job.state is JobState.SAVING
     assert (job.incident.cause, job.incident.node) == ("straggler", "n-5")
     job.all_exit(76).done(fx.Kill)
     assert job.record.assignment[5] == "n-16"
@@ -44,20 +44,20 @@ def test_confirmed_straggler_is_swapped_after_a_save(running):
 
 def test_node_that_the_probe_finds_sound_stays(running):
     job = verdict(suspected(running), True)
-    assert job.stage is Stage.RUNNING
+    assert job.state is JobState.RUNNING
     assert not job.record.excluded
 
 
 def test_probe_that_cannot_tell_is_for_a_person(running):
     job = verdict(suspected(running), None)
-    assert job.stage is Stage.RUNNING
+    assert job.state is JobState.RUNNING
     assert any("could not tell" in page.reason for page in job.heard(fx.Page))
 
 
 def test_probe_that_nobody_can_make_is_for_a_person_too(running):
     job = suspected(running)
     job.refuse(fx.Probe, "no prober")
-    assert job.stage is Stage.RUNNING
+    assert job.state is JobState.RUNNING
     assert any("could not tell" in page.reason for page in job.heard(fx.Page))
 
 
@@ -65,12 +65,12 @@ def test_without_a_spare_a_slow_node_is_better_than_none(running):
     job = running(16)
     steps_of(job, 80, slow=5)
     verdict(job, False)
-    assert job.stage is Stage.RUNNING
+    assert job.state is JobState.RUNNING
 
 
 def test_breaker_keeps_a_slow_node_and_pages(running):
     job = verdict(suspected(running, max_nodes_per_hour=0), False)
-    assert job.stage is Stage.RUNNING
+    assert job.state is JobState.RUNNING
     assert any("maxNodesPerHour" in page.reason for page in job.heard(fx.Page))
 
 
@@ -82,7 +82,7 @@ def test_healthy_job_raises_no_suspicion(running):
 
 def test_straggler_in_shadow_mode(running):
     job = verdict(suspected(running, shadow_detectors=("straggler",)), False)
-    assert job.stage is Stage.RUNNING
+    assert job.state is JobState.RUNNING
     assert job.record.shadowed == {"straggler": 1}
 
 

@@ -12,14 +12,14 @@ import pytest
 from simulated.agent import SimulatedAgent
 from simulated.world import Pace, World
 
-from megascale.agent.place import Place
+from megascale.agent.config import AgentConfig
 from megascale.core.contract import events as ev
 from megascale.core.contract.codec import Json
-from megascale.core.state.record import Stage
+from megascale.core.state.record import JobState
 from megascale.driver.driver import Driver
 from megascale.driver.listener import LocalListener, bind
 from megascale.driver.log import EventLog
-from megascale.driver.plug import Plugs
+from megascale.driver.ports import DriverPorts
 from megascale.driver.record import LocalRecord
 from megascale.errors import FencedError, InputError, UnreachableError
 from megascale.fleet.base import Health, SlotEvent
@@ -84,17 +84,17 @@ def drive(folder: Path, scenario: Callable[[Driver, Record], Awaitable[None]]) -
 
     async def main() -> None:
         record = Record(run, "j")
-        plugs = Plugs(record, Fleet(), LocalListener(run), EventLog(run))
-        driver = await Driver.take_over(run, load_job(run.job_file), plugs)
+        ports = DriverPorts(record, Fleet(), LocalListener(run), EventLog(run))
+        driver = await Driver.take_over(run, load_job(run.job_file), ports)
         world = World(Pace(0.05, 0.05, 0.1), 10**6)
         async with asyncio.timeout(100.0):
             driving = asyncio.create_task(driver.run())
             agents = [
-                asyncio.create_task(SimulatedAgent(Place.local(folder, f"n{n}"), world, 1, 0.5).run())
+                asyncio.create_task(SimulatedAgent(AgentConfig.local(folder, f"n{n}"), world, 1, 0.5).run())
                 for n in range(2)
             ]
             try:
-                await until(lambda: driver.core.record.stage is Stage.RUNNING)
+                await until(lambda: driver.core.record.state is JobState.RUNNING)
                 await scenario(driver, record)
             finally:
                 for task in (driving, *agents):
@@ -114,7 +114,7 @@ def test_what_passed_while_decisions_waited_is_held_against_nobody(tmp_path: Pat
         step = driver.core.live.step
         record.away = False
         await until(lambda: driver.core.live.step > step)
-        assert driver.core.record.stage is Stage.RUNNING
+        assert driver.core.record.state is JobState.RUNNING
         assert driver.core.record.incidents == []
         assert driver.core.record.incident is None
         (alert,) = [one["message"] for one in driver.board.document()["alerts"]]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from kube_stage import Stage
+from kube_stage import KubeStage
 from objects import fresh
 from programs import Program, api_server
 from rest import Cluster, Rest
@@ -34,8 +34,8 @@ def kubeconfig(server: Program) -> Path:
 
 
 @pytest.fixture
-def stage(kubeconfig: Path, tmp_path: Path) -> Iterator[Stage]:
+def stage(kubeconfig: Path, tmp_path: Path) -> Iterator[KubeStage]:
     """A namespace with one job that nobody looks after yet."""
-    stage = Stage(Rest(Cluster.of(kubeconfig)), kubeconfig, tmp_path, fresh("ns"))
+    stage = KubeStage(Rest(Cluster.of(kubeconfig)), kubeconfig, tmp_path, fresh("ns"))
     yield stage
     stage.close()

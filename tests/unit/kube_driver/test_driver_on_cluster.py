@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
-from kube_stage import NAME, Slot, Stage, eventually
+from kube_stage import NAME, KubeStage, Slot, eventually
 from megascale_operator.reconcile import names
 from programs import Program
 
@@ -20,7 +20,7 @@ from megascale.rpc.megascale_pb2_grpc import DriverStub
 pytestmark = [pytest.mark.multiprocess, pytest.mark.slow, pytest.mark.timeout(400)]
 
 
-def train(stage: Stage, **sizes: Any) -> Program:
+def train(stage: KubeStage, **sizes: Any) -> Program:
     """Two slots with agents and a driver, some steps done."""
     stage.begin(**sizes)
     for number in range(2):
@@ -32,7 +32,7 @@ def train(stage: Stage, **sizes: Any) -> Program:
     return driver
 
 
-def refusal(stage: Stage, slot: Slot, token: str, node: str = "") -> str:
+def refusal(stage: KubeStage, slot: Slot, token: str, node: str = "") -> str:
     """What the driver answers an agent that begins a stream with this token; "" = it is let in."""
     credentials = grpc.ssl_channel_credentials(stage.authority.certificate_pem.encode())
     name = names.server_name(NAME, stage.namespace)
@@ -48,10 +48,10 @@ def refusal(stage: Stage, slot: Slot, token: str, node: str = "") -> str:
     return ""
 
 
-def test_a_job_trains_to_its_end_and_its_events_and_logs_are_kept(stage: Stage) -> None:
+def test_a_job_trains_to_its_end_and_its_events_and_logs_are_kept(stage: KubeStage) -> None:
     driver = train(stage, steps=60)
     first = stage.until(lambda status: status["stage"] == "running" or status["state"] == "completed")
-    assert (first["term"], first["pod"], first["wishes"]["slots"]) == (1, "q-driver-0", 2)
+    assert (first["term"], first["pod"], first["requests"]["slots"]) == (1, "q-driver-0", 2)
     status = stage.until(lambda status: status["state"] == "completed")
     assert isinstance(status["goodput"], str)
     assert driver.process is not None
@@ -61,14 +61,14 @@ def test_a_job_trains_to_its_end_and_its_events_and_logs_are_kept(stage: Stage) 
         assert slot.program.process is not None
         assert slot.program.process.wait(30.0) == 0
     record = json.loads(stage.map(names.record_map(NAME))["record.json"])
-    assert (record["term"], record["pod"], record["core"]["stage"]) == (1, "q-driver-0", "finished")
+    assert (record["term"], record["pod"], record["core"]["state"]) == (1, "q-driver-0", "finished")
     store = stage.folder / "store"
     kinds = {json.loads(line).get("event", {}).get("kind") for line in (store / "events" / "1.jsonl").open()}
     assert {"DriverStarted", "NodeJoined", "RankExited"} <= kinds
     assert (store / "logs" / "attempt-1" / "rank-0.log").exists()
 
 
-def test_only_agents_of_the_jobs_own_pods_are_let_in(stage: Stage) -> None:
+def test_only_agents_of_the_jobs_own_pods_are_let_in(stage: KubeStage) -> None:
     stage.begin()
     slot = stage.add_slot("worker-0", 0)
     other = stage.add_slot("worker-1", 1)
@@ -85,7 +85,7 @@ def test_only_agents_of_the_jobs_own_pods_are_let_in(stage: Stage) -> None:
     eventually(lambda: "not the slot" in refusal(stage, slot, good))
 
 
-def test_a_killed_driver_is_succeeded_while_training_goes_on(stage: Stage) -> None:
+def test_a_killed_driver_is_succeeded_while_training_goes_on(stage: KubeStage) -> None:
     driver = train(stage)
     assert driver.process is not None
     driver.process.kill()
@@ -95,10 +95,10 @@ def test_a_killed_driver_is_succeeded_while_training_goes_on(stage: Stage) -> No
     stage.start_driver(1)
     status = stage.until(lambda status: status["term"] == 2 and status["stage"] == "running")
     assert (status["attempt"], status["restarts"], status["pod"]) == (1, 0, "q-driver-1")
-    assert status["wishes"]["slots"] == 2
+    assert status["requests"]["slots"] == 2
 
 
-def test_of_two_drivers_the_older_ends_and_does_not_come_back(stage: Stage) -> None:
+def test_of_two_drivers_the_older_ends_and_does_not_come_back(stage: KubeStage) -> None:
     old = train(stage)
     assert old.process is not None
     os.kill(old.process.pid, signal.SIGSTOP)
@@ -116,11 +116,11 @@ def test_of_two_drivers_the_older_ends_and_does_not_come_back(stage: Stage) -> N
     assert stage.status()["term"] == 2
 
 
-def test_an_order_is_obeyed_once_and_answered(stage: Stage) -> None:
+def test_an_order_is_obeyed_once_and_answered(stage: KubeStage) -> None:
     train(stage, spares=1)
     spare = stage.add_slot("worker-2", 2)
     stage.start_agent(spare)
-    stage.until(lambda status: status["wishes"]["slots"] == 3 and status["stage"] == "running")
+    stage.until(lambda status: status["requests"]["slots"] == 3 and status["stage"] == "running")
     order = {"id": "o-1", "command": "evict", "node": "nobody", "reason": "fan noise", "by": "ann"}
 
     def give(order: dict[str, str]) -> None:
@@ -131,24 +131,24 @@ def test_an_order_is_obeyed_once_and_answered(stage: Stage) -> None:
     assert not refused["ok"]
     assert "worker-0" in refused["message"]
     give(order | {"id": "o-2", "node": "worker-1"})
-    status = stage.until(lambda status: "q-1-0" in status["wishes"]["release"])
+    status = stage.until(lambda status: "q-1-0" in status["requests"]["release"])
     assert status["lastCommand"] == {"id": "o-2", "ok": True, "message": "accepted"}
-    assert status["wishes"]["avoidNodes"] == ["worker-1"]
+    assert status["requests"]["avoidNodes"] == ["worker-1"]
     assert "fan noise by ann" in status["lastFault"]
     stage.until(lambda status: status["attempt"] == 2 and status["stage"] == "running")
 
 
-def test_a_notice_of_eviction_saves_and_swaps_without_blame(stage: Stage) -> None:
+def test_a_notice_of_eviction_saves_and_swaps_without_blame(stage: KubeStage) -> None:
     train(stage, spares=1)
     spare = stage.add_slot("worker-2", 2)
     stage.start_agent(spare)
-    stage.until(lambda status: status["wishes"]["slots"] == 3 and status["stage"] == "running")
+    stage.until(lambda status: status["requests"]["slots"] == 3 and status["stage"] == "running")
     stage.slots[1].leaving = "evicted: EvictionByEvictionAPI"
     stage.publish()
     status = stage.until(lambda status: status["attempt"] == 2 and status["stage"] == "running")
     # the pod that is leaving does not count, so one more is wanted
-    assert status["wishes"]["slots"] == 3
-    assert status["wishes"]["avoidNodes"] == []
+    assert status["requests"]["slots"] == 3
+    assert status["requests"]["avoidNodes"] == []
     record = json.loads(stage.map(names.record_map(NAME))["record.json"])["core"]
     assert record.get("blame", {}) == {}
     assert record.get("failures", 0) == 0
@@ -156,7 +156,7 @@ def test_a_notice_of_eviction_saves_and_swaps_without_blame(stage: Stage) -> Non
 
 
 def test_without_the_api_server_training_goes_on_and_a_rank_is_restarted_afterwards(
-    stage: Stage, server: Program
+    stage: KubeStage, server: Program
 ) -> None:
     driver = train(stage)
     stage.until(lambda status: status["stage"] == "running")
@@ -172,7 +172,7 @@ def test_without_the_api_server_training_goes_on_and_a_rank_is_restarted_afterwa
     assert (status["term"], status["restarts"]) == (1, 0)
 
 
-def test_suspended_resumed_and_deleted(stage: Stage) -> None:
+def test_suspended_resumed_and_deleted(stage: KubeStage) -> None:
     driver = train(stage)
     stage.api.merge(stage.job_path, {"metadata": {"finalizers": [names.FINALIZER]}})
     stage.api.merge(stage.job_path, {"spec": {"suspend": True}})
@@ -189,13 +189,13 @@ def test_suspended_resumed_and_deleted(stage: Stage) -> None:
     assert stage.rank_step() >= step
 
 
-def test_a_line_of_the_kernel_log_replaces_the_node(stage: Stage) -> None:
+def test_a_line_of_the_kernel_log_replaces_the_node(stage: KubeStage) -> None:
     train(stage, spares=1)
     spare = stage.add_slot("worker-2", 2)
     stage.start_agent(spare)
-    stage.until(lambda status: status["wishes"]["slots"] == 3 and status["stage"] == "running")
+    stage.until(lambda status: status["requests"]["slots"] == 3 and status["stage"] == "running")
     with (stage.folder / "work-q-1-0" / "kmsg").open("a") as log:
         log.write("4,7,98374623,-;NVRM: Xid (PCI:0000:3b:00): 79, pid=4242, GPU has fallen off the bus.\n")
     status = stage.until(lambda status: status["attempt"] == 2 and status["stage"] == "running")
     assert status["lastFaultNode"] == "worker-1"
-    assert status["wishes"]["avoidNodes"] == ["worker-1"]
+    assert status["requests"]["avoidNodes"] == ["worker-1"]

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kube_stage import NAME, Stage, eventually
+from kube_stage import NAME, KubeStage, eventually
 from megascale_operator.plugin.__main__ import main
 from megascale_operator.reconcile import names
 
 from megascale.core.contract.codec import encode
-from megascale.core.state.record import Exclusion, Incident, Record, StageTime
-from megascale.core.state.record import Stage as JobStage
+from megascale.core.state.record import Exclusion, Incident, JobRecord, JobState, MilestoneTime
 
 INCIDENT = Incident(
     "i-1",
@@ -26,19 +25,23 @@ INCIDENT = Incident(
     decision="restarting the processes on the same nodes is the cheapest cure",
     attempt=2,
     evidence=["Traceback (most recent call last)"],
-    stages={"fault": StageTime(100.0), "detected": StageTime(100.25), "firstStep": StageTime(101.5)},
+    milestones={
+        "fault": MilestoneTime(100.0),
+        "detected": MilestoneTime(100.25),
+        "firstStep": MilestoneTime(101.5),
+    },
     outcome="recovered",
 )
 
 
 @pytest.fixture
-def known_job(stage: Stage) -> Stage:
+def known_job(stage: KubeStage) -> KubeStage:
     """A job with one incident, a node it does not use, and a refusal by the operator."""
     stage.begin()
-    record = Record(
+    record = JobRecord(
         term=2,
         attempt=3,
-        stage=JobStage.ASSEMBLING,
+        state=JobState.ASSEMBLING,
         incidents=[INCIDENT],
         outstanding=1,
         excluded={"worker-9": Exclusion("fan noise", "i-0", 1.0)},
@@ -54,7 +57,7 @@ def known_job(stage: Stage) -> Stage:
         "mfu": "0.471",
         "term": 2,
     }
-    refusal = {"wish": "slots", "node": "", "reason": "no room"}
+    refusal = {"request": "slots", "node": "", "reason": "no room"}
     operator = {"slots": {"wanted": 3, "bound": 2, "ready": 2}, "refusals": [refusal]}
     status = {"status": {"state": "Recovering", "driver": driver, "operator": operator}}
     stage.api.merge(f"{stage.job_path}/status", status)
@@ -62,7 +65,7 @@ def known_job(stage: Stage) -> Stage:
 
 
 def run(
-    stage: Stage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str
+    stage: KubeStage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str
 ) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of one command."""
     target = ["--kubeconfig", str(stage.kubeconfig)]
@@ -75,7 +78,7 @@ def run(
 
 
 def test_what_is_known_of_a_job_is_told(
-    known_job: Stage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    known_job: KubeStage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def tell(*arguments: str) -> tuple[int, str, str]:
         return run(known_job, capsys, monkeypatch, *arguments)
@@ -103,7 +106,7 @@ def test_what_is_known_of_a_job_is_told(
 
 
 def test_pods_that_do_not_run_are_told_with_their_cause(
-    known_job: Stage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    known_job: KubeStage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pods = f"/api/v1/namespaces/{known_job.namespace}/pods"
     unscheduled = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}
@@ -153,7 +156,7 @@ def _waits(reason: dict[str, str]) -> dict[str, Any]:
 
 
 def test_exit_codes_say_what_kind_of_trouble_it_is(
-    known_job: Stage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    known_job: KubeStage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     code, _, err = run(known_job, capsys, monkeypatch, "status", "nobody")
     assert (code, "no TrainingJob 'nobody'" in err) == (2, True)
@@ -167,7 +170,7 @@ def test_exit_codes_say_what_kind_of_trouble_it_is(
 
 
 def test_orders_are_answered_by_the_driver(
-    known_job: Stage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    known_job: KubeStage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def play_driver(answer: dict[str, Any]) -> threading.Thread:
         def obey() -> None:
@@ -200,7 +203,7 @@ def test_orders_are_answered_by_the_driver(
 
 
 def test_nobody_is_asked_once_the_job_has_ended(
-    known_job: Stage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    known_job: KubeStage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended = {"type": "Complete", "status": "True", "reason": "Done", "message": ""}
     ended |= {"lastTransitionTime": "2026-01-01T00:00:00Z", "observedGeneration": 1}
@@ -210,7 +213,7 @@ def test_nobody_is_asked_once_the_job_has_ended(
 
 
 def test_a_check_is_waited_for(
-    stage: Stage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    stage: KubeStage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = "/apis/megascale.io/v1alpha1/nodechecks"
 

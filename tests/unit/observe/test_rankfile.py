@@ -50,16 +50,16 @@ def test_control_goes_from_agent_to_rank(path: Path) -> None:
 def test_creating_again_forgets_control_and_last_words(path: Path) -> None:
     old = RankFile.create(path, RankRecord())
     old.control = Control.SAVE
-    old.last_words({"type": "ValueError", "message": "bad"})
+    old.write_exit_report({"type": "ValueError", "message": "bad"})
     fresh = RankFile.create(path, RankRecord(attempt=2))
     assert fresh.control is Control.NONE
-    assert fresh.read_last_words() is None
+    assert fresh.read_exit_report() is None
 
 
 def test_long_last_words_are_cut_but_keep_their_type(path: Path) -> None:
     rank_file = RankFile.create(path, RankRecord())
-    rank_file.last_words({"type": "ValueError", "message": "x" * 100_000, "detail": {"step": 3}})
-    words = rank_file.read_last_words()
+    rank_file.write_exit_report({"type": "ValueError", "message": "x" * 100_000, "detail": {"step": 3}})
+    words = rank_file.read_exit_report()
     assert words is not None
     assert words["type"] == "ValueError"
     assert 0 < len(words["message"]) <= 1000

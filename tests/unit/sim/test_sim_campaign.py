@@ -63,9 +63,9 @@ def test_faults_are_handled(small: tuple[Scenario, Ledger, Result]) -> None:
 def test_same_seed_same_result_other_seed_another() -> None:
     scenario = _scaled("reference-12288", gpus=128, days=5, per_node_day=0.1)
     first, again, other = (Campaign(scenario, seed=seed).run() for seed in (1, 1, 2))
-    assert [s.at for s in first.strikes] == [s.at for s in again.strikes]
+    assert [s.at for s in first.injections] == [s.at for s in again.injections]
     assert first.steps == again.steps
-    assert [s.at for s in other.strikes] != [s.at for s in first.strikes]
+    assert [s.at for s in other.injections] != [s.at for s in first.injections]
 
 
 def test_the_written_log_replays(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_built_in_scenarios_are_sound(name: str) -> None:
     assert scenario.name == name
     for policy in ("ours", "no-spares", "requeue", *(figure.policy for figure in scenario.figures)):
         under_policy(scenario, policy)
-    assert all(stage.source for stage in scenario.stages.values())
+    assert all(stage.source for stage in scenario.durations.values())
 
 
 def test_unknown_scenarios_and_fields_are_told(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_unknown_scenarios_and_fields_are_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "path"),
     [
-        ("stages: {}\n", "stages: {forq: {seconds: 1, basis: assumed, source: x}}\n", "stages.forq"),
+        ("durations: {}\n", "durations: {forq: {seconds: 1, basis: assumed, source: x}}\n", "durations.forq"),
         ("hangMarginS", "hangMargin", "policies.requeue.thresholds.hangMargin"),
         ("policy: ours", "policy: theirs", "figures[0].policy"),
     ],
@@ -190,7 +190,7 @@ def test_timeline_shows_phases_and_faults(small: tuple[Scenario, Ledger, Result]
     scenario, ledger, result = small
     drawn = page(scenario, "ours", ledger, result)
     assert drawn.count("<rect") >= len(ledger.phases) - 1
-    assert drawn.count("<path") == len(ledger.strikes)
+    assert drawn.count("<path") == len(ledger.injections)
     assert "http" not in drawn.replace("http-equiv", "")
     assert overview(scenario, run_variants(scenario, policies=["ours"], seeds=[3]))
 

@@ -6,8 +6,8 @@ import pytest
 
 from megascale.core.contract.events import NodeReport
 from megascale.core.contract.lineage import Commit
-from megascale.sim.agenda import Agenda
 from megascale.sim.delays import Delays, Distribution, constant, uniform
+from megascale.sim.event_queue import EventQueue
 from megascale.sim.fleet import Fleet
 from megascale.sim.machines import Machine
 from megascale.sim.network import Loss, Network
@@ -16,24 +16,24 @@ from megascale.sim.training import Run, Workload
 
 
 def test_agenda_runs_in_order_of_time_then_of_scheduling() -> None:
-    agenda, seen = Agenda(10.0), list[str]()
-    agenda.after(2.0, lambda: seen.append("late"))
-    agenda.at(11.0, lambda: seen.append("first"))
-    agenda.at(11.0, lambda: seen.append("second"))
-    agenda.at(5.0, lambda: seen.append("past"))
-    agenda.after(1.5, lambda: seen.append("never")).cancel()
-    while agenda.run_next(20.0):
+    queue, seen = EventQueue(10.0), list[str]()
+    queue.after(2.0, lambda: seen.append("late"))
+    queue.at(11.0, lambda: seen.append("first"))
+    queue.at(11.0, lambda: seen.append("second"))
+    queue.at(5.0, lambda: seen.append("past"))
+    queue.after(1.5, lambda: seen.append("never")).cancel()
+    while queue.run_next(20.0):
         pass
     assert seen == ["past", "first", "second", "late"]
-    assert agenda.now == 20.0
+    assert queue.now == 20.0
 
 
 def test_agenda_stops_at_the_given_time() -> None:
-    agenda, seen = Agenda(), list[float]()
-    agenda.at(5.0, lambda: seen.append(agenda.now))
-    assert not agenda.run_next(4.0)
-    assert (agenda.now, seen) == (4.0, [])
-    assert agenda.run_next(5.0)
+    queue, seen = EventQueue(), list[float]()
+    queue.at(5.0, lambda: seen.append(queue.now))
+    assert not queue.run_next(4.0)
+    assert (queue.now, seen) == (4.0, [])
+    assert queue.run_next(5.0)
     assert seen == [5.0]
 
 
@@ -51,29 +51,29 @@ def test_delays_are_stretched_and_unnamed_ones_take_no_time() -> None:
     assert delays.sample("unheard of") == 0.0
 
 
-def _network(loss: Loss) -> tuple[Agenda, Network, list[object]]:
-    agenda, seen = Agenda(), list[object]()
+def _network(loss: Loss) -> tuple[EventQueue, Network, list[object]]:
+    queue, seen = EventQueue(), list[object]()
     delays = Delays(random.Random(1), {"network": uniform(0.0, 5.0)})
-    network = Network(agenda, delays, random.Random(2), loss)
+    network = Network(queue, delays, random.Random(2), loss)
     network.driver = seen.append
-    return agenda, network, seen
+    return queue, network, seen
 
 
 def test_beats_get_lost_doubled_and_overtaken_but_streams_keep_their_order() -> None:
-    agenda, network, seen = _network(Loss(drop=0.2, duplicate=0.2))
+    queue, network, seen = _network(Loss(drop=0.2, duplicate=0.2))
     machine = Machine("node-0")
     for number in range(200):
-        network.beat(machine, NodeReport("node-0", "beat", number))
-    while agenda.run_next(100.0):
+        network.heartbeat(machine, NodeReport("node-0", "heartbeat", number))
+    while queue.run_next(100.0):
         pass
-    beats = [event.attempt for event in seen if isinstance(event, NodeReport)]
-    assert set(beats) < set(range(200))
-    assert len(beats) > len(set(beats))
-    assert beats != sorted(beats)
+    heartbeats = [event.attempt for event in seen if isinstance(event, NodeReport)]
+    assert set(heartbeats) < set(range(200))
+    assert len(heartbeats) > len(set(heartbeats))
+    assert heartbeats != sorted(heartbeats)
     seen.clear()
     for number in range(200):
         network.tell(machine, NodeReport("node-0", "stream", number))
-    while agenda.run_next(2000.0):
+    while queue.run_next(2000.0):
         pass
     told = [event.attempt for event in seen if isinstance(event, NodeReport)]
     assert told == sorted(told)
@@ -81,24 +81,24 @@ def test_beats_get_lost_doubled_and_overtaken_but_streams_keep_their_order() -> 
 
 
 def test_nothing_passes_a_broken_link() -> None:
-    agenda, network, seen = _network(Loss())
+    queue, network, seen = _network(Loss())
     machine = Machine("node-0", incarnation="x", linked=False)
     network.tell(machine, NodeReport("node-0", "x"))
     network.command(machine, lambda _: seen.append("command"))
-    while agenda.run_next(100.0):
+    while queue.run_next(100.0):
         pass
     assert not seen
 
 
 def test_fleet_grants_what_it_has_and_owes_the_rest() -> None:
-    agenda, granted = Agenda(), list[str]()
-    fleet = Fleet(agenda, Delays(random.Random(0)), lambda machine: granted.append(machine.name))
+    queue, granted = EventQueue(), list[str]()
+    fleet = Fleet(queue, Delays(random.Random(0)), lambda machine: granted.append(machine.name))
     first, second, third = (Machine(f"node-{n}") for n in range(3))
     fleet.pool = [first]
     assert fleet.acquire(2, avoid=()) == ""
     assert granted == ["node-0"]
     fleet.give_back(second, 10.0, checked=False)
-    while agenda.run_next(20.0):
+    while queue.run_next(20.0):
         pass
     assert granted == ["node-0", "node-1"]
     assert fleet.acquire(1, avoid=()) == "no free node"
@@ -122,29 +122,27 @@ class _Watcher:
         self.failed.append(commit)
 
 
-def _run(work: Workload, resume: Commit | None = None) -> tuple[Agenda, Storage, _Watcher, Run]:
-    agenda = Agenda()
+def _run(work: Workload, resume: Commit | None = None) -> tuple[EventQueue, Storage, _Watcher, Run]:
+    queue = EventQueue()
     stages = {"groups": constant(1.0), "load": constant(2.0), "firstStep": constant(3.0)}
-    storage, watcher = Storage(agenda), _Watcher()
+    storage, watcher = Storage(queue), _Watcher()
     delays = Delays(random.Random(0), stages)
-    run = Run(
-        1, ("node-0",), resume, work=work, agenda=agenda, delays=delays, storage=storage, watcher=watcher
-    )
+    run = Run(1, ("node-0",), resume, work=work, queue=queue, delays=delays, storage=storage, watcher=watcher)
     run.forked_on("node-0")
-    return agenda, storage, watcher, run
+    return queue, storage, watcher, run
 
 
-def _until(agenda: Agenda, seconds: float) -> None:
-    while agenda.run_next(seconds):
+def _until(queue: EventQueue, seconds: float) -> None:
+    while queue.run_next(seconds):
         pass
 
 
 def test_a_run_passes_its_milestones_saves_and_ends() -> None:
-    agenda, storage, watcher, run = _run(Workload(steps=10, step_s=2.0, every_steps=4, save_stall_s=1.0))
-    _until(agenda, 9.0)
+    queue, storage, watcher, run = _run(Workload(steps=10, step_s=2.0, every_steps=4, save_stall_s=1.0))
+    _until(queue, 9.0)
     assert run.reached == {"groups": 1.0, "load": 3.0, "firstStep": 6.0}
     assert run.position() == (2, 8.0)
-    _until(agenda, 100.0)
+    _until(queue, 100.0)
     assert sorted(storage.landed) == [Commit(4, 1), Commit(8, 1)]
     assert watcher.left == [0]
     assert run.position()[0] == 10
@@ -153,38 +151,38 @@ def test_a_run_passes_its_milestones_saves_and_ends() -> None:
 
 
 def test_a_blocked_run_keeps_the_part_of_the_step_it_had() -> None:
-    agenda, _, _, run = _run(Workload(steps=100, step_s=2.0, every_steps=50))
-    _until(agenda, 11.5)
+    queue, _, _, run = _run(Workload(steps=100, step_s=2.0, every_steps=50))
+    _until(queue, 11.5)
     assert run.position() == (3, 10.0)
     run.block("flap")
-    _until(agenda, 31.5)
+    _until(queue, 31.5)
     assert run.position() == (3, 10.0)
     run.unblock("flap")
-    _until(agenda, 32.0)
+    _until(queue, 32.0)
     assert run.position() == (4, 32.0)
 
 
 def test_a_damaged_checkpoint_cannot_be_loaded() -> None:
-    agenda, storage, watcher, run = _run(Workload(steps=10, step_s=1.0, every_steps=5), Commit(5, 0))
+    queue, storage, watcher, run = _run(Workload(steps=10, step_s=1.0, every_steps=5), Commit(5, 0))
     storage.damaged.add(Commit(5, 0))
-    _until(agenda, 100.0)
+    _until(queue, 100.0)
     assert watcher.failed == [Commit(5, 0)]
     assert "load" not in run.reached
 
 
 def test_saving_on_request_and_leaving() -> None:
-    agenda, storage, watcher, run = _run(Workload(steps=100, step_s=2.0, every_steps=50))
-    _until(agenda, 11.0)
-    run.request_save(leave=True)
-    _until(agenda, 40.0)
+    queue, storage, watcher, run = _run(Workload(steps=100, step_s=2.0, every_steps=50))
+    _until(queue, 11.0)
+    run.request_save(then_stop=True)
+    _until(queue, 40.0)
     assert watcher.left == [76]
     assert list(storage.landed) == [Commit(4, 1)]
 
 
 def test_memory_snapshots_cost_their_share_of_every_step() -> None:
     work = Workload(steps=1000, step_s=2.0, every_steps=500, memory_every=2, memory_stall_s=0.5)
-    agenda, _, _, run = _run(work)
-    _until(agenda, 6.0 + 4 * 2.25)
+    queue, _, _, run = _run(work)
+    _until(queue, 6.0 + 4 * 2.25)
     assert run.position()[0] == 5
     assert run.memory_commit() == Commit(4, 1)
     assert run.progress().stall_seconds == pytest.approx(5 * 0.25)

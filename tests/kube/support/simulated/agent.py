@@ -8,8 +8,8 @@ import secrets
 import time
 from typing import Any
 
-from megascale.agent.link import Link, beat_is_due
-from megascale.agent.place import Place
+from megascale.agent.config import AgentConfig
+from megascale.agent.link import Link, heartbeat_is_due
 from megascale.rpc import megascale_pb2 as pb
 from simulated.world import Attempt, World
 
@@ -21,8 +21,8 @@ _LATE_S = 0.005
 class SimulatedAgent:
     """One slot's agent. `run` ends with its exit code when the driver lets it go."""
 
-    def __init__(self, place: Place, world: World, ranks_per_node: int, heartbeat_s: float) -> None:
-        self._place, self._world = place, world
+    def __init__(self, config: AgentConfig, world: World, ranks_per_node: int, heartbeat_s: float) -> None:
+        self._place, self._world = config, world
         self._ranks_per_node, self._heartbeat_s = ranks_per_node, heartbeat_s
         self._incarnation = secrets.token_hex(4)
         self._attempt: Attempt | None = None
@@ -30,7 +30,7 @@ class SimulatedAgent:
         self._node_rank = 0
         self._ended = False
         self._leaving: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._link = Link(place, self._greeting, self._obey)
+        self._link = Link(config, self._greeting, self._handle_command)
         self._report_s = heartbeat_s
         self._seq = 0
 
@@ -84,7 +84,7 @@ class SimulatedAgent:
         ]  # fmt: skip
         return pb.Report(ranks=ranks)
 
-    async def _obey(self, message: pb.DriverMessage) -> None:
+    async def _handle_command(self, message: pb.DriverMessage) -> None:
         body = message.WhichOneof("body")
         fields: dict[str, Any] = {}
         if body == "welcome":
@@ -133,7 +133,7 @@ class SimulatedAgent:
             await asyncio.sleep(until - until % _TICK_S + _LATE_S - now)
             now = time.time()
             reached = (self._number, self._attempt.milestones(now) if self._attempt else ())
-            if not beat_is_due(sent_at, now, self._report_s) and reached == sent:
+            if not heartbeat_is_due(sent_at, now, self._report_s) and reached == sent:
                 continue
             sent, sent_at = reached, now
             self._link.send(self._fenced(report=self._report()))

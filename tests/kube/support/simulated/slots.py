@@ -15,7 +15,7 @@ from kubelet.containers import now
 from kubelet.tokens import bound_token
 from rest import Refused
 
-from megascale.agent.place import Place
+from megascale.agent.config import AgentConfig
 from megascale.observe.rundir import RunDir
 from megascale.rpc.connect import Trust
 from simulated.agent import SimulatedAgent
@@ -171,10 +171,10 @@ class Slots:
         trust = Trust(job.folder / "ca.crt", job.server_name)
         files = (job.folder / "job.yaml", job.folder / "driver.json", token)
         node = pod["spec"]["nodeName"]
-        place = Place(RunDir(job.folder), node, *files, host=ip, trust=trust, pod=meta["name"])
+        config = AgentConfig(RunDir(job.folder), node, *files, host=ip, trust=trust, pod=meta["name"])
         restarts = 0
         while (
-            code := await SimulatedAgent(place, job.world, job.ranks_per_node, job.heartbeat_s).run()
+            code := await SimulatedAgent(config, job.world, job.ranks_per_node, job.heartbeat_s).run()
         ) == _RESTART:
             restarts += 1
             await self._report(pod, status_of(pod, ip, {"running": {"startedAt": now()}}, restarts))

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kube_world import node_object
 from megascale_operator.kube.resources import Obj
-from megascale_operator.nodecare import patches
-from megascale_operator.nodecare.breaker import Limits, closed_because
-from megascale_operator.nodecare.decide import Decision, Request, decide, put_back_by_person
-from megascale_operator.nodecare.mark import mark_of
-from megascale_operator.nodecare.patches import reason_class
+from megascale_operator.quarantine import patches
+from megascale_operator.quarantine.breaker import Limits, closed_because
+from megascale_operator.quarantine.decide import Decision, JobRequest, decide, put_back_by_person
+from megascale_operator.quarantine.mark import mark_of
+from megascale_operator.quarantine.patches import reason_class
 from megascale_operator.reconcile import names
 from megascale_operator.reconcile.records import node_record
 
@@ -23,8 +23,8 @@ NOW = 1_800_000_000.0
 OTHER = {"key": "maintenance", "effect": "NoExecute"}
 
 
-def request(mode: str = "Enforce", incident: str = "i-3") -> Request:
-    return Request("team/q", "n1", incident, "XID 79 on GPU 3", mode)
+def request(mode: str = "Enforce", incident: str = "i-3") -> JobRequest:
+    return JobRequest("team/q", "n1", incident, "XID 79 on GPU 3", mode)
 
 
 def decided(

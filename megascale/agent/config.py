@@ -18,7 +18,7 @@ KERNEL_LOG: Final = Path("/dev/kmsg")
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class AgentConfig:
     """An agent of a local run, or of a pod.
 
     Attributes:
@@ -43,7 +43,7 @@ class Place:
     grace_s: float = 100.0
 
     @classmethod
-    def local(cls, root: Path, node: str) -> Place:
+    def local(cls, root: Path, node: str) -> AgentConfig:
         """A node of a run on this machine."""
         run = RunDir(root)
         return cls(run, node, run.job_file, run.driver_file, run.token_file)

@@ -40,7 +40,7 @@ def _launch(driver: SimDriver, effect: fx.Launch) -> None:
             effect.nodes,
             effect.resume,
             work=cluster.work,
-            agenda=cluster.agenda,
+            queue=cluster.queue,
             delays=cluster.delays,
             storage=cluster.storage,
             watcher=cluster,
@@ -62,18 +62,18 @@ class _Launching:
         changed = before is not None and set(before.nodes) != set(effect.nodes)
         self._extra_s = cluster.delays.sample("promote") if changed else 0.0
         self._shared_s = cluster.delays.sample("fork") + self._extra_s
-        cluster.agenda.after(cluster.launch_timeout_s, self._give_up)
+        cluster.queue.after(cluster.launch_timeout_s, self._give_up)
         _to_each(self._driver, effect.nodes, "", self._receive, self._receive_all)
 
     def _receive(self, machine: Machine) -> None:
         if self._accepts(machine):
             cluster = self._driver.cluster
             delay = self._extra_s + cluster.delays.sample("fork")
-            cluster.agenda.after(delay, lambda: self._fork([machine]))
+            cluster.queue.after(delay, lambda: self._fork([machine]))
 
     def _receive_all(self, machines: list[Machine]) -> None:
         accepted = [machine for machine in machines if self._accepts(machine)]
-        self._driver.cluster.agenda.after(self._shared_s, lambda: self._fork(accepted))
+        self._driver.cluster.queue.after(self._shared_s, lambda: self._fork(accepted))
 
     def _accepts(self, machine: Machine) -> bool:
         refusal = self._driver.cluster.accept(machine, (self._driver.term, self._run.attempt))
@@ -124,12 +124,12 @@ def _kill(driver: SimDriver, effect: fx.Kill) -> None:
             gathering.waiting.discard(machine.name)
         if not gathering.waiting:
             wait_s = effect.deadline_s if gathering.failed else cluster.delays.sample("reap")
-            cluster.agenda.after(wait_s, answer)
+            cluster.queue.after(wait_s, answer)
 
     if effect.nodes:
         _to_each(driver, effect.nodes, "kill", lambda machine: reap([machine]), reap)
     else:
-        cluster.agenda.after(cluster.delays.sample("reap"), answer)
+        cluster.queue.after(cluster.delays.sample("reap"), answer)
 
 
 def _to_each(
@@ -146,14 +146,14 @@ def _to_each(
         for machine in machines:
             delay = cluster.delays.sample(stage)
             send = functools.partial(cluster.network.command, machine, action)
-            cluster.agenda.after(delay, send)
+            cluster.queue.after(delay, send)
         return
 
     def all_at_once() -> None:
         if reached := [machine for machine in machines if machine.reachable]:
             together(reached)
 
-    cluster.agenda.after(cluster.delays.sample(stage), all_at_once)
+    cluster.queue.after(cluster.delays.sample(stage), all_at_once)
 
 
 def _in_step(driver: SimDriver, nodes: int) -> bool:
@@ -204,14 +204,14 @@ def _check(driver: SimDriver, effect: fx.CheckNodes) -> None:
         }
         driver.feed(ev.EffectDone(effect.effect_id, {"convicted": found}))
 
-    cluster.agenda.after(cluster.delays.sample("nodeCheck"), answer)
+    cluster.queue.after(cluster.delays.sample("nodeCheck"), answer)
 
 
 def _save(driver: SimDriver, effect: fx.SaveNow) -> None:
     run = driver.cluster.runs.get(effect.attempt)
     if run is not None:
         delay = driver.cluster.delays.sample("network")
-        driver.cluster.agenda.after(delay, lambda: run.request_save(leave=effect.leave))
+        driver.cluster.queue.after(delay, lambda: run.request_save(then_stop=effect.then_stop))
     driver.done(effect)
 
 
@@ -225,7 +225,7 @@ def _acquire(driver: SimDriver, effect: fx.Acquire) -> None:
         else:
             driver.done(effect)
 
-    driver.cluster.agenda.after(driver.cluster.delays.sample("acquire"), ask)
+    driver.cluster.queue.after(driver.cluster.delays.sample("acquire"), ask)
 
 
 def _release(driver: SimDriver, effect: fx.Release) -> None:
@@ -240,7 +240,7 @@ def _restart_slot(driver: SimDriver, effect: fx.RestartSlot) -> None:
     if machine is not None and machine.held:
         machine.stop_agent()
         delay = driver.cluster.delays.sample("boot")
-        driver.cluster.agenda.after(delay, functools.partial(driver.cluster.boot, machine))
+        driver.cluster.queue.after(delay, functools.partial(driver.cluster.boot, machine))
     driver.done(effect)
 
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from megascale.core.contract import effects as fx
-from megascale.core.state.record import Stage
+from megascale.core.state.record import JobState
 
 
 def racks(size):
@@ -21,7 +21,7 @@ def test_switch_that_takes_its_nodes_is_one_incident_and_blames_none(running):
     assert "4 nodes of switch=s-1" in job.incident.reason
     assert job.incident.node == ""
     job.done(fx.Kill)
-    assert job.stage is Stage.LAUNCHING
+    assert job.state is JobState.LAUNCHING
     assert not job.record.excluded
     assert not job.record.blame
     assert sum(job.record.restarts.values()) == 1
@@ -32,10 +32,10 @@ def test_nodes_behind_the_switch_may_come_back(running):
     for node in ("n-4", "n-5", "n-6", "n-7"):
         job.goes(node)
     job.done(fx.Kill)
-    assert job.stage is Stage.ASSEMBLING
+    assert job.state is JobState.ASSEMBLING
     for node in ("n-4", "n-5", "n-6", "n-7"):
         job.agent_restarts(node)
-    assert job.stage is Stage.LAUNCHING
+    assert job.state is JobState.LAUNCHING
     assert job.record.assignment == tuple(f"n-{i}" for i in range(8))
 
 

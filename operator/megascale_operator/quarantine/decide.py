@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
-from megascale_operator.nodecare import patches
-from megascale_operator.nodecare.mark import MODES, Mark, mark_of
-from megascale_operator.nodecare.patches import Operations
+from megascale_operator.quarantine import patches
+from megascale_operator.quarantine.mark import MODES, Mark, mark_of
+from megascale_operator.quarantine.patches import Operations
 from megascale_operator.reconcile.records import NodeRecord
 
 OVERRIDE_S: Final = 3600.0
@@ -16,7 +16,7 @@ Cause = Literal["mode", "breaker", "person", "unknown"]
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class JobRequest:
     """A job's wish, with the mode that the job allows."""
 
     job: str
@@ -55,7 +55,7 @@ def effective_mode(ceiling: str, wanted: str) -> str:
 
 def decide(
     node: NodeRecord | None,
-    request: Request,
+    request: JobRequest,
     ceiling: str,
     breaker: str,
     now: float,

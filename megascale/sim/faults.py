@@ -1,6 +1,6 @@
 """Faults as data: what goes wrong when, and how it strikes a simulated cluster.
 
-A mishap names its target by number, so that the same list can be cut down to the few that matter.
+A fault names its target by number, so that the same list can be cut down to the few that matter.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Mishap:
+class Fault:
     """One thing that goes wrong.
 
     Attributes:
@@ -38,18 +38,18 @@ class Mishap:
         return f"{self.at:8.2f} s  {self.kind} (target {self.target}, value {self.value:.2f})"
 
 
-def strike(world: World, mishap: Mishap) -> None:
+def inject(world: World, fault: Fault) -> None:
     """Let it happen now."""
-    KINDS[mishap.kind](world, mishap)
+    KINDS[fault.kind](world, fault)
 
 
-def _victim(world: World, mishap: Mishap) -> Machine | None:
+def _victim(world: World, fault: Fault) -> Machine | None:
     """A machine the job holds, or None when it holds none."""
     held = [machine for machine in world.cluster.machines.values() if machine.held]
-    return held[mishap.target % len(held)] if held else None
+    return held[fault.target % len(held)] if held else None
 
 
-def _rank(world: World, mishap: Mishap) -> tuple[Machine, Run, int] | None:
+def _rank(world: World, fault: Fault) -> tuple[Machine, Run, int] | None:
     """A rank of the newest attempt."""
     runs = world.cluster.runs
     run = runs[max(runs)] if runs else None
@@ -61,67 +61,67 @@ def _rank(world: World, mishap: Mishap) -> tuple[Machine, Run, int] | None:
         if world.cluster.machines[name].run is run
         for rank in world.cluster.machines[name].ranks
     ]
-    return found[mishap.target % len(found)] if found else None
+    return found[fault.target % len(found)] if found else None
 
 
-def _rank_killed(world: World, mishap: Mishap) -> None:
-    if found := _rank(world, mishap):
+def _rank_killed(world: World, fault: Fault) -> None:
+    if found := _rank(world, fault):
         machine, _, rank = found
-        world.cluster.exit_rank(machine, rank, signal=9 if mishap.value < 0.5 else 11)
+        world.cluster.exit_rank(machine, rank, signal=9 if fault.value < 0.5 else 11)
 
 
-def _user_error(world: World, mishap: Mishap) -> None:
-    if found := _rank(world, mishap):
+def _user_error(world: World, fault: Fault) -> None:
+    if found := _rank(world, fault):
         machine, _, rank = found
         world.cluster.exit_rank(machine, rank, exit_code=1, error=("ValueError", "bad batch"))
 
 
-def _power_loss(world: World, mishap: Mishap) -> None:
+def _power_loss(world: World, fault: Fault) -> None:
     """A node dies; the fleet notices some time later, or never."""
-    machine = _victim(world, mishap)
+    machine = _victim(world, fault)
     if machine is None:
         return
     incarnation = machine.incarnation
     world.cluster.power_off(machine)
-    if mishap.value < 0.6:
-        after = 60.0 * mishap.value
-        world.agenda.after(
+    if fault.value < 0.6:
+        after = 60.0 * fault.value
+        world.queue.after(
             after,
             lambda: world.cluster.fleet_notices(machine, incarnation, "the node is gone", planned=False),
         )
 
 
-def _preempted(world: World, mishap: Mishap) -> None:
-    machine = _victim(world, mishap)
+def _preempted(world: World, fault: Fault) -> None:
+    machine = _victim(world, fault)
     if machine is not None:
         incarnation = machine.incarnation
         world.cluster.power_off(machine)
         world.cluster.fleet_notices(machine, incarnation, "preempted", planned=True)
 
 
-def _agent_restart(world: World, mishap: Mishap) -> None:
-    machine = _victim(world, mishap)
+def _agent_restart(world: World, fault: Fault) -> None:
+    machine = _victim(world, fault)
     if machine is not None and machine.incarnation:
         machine.stop_agent()
-        world.agenda.after(5.0 * mishap.value, lambda: world.cluster.boot(machine))
+        world.queue.after(5.0 * fault.value, lambda: world.cluster.boot(machine))
 
 
-def _partition(world: World, mishap: Mishap) -> None:
+def _partition(world: World, fault: Fault) -> None:
     """Agent and driver cannot reach each other; ranks train on."""
-    machine = _victim(world, mishap)
+    machine = _victim(world, fault)
     if machine is not None and machine.linked:
         machine.linked = False
-        world.agenda.after(60.0 * mishap.value, lambda: _relink(world, machine))
+        world.queue.after(60.0 * fault.value, lambda: _relink(world, machine))
 
 
-def _great_partition(world: World, mishap: Mishap) -> None:
+def _great_partition(world: World, fault: Fault) -> None:
     """The driver loses every node that trains; a zombie attempt goes on without it."""
     runs = world.cluster.runs
     for name in runs[max(runs)].nodes if runs else ():
         machine = world.cluster.machines[name]
         if machine.linked:
             machine.linked = False
-            world.agenda.after(120.0 * mishap.value, lambda m=machine: _relink(world, m))  # type: ignore[misc]
+            world.queue.after(120.0 * fault.value, lambda m=machine: _relink(world, m))  # type: ignore[misc]
 
 
 def _relink(world: World, machine: Machine) -> None:
@@ -129,156 +129,156 @@ def _relink(world: World, machine: Machine) -> None:
     world.cluster.join(machine)
 
 
-def _stream_break(world: World, mishap: Mishap) -> None:
-    machine = _victim(world, mishap)
+def _stream_break(world: World, fault: Fault) -> None:
+    machine = _victim(world, fault)
     if machine is not None and machine.linked:
         machine.linked = False
-        world.agenda.after(2.0 * mishap.value, lambda: _relink(world, machine))
+        world.queue.after(2.0 * fault.value, lambda: _relink(world, machine))
 
 
-def _rank_stopped(world: World, mishap: Mishap) -> None:
-    if found := _rank(world, mishap):
+def _rank_stopped(world: World, fault: Fault) -> None:
+    if found := _rank(world, fault):
         machine, run, rank = found
         machine.ranks[rank] = STOPPED
         run.block(f"rank {rank} stopped")
 
 
-def _stuck_in_kernel(world: World, mishap: Mishap) -> None:
+def _stuck_in_kernel(world: World, fault: Fault) -> None:
     """A rank hangs in a system call; it cannot be killed either."""
-    if found := _rank(world, mishap):
+    if found := _rank(world, fault):
         machine, run, rank = found
         machine.ranks[rank] = UNINTERRUPTIBLE
         machine.stuck = True
         run.block(f"rank {rank} stuck")
 
 
-def _deadlock(world: World, mishap: Mishap) -> None:
+def _deadlock(world: World, fault: Fault) -> None:
     """Every rank waits; nothing shows who is at fault, except sometimes a collective count."""
-    if found := _rank(world, mishap):
+    if found := _rank(world, fault):
         machine, run, rank = found
-        machine.behind = mishap.value < 0.5
+        machine.behind = fault.value < 0.5
         run.block(f"deadlock at rank {rank}")
 
 
-def _flap(world: World, mishap: Mishap) -> None:
+def _flap(world: World, fault: Fault) -> None:
     """A link goes down and comes back by itself, most often before anything is decided."""
-    if found := _rank(world, mishap):
+    if found := _rank(world, fault):
         _, run, rank = found
-        why = f"flap {mishap.target} at {rank}, {mishap.at}"
+        why = f"flap {fault.target} at {rank}, {fault.at}"
         run.block(why)
-        world.agenda.after(60.0 * mishap.value**2, lambda: run.unblock(why))
+        world.queue.after(60.0 * fault.value**2, lambda: run.unblock(why))
 
 
-def _damaged_checkpoint(world: World, mishap: Mishap) -> None:
+def _damaged_checkpoint(world: World, fault: Fault) -> None:
     """Bytes of the commit that would be restored next rot, and a rank dies."""
     record = world.driver.core.record
     readable = newest(world.storage.landed, record.lineage, record.attempt)
     if readable is not None:
         world.storage.damaged.add(readable)
-        _rank_killed(world, mishap)
+        _rank_killed(world, fault)
 
 
-def _storage_outage(world: World, mishap: Mishap) -> None:
-    world.storage.outage_until = world.agenda.now + 90.0 * mishap.value
+def _storage_outage(world: World, fault: Fault) -> None:
+    world.storage.outage_until = world.queue.now + 90.0 * fault.value
 
 
-def _unlaunchable(world: World, mishap: Mishap) -> None:
-    machine = _victim(world, mishap)
+def _unlaunchable(world: World, fault: Fault) -> None:
+    machine = _victim(world, fault)
     if machine is not None:
         machine.defect = "unlaunchable"
-        _rank_killed(world, mishap)
+        _rank_killed(world, fault)
 
 
-def _spare_dead(world: World, mishap: Mishap) -> None:
+def _spare_dead(world: World, fault: Fault) -> None:
     """A node that holds no ranks dies, so that it is not there when it is needed."""
     idle = [m for m in world.cluster.machines.values() if m.held and m.run is None]
     if idle:
-        world.cluster.power_off(idle[mishap.target % len(idle)])
+        world.cluster.power_off(idle[fault.target % len(idle)])
 
 
-def _fleet_closed(world: World, mishap: Mishap) -> None:
-    world.cluster.fleet.closed_until = world.agenda.now + 120.0 * mishap.value
+def _fleet_closed(world: World, fault: Fault) -> None:
+    world.cluster.fleet.closed_until = world.queue.now + 120.0 * fault.value
 
 
-def _slow_start(world: World, mishap: Mishap) -> None:
+def _slow_start(world: World, fault: Fault) -> None:
     """The newest attempt does not get through its start-up for a while."""
     runs = world.cluster.runs
     if runs and not runs[max(runs)].is_stepping:
         run = runs[max(runs)]
         run.block("slow start")
-        world.agenda.after(200.0 * mishap.value, lambda: run.unblock("slow start"))
+        world.queue.after(200.0 * fault.value, lambda: run.unblock("slow start"))
 
 
-def _clock_skew(world: World, mishap: Mishap) -> None:
-    machine = _victim(world, mishap)
+def _clock_skew(world: World, fault: Fault) -> None:
+    machine = _victim(world, fault)
     if machine is not None:
-        machine.skew_s = 240.0 * (mishap.value - 0.5)
+        machine.skew_s = 240.0 * (fault.value - 0.5)
 
 
-def _driver_killed(world: World, _: Mishap) -> None:
+def _driver_killed(world: World, _: Fault) -> None:
     world.driver.die()
 
 
-def _driver_cut(world: World, mishap: Mishap) -> None:
+def _driver_cut(world: World, fault: Fault) -> None:
     """The driver dies between two of its next effects, or between deciding and writing the record."""
     driver = world.driver
-    driver.cut.effect = driver.performed + mishap.target % 4
-    driver.cut.unwritten = mishap.value < 0.4
+    driver.cut.effect = driver.performed + fault.target % 4
+    driver.cut.unwritten = fault.value < 0.4
 
 
-def _driver_paused(world: World, mishap: Mishap) -> None:
+def _driver_paused(world: World, fault: Fault) -> None:
     """A driver freezes, another takes over, and the first wakes up believing it is in charge."""
-    world.usurp(wakes_after_s=20.0 * mishap.value)
+    world.usurp(wakes_after_s=20.0 * fault.value)
 
 
-def _stale_commit(world: World, mishap: Mishap) -> None:
+def _stale_commit(world: World, fault: Fault) -> None:
     """A rank of an earlier attempt, not killed in time, commits now."""
     runs = sorted(world.cluster.runs)
     if len(runs) > 1:
-        run = world.cluster.runs[runs[mishap.target % (len(runs) - 1)]]
+        run = world.cluster.runs[runs[fault.target % (len(runs) - 1)]]
         every = run.work.every_steps
         step = (run.position()[0] // every + 1) * every
         if step <= run.work.steps:
             world.storage.land(Commit(step, run.attempt))
 
 
-def _lost_commit(world: World, mishap: Mishap) -> None:
+def _lost_commit(world: World, fault: Fault) -> None:
     """From now on storage tells nobody of its commits, for a while."""
     told, world.storage.told = world.storage.told, lambda _: None
     if told is not world.storage.told:
-        world.agenda.after(60.0 * mishap.value, lambda: setattr(world.storage, "told", told))
+        world.queue.after(60.0 * fault.value, lambda: setattr(world.storage, "told", told))
 
 
-def _noise(world: World, mishap: Mishap) -> None:
+def _noise(world: World, fault: Fault) -> None:
     """Messages that must not change anything: for unknown nodes, old attempts, effects never issued."""
-    name = f"node-{mishap.target % 7}"
+    name = f"node-{fault.target % 7}"
     world.network.publish(LogMatch(name, "benign", "benign", "none", "hello"))
-    world.network.publish(SnapshotReady(name, mishap.target % 3, 5))
+    world.network.publish(SnapshotReady(name, fault.target % 3, 5))
 
 
-def _command(name: str) -> Callable[[World, Mishap], None]:
-    def give(world: World, mishap: Mishap) -> None:
-        machine = _victim(world, mishap)
+def _command(name: str) -> Callable[[World, Fault], None]:
+    def give(world: World, fault: Fault) -> None:
+        machine = _victim(world, fault)
         node = machine.name if machine is not None else "node-0"
         world.network.publish(ManualCommand(name, "a person asked", node=node, by="op"))
         if name == "suspend":
             resume = ManualCommand("resume", "a person asked", by="op")
-            world.agenda.after(40.0 * mishap.value, lambda: world.network.publish(resume))
+            world.queue.after(40.0 * fault.value, lambda: world.network.publish(resume))
 
     return give
 
 
-def _respec(world: World, mishap: Mishap) -> None:
+def _respec(world: World, fault: Fault) -> None:
     """Thresholds are changed while the job runs; sometimes it is suspended by its spec for a while."""
     policy = world.driver.core.policy
-    changed = dataclasses.replace(policy, silence_s=policy.silence_s * (0.8 + 0.4 * mishap.value))
-    suspended = mishap.value < 0.3
+    changed = dataclasses.replace(policy, silence_s=policy.silence_s * (0.8 + 0.4 * fault.value))
+    suspended = fault.value < 0.3
     world.network.publish(SpecChanged(dataclasses.replace(changed, suspend=True) if suspended else changed))
     if suspended:
-        world.agenda.after(60.0 * mishap.value, lambda: world.network.publish(SpecChanged(changed)))
+        world.queue.after(60.0 * fault.value, lambda: world.network.publish(SpecChanged(changed)))
 
 
-KINDS: Final[dict[str, Callable[[World, Mishap], None]]] = {
+KINDS: Final[dict[str, Callable[[World, Fault], None]]] = {
     "rankKilled": _rank_killed,
     "userError": _user_error,
     "powerLoss": _power_loss,
@@ -313,16 +313,16 @@ KINDS: Final[dict[str, Callable[[World, Mishap], None]]] = {
 }
 
 
-def draw(rng: random.Random, horizon_s: float) -> list[Mishap]:
+def draw(rng: random.Random, horizon_s: float) -> list[Fault]:
     """A random list: single faults, and often a second one right on the heels of the first."""
     names = [name for name in KINDS if name != "stop"]
-    mishaps: list[Mishap] = []
+    faults: list[Fault] = []
     for _ in range(rng.randrange(1, 7)):
         at = rng.uniform(0.0, horizon_s)
-        mishaps.append(Mishap(at, rng.choice(names), rng.randrange(1000), rng.random()))
+        faults.append(Fault(at, rng.choice(names), rng.randrange(1000), rng.random()))
         while rng.random() < 0.4:
             at += rng.choice((0.0, 0.01, 0.5, 5.0)) * rng.random()
-            mishaps.append(Mishap(at, rng.choice(names), rng.randrange(1000), rng.random()))
+            faults.append(Fault(at, rng.choice(names), rng.randrange(1000), rng.random()))
     if rng.random() < 0.03:
-        mishaps.append(Mishap(rng.uniform(0.0, horizon_s), "stop", 0, 0.0))
-    return sorted(mishaps, key=lambda mishap: mishap.at)
+        faults.append(Fault(rng.uniform(0.0, horizon_s), "stop", 0, 0.0))
+    return sorted(faults, key=lambda fault: fault.at)

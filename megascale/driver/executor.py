@@ -20,7 +20,7 @@ _KILL_SLACK_S: Final = 2.0
 _FleetEffect = fx.Acquire | fx.Release | fx.RestartSlot | fx.RequestQuarantine | fx.Probe
 
 
-class Performer:
+class EffectExecutor:
     """Turns effects into orders to agents and calls to the fleet; every effect is answered by an event.
 
     Args:
@@ -80,7 +80,7 @@ class Performer:
             case fx.CheckNodes():
                 return await self._check(effect)
             case fx.SaveNow():
-                self._broadcast(effect, save=pb.Save(attempt=effect.attempt, leave=effect.leave))
+                self._broadcast(effect, save=pb.Save(attempt=effect.attempt, leave=effect.then_stop))
             case fx.CollectEvidence():
                 self._broadcast(effect, collect_evidence=pb.CollectEvidence(attempt=effect.attempt))
             case fx.Page():

@@ -4,13 +4,13 @@ import pytest
 
 from megascale.core.contract import effects as fx
 from megascale.core.contract.policy import RecoveryRule
-from megascale.core.state.record import Stage
+from megascale.core.state.record import JobState
 
 
 def test_sure_event_replaces_the_node_at_once(running):
     job = running(2, spare_nodes=1)
     job.hardware("n-1", "xid", 79, "GPU has fallen off the bus.")
-    assert job.stage is Stage.STOPPING
+    assert job.state is JobState.STOPPING
     assert (job.incident.cause, job.incident.action) == ("hardware", "replace_node")
     job.done(fx.Kill)
     assert job.record.assignment == ("n-0", "n-2")
@@ -40,9 +40,9 @@ def _dies_of_the_device(running):
 def test_device_found_while_its_crash_is_recovered_from_is_the_same_incident(running):
     job = _dies_of_the_device(running)
     job.done(fx.Kill)
-    assert job.stage is Stage.LAUNCHING
+    assert job.state is JobState.LAUNCHING
     job.hardware("n-1", "xid", 79, "GPU has fallen off the bus.")
-    assert (job.incident.id, job.incident.action, job.stage) == ("i-1", "replace_node", Stage.STOPPING)
+    assert (job.incident.id, job.incident.action, job.state) == ("i-1", "replace_node", JobState.STOPPING)
     job.done(fx.Kill)
     assert job.record.assignment == ("n-0", "n-2")
     assert job.record.restarts == {"hardware": 1}
@@ -60,14 +60,14 @@ def test_device_found_at_the_bound_of_exclusions_does_not_stop_the_launch(runnin
     job.exit(1, code=1, error="RuntimeError", message="CUDA error: unknown error")
     job.done(fx.Kill)
     job.hardware("n-1", "xid", 79, "GPU has fallen off the bus.")
-    assert job.stage is Stage.LAUNCHING
+    assert job.state is JobState.LAUNCHING
 
 
 @pytest.mark.parametrize("code", [43, 45, 63, 92])
 def test_harmless_xids_change_nothing(running, code):
     job = running(2)
     job.hardware("n-1", "xid", code)
-    assert job.stage is Stage.RUNNING
+    assert job.state is JobState.RUNNING
     assert not job.record.incidents
 
 
@@ -118,7 +118,7 @@ def test_event_shortly_after_an_exit_explains_it_too(running):
 def test_recurring_xid_convicts(running):
     job = running(2, spare_nodes=1)
     job.hardware("n-1", "xid", 119)
-    assert job.stage is Stage.RUNNING
+    assert job.state is JobState.RUNNING
     job.train(5).hardware("n-1", "xid", 119)
     assert job.incident.action == "replace_node"
 
@@ -126,7 +126,7 @@ def test_recurring_xid_convicts(running):
 def test_two_network_alerts_in_five_minutes_evict_but_one_is_tolerated(running):
     job = running(2, spare_nodes=1)
     job.hardware("n-1", "nic", text="port flapped")
-    assert job.stage is Stage.RUNNING
+    assert job.state is JobState.RUNNING
     job.train(290).hardware("n-1", "nic", text="port flapped")
     assert job.incident.action == "replace_node"
     assert "2 network alerts" in job.incident.reason
@@ -135,7 +135,7 @@ def test_two_network_alerts_in_five_minutes_evict_but_one_is_tolerated(running):
 def test_two_network_alerts_far_apart_are_tolerated(running):
     job = running(2, spare_nodes=1)
     job.hardware("n-1", "nic", text="port flapped").train(310).hardware("n-1", "nic", text="port flapped")
-    assert job.stage is Stage.RUNNING
+    assert job.state is JobState.RUNNING
 
 
 def test_switch_that_alerts_on_many_nodes_costs_none_of_them(running):
@@ -146,14 +146,14 @@ def test_switch_that_alerts_on_many_nodes_costs_none_of_them(running):
         job.now += 1.0
     for index in range(6):
         job.hardware(f"n-{index}", "nic", text="port flapped")
-    assert job.stage is Stage.RUNNING
+    assert job.state is JobState.RUNNING
     assert not job.record.excluded
 
 
 def test_past_the_bound_a_sure_sign_pages_and_disturbs_nothing(running):
     job = running(2, spare_nodes=1, max_nodes_per_hour=0)
     job.hardware("n-1", "xid", 79)
-    assert job.stage is Stage.RUNNING
+    assert job.state is JobState.RUNNING
     assert any("maxNodesPerHour" in page.reason for page in job.heard(fx.Page))
 
 
@@ -179,7 +179,7 @@ def test_bad_spare_is_let_go_without_disturbing_training(running):
     job = running(2, spare_nodes=1)
     job.heard(fx.Acquire)
     job.hardware("n-2", "xid", 79)
-    assert job.stage is Stage.RUNNING
+    assert job.state is JobState.RUNNING
     assert [r.node for r in job.heard(fx.Release)] == ["n-2"]
     assert [a.count for a in job.heard(fx.Acquire)] == [1]
 
@@ -208,7 +208,7 @@ def test_rule_of_the_manifest_on_an_xid(running):
 def test_hardware_in_shadow_mode_is_counted_and_left_alone(running):
     job = running(2, spare_nodes=1, shadow_detectors=("hardware",))
     job.hardware("n-1", "xid", 79)
-    assert job.stage is Stage.RUNNING
+    assert job.state is JobState.RUNNING
     assert job.record.shadowed == {"hardware": 1}
     assert "would replace the node" in job.incident.decision
 

@@ -54,7 +54,7 @@ class Listener(Protocol):
         """
 
 
-class Companion(Protocol):
+class BackgroundService(Protocol):
     """Something that lives beside the driver: publishes its status, brings it orders from elsewhere."""
 
     async def run(self, driver: Driver) -> None:
@@ -62,7 +62,7 @@ class Companion(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Plugs:
+class DriverPorts:
     """Everything a driver needs of its environment.
 
     Attributes:
@@ -74,6 +74,6 @@ class Plugs:
     fleet: Fleet
     listener: Listener
     log: EventSink
-    companions: Sequence[Companion] = field(default=())
+    background_services: Sequence[BackgroundService] = field(default=())
     shared_machine: bool = False
     reopens: bool = False

@@ -15,11 +15,11 @@ from megascale_operator.kube.informer import Informer, ObjectKey
 from megascale_operator.kube.queue import KeyedQueue
 from megascale_operator.kube.resources import NODES, Obj
 from megascale_operator.metrics import Metrics
-from megascale_operator.nodecare import patches
-from megascale_operator.nodecare.breaker import Limits, closed_because
-from megascale_operator.nodecare.decide import Decision, Request, decide, put_back_by_person
-from megascale_operator.nodecare.patches import Operations
-from megascale_operator.reconcile.job import QuarantineWish
+from megascale_operator.quarantine import patches
+from megascale_operator.quarantine.breaker import Limits, closed_because
+from megascale_operator.quarantine.decide import Decision, JobRequest, decide, put_back_by_person
+from megascale_operator.quarantine.patches import Operations
+from megascale_operator.reconcile.job import QuarantineRequest
 from megascale_operator.reconcile.records import NodeRecord
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class _Answer:
     reason: str = ""
 
 
-class NodeCare:
+class QuarantineController:
     """Takes jobs' requests (`ask`), decides them node by node (`reconcile`), and tells jobs (`answers`)."""
 
     def __init__(
@@ -52,7 +52,7 @@ class NodeCare:
         self.queue: KeyedQueue[str] = KeyedQueue(clock.monotonic)
         self._api, self._nodes, self._recorder, self._metrics = api, nodes, recorder, metrics
         self._clock, self._mode, self._limits = clock, mode, limits
-        self._requests: dict[ObjectKey, tuple[Request, ...]] = {}
+        self._requests: dict[ObjectKey, tuple[JobRequest, ...]] = {}
         self._answers: dict[tuple[ObjectKey, str, str], _Answer] = {}
         self._tell_job: Callable[[ObjectKey], None] = lambda _: None
         nodes.on_change(self._on_node)
@@ -65,20 +65,20 @@ class NodeCare:
         self,
         job: ObjectKey,
         mode: str,
-        wishes: tuple[QuarantineWish, ...],
+        asked: tuple[QuarantineRequest, ...],
         granted: frozenset[tuple[str, str]] = frozenset(),
     ) -> None:
-        """All that a job wishes now.
+        """All that a job requests now.
 
         Args:
             granted: (node, incident) that the job's status lists as granted, by whichever operator.
         """
         name = "/".join(job)
-        requests = tuple(Request(name, wish.node, wish.incident, wish.reason, mode) for wish in wishes)
+        requests = tuple(JobRequest(name, one.node, one.incident, one.reason, mode) for one in asked)
         if requests == self._requests.get(job, ()):
             return
         self._requests[job] = requests
-        wanted = {(wish.node, wish.incident) for wish in wishes}
+        wanted = {(request.node, request.incident) for request in requests}
         for key in [key for key in self._answers if key[0] == job and key[1:] not in wanted]:
             del self._answers[key]
         for request in requests:
@@ -95,7 +95,7 @@ class NodeCare:
         mine = [(key[1], key[2], answer) for key, answer in self._answers.items() if key[0] == job]
         granted = tuple((node, incident) for node, incident, answer in mine if answer.granted)
         refused = tuple(
-            {"wish": "quarantine", "node": node, "incident": incident, "reason": answer.reason}
+            {"request": "quarantine", "node": node, "incident": incident, "reason": answer.reason}
             for node, incident, answer in mine
             if not answer.granted
         )
@@ -152,7 +152,7 @@ class NodeCare:
         await self._patch(name, patches.release(node), "Released", f"put back into service by {by}")
         self._metrics.releases.labels("check").inc()
 
-    def _asking(self, node: str) -> list[tuple[ObjectKey, Request]]:
+    def _asking(self, node: str) -> list[tuple[ObjectKey, JobRequest]]:
         return [
             (job, request)
             for job, requests in self._requests.items()
@@ -163,7 +163,7 @@ class NodeCare:
     def _breaker(self, now: float) -> str:
         return closed_because(self._nodes.records.values(), self._limits, now)
 
-    async def _quarantine(self, name: str, request: Request, decision: Decision) -> None:
+    async def _quarantine(self, name: str, request: JobRequest, decision: Decision) -> None:
         mode = decision.mark.mode if decision.mark else ""
         words = f"{mode}: {request.reason} (job {request.job}, {request.incident})"
         await self._patch(name, decision.operations, "Quarantined", words)
@@ -178,7 +178,7 @@ class NodeCare:
         kind = "Warning" if reason == "Quarantined" else "Normal"
         await self._recorder.tell(answer, kind, reason, words)
 
-    def _answer(self, job: ObjectKey, request: Request, decision: Decision) -> None:
+    def _answer(self, job: ObjectKey, request: JobRequest, decision: Decision) -> None:
         key = (job, request.node, request.incident)
         answer = _Answer(decision.granted, decision.refused)
         before = self._answers.get(key)

@@ -21,7 +21,7 @@ IN_FLIGHT: Final = 32
 """Requests at a time of one plan."""
 
 
-class Performer:
+class PlanApplier:
     """Tells `absorb` of each resource what the server answered, so that the next look sees it."""
 
     def __init__(

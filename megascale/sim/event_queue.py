@@ -20,7 +20,7 @@ class Timer:
         self.action = None
 
 
-class Agenda:
+class EventQueue:
     """Scheduled actions in order of time; those at the same time run in the order they were scheduled."""
 
     def __init__(self, start: float = 0.0) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, Final
 
-from megascale_operator.nodecare.mark import HISTORY_KEPT, Mark, history_of, mark_of
+from megascale_operator.quarantine.mark import HISTORY_KEPT, Mark, history_of, mark_of
 from megascale_operator.reconcile import names
 from megascale_operator.reconcile.records import NodeRecord
 

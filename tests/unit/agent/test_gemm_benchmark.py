@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from megascale.agent.speed import node_speed
+from megascale.agent.gemm_benchmark import node_speed
 
 
 @pytest.mark.multiprocess

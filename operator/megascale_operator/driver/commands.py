@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from megascale.core.contract import events as ev
-from megascale.core.state.record import Stage
+from megascale.core.state.record import JobState
 from megascale.driver.driver import Driver
 from megascale.errors import FencedError, ManifestError
 from megascale.job import TrainingJob, from_mapping
@@ -47,7 +47,7 @@ def manifest_of(job: Obj, uri: str) -> TrainingJob:
     return from_mapping(mapping)
 
 
-class Orders:
+class CommandWatcher:
     """A companion. `job` is the object that the driver started with, `uri` the place of its checkpoints."""
 
     def __init__(
@@ -85,10 +85,10 @@ class Orders:
             self._change_spec(driver, job)
         annotations = job["metadata"].get("annotations") or {}
         if annotations.get(names.COMMAND):
-            self._obey(driver, str(annotations[names.COMMAND]))
+            self._handle_command(driver, str(annotations[names.COMMAND]))
         if job["metadata"].get("deletionTimestamp") and not self._deleting:
             self._deleting = True
-            if driver.core.record.stage is not Stage.FINISHED:
+            if driver.core.record.state is not JobState.FINISHED:
                 driver.post(ev.ManualCommand("stop", "the TrainingJob was deleted"))
 
     def _change_spec(self, driver: Driver, job: Obj) -> None:
@@ -102,7 +102,7 @@ class Orders:
         self._status.generation = generation
         driver.changed.set()
 
-    def _obey(self, driver: Driver, text: str) -> None:
+    def _handle_command(self, driver: Driver, text: str) -> None:
         """Each order once: its id is what was answered last."""
         order = _parsed(text)
         last = (self._status.last_command or {}).get("id")

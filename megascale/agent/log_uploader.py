@@ -19,7 +19,7 @@ _FILE_BYTES: Final = 256 << 20
 _ATTEMPTS: Final = 2
 
 
-class Keeper:
+class LogUploader:
     """Appends what is new in `logs/attempt-<A>/rank-<R>.log` and `metrics.jsonl` to files of the store.
 
     A copy is always a prefix of its source, so the store itself tells where to go on. Bounded: the newest two
@@ -32,7 +32,7 @@ class Keeper:
         self._complained = False
         self._due = asyncio.Event()
 
-    def hurry(self) -> None:
+    def flush_soon(self) -> None:
         """An attempt ended: copy now."""
         self._due.set()
 

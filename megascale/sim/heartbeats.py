@@ -1,28 +1,28 @@
-"""Reports at full detail: every agent beats on its own, with the records of its ranks."""
+"""Reports at full detail: every agent sends its own heartbeats, with the records of its ranks."""
 
 from __future__ import annotations
 
 import random
 
 from megascale.core.contract.events import NodeReport
-from megascale.sim.agenda import Agenda
+from megascale.sim.event_queue import EventQueue
 from megascale.sim.machines import Machine
 from megascale.sim.network import Network
 from megascale.sim.training import Run
 
 
-class Beats:
+class Heartbeats:
     """One NodeReport per agent and period, from a random phase on."""
 
-    def __init__(self, agenda: Agenda, network: Network, rng: random.Random, period_s: float) -> None:
-        self._agenda, self._network, self._rng, self.period_s = agenda, network, rng, period_s
+    def __init__(self, queue: EventQueue, network: Network, rng: random.Random, period_s: float) -> None:
+        self._queue, self._network, self._rng, self.period_s = queue, network, rng, period_s
 
     def joined(self, machine: Machine) -> None:
         incarnation = machine.incarnation
-        self._agenda.after(self._rng.uniform(0, self.period_s), lambda: self._beat(machine, incarnation))
+        self._queue.after(self._rng.uniform(0, self.period_s), lambda: self._beat(machine, incarnation))
 
     def silent(self, machine: Machine) -> None:
-        """Its beats stop by themselves."""
+        """Its heartbeats stop by themselves."""
 
     def changed(self, run: Run) -> None:
         """Beats tell soon enough."""
@@ -34,5 +34,5 @@ class Beats:
             run = machine.run
             ranks = tuple(run.progress(rank, machine.skew_s) for rank in machine.ranks) if run else ()
             attempt = run.attempt if run else 0
-            self._network.beat(machine, NodeReport(machine.name, incarnation, attempt, ranks))
-        self._agenda.after(self.period_s, lambda: self._beat(machine, incarnation))
+            self._network.heartbeat(machine, NodeReport(machine.name, incarnation, attempt, ranks))
+        self._queue.after(self.period_s, lambda: self._beat(machine, incarnation))

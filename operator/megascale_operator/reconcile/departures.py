@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Final
 
-from megascale_operator.reconcile.job import Wishes
+from megascale_operator.reconcile.job import Requests
 from megascale_operator.reconcile.records import Nodes, PodRecord
 
 RESTART_EXIT: Final = 75
@@ -18,7 +18,7 @@ _PLANNED_REASONS: Final = ("Evicted", "Preempting", "Terminated", "NodeShutdown"
 
 
 @dataclass(frozen=True, slots=True)
-class Leaving:
+class Departure:
     """`reason` begins with its kind: evicted, drained, deleted, released, restart, failed, check, node."""
 
     reason: str
@@ -33,36 +33,36 @@ class Leaving:
         return not reason.startswith(_FAULTS)
 
 
-def leaving_of(pod: PodRecord, nodes: Nodes, wishes: Wishes) -> Leaving | None:
+def departure_of(pod: PodRecord, nodes: Nodes, requests: Requests) -> Departure | None:
     """Why the pod is on its way out, None if it stays; the surest reason comes first."""
     reason = (
-        _wished(pod, wishes)
+        _requested(pod, requests)
         or _disrupted(pod)
         or _lost(pod, nodes)
         or _faulty(pod)
         or _drained(pod, nodes)
         or ("deleted" if pod.deleting_since else "")
     )
-    return Leaving(reason) if reason else None
+    return Departure(reason) if reason else None
 
 
-def outcome_of(pod: PodRecord, nodes: Nodes, wishes: Wishes, earlier: str) -> Leaving:
+def outcome_of(pod: PodRecord, nodes: Nodes, requests: Requests, earlier: str) -> Departure:
     """Why the pod is gone; `earlier` is what was told while it was leaving."""
     if earlier and earlier != "deleted":
-        return Leaving(earlier)
-    leaving = leaving_of(pod, nodes, wishes)
+        return Departure(earlier)
+    leaving = departure_of(pod, nodes, requests)
     if pod.phase == "Succeeded":
         # An agent ends well whoever tells it to: only one that nobody deletes was told by its driver.
-        return leaving or Leaving("released: the agent ended")
+        return leaving or Departure("released: the agent ended")
     if leaving and (leaving.reason != "deleted" or pod.phase != "Failed"):
         return leaving
     if pod.phase == "Failed":
         if pod.reason in _PLANNED_REASONS:
-            return Leaving(f"evicted: {pod.reason}")
-        return Leaving(
+            return Departure(f"evicted: {pod.reason}")
+        return Departure(
             f"failed: exit code {pod.exit}" if pod.exit is not None else f"failed: {pod.reason or 'unknown'}"
         )
-    return Leaving("deleted")
+    return Departure("deleted")
 
 
 def crashes(pod: PodRecord) -> bool:
@@ -87,11 +87,11 @@ def conviction(pod: PodRecord) -> str:
     return str(verdict.get("reason") or "convicted")[:300]
 
 
-def _wished(pod: PodRecord, wishes: Wishes) -> str:
-    for name, order in wishes.restart:
+def _requested(pod: PodRecord, requests: Requests) -> str:
+    for name, order in requests.restart:
         if name == pod.name:
             return f"restart: {order}"
-    return "released: by the driver" if pod.name in wishes.release else ""
+    return "released: by the driver" if pod.name in requests.release else ""
 
 
 def _disrupted(pod: PodRecord) -> str:

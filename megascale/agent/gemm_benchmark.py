@@ -1,4 +1,4 @@
-"""How fast this node computes now; measured by `python -m megascale.agent.speed SECONDS` beside the ranks."""
+"""How fast this node computes now: matrix products timed beside the ranks, in a process of their own."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ async def node_speed(seconds: float, deadline_s: float) -> float:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "megascale.agent.speed",
+        "megascale.agent.gemm_benchmark",
         str(seconds),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
