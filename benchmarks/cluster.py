@@ -67,7 +67,7 @@ def _start(site: Site, namespace: str, found: Figures) -> tuple[Job, Path]:
 
 def _lose_a_node(site: Site, job: Job, kept: Path, found: Figures) -> None:
     eventually(lambda: len(site.ranks(job)) == 2 or None, _PATIENCE_S)
-    job.until(lambda one: driver(one).get("stage") == "running", "running")
+    job.until(lambda one: driver(one).get("jobState") == "running", "running")
     node = sorted(site.ranks(job))[0]
     began = time.monotonic()
     site.control.act(node, "stop")

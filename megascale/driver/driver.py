@@ -311,7 +311,7 @@ class Driver:
         self.post(ev.SpecChanged(policy, revision, restart))
 
     def command(self, request: pb.CommandRequest) -> tuple[bool, str]:
-        """A person's wish; whether it was taken, and why not."""
+        """Queue a person's command; returns whether it was accepted, and why not."""
         if request.command not in _COMMANDS:
             return False, f"unknown command {request.command!r}; known: {', '.join(sorted(_COMMANDS))}"
         known = {*self.core.live.nodes, *self.core.record.excluded}

@@ -70,22 +70,22 @@ class JobController:
         cluster: Cluster,
         applier: PlanApplier,
         recorder: EventRecorder,
-        care: QuarantineController,
+        quarantine: QuarantineController,
         settings: Settings,
         clock: Clock,
     ) -> None:
         self.queue: KeyedQueue[ObjectKey] = KeyedQueue(clock.monotonic)
         self.authority: Authority | None = None
         self._api, self._cluster, self._applier = api, cluster, applier
-        self._recorder, self._care, self._settings, self._clock = recorder, care, settings, clock
+        self._recorder, self._quarantine, self._settings, self._clock = recorder, quarantine, settings, clock
         self._memories: defaultdict[ObjectKey, _Memory] = defaultdict(_Memory)
         self._gone_nodes: set[str] = set()
         cluster.jobs.on_change(self._on_job)
         cluster.pods.on_change(self._on_pod)
         cluster.nodes.on_change(self._on_node)
-        for informer in cluster.things:
+        for informer in cluster.owned:
             informer.on_change(self._on_owned)
-        care.on_answer(self.queue.add)
+        quarantine.on_answer(self.queue.add)
 
     def _on_job(self, before: JobRecord | None, after: JobRecord | None) -> None:
         record = after or before
@@ -119,19 +119,19 @@ class JobController:
                 self._enqueue_after_settle((pod.namespace, pod.job))
 
     def _on_owned(self, before: OwnedObject | None, after: OwnedObject | None) -> None:
-        thing = after or before
-        if thing is None or not thing.job:
+        owned_object = after or before
+        if owned_object is None or not owned_object.job:
             return
         if before and after and (before.digest, before.data) == (after.digest, after.data):
             return
-        self._enqueue_after_settle((thing.namespace, thing.job))
+        self._enqueue_after_settle((owned_object.namespace, owned_object.job))
 
     async def reconcile(self, key: ObjectKey) -> float | None:
         """One look at the job of that key; when to look again."""
         record = self._cluster.jobs.get(key[1], key[0])
         if record is None:
             self._memories.pop(key, None)
-            self._care.forget(key)
+            self._quarantine.forget(key)
             self.queue.forget(key)
             return None
         obj = record.obj
@@ -147,10 +147,10 @@ class JobController:
         try:
             job = self._job(obj, memory)
         except ManifestError as error:
-            await self._recorder.tell(obj, "Warning", "InvalidSpec", str(error))
+            await self._recorder.record(obj, "Warning", "InvalidSpec", str(error))
             return None
         requests = requests_of(job)
-        self._care.ask(key, job.spec.remediation.mode, requests.quarantine, granted_to(job))
+        self._quarantine.ask(key, job.spec.remediation.mode, requests.quarantine, granted_to(job))
         observed = await self._observe(job, key, memory, pods, now)
         plan = reconcile(job, observed, self._settings, now)
         again_s = await self._carry_out(obj, plan)
@@ -177,22 +177,22 @@ class JobController:
         self, job: Job, key: ObjectKey, memory: _Memory, pods: tuple[PodRecord, ...], now: float
     ) -> Observed:
         await self._look_for_nodes(pods)
-        things = {
-            (informer.resource.kind, thing.name): thing
-            for informer in self._cluster.things
-            for thing in informer.of(key)
+        owned = {
+            (informer.resource.kind, owned_object.name): owned_object
+            for informer in self._cluster.owned
+            for owned_object in informer.of(key)
         }
         gone = frozenset(pod.node for pod in pods) & self._gone_nodes
-        granted, refused = self._care.answers(key)
+        granted, refused = self._quarantine.answers(key)
         records = {pod.node: node for pod in pods if (node := self._cluster.nodes.get(pod.node)) is not None}
         return Observed(
             pods=pods,
             nodes=Nodes(records, gone),
-            things=things,
+            owned=owned,
             ended=tuple(memory.ended.values()),
             incarnations=dict(memory.incarnations),
             ca_pem=self.authority.certificate_pem if self.authority else "",
-            driver_crt=await self._certificate(job, things, now),
+            driver_crt=await self._certificate(job, owned, now),
             granted=granted,
             refused=refused,
             slots_written_at=memory.slots_written_at,
@@ -208,10 +208,10 @@ class JobController:
             except NotFoundError:
                 self._gone_nodes.add(node)
 
-    async def _certificate(self, job: Job, things: dict[tuple[str, str], OwnedObject], now: float) -> str:
+    async def _certificate(self, job: Job, owned: dict[tuple[str, str], OwnedObject], now: float) -> str:
         """The driver's certificate: the one it has while that is good, else a new one; "" = no request."""
-        driver = things.get(("ConfigMap", names.driver_map(job.name)))
-        slots = things.get(("ConfigMap", names.slots_map(job.name)))
+        driver = owned.get(("ConfigMap", names.driver_map(job.name)))
+        slots = owned.get(("ConfigMap", names.slots_map(job.name)))
         csr = driver.text("driver.csr") if driver else ""
         if not csr or self.authority is None:
             return ""
@@ -221,18 +221,18 @@ class JobController:
         try:
             return self.authority.sign(csr, names.server_name(job.name, job.namespace), utc(now))
         except RequestRefusedError as error:
-            await self._recorder.tell(job.obj, "Warning", "CertificateRefused", str(error))
+            await self._recorder.record(job.obj, "Warning", "CertificateRefused", str(error))
             return ""
 
     async def _carry_out(self, obj: Obj, plan: Plan) -> float | None:
         try:
             await self._applier.perform(plan)
         except RefusedError as error:
-            await self._recorder.tell(obj, "Warning", "Refused", str(error))
+            await self._recorder.record(obj, "Warning", "Refused", str(error))
             raise
         finally:
             for note in plan.notes:
-                await self._recorder.tell(obj, note.type, note.reason, note.message)
+                await self._recorder.record(obj, note.type, note.reason, note.message)
         return plan.requeue_s
 
 

@@ -67,14 +67,14 @@ class Operator:
         cluster = self.cluster
         absorb = {informer.resource: informer.absorb for informer in cluster.informers}
         applier = PlanApplier(api, self.metrics, absorb)
-        self.care = QuarantineController(
+        self.quarantine = QuarantineController(
             api, self.cluster.nodes, recorder, self.metrics, clock, mode=settings.mode, limits=options.limits
         )
-        self.jobs = JobController(api, self.cluster, applier, recorder, self.care, settings, clock)
-        self.checks = CheckController(cluster, applier, recorder, self.care, settings, clock)
+        self.jobs = JobController(api, self.cluster, applier, recorder, self.quarantine, settings, clock)
+        self.checks = CheckController(cluster, applier, recorder, self.quarantine, settings, clock)
         self.workers: list[Workers[Any]] = [
             Workers("jobs", self.jobs.queue, self.jobs.reconcile, clock, self.metrics, count=_JOB_WORKERS),
-            Workers("nodes", self.care.queue, self.care.reconcile, clock, self.metrics),
+            Workers("nodes", self.quarantine.queue, self.quarantine.reconcile, clock, self.metrics),
             Workers("checks", self.checks.queue, self.checks.reconcile, clock, self.metrics),
         ]
 
@@ -124,7 +124,7 @@ class Operator:
             self.checks.queue.add(check)
         for name, node in self.cluster.nodes.records.items():
             if node.quarantine or node.tainted:
-                self.care.queue.add(name[1])
+                self.quarantine.queue.add(name[1])
         async with asyncio.TaskGroup() as group:
             for workers in self.workers:
                 group.create_task(workers.run())
@@ -156,7 +156,7 @@ class Operator:
     @property
     def stuck(self) -> list[str]:
         """Work that makes no progress; an API server that is away is no reason."""
-        return [words for workers in self.workers for words in workers.stuck()]
+        return [entry for workers in self.workers for entry in workers.stuck()]
 
 
 async def serve(options: Options) -> None:

@@ -37,10 +37,10 @@ class PlanApplier:
         """
         errors: list[MegascaleError] = []
         for step in plan.steps:
-            todo = iter(step.actions)
+            actions = iter(step.actions)
             workers = min(IN_FLIGHT, len(step.actions))
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._work(todo)) for _ in range(workers)]
+                tasks = [group.create_task(self._work(actions)) for _ in range(workers)]
             failed = [error for task in tasks for error in task.result()]
             errors += failed
             if any(isinstance(error, NotLeaderError) for error in failed) or (step.needed and failed):
@@ -48,9 +48,9 @@ class PlanApplier:
         if errors:
             raise errors[-1] if isinstance(errors[-1], NotLeaderError) else errors[0]
 
-    async def _work(self, todo: Iterator[Action]) -> list[MegascaleError]:
+    async def _work(self, actions: Iterator[Action]) -> list[MegascaleError]:
         errors: list[MegascaleError] = []
-        for action in todo:
+        for action in actions:
             try:
                 await self._one(action)
             except NotLeaderError as error:

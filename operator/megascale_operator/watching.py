@@ -46,11 +46,11 @@ class Cluster:
         self.checks: Informer[CheckRecord] = Informer(api, NODE_CHECKS, check_record, clock)
         self.pods: Informer[PodRecord] = Informer(api, PODS, pod_record, clock, selector=mine, owner=owned)
         self.nodes: Informer[NodeRecord] = Informer(api, NODES, node_record, clock)
-        self.things: list[Informer[OwnedObject]] = [
+        self.owned: list[Informer[OwnedObject]] = [
             Informer(api, resource, owned_object, clock, selector=mine, owner=owned)
             for resource in (CONFIG_MAPS, SERVICE_ACCOUNTS, ROLES, ROLE_BINDINGS)
         ]
 
     @property
     def informers(self) -> list[Informer[Any]]:
-        return [self.jobs, self.checks, self.pods, self.nodes, *self.things]
+        return [self.jobs, self.checks, self.pods, self.nodes, *self.owned]

@@ -60,20 +60,20 @@ class News:
 
     def __init__(self, informer: Informer[Projected]) -> None:
         self.seen: list[tuple[str, str]] = []
-        self._told = asyncio.Event()
+        self._reported = asyncio.Event()
         informer.on_change(self._take)
 
     def _take(self, before: Projected | None, after: Projected | None) -> None:
         record = after or before
         assert record is not None
         self.seen.append(("gone" if after is None else "new" if before is None else "changed", record.name))
-        self._told.set()
+        self._reported.set()
 
     async def of(self, what: str, name: str) -> None:
         async with asyncio.timeout(20):
             while (what, name) not in self.seen:
-                self._told.clear()
-                await self._told.wait()
+                self._reported.clear()
+                await self._reported.wait()
 
 
 def test_answers_become_errors_of_their_kind(kubeconfig: Path) -> None:

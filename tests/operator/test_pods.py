@@ -54,9 +54,11 @@ def slot(**spec: Any) -> Obj:
 )
 def test_every_object_is_accepted_by_the_strict_schema(spec: dict[str, Any]) -> None:
     world = made(**spec)
-    for (kind, _), thing in world.things.items():
+    for (kind, _), owned_object in world.owned.items():
         version = "rbac.authorization.k8s.io/v1" if kind.startswith("Role") else "v1"
-        kubernetes_validate.validate({"apiVersion": version, "kind": kind, **thing}, "1.33", strict=True)
+        kubernetes_validate.validate(
+            {"apiVersion": version, "kind": kind, **owned_object}, "1.33", strict=True
+        )
     for pod in world.pods.values():
         bare = {key: value for key, value in pod.items() if key != "status"}
         kubernetes_validate.validate(bare, "1.33", strict=True)
@@ -87,7 +89,7 @@ def test_slots_have_no_rights_and_a_token_for_their_driver_alone() -> None:
             }
         }
     ]
-    assert "q-slot" not in str(made().things["RoleBinding", "q-driver"]["subjects"])
+    assert "q-slot" not in str(made().owned["RoleBinding", "q-driver"]["subjects"])
 
 
 def test_silent_nodes_are_tolerated_without_limit() -> None:
@@ -198,7 +200,7 @@ def test_kueue_gets_a_pod_group_of_all_slots() -> None:
 
 
 def test_rights_name_their_objects_and_hold_no_wildcard() -> None:
-    rules = made().things["Role", "q-driver"]["rules"]
+    rules = made().owned["Role", "q-driver"]["rules"]
     assert all(one["resourceNames"] and "*" not in str(one) for one in rules)
     assert {(one["resources"][0], verb) for one in rules for verb in one["verbs"]} == {
         ("trainingjobs", "get"), ("trainingjobs", "watch"),

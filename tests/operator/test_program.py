@@ -157,7 +157,7 @@ def test_a_convicted_node_is_quarantined_and_the_breaker_refuses_the_next(
         job = new_job(api, remediation={"mode": "Enforce"})
         all_made(api, job)
         request = {"incident": "i-1", "reason": "XID 79 on GPU 3"}
-        say(api, job, stage="running", requests={"slots": 3, "quarantine": [{"node": "n1", **request}]})
+        say(api, job, jobState="running", requests={"slots": 3, "quarantine": [{"node": "n1", **request}]})
         eventually("n1 is cordoned", lambda: api.get("/api/v1/nodes/n1")["spec"].get("unschedulable"))
         answer = eventually(
             "it is told", lambda: api.get(f"{JOBS}/{job}")["status"]["operator"]["quarantined"]
@@ -306,7 +306,7 @@ def test_a_node_check_releases_a_quarantined_node_after_two_passes(kubeconfig: P
             if pod["spec"].get("nodeName") == "n-sick":
                 name = pod["metadata"]["name"]
                 api.delete(f"/api/v1/namespaces/default/pods/{name}", {"gracePeriodSeconds": 0})
-        # The wish stands, and yet a node that was released must not be taken again for it.
+        # The request stands, and yet a node that was released must not be taken again for it.
         say(api, job, requests={"slots": 3, "avoidNodes": ["n-sick"], "quarantine": [request]})
         eventually("nobody is on it", lambda: "n-sick" not in slots_of(api, job))
         checks = "/apis/megascale.io/v1alpha1/nodechecks"

@@ -24,13 +24,13 @@ def running(**spec: Any) -> World:
     world.tick()
     world.kubelet()
     world.settle()
-    world.driver_says(stage="running", state="running", requests={"slots": 3})
+    world.driver_says(jobState="running", state="running", requests={"slots": 3})
     world.settle()
     return world
 
 
 def slots_file(world: World) -> dict[str, Any]:
-    return json.loads(world.things["ConfigMap", "q-slots"]["data"]["slots.json"])
+    return json.loads(world.owned["ConfigMap", "q-slots"]["data"]["slots.json"])
 
 
 def gone(world: World) -> list[tuple[int, str, bool]]:
@@ -40,15 +40,18 @@ def gone(world: World) -> list[tuple[int, str, bool]]:
 def test_a_new_job_gets_its_objects_its_driver_and_a_slot_per_node_and_spare() -> None:
     world = running()
     assert sorted(world.pods) == ["q-0-0", "q-1-0", "q-2-0", "q-driver-0"]
-    assert {kind for kind, _ in world.things} == {"ConfigMap", "ServiceAccount", "Role", "RoleBinding"}
-    assert {name for kind, name in world.things if kind == "ConfigMap"} == {
+    assert {kind for kind, _ in world.owned} == {"ConfigMap", "ServiceAccount", "Role", "RoleBinding"}
+    assert {name for kind, name in world.owned if kind == "ConfigMap"} == {
         "q-job",
         "q-driver",
         "q-record",
         "q-slots",
     }
     assert world.job["metadata"]["finalizers"] == [names.FINALIZER]
-    assert all(thing["metadata"]["ownerReferences"][0]["uid"] == "uid-job" for thing in world.things.values())
+    assert all(
+        owned_object["metadata"]["ownerReferences"][0]["uid"] == "uid-job"
+        for owned_object in world.owned.values()
+    )
     assert world.job["status"]["state"] == "Running"
     assert world.job["status"]["nodes"] == "3/3"
     assert [slot["ready"] for slot in slots_file(world)["slots"]] == [True, True, True]
@@ -60,8 +63,8 @@ def test_the_driver_is_told_where_in_the_network_its_slots_are() -> None:
     labels = {"zone": "z1", "rack": "r7", "other": "x"}
     world.nodes[first] = node_object(first, metadata={"labels": labels})
     world.settle()
-    told = [slot["domains"] for slot in slots_file(world)["slots"]]
-    assert told == [["z1", "r7"], ["", ""], ["", ""]]
+    reported = [slot["domains"] for slot in slots_file(world)["slots"]]
+    assert reported == [["z1", "r7"], ["", ""], ["", ""]]
 
 
 def test_an_unchanged_job_is_not_written() -> None:
@@ -297,14 +300,14 @@ def test_a_driver_that_fails_at_once_is_not_made_again_at_once() -> None:
 
 def test_slots_are_told_of_a_new_driver_once() -> None:
     world = running()
-    world.things["ConfigMap", "q-driver"]["data"] = {"driver.json": '{"term": 1}'}
+    world.owned["ConfigMap", "q-driver"]["data"] = {"driver.json": '{"term": 1}'}
     assert len([one for one in world.tick().actions if isinstance(one, Patch)]) == 3
     assert world.look().actions == []
     world.remove("q-1-0")
     world.settle()
     world.kubelet()
     world.settle()
-    world.things["ConfigMap", "q-driver"]["data"] = {"driver.json": '{"term": 2}'}
+    world.owned["ConfigMap", "q-driver"]["data"] = {"driver.json": '{"term": 2}'}
     assert len([one for one in world.tick().actions if isinstance(one, Patch)]) == 3
     assert world.look().actions == []
 
@@ -315,7 +318,7 @@ def test_suspend_waits_for_the_save_and_resume_makes_everything_again() -> None:
     world.settle()
     assert len(world.pods) == 4, "the driver has not saved yet"
     assert world.job["status"]["state"] == "Suspending"
-    world.driver_says(stage="suspended")
+    world.driver_says(jobState="suspended")
     for _ in range(4):
         world.now += 1
         world.tick()
@@ -333,7 +336,7 @@ def test_suspend_waits_for_the_save_and_resume_makes_everything_again() -> None:
 def test_a_job_that_is_resumed_smaller_does_not_get_its_old_size() -> None:
     world = running()
     world.edit(suspend=True)
-    world.driver_says(stage="suspended", requests={"slots": 3})
+    world.driver_says(jobState="suspended", requests={"slots": 3})
     for _ in range(4):
         world.now += 1
         world.tick()
@@ -346,7 +349,7 @@ def test_a_job_that_is_resumed_smaller_does_not_get_its_old_size() -> None:
 
 def test_what_the_driver_said_of_an_earlier_suspension_does_not_count() -> None:
     world = running()
-    world.driver_says(stage="suspended")
+    world.driver_says(jobState="suspended")
     world.edit(suspend=True)
     world.settle()
     assert len(world.pods) == 4
@@ -369,7 +372,7 @@ def test_a_job_that_is_created_suspended_has_no_pods() -> None:
 )
 def test_a_job_that_ended_keeps_its_status_and_loses_its_pods(state: str, condition: str, shown: str) -> None:
     world = running()
-    world.driver_says(state=state, stage="finished", reason="because")
+    world.driver_says(state=state, jobState="finished", reason="because")
     for _ in range(4):
         world.now += 1
         world.tick()
@@ -402,7 +405,7 @@ def test_at_its_deadline_a_job_saves_stops_and_fails() -> None:
     assert any(isinstance(action, Patch) for action in plan.actions)
     assert json.loads(world.job["metadata"]["annotations"][names.COMMAND])["command"] == "stop"
     assert len(world.pods) == 4
-    world.driver_says(state="stopped", stage="finished")
+    world.driver_says(state="stopped", jobState="finished")
     world.now += 1
     world.tick()
     assert world.condition("Failed") == "True"
@@ -474,10 +477,10 @@ def test_a_silent_driver_is_not_shown_as_running() -> None:
 def test_transitions_are_told_once() -> None:
     world = running()
     incident = {"id": "i-1", "reason": "rank 1 was killed", "action": "restart in place"}
-    world.driver_says(incident=incident, stage="stopping")
+    world.driver_says(incident=incident, jobState="stopping")
     assert [note.reason for note in world.tick().notes] == ["Recovering"]
     assert world.tick().notes == []
-    world.driver_says(incident=None, stage="running")
+    world.driver_says(incident=None, jobState="running")
     assert [note.reason for note in world.tick().notes] == ["Running", "Recovered"]
 
 

@@ -71,7 +71,7 @@ class World:
     now: float = START
     pods: dict[str, Obj] = field(default_factory=dict)
     nodes: dict[str, Obj] = field(default_factory=dict)
-    things: dict[tuple[str, str], Obj] = field(default_factory=dict)
+    owned: dict[tuple[str, str], Obj] = field(default_factory=dict)
     ended: list[PodRecord] = field(default_factory=list)
     gone_nodes: set[str] = field(default_factory=set)
     written_at: float = 0.0
@@ -91,7 +91,7 @@ class World:
             nodes=Nodes(
                 {name: node_record(one) for name, one in self.nodes.items()}, frozenset(self.gone_nodes)
             ),
-            things={key: self._thing(thing) for key, thing in self.things.items()},
+            owned={key: self._owned(owned_object) for key, owned_object in self.owned.items()},
             ended=tuple(self.ended),
             ca_pem="CA",
             driver_crt=self.driver_crt,
@@ -102,8 +102,8 @@ class World:
         )
         return reconcile(job, observed, self.settings, self.now)
 
-    def _thing(self, thing: Obj) -> OwnedObject:
-        return owned_object(thing)
+    def _owned(self, obj: Obj) -> OwnedObject:
+        return owned_object(obj)
 
     def tick(self) -> Plan:
         plan = self.look()
@@ -148,7 +148,7 @@ class World:
             body["status"] = {"phase": "Pending"}
             self.pods[name] = body
         else:
-            self.things.setdefault((kind, name), body)
+            self.owned.setdefault((kind, name), body)
 
     def _apply(self, kind: str, body: Obj, subresource: str) -> None:
         if kind == "TrainingJob":
@@ -159,7 +159,7 @@ class World:
         if body["metadata"]["name"] == names.slots_map(self.job["metadata"]["name"]):
             self.written_at = self.now
             self.ended.clear()
-        self.things[kind, body["metadata"]["name"]] = self._stored(body)
+        self.owned[kind, body["metadata"]["name"]] = self._stored(body)
 
     def _stored(self, body: Obj) -> Obj:
         stored = copy.deepcopy(body)
@@ -232,10 +232,10 @@ class World:
         conditions = self.pods[name]["status"].setdefault("conditions", [])
         conditions.append({"type": "DisruptionTarget", "status": "True", "reason": reason})
 
-    def driver_says(self, **said: Any) -> None:
+    def driver_says(self, **stated: Any) -> None:
         driver = self.job.setdefault("status", {}).setdefault("driver", {})
         driver.update(
-            {"observedGeneration": self.job["metadata"]["generation"], "updatedAt": stamp(self.now), **said}
+            {"observedGeneration": self.job["metadata"]["generation"], "updatedAt": stamp(self.now), **stated}
         )
 
     def edit(self, **spec: Any) -> None:

@@ -154,7 +154,7 @@ class Plan:
 
     @property
     def asked_for(self) -> bool:
-        """A person's or the manifest's wish, which no fault overrules."""
+        """Whether a person or the manifest asked for it; no fault overrules that."""
         return self.then == "suspend" or self.state in ("stopped", "completed")
 
 

@@ -42,15 +42,15 @@ class CheckController:
         cluster: Cluster,
         applier: PlanApplier,
         recorder: EventRecorder,
-        care: QuarantineController,
+        quarantine: QuarantineController,
         settings: Settings,
         clock: Clock,
     ) -> None:
         self.queue: KeyedQueue[str] = KeyedQueue(clock.monotonic)
         self._cluster, self._applier, self._recorder = cluster, applier, recorder
-        self._care, self._settings, self._clock = care, settings, clock
+        self._quarantine, self._settings, self._clock = quarantine, settings, clock
         self._specs: dict[str, _Spec] = {}
-        self._told: dict[str, dict[str, str]] = {}
+        self._reported: dict[str, dict[str, str]] = {}
         cluster.checks.on_change(self._on_check)
         cluster.pods.on_change(self._on_pod)
 
@@ -69,7 +69,7 @@ class CheckController:
         record = self._cluster.checks.get(name)
         if record is None or record.obj["metadata"].get("deletionTimestamp"):
             self._specs.pop(name, None)
-            self._told.pop(name, None)
+            self._reported.pop(name, None)
             self.queue.forget(name)
             return None
         check, now = record.obj, self._clock.utc()
@@ -79,13 +79,13 @@ class CheckController:
         try:
             spec = self._spec(check)
         except ValidationError as error:
-            await self._recorder.tell(check, "Warning", "InvalidSpec", str(error))
+            await self._recorder.record(check, "Warning", "InvalidSpec", str(error))
             return None
         nodes = {key[1]: node for key, node in self._cluster.nodes.records.items()}
         found = plan_check(spec, nodes, pods, self._busy(), now)
-        await self._tell(check, found)
+        await self._record_failures(check, found)
         for node in found.release:
-            await self._care.release(node, f"NodeCheck {name}")
+            await self._quarantine.release(node, f"NodeCheck {name}")
         await self._applier.perform(self._plan(check, spec, found, now))
         return None if found.done else _LOOK_AGAIN_S
 
@@ -139,13 +139,13 @@ class CheckController:
         await self._applier.perform(plan)
         return again_s
 
-    async def _tell(self, check: Obj, found: CheckPlan) -> None:
+    async def _record_failures(self, check: Obj, found: CheckPlan) -> None:
         """One Event for each node that did not pass."""
-        told = self._told.setdefault(check["metadata"]["name"], {})
+        reported = self._reported.setdefault(check["metadata"]["name"], {})
         for node, outcome in found.outcomes.items():
-            if outcome.result in _BAD and told.get(node) != outcome.result:
-                told[node] = outcome.result
+            if outcome.result in _BAD and reported.get(node) != outcome.result:
+                reported[node] = outcome.result
                 kind = "Warning" if outcome.result == "convicted" else "Normal"
-                await self._recorder.tell(
+                await self._recorder.record(
                     check, kind, outcome.result.capitalize(), f"{node}: {outcome.reason}"
                 )

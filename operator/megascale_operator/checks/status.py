@@ -32,7 +32,7 @@ def status_of(check: Obj, plan: CheckPlan, now: float) -> Obj:
         "groups": groups(plan),
         "startTime": before.get("startTime") or stamp(now),
         "conditions": [
-            _condition(before, generation, "Complete", done, _words(plan, total) if done else "", now),
+            _condition(before, generation, "Complete", done, _message(plan, total) if done else "", now),
             _condition(
                 before, generation, "Failed", done and not total, "" if total else "no node is meant", now
             ),
@@ -56,7 +56,7 @@ def groups(plan: CheckPlan) -> list[Obj]:
     ]
 
 
-def _words(plan: CheckPlan, total: int) -> str:
+def _message(plan: CheckPlan, total: int) -> str:
     counts = ", ".join(
         f"{plan.count(result)} {result}" for result in ("passed", "convicted", "unknown", "skipped")
     )

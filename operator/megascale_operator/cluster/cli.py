@@ -29,7 +29,7 @@ Source = Annotated[
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
-def _tell(text: str) -> None:
+def _report(text: str) -> None:
     sys.stderr.write(f"{text}\n")
 
 
@@ -80,7 +80,7 @@ def install(
     if only_print:
         sys.stdout.write(rendered)
         return
-    apply(kubectl, manifests, rendered, wait, _tell)
+    apply(kubectl, manifests, rendered, wait, _report)
     if as_json:
         typer.echo(json.dumps({"installed": True, "overlay": overlay, "mode": mode}))
     else:
@@ -111,7 +111,7 @@ def uninstall(
         shown = f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
         raise InputError(f"jobs that would be saved and deleted: {shown}; add --yes to do so")
     nodes = quarantined(kubectl)
-    remove(kubectl, manifests, drain_seconds, _tell)
+    remove(kubectl, manifests, drain_seconds, _report)
     if as_json:
         typer.echo(json.dumps({"uninstalled": True, "jobsDeleted": names, "quarantinedNodes": nodes}))
         return

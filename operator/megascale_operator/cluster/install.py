@@ -7,10 +7,10 @@ from collections.abc import Callable
 from megascale_operator.cluster.kubectl import Kubectl
 from megascale_operator.cluster.manifests import CRDS, NAMESPACE, OPERATOR, Manifests
 
-Tell = Callable[[str], None]
+Report = Callable[[str], None]
 
 
-def install(kubectl: Kubectl, manifests: Manifests, rendered: str, wait_s: int, tell: Tell) -> None:
+def install(kubectl: Kubectl, manifests: Manifests, rendered: str, wait_s: int, report: Report) -> None:
     """CRDs first, and everything else once the API server serves them.
 
     Args:
@@ -21,13 +21,13 @@ def install(kubectl: Kubectl, manifests: Manifests, rendered: str, wait_s: int, 
         MegascaleError: kubectl refused, or the pods are not available in time.
     """
     apply = ("apply", "--server-side", "--force-conflicts", "--field-manager=megascale-install")
-    tell("applying the CRDs")
+    report("applying the CRDs")
     kubectl.run(*apply, f"--filename={manifests.crds}")
     names = [f"crd/{name}" for name in CRDS]
     kubectl.run("wait", "--for=condition=Established", *names, "--timeout=60s")
-    tell(f"applying the operator in namespace {NAMESPACE}")
+    report(f"applying the operator in namespace {NAMESPACE}")
     kubectl.run(*apply, "--filename=-", stdin=rendered)
     if wait_s:
-        tell(f"waiting up to {wait_s} s for its pods")
+        report(f"waiting up to {wait_s} s for its pods")
         place = (f"deployment/{OPERATOR}", f"--namespace={NAMESPACE}")
         kubectl.run("rollout", "status", *place, f"--timeout={wait_s}s", timeout_s=wait_s + 30.0)

@@ -45,9 +45,9 @@ class Kubectl:
         except subprocess.TimeoutExpired as error:
             raise UnreachableError(f"kubectl {arguments[0]} has no answer after {timeout_s:g} s") from error
         if done.returncode:
-            said = done.stderr.strip() or done.stdout.strip()
-            kind = UnreachableError if any(word in said for word in _UNREACHABLE) else MegascaleError
-            raise kind(f"kubectl {' '.join(arguments[:3])}: {said}")
+            stated = done.stderr.strip() or done.stdout.strip()
+            kind = UnreachableError if any(word in stated for word in _UNREACHABLE) else MegascaleError
+            raise kind(f"kubectl {' '.join(arguments[:3])}: {stated}")
         return done.stdout
 
     def get(self, *arguments: str) -> dict[str, Any]:

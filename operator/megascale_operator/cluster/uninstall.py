@@ -11,7 +11,7 @@ from megascale_operator.cluster.kubectl import Kubectl
 from megascale_operator.cluster.manifests import CRDS, NAMESPACE, OPERATOR, Manifests
 from megascale_operator.reconcile.names import FINALIZER, QUARANTINE
 
-Tell = Callable[[str], None]
+Report = Callable[[str], None]
 _JOBS: Final = "trainingjobs.megascale.io"
 
 
@@ -30,7 +30,7 @@ def quarantined(kubectl: Kubectl) -> list[str]:
     ]
 
 
-def uninstall(kubectl: Kubectl, manifests: Manifests, drain_s: int, tell: Tell) -> None:
+def uninstall(kubectl: Kubectl, manifests: Manifests, drain_s: int, report: Report) -> None:
     """Every job is deleted.
 
     Args:
@@ -39,26 +39,26 @@ def uninstall(kubectl: Kubectl, manifests: Manifests, drain_s: int, tell: Tell) 
     Raises:
         MegascaleError: kubectl refused.
     """
-    _drain(kubectl, drain_s, tell)
+    _drain(kubectl, drain_s, report)
     for job in jobs(kubectl):
-        _strip(kubectl, job, tell)
-    tell("deleting the CRDs")
+        _strip(kubectl, job, report)
+    report("deleting the CRDs")
     kubectl.run("delete", "crd", *CRDS, "--ignore-not-found", "--timeout=60s")
-    tell("deleting the operator")
+    report("deleting the operator")
     everything = manifests.rendered(kubectl, "production", "Enforce", None)
     kubectl.run("delete", "--ignore-not-found", "--wait=false", "--filename=-", stdin=everything)
 
 
-def _drain(kubectl: Kubectl, drain_s: int, tell: Tell) -> None:
+def _drain(kubectl: Kubectl, drain_s: int, report: Report) -> None:
     found = jobs(kubectl)
     if not found:
         return
-    tell(f"deleting {len(found)} job{'s' if len(found) > 1 else ''}")
+    report(f"deleting {len(found)} job{'s' if len(found) > 1 else ''}")
     kubectl.run("delete", _JOBS, "--all", "--all-namespaces", "--wait=false")
     if not _operator_runs(kubectl):
-        tell("the operator does not run: jobs cannot save")
+        report("the operator does not run: jobs cannot save")
         return
-    tell(f"waiting up to {drain_s} s for them to save")
+    report(f"waiting up to {drain_s} s for them to save")
     try:
         target = (_JOBS, "--all", "--all-namespaces", f"--timeout={drain_s}s")
         kubectl.run("wait", "--for=delete", *target, timeout_s=drain_s + 30.0)
@@ -66,7 +66,7 @@ def _drain(kubectl: Kubectl, drain_s: int, tell: Tell) -> None:
         raise
     except MegascaleError as error:
         # none left when the wait began, or some left when it ended: what is there is looked at next
-        tell(str(error))
+        report(str(error))
 
 
 def _operator_runs(kubectl: Kubectl) -> bool:
@@ -74,11 +74,11 @@ def _operator_runs(kubectl: Kubectl) -> bool:
     return bool(deployment.get("status", {}).get("availableReplicas"))
 
 
-def _strip(kubectl: Kubectl, job: dict[str, Any], tell: Tell) -> None:
+def _strip(kubectl: Kubectl, job: dict[str, Any], report: Report) -> None:
     """Take off our finalizer, and no other."""
     meta = job["metadata"]
     rest = [name for name in meta.get("finalizers", ()) if name != FINALIZER]
-    tell(f"{meta['namespace']}/{meta['name']} has not saved: taking off its finalizer")
+    report(f"{meta['namespace']}/{meta['name']} has not saved: taking off its finalizer")
     patch = {"metadata": {"finalizers": rest, "resourceVersion": meta["resourceVersion"]}}
     place = (_JOBS, meta["name"], f"--namespace={meta['namespace']}")
     kubectl.run("patch", *place, "--type=merge", f"--patch={json.dumps(patch)}")

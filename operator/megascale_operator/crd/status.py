@@ -138,7 +138,7 @@ class DriverStatus(Section):
     """What the driver says; at most every 15 s, or when something happens."""
 
     observed_generation: SeenGeneration = None
-    stage: Word | None = None
+    job_state: Word | None = None
     """What the driver is doing."""
     state: Word | None = None
     """How the job is; completed, failed and stopped are final."""
@@ -194,10 +194,10 @@ class Slots(Section):
 
 
 class Refusal(Section):
-    """A wish of the driver that the operator does not grant."""
+    """A request of the driver that the operator does not grant."""
 
     request: Word
-    """Which wish: slots, release, restart, quarantine."""
+    """Which request: slots, release, restart, quarantine."""
     node: Annotated[str | None, Field(max_length=253)] = None
     """The node it was about."""
     incident: Id | None = None
@@ -223,7 +223,7 @@ class OperatorStatus(Section):
     slots: Slots | None = None
     """How many slots there are."""
     refusals: Annotated[list[Refusal] | None, at_most(20)] = None
-    """The last wishes that were not granted."""
+    """The newest requests that were not granted."""
     quarantined: Annotated[list[Quarantined] | None, at_most(64)] = None
     """Nodes in quarantine because of this job."""
     avoid: Annotated[list[NodeName] | None, at_most(64)] = None

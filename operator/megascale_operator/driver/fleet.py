@@ -1,4 +1,4 @@
-"""Nodes as slot pods: what is wished is written into `status.driver.wishes`, the operator makes it true."""
+"""Nodes as slot pods: the driver writes requests into `status.driver.requests`, the operator fulfils them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class KubernetesFleet:
     """Implements `Fleet`. Slots wanted are derived from the core, so that a restarted driver wants the same.
 
     Attributes:
-        changed: called when there is something new to wish.
+        changed: called when the requests have changed.
     """
 
     def __init__(self, slots: Slots, topology_keys: Sequence[str] = ()) -> None:
@@ -94,7 +94,7 @@ class KubernetesFleet:
             self._on_event(SlotEvent(node, gone.reason, gone.at or time.time(), planned=gone.planned))
 
     def requests(self) -> Obj:
-        """`status.driver.wishes` (docs/kubernetes.md).
+        """`status.driver.requests` (docs/kubernetes.md).
 
         A slot counts that the core has met, whatever became of it, unless it is on its way out; slots not
         met yet are what the core still waits for.
@@ -115,7 +115,7 @@ class KubernetesFleet:
             "quarantine": list(self._quarantine.values())[-_MOST:],
         }
 
-    async def acquire(self, count: int, avoid: tuple[str, ...]) -> None:  # noqa: ARG002 - see `wishes`
+    async def acquire(self, count: int, avoid: tuple[str, ...]) -> None:  # noqa: ARG002 - see `requests`
         self.changed()
 
     async def release(self, node: str) -> None:

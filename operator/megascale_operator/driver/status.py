@@ -1,4 +1,4 @@
-"""`status.driver` of the TrainingJob: display, and what the driver wishes."""
+"""`status.driver` of the TrainingJob: for display, and the driver's requests."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _LINE: Final = 500
 _KEPT: Final = 5
 _URGENT: Final = (
     "observedGeneration",
-    "stage",
+    "jobState",
     "state",
     "attempt",
     "restarts",
@@ -122,7 +122,7 @@ class StatusWriter:
         last = incidents[-1] if incidents else None
         document: Obj = {
             "observedGeneration": self.generation,
-            "stage": str(record.state),
+            "jobState": str(record.state),
             "state": record.finish_state or str(record.state),
             "reason": _line(record.finish_reason if ended else (last.decision if last else "")),
             "term": record.term,

@@ -244,8 +244,8 @@ class RestApi:
                 )
                 content = await _read(response)
         except _UNREACHABLE as error:
-            words = str(error) or f"no answer within {limit_s:g} s"
-            raise ApiUnreachableError(f"{what}: the API server does not answer: {words}") from error
+            message = str(error) or f"no answer within {limit_s:g} s"
+            raise ApiUnreachableError(f"{what}: the API server does not answer: {message}") from error
         finally:
             self._writing -= not reading
             self._quiet.set()

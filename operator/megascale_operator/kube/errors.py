@@ -84,10 +84,10 @@ def error_of(
 ) -> ApiError:
     """The exception for an answer; `answer` is the server's metav1.Status if it sent one."""
     reason = str((answer or {}).get("reason", ""))
-    words = str((answer or {}).get("message", "")) or f"the API server answered {status}"
+    message = str((answer or {}).get("message", "")) or f"the API server answered {status}"
     kind = _BY_STATUS.get(status, OverloadedError if status >= 500 else ApiError)
     if status == 409 and reason == "AlreadyExists":
         kind = AlreadyExistsError
     if reason in ("Expired", "Gone"):
         kind = GoneError
-    return kind(f"{what}: {words}", status, reason, retry_after_s)
+    return kind(f"{what}: {message}", status, reason, retry_after_s)

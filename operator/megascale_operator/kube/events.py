@@ -24,7 +24,7 @@ _OF_THE_CLUSTER: Final = "default"
 
 
 @dataclass(slots=True)
-class _Told:
+class _Reported:
     name: str
     count: int
     at: float
@@ -35,36 +35,36 @@ class EventRecorder:
 
     def __init__(self, api: KubeApi, component: str, host: str, clock: Clock) -> None:
         self._api, self._component, self._host, self._clock = api, component, host, clock
-        self._told: OrderedDict[tuple[str, str, str], _Told] = OrderedDict()
+        self._reported: OrderedDict[tuple[str, str, str], _Reported] = OrderedDict()
 
-    async def tell(self, obj: Obj, kind: str, reason: str, message: str) -> None:
+    async def record(self, obj: Obj, kind: str, reason: str, message: str) -> None:
         """An Event of type `kind` (Normal, Warning) on `obj`; a repeated one is counted up."""
         message, now = message[:_MESSAGE], self._clock.utc()
         namespace = namespace_of(obj) or _OF_THE_CLUSTER
         key = (str(obj["metadata"].get("uid", "")), reason, message)
-        told = self._told.get(key)
+        reported = self._reported.get(key)
         try:
-            if told and now - told.at < _SAME_FOR_S:
-                told.count += 1
+            if reported and now - reported.at < _SAME_FOR_S:
+                reported.count += 1
                 await self._api.patch(
-                    EVENTS, told.name, {"count": told.count, "lastTimestamp": stamp(now)}, namespace
+                    EVENTS, reported.name, {"count": reported.count, "lastTimestamp": stamp(now)}, namespace
                 )
             else:
-                told = _Told(self._name(obj, key, now), 1, now)
+                reported = _Reported(self._name(obj, key, now), 1, now)
                 await self._api.create(
-                    EVENTS, self._body(obj, told.name, kind, reason, message, now), namespace
+                    EVENTS, self._body(obj, reported.name, kind, reason, message, now), namespace
                 )
         except NotFoundError:
-            self._told.pop(key, None)
+            self._reported.pop(key, None)
             return
         except MegascaleError as error:
             log.info("event %s on %s: %s", reason, name_of(obj), error)
             return
-        told.at = now
-        self._told[key] = told
-        self._told.move_to_end(key)
-        if len(self._told) > _KEPT:
-            self._told.popitem(last=False)
+        reported.at = now
+        self._reported[key] = reported
+        self._reported.move_to_end(key)
+        if len(self._reported) > _KEPT:
+            self._reported.popitem(last=False)
 
     @staticmethod
     def _name(obj: Obj, key: tuple[str, str, str], now: float) -> str:

@@ -176,14 +176,14 @@ class Informer(Generic[R]):
         if owner is not None:
             self._owned[owner][key] = after
         if before != after:
-            self._tell(before, after)
+            self._notify(before, after)
 
     def _drop(self, keys: Iterable[ObjectKey]) -> None:
         for key in keys:
             before = self._records.pop(key, None)
             if before is not None:
                 self._disown(key, before)
-                self._tell(before, None)
+                self._notify(before, None)
 
     def _disown(self, key: ObjectKey, record: R) -> None:
         owner = self._owner(record)
@@ -192,7 +192,7 @@ class Informer(Generic[R]):
             if not self._owned[owner]:
                 del self._owned[owner]
 
-    def _tell(self, before: R | None, after: R | None) -> None:
+    def _notify(self, before: R | None, after: R | None) -> None:
         for handler in self._handlers:
             handler(before, after)
 

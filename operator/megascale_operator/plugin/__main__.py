@@ -47,7 +47,7 @@ def status(
     from megascale_operator.plugin.show import status_lines
 
     found = ask(Target(kubeconfig, context, namespace), lambda access: known(access, job))
-    _tell(document(found), status_lines(found), as_json=as_json)
+    _report(document(found), status_lines(found), as_json=as_json)
 
 
 @app.command("incidents", epilog="Example: kubectl megascale incidents quickstart --json")
@@ -66,7 +66,7 @@ def incidents(
 
     found = ask(Target(kubeconfig, context, namespace), lambda access: known(access, job))
     documents = [incident_document(incident) for incident in found.incidents()]
-    _tell(documents, incident_lines(documents), as_json=as_json)
+    _report(documents, incident_lines(documents), as_json=as_json)
 
 
 @app.command("why", epilog="Example: kubectl megascale why quickstart")
@@ -84,7 +84,7 @@ def why(
 
     found = ask(Target(kubeconfig, context, namespace), lambda access: known(access, job))
     lines = explain(found)
-    _tell({"job": found.name, "explanation": lines}, lines, as_json=as_json)
+    _report({"job": found.name, "explanation": lines}, lines, as_json=as_json)
 
 
 @app.command("logs", epilog="Example: kubectl megascale logs quickstart --lines 100")
@@ -101,7 +101,7 @@ def logs(
     from megascale_operator.plugin.failing import first_failing
 
     found = ask(Target(kubeconfig, context, namespace), lambda access: first_failing(access, job, lines))
-    _tell(found.document(), found.lines(), as_json=as_json)
+    _report(found.document(), found.lines(), as_json=as_json)
 
 
 @app.command("evict", epilog='Example: kubectl megascale evict worker-7 --job quickstart --reason "fan"')
@@ -146,7 +146,7 @@ def check(
     from megascale_operator.plugin.show import check_lines
 
     found = ask(Target(kubeconfig, context, ""), lambda access: run_check(access, nodes, float(timeout)))
-    _tell(found, check_lines(found), as_json=as_json)
+    _report(found, check_lines(found), as_json=as_json)
     if any(found.get(key) for key in _NOT_PASSED):
         raise typer.Exit(1)
 
@@ -164,14 +164,14 @@ def _order(
     from megascale_operator.plugin.orders import order
 
     message = ask(Target(*target), lambda access: order(access, job, command, node, reason))
-    _tell(
+    _report(
         {"node": node, "command": command, "message": message},
         [f"{command} {node}: {message}"],
         as_json=as_json,
     )
 
 
-def _tell(document: Any, lines: list[str], *, as_json: bool) -> None:  # noqa: ANN401 - JSON values
+def _report(document: Any, lines: list[str], *, as_json: bool) -> None:  # noqa: ANN401 - JSON values
     if as_json:
         sys.stdout.write(json.dumps(document) + "\n")
     else:

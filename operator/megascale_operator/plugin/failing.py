@@ -53,10 +53,10 @@ async def first_failing(access: Access, name: str, count: int) -> FailingRank:
     pod = await _pod_on(access, found.name, last.node) if last.node else ""
     if pod:
         try:
-            told = (await access.pod_log(pod, count)).splitlines()
+            reported = (await access.pod_log(pod, count)).splitlines()
         except ApiError:
-            told = []
-        mine = tuple(line for line in told if last.rank is None or line.startswith(f"[rank {last.rank}]"))
+            reported = []
+        mine = tuple(line for line in reported if last.rank is None or line.startswith(f"[rank {last.rank}]"))
         source, text = (f"pod {pod}", mine) if mine else (source, text)
     uri = (found.job["spec"].get("checkpoint") or {}).get("uri") or "the run's checkpoints"
     stored = f"{uri}/logs/attempt-{last.attempt}/rank-{last.rank if last.rank is not None else '*'}.log"

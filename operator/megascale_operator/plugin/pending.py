@@ -37,10 +37,10 @@ def _cause(pod: Obj) -> str:
     status = pod.get("status") or {}
     for condition in status.get("conditions") or ():
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
-            return _words(condition)
+            return _message(condition)
     containers = chain(status.get("initContainerStatuses") or (), status.get("containerStatuses") or ())
     waits = [(one.get("state") or {}).get("waiting") or {} for one in containers]
-    return next((_words(wait) for wait in waits if wait.get("reason", "") not in _STARTING), "")
+    return next((_message(wait) for wait in waits if wait.get("reason", "") not in _STARTING), "")
 
 
 async def _warning(access: Access, pod: str) -> str:
@@ -49,16 +49,16 @@ async def _warning(access: Access, pod: str) -> str:
     with contextlib.suppress(ApiError):
         events = (await access.api.list_page(EVENTS, access.namespace, field=field)).items
         if events:
-            return _words(max(events, key=_told_at))
+            return _message(max(events, key=_reported_at))
     return ""
 
 
-def _told_at(event: Obj) -> str:
+def _reported_at(event: Obj) -> str:
     return str(event.get("lastTimestamp") or event.get("eventTime") or "")
 
 
-def _words(said: Obj) -> str:
-    text = ": ".join(filter(None, (said.get("reason"), said.get("message"))))
+def _message(stated: Obj) -> str:
+    text = ": ".join(filter(None, (stated.get("reason"), stated.get("message"))))
     return text if len(text) <= _TEXT else f"{text[:_TEXT]}..."
 
 

@@ -67,10 +67,10 @@ def incident_lines(documents: list[dict[str, Any]]) -> list[str]:
 
 def _stages(stages: dict[str, dict[str, Any]]) -> str:
     fault = float(stages["fault"]["at"])
-    told = [
+    reported = [
         f"{label} {float(stages[name]['at']) - fault:.2f} s" for name, label in _MILESTONES if name in stages
     ]
-    return f"after the fault: {', '.join(told)}"
+    return f"after the fault: {', '.join(reported)}"
 
 
 def check_lines(status: dict[str, Any]) -> list[str]:

@@ -54,12 +54,12 @@ class QuarantineController:
         self._clock, self._mode, self._limits = clock, mode, limits
         self._requests: dict[ObjectKey, tuple[JobRequest, ...]] = {}
         self._answers: dict[tuple[ObjectKey, str, str], _Answer] = {}
-        self._tell_job: Callable[[ObjectKey], None] = lambda _: None
+        self._notify_job: Callable[[ObjectKey], None] = lambda _: None
         nodes.on_change(self._on_node)
 
-    def on_answer(self, tell: Callable[[ObjectKey], None]) -> None:
-        """`tell(job)` is called when there is something new in its answers."""
-        self._tell_job = tell
+    def on_answer(self, notify: Callable[[ObjectKey], None]) -> None:
+        """`notify(job)` is called when there is something new in its answers."""
+        self._notify_job = notify
 
     def ask(
         self,
@@ -165,18 +165,18 @@ class QuarantineController:
 
     async def _quarantine(self, name: str, request: JobRequest, decision: Decision) -> None:
         mode = decision.mark.mode if decision.mark else ""
-        words = f"{mode}: {request.reason} (job {request.job}, {request.incident})"
-        await self._patch(name, decision.operations, "Quarantined", words)
+        message = f"{mode}: {request.reason} (job {request.job}, {request.incident})"
+        await self._patch(name, decision.operations, "Quarantined", message)
         self._metrics.quarantines.labels(mode).inc()
 
-    async def _patch(self, name: str, operations: Operations, reason: str, words: str) -> None:
+    async def _patch(self, name: str, operations: Operations, reason: str, message: str) -> None:
         try:
             answer = await self._api.patch(NODES, name, operations, kind="json")
         except NotFoundError:
             return
         self._nodes.absorb(answer)
         kind = "Warning" if reason == "Quarantined" else "Normal"
-        await self._recorder.tell(answer, kind, reason, words)
+        await self._recorder.record(answer, kind, reason, message)
 
     def _answer(self, job: ObjectKey, request: JobRequest, decision: Decision) -> None:
         key = (job, request.node, request.incident)
@@ -187,7 +187,7 @@ class QuarantineController:
         self._answers[key] = answer
         if not answer.granted and (before is None or before.granted):
             self._metrics.refusals.labels(decision.cause or "unknown").inc()
-        self._tell_job(job)
+        self._notify_job(job)
 
     def _measure(self, now: float) -> None:
         self._metrics.breaker_open.set(bool(self._breaker(now)))

@@ -17,7 +17,7 @@ Cause = Literal["mode", "breaker", "person", "unknown"]
 
 @dataclass(frozen=True, slots=True)
 class JobRequest:
-    """A job's wish, with the mode that the job allows."""
+    """A job's request to quarantine a node, with the mode that the job allows."""
 
     job: str
     node: str
@@ -72,14 +72,14 @@ def decide(
         return Decision([], refused=f"there is no node {request.node}", cause="unknown")
     mode = effective_mode(ceiling, request.mode)
     if mode == "Observe":
-        words = f"mode is Observe: nothing is done to {node.name}"
-        return Decision([], refused=words, cause="mode")
+        message = f"mode is Observe: nothing is done to {node.name}"
+        return Decision([], refused=message, cause="mode")
     mark = mark_of(node)
     if mark and mark.overridden:
         left_s = mark.overridden + OVERRIDE_S - now
         if mark.incident == request.incident or left_s > 0:
-            words = f"a person put {node.name} back into service"
-            return Decision([], mark, words, "person", left_s if left_s > 0 else None)
+            message = f"a person put {node.name} back into service"
+            return Decision([], mark, message, "person", left_s if left_s > 0 else None)
         mark = None
     if granted_before if mark is None else MODES.index(mark.mode) >= MODES.index(mode):
         return Decision([], mark)

@@ -79,22 +79,22 @@ def _driver_ready(phase: str, driver: PodRecord | None) -> Condition:
 def _running(job: Job, phase: str, now: float) -> Condition:
     if phase != "active":
         return Condition("Running", "False", "NotActive", f"the job is {phase}")
-    stage = str(job.driver.get("stage") or "")
-    if not stage:
+    state = str(job.driver.get("jobState") or "")
+    if not state:
         return Condition("Running", "False", "Starting", "the driver has not reported yet")
     if now - job.driver_wrote_at > SILENT_S:
         return Condition("Running", "Unknown", "DriverSilent", "the driver has not reported for a while")
-    if stage in ("running", "diagnosing", "saving"):
+    if state in ("running", "diagnosing", "saving"):
         return Condition("Running", "True", "Training", "")
-    return Condition("Running", "False", stage.capitalize(), "no training step is being made")
+    return Condition("Running", "False", state.capitalize(), "no training step is being made")
 
 
 def _recovering(job: Job, phase: str) -> Condition:
     incident = job.driver.get("incident")
     if phase != "active" or not isinstance(incident, dict) or not incident:
         return Condition("Recovering", "False", "NoIncident")
-    words = f"{incident.get('id', '')}: {incident.get('reason', '')}; {incident.get('action', '')}"
-    return Condition("Recovering", "True", "IncidentOpen", words.strip(" :;"))
+    message = f"{incident.get('id', '')}: {incident.get('reason', '')}; {incident.get('action', '')}"
+    return Condition("Recovering", "True", "IncidentOpen", message.strip(" :;"))
 
 
 def _suspended(job: Job, phase: str) -> Condition:

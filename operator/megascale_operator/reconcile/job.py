@@ -14,7 +14,7 @@ from megascale_operator.reconcile import names
 
 FINAL_STATES: Final = ("completed", "failed", "stopped")
 _MOST: Final = 64
-"""Entries of each list of wishes that are looked at (docs/kubernetes.md)."""
+"""Entries of each list of requests that are read (docs/kubernetes.md)."""
 _SLOTS_BEYOND: Final = 64
 
 
@@ -74,7 +74,7 @@ class Job:
     def says_suspended(self) -> bool:
         """Whether the driver has saved and let its ranks go, for the spec as it is now."""
         current = int(self.driver.get("observedGeneration") or 0) >= self.generation
-        return current and self.driver.get("stage") == "suspended"
+        return current and self.driver.get("jobState") == "suspended"
 
     @property
     def driver_wrote_at(self) -> float:
@@ -133,7 +133,7 @@ class QuarantineRequest:
 
 @dataclass(frozen=True, slots=True)
 class Requests:
-    """`status.driver.wishes`. `slots` None = the driver has not said anything yet."""
+    """`status.driver.requests`; `slots` is None until the driver has written any."""
 
     slots: int | None = None
     avoid: tuple[str, ...] = ()
@@ -149,22 +149,24 @@ def granted_to(job: Job) -> frozenset[tuple[str, str]]:
 
 
 def requests_of(job: Job) -> Requests:
-    """What the driver wishes; entries that make no sense are left out."""
-    said: Any = job.driver.get("requests")
-    if not isinstance(said, dict):
+    """The driver's requests; malformed entries are ignored."""
+    stated: Any = job.driver.get("requests")
+    if not isinstance(stated, dict):
         return Requests()
-    slots = said.get("slots")
-    if job.driver.get("stage") == "suspended":
+    slots = stated.get("slots")
+    if job.driver.get("jobState") == "suspended":
         # Said before the job was resumed, perhaps with other sizes.
         slots = None
     return Requests(
         slots=slots if isinstance(slots, int) and slots >= 0 else None,
-        avoid=tuple(sorted(_texts(said.get("avoidNodes")))),
-        release=_texts(said.get("release")),
-        restart=tuple((str(one["pod"]), str(one.get("id", ""))) for one in _entries(said, "restart", "pod")),
+        avoid=tuple(sorted(_texts(stated.get("avoidNodes")))),
+        release=_texts(stated.get("release")),
+        restart=tuple(
+            (str(one["pod"]), str(one.get("id", ""))) for one in _entries(stated, "restart", "pod")
+        ),
         quarantine=tuple(
             QuarantineRequest(str(one["node"]), str(one.get("incident", "")), str(one.get("reason", "")))
-            for one in _entries(said, "quarantine", "node")
+            for one in _entries(stated, "quarantine", "node")
         ),
     )
 
@@ -173,8 +175,8 @@ def _texts(value: Any) -> tuple[str, ...]:  # noqa: ANN401 - what a driver wrote
     return tuple(str(one) for one in (value or ())[:_MOST]) if isinstance(value, list) else ()
 
 
-def _entries(said: dict[str, Any], key: str, needed: str) -> list[dict[str, Any]]:
-    entries = said.get(key)
+def _entries(stated: dict[str, Any], key: str, needed: str) -> list[dict[str, Any]]:
+    entries = stated.get(key)
     if not isinstance(entries, list):
         return []
     return [one for one in entries[:_MOST] if isinstance(one, dict) and one.get(needed)]

@@ -32,8 +32,8 @@ def phase_of(job: Job, pods: tuple[PodRecord, ...], now: float) -> Phase:
         return "finished"
     if job.spec.suspend and (job.says_suspended or not pods):
         return "suspended"
-    said = job.condition("Suspended")
-    if job.spec.suspend and said.get("status") == "True" and said["observedGeneration"] == job.generation:
+    stated = job.condition("Suspended")
+    if job.spec.suspend and stated.get("status") == "True" and stated["observedGeneration"] == job.generation:
         # On the way down: the driver has been let go before the last slot was gone.
         return "suspended"
     return "active"

@@ -41,7 +41,7 @@ class Observed:
 
     pods: tuple[PodRecord, ...] = ()
     nodes: Nodes = field(default_factory=Nodes)
-    things: Mapping[tuple[str, str], OwnedObject] = field(default_factory=dict)
+    owned: Mapping[tuple[str, str], OwnedObject] = field(default_factory=dict)
     ended: tuple[PodRecord, ...] = ()
     incarnations: Mapping[int, int] = field(default_factory=dict)
     ca_pem: str = ""
@@ -56,5 +56,5 @@ class Observed:
 
     def slots_document(self, job: str) -> str:
         """`slots.json` as it stands, "" before the first."""
-        thing = self.things.get(("ConfigMap", f"{job}-slots"))
-        return thing.text("slots.json") if thing else ""
+        owned_object = self.owned.get(("ConfigMap", f"{job}-slots"))
+        return owned_object.text("slots.json") if owned_object else ""

@@ -92,7 +92,7 @@ def _activate(
     )
     plan.then(*slots.remove)
     driver = _driver_digest(job, observed)
-    plan.then(*_tell_of_driver(driver, observed.role("slot")))
+    plan.then(*_announce_driver(driver, observed.role("slot")))
     if slots.make and written:
         pods = SlotPods(job, settings.image, slots.avoid, driver)
         plan.then(*(Create(PODS, pods.make(slot)) for slot in slots.make))
@@ -108,7 +108,7 @@ def _objects(job: Job, observed: Observed) -> list[Action]:
     made = [
         Create(CONFIG_MAPS, body)
         for body in maps.driver_maps(job)
-        if ("ConfigMap", body["metadata"]["name"]) not in observed.things
+        if ("ConfigMap", body["metadata"]["name"]) not in observed.owned
     ]
     return [*_applied(wanted, observed), *made]
 
@@ -118,8 +118,8 @@ def _applied(wanted: list[tuple[Resource, Obj]], observed: Observed) -> list[Act
 
 
 def _is_current(resource: Resource, body: Obj, observed: Observed) -> bool:
-    thing = observed.things.get((resource.kind, body["metadata"]["name"]))
-    return thing is not None and thing.digest == body["metadata"]["annotations"][names.HASH]
+    owned_object = observed.owned.get((resource.kind, body["metadata"]["name"]))
+    return owned_object is not None and owned_object.digest == body["metadata"]["annotations"][names.HASH]
 
 
 def _driver(job: Job, observed: Observed, settings: Settings, plan: Plan, now: float) -> list[Action]:
@@ -138,19 +138,19 @@ def _driver(job: Job, observed: Observed, settings: Settings, plan: Plan, now: f
         if wait_s > 0:
             plan.again(wait_s)
             return actions
-    said = (job.status.get("operator") or {}).get("driverPod") or ""
-    last = max([pod.incarnation for pod in pods] + [names.incarnation_of(said) if said else -1])
+    stated = (job.status.get("operator") or {}).get("driverPod") or ""
+    last = max([pod.incarnation for pod in pods] + [names.incarnation_of(stated) if stated else -1])
     plan.notes.append(Note("Normal", "DriverCreated", f"creating {names.driver_pod(job.name, last + 1)}"))
     return [*actions, Create(PODS, driver_pod(job, last + 1, settings.image))]
 
 
 def _driver_digest(job: Job, observed: Observed) -> str:
-    thing = observed.things.get(("ConfigMap", names.driver_map(job.name)))
-    text = thing.text("driver.json") if thing else ""
+    owned_object = observed.owned.get(("ConfigMap", names.driver_map(job.name)))
+    text = owned_object.text("driver.json") if owned_object else ""
     return maps.digest(text) if text else ""
 
 
-def _tell_of_driver(driver: str, slots: list[PodRecord]) -> list[Action]:
+def _announce_driver(driver: str, slots: list[PodRecord]) -> list[Action]:
     """Touch pods whose `driver.json` is of an earlier driver.
 
     A kubelet brings mounted ConfigMaps up to date about once a minute, but at once when the pod changes.
@@ -167,9 +167,9 @@ def _tell_of_driver(driver: str, slots: list[PodRecord]) -> list[Action]:
 
 def _publish(job: Job, observed: Observed, file: SlotsFile, plan: Plan, now: float) -> bool:
     """Write `slots.json` and `driver.crt` if they changed; False = not yet, the last time was too recent."""
-    thing = observed.things.get(("ConfigMap", names.slots_map(job.name)))
+    owned_object = observed.owned.get(("ConfigMap", names.slots_map(job.name)))
     text = file.text()
-    before = (thing.text("slots.json"), thing.text("driver.crt")) if thing else None
+    before = (owned_object.text("slots.json"), owned_object.text("driver.crt")) if owned_object else None
     certificate = observed.driver_crt or (before[1] if before else "")
     if before == (text, certificate):
         return True

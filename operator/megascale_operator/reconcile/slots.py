@@ -31,7 +31,7 @@ class SlotsPlan:
     Attributes:
         wanted: how many there should be; bound, ready: how many are.
         avoid: nodes that new pods must not go to.
-        refusals: wishes that are not granted, without their time.
+        refusals: requests that are not granted, without their time.
     """
 
     wanted: int
@@ -45,7 +45,7 @@ class SlotsPlan:
 
 
 def plan_slots(job: Job, requests: Requests, observed: Observed, file: SlotsFile, now: float) -> SlotsPlan:
-    """From wishes and pods to pods to make and remove; `file` is the new `slots.json`."""
+    """From requests and pods to the pods to make and remove; `file` is the new `slots.json`."""
     pods = observed.role("slot")
     failed = {*failed_checks(file, now), *(pod.node for pod in pods if conviction(pod))}
     plan = SlotsPlan(_wanted(job, requests), avoid=tuple(sorted({*requests.avoid, *failed})))
@@ -65,8 +65,8 @@ def plan_slots(job: Job, requests: Requests, observed: Observed, file: SlotsFile
     if missing <= 0:
         return plan
     if len(failed) >= _MOST_FAILED_CHECKS:
-        words = f"{len(failed)} nodes failed their check within an hour: no more slots are made for now"
-        plan.refusals.append(_refusal(words))
+        message = f"{len(failed)} nodes failed their check within an hour: no more slots are made for now"
+        plan.refusals.append(_refusal(message))
         plan.again_s = 60.0
         return plan
     wait_s = _delay(file, now)

@@ -71,7 +71,7 @@ def next_file(
     """
     pods = sorted(pods, key=lambda pod: (pod.slot, pod.incarnation))
     present = {pod.uid for pod in pods if not pod.finished}
-    told = {entry["uid"] for entry in before.gone}
+    reported = {entry["uid"] for entry in before.gone}
     fresh: dict[str, Obj] = {}
     for entry in before.slots:
         if entry["uid"] not in present:
@@ -80,7 +80,7 @@ def next_file(
         if pod.uid not in present:
             earlier = fresh.get(pod.uid, {}).get("reason", "")
             fresh[pod.uid] = _gone(pod, outcome_of(pod, nodes, requests, earlier), now)
-    gone = [*before.gone, *(entry for uid, entry in fresh.items() if uid not in told)]
+    gone = [*before.gone, *(entry for uid, entry in fresh.items() if uid not in reported)]
     incarnations = dict(before.incarnations)
     numbers = [*known.items(), *((pod.slot, pod.incarnation) for pod in (*pods, *ended))]
     for slot, incarnation in numbers:

@@ -85,7 +85,9 @@ class Running:
     def recovered(self, restarts: int) -> Json:
         """Wait until the driver has recovered from that many restarts in all; what it says."""
         found = self.job.until(
-            lambda one: driver(one).get("restarts", 0) >= restarts and driver(one).get("stage") == "running",
+            lambda one: (
+                driver(one).get("restarts", 0) >= restarts and driver(one).get("jobState") == "running"
+            ),
             f"recovered from {restarts} restarts",
         )
         return driver(found)

@@ -56,7 +56,7 @@ def test_suspend_resume_and_delete_while_training(site: Site, namespace: str) ->
     job.patch({"spec": {"suspend": False, "spareNodes": 0}})
     eventually(lambda: kept_step(folder, job) > step + 5 or None, job.patience_s)
     assert len(job.pods("slot")) == 2
-    resumed = job.until(lambda one: driver(one).get("stage") == "running", "running again")
+    resumed = job.until(lambda one: driver(one).get("jobState") == "running", "running again")
     assert driver(resumed)["restarts"] == 0
     job.delete()
     assert "megascale.io/save-before-delete" in job.get()["metadata"]["finalizers"]

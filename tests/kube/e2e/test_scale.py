@@ -71,7 +71,7 @@ def test_many_slots_and_a_rack_that_is_lost(site: Site, slots: int) -> None:
         lost = racks.fail(0)
         at = time.time()
         found = job.until(
-            lambda one: driver(one).get("attempt", 0) > attempt and driver(one).get("stage") == "running",
+            lambda one: driver(one).get("attempt", 0) > attempt and driver(one).get("jobState") == "running",
             "recovered",
             patience_s,
         )

@@ -50,7 +50,7 @@ def refusal(stage: KubeStage, slot: Slot, token: str, node: str = "") -> str:
 
 def test_a_job_trains_to_its_end_and_its_events_and_logs_are_kept(stage: KubeStage) -> None:
     driver = train(stage, steps=60)
-    first = stage.until(lambda status: status["stage"] == "running" or status["state"] == "completed")
+    first = stage.until(lambda status: status["jobState"] == "running" or status["state"] == "completed")
     assert (first["term"], first["pod"], first["requests"]["slots"]) == (1, "q-driver-0", 2)
     status = stage.until(lambda status: status["state"] == "completed")
     assert isinstance(status["goodput"], str)
@@ -93,7 +93,7 @@ def test_a_killed_driver_is_succeeded_while_training_goes_on(stage: KubeStage) -
     step = stage.rank_step()
     eventually(lambda: stage.rank_step() > step + 3)
     stage.start_driver(1)
-    status = stage.until(lambda status: status["term"] == 2 and status["stage"] == "running")
+    status = stage.until(lambda status: status["term"] == 2 and status["jobState"] == "running")
     assert (status["attempt"], status["restarts"], status["pod"]) == (1, 0, "q-driver-1")
     assert status["requests"]["slots"] == 2
 
@@ -103,7 +103,7 @@ def test_of_two_drivers_the_older_ends_and_does_not_come_back(stage: KubeStage) 
     assert old.process is not None
     os.kill(old.process.pid, signal.SIGSTOP)
     stage.start_driver(1)
-    stage.until(lambda status: status["term"] == 2 and status["stage"] == "running")
+    stage.until(lambda status: status["term"] == 2 and status["jobState"] == "running")
     os.kill(old.process.pid, signal.SIGCONT)
     # 0: whoever started it does not start it again
     assert old.process.wait(30.0) == 0
@@ -120,7 +120,7 @@ def test_an_order_is_obeyed_once_and_answered(stage: KubeStage) -> None:
     train(stage, spares=1)
     spare = stage.add_slot("worker-2", 2)
     stage.start_agent(spare)
-    stage.until(lambda status: status["requests"]["slots"] == 3 and status["stage"] == "running")
+    stage.until(lambda status: status["requests"]["slots"] == 3 and status["jobState"] == "running")
     order = {"id": "o-1", "command": "evict", "node": "nobody", "reason": "fan noise", "by": "ann"}
 
     def give(order: dict[str, str]) -> None:
@@ -135,17 +135,17 @@ def test_an_order_is_obeyed_once_and_answered(stage: KubeStage) -> None:
     assert status["lastCommand"] == {"id": "o-2", "ok": True, "message": "accepted"}
     assert status["requests"]["avoidNodes"] == ["worker-1"]
     assert "fan noise by ann" in status["lastFault"]
-    stage.until(lambda status: status["attempt"] == 2 and status["stage"] == "running")
+    stage.until(lambda status: status["attempt"] == 2 and status["jobState"] == "running")
 
 
 def test_a_notice_of_eviction_saves_and_swaps_without_blame(stage: KubeStage) -> None:
     train(stage, spares=1)
     spare = stage.add_slot("worker-2", 2)
     stage.start_agent(spare)
-    stage.until(lambda status: status["requests"]["slots"] == 3 and status["stage"] == "running")
+    stage.until(lambda status: status["requests"]["slots"] == 3 and status["jobState"] == "running")
     stage.slots[1].leaving = "evicted: EvictionByEvictionAPI"
     stage.publish()
-    status = stage.until(lambda status: status["attempt"] == 2 and status["stage"] == "running")
+    status = stage.until(lambda status: status["attempt"] == 2 and status["jobState"] == "running")
     # the pod that is leaving does not count, so one more is wanted
     assert status["requests"]["slots"] == 3
     assert status["requests"]["avoidNodes"] == []
@@ -159,7 +159,7 @@ def test_without_the_api_server_training_goes_on_and_a_rank_is_restarted_afterwa
     stage: KubeStage, server: Program
 ) -> None:
     driver = train(stage)
-    stage.until(lambda status: status["stage"] == "running")
+    stage.until(lambda status: status["jobState"] == "running")
     server.signal(signal.SIGSTOP)
     try:
         step = stage.rank_step()
@@ -168,7 +168,7 @@ def test_without_the_api_server_training_goes_on_and_a_rank_is_restarted_afterwa
         assert driver.process.poll() is None
     finally:
         server.signal(signal.SIGCONT)
-    status = stage.until(lambda status: status["stage"] == "running" and status["step"] > step)
+    status = stage.until(lambda status: status["jobState"] == "running" and status["step"] > step)
     assert (status["term"], status["restarts"]) == (1, 0)
 
 
@@ -176,10 +176,10 @@ def test_suspended_resumed_and_deleted(stage: KubeStage) -> None:
     driver = train(stage)
     stage.api.merge(stage.job_path, {"metadata": {"finalizers": [names.FINALIZER]}})
     stage.api.merge(stage.job_path, {"spec": {"suspend": True}})
-    status = stage.until(lambda status: status["stage"] == "suspended")
+    status = stage.until(lambda status: status["jobState"] == "suspended")
     assert status["observedGeneration"] == 2
     stage.api.merge(stage.job_path, {"spec": {"suspend": False}})
-    stage.until(lambda status: status["stage"] == "running" and status["attempt"] == 2)
+    stage.until(lambda status: status["jobState"] == "running" and status["attempt"] == 2)
     step = stage.rank_step()
     stage.api.delete(stage.job_path)
     status = stage.until(lambda status: status["state"] == "stopped")
@@ -193,9 +193,9 @@ def test_a_line_of_the_kernel_log_replaces_the_node(stage: KubeStage) -> None:
     train(stage, spares=1)
     spare = stage.add_slot("worker-2", 2)
     stage.start_agent(spare)
-    stage.until(lambda status: status["requests"]["slots"] == 3 and status["stage"] == "running")
+    stage.until(lambda status: status["requests"]["slots"] == 3 and status["jobState"] == "running")
     with (stage.folder / "work-q-1-0" / "kmsg").open("a") as log:
         log.write("4,7,98374623,-;NVRM: Xid (PCI:0000:3b:00): 79, pid=4242, GPU has fallen off the bus.\n")
-    status = stage.until(lambda status: status["attempt"] == 2 and status["stage"] == "running")
+    status = stage.until(lambda status: status["attempt"] == 2 and status["jobState"] == "running")
     assert status["lastFaultNode"] == "worker-1"
     assert status["requests"]["avoidNodes"] == ["worker-1"]

@@ -51,7 +51,7 @@ def known_job(stage: KubeStage) -> KubeStage:
     stage.api.merge(path, {"data": {"record.json": json.dumps(document)}})
     driver = {
         "state": "assembling",
-        "stage": "assembling",
+        "jobState": "assembling",
         "step": 41,
         "steps": 100,
         "mfu": "0.471",

@@ -31,7 +31,7 @@ class Api:
 def test_a_status_that_does_not_change_is_told_every_45_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     api, now = Api(), 0.0
     writer = StatusWriter(cast(Any, api), "team", "q", "q-driver-0", cast(Any, None))
-    said = {"stage": "assembling", "step": 0, "term": 1}
+    said = {"jobState": "assembling", "step": 0, "term": 1}
     monkeypatch.setattr(writer, "status", lambda _driver: dict(said))
     monkeypatch.setattr(module.time, "monotonic", lambda: now)
     times = []
@@ -44,15 +44,15 @@ def test_a_status_that_does_not_change_is_told_every_45_seconds(monkeypatch: pyt
     gaps = [later - earlier for earlier, later in pairwise(times)]
     assert gaps
     assert all(45 <= gap <= 60 for gap in gaps)
-    said["stage"] = "running"
+    said["jobState"] = "running"
     asyncio.run(writer._write_if_due(cast(Any, None)))
-    assert api.written[-1]["stage"] == "running"
+    assert api.written[-1]["jobState"] == "running"
 
 
 def test_a_driver_that_slept_does_not_write_over_its_successor(monkeypatch: pytest.MonkeyPatch) -> None:
     api = Api()
     writer = StatusWriter(cast(Any, api), "team", "q", "q-driver-0", cast(Any, None))
-    monkeypatch.setattr(writer, "status", lambda _driver: {"stage": "running", "term": 1})
+    monkeypatch.setattr(writer, "status", lambda _driver: {"jobState": "running", "term": 1})
     api.term = 2
     with pytest.raises(FencedError, match="term 2 took over from 1"):
         asyncio.run(writer._write_if_due(cast(Any, None)))
