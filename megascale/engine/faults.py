@@ -13,7 +13,7 @@ from typing import Final
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from megascale.engine.context import RankLaunch
-from megascale.job.schema import Fault
+from megascale.job.faults import Fault
 
 _DRAG: Final = 2.0
 

@@ -1,5 +1,6 @@
 """The TrainingJob manifest: schema, loader, presets."""
 
+from megascale.job.faults import Fault
 from megascale.job.inject import parse_inject
 from megascale.job.loader import (
     digest,
@@ -10,7 +11,7 @@ from megascale.job.loader import (
     to_mapping,
     with_faults,
 )
-from megascale.job.schema import Fault, JobSpec, TrainingJob
+from megascale.job.schema import JobSpec, TrainingJob
 
 __all__ = [
     "Fault",

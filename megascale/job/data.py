@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 from megascale.job.base import Count, Problem, Section, Text, Words, refuse
 
 BYTE_TOKENIZER: Final = "byte"
+BYTE_VOCAB_SIZE: Final = 257
+"""Token ids of the byte tokenizer: 256 bytes and end-of-document."""
 
 
 class BlendPart(Section):

@@ -10,8 +10,8 @@ from megascale.errors import InputError
 from megascale.job.base import did_you_mean
 from megascale.job.describe import Place
 from megascale.job.document import Document
+from megascale.job.faults import Fault
 from megascale.job.issues import issues_of
-from megascale.job.schema import Fault
 
 _KINDS: Final = {
     "kill-rank": "killRank",

@@ -17,9 +17,10 @@ from megascale.errors import ManifestError, ManifestIssue
 from megascale.job.base import did_you_mean
 from megascale.job.describe import show, takes_text
 from megascale.job.document import MAX_BYTES, Document, parse
+from megascale.job.faults import Fault
 from megascale.job.issues import issues_of
 from megascale.job.scalars import RefusedScalarError, read_plain
-from megascale.job.schema import API_VERSION, KIND, Fault, TrainingJob
+from megascale.job.schema import API_VERSION, KIND, TrainingJob
 
 
 class _Representer(SafeRepresenter):

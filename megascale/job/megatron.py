@@ -8,9 +8,8 @@ from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 from pydantic.alias_generators import to_camel
 
 from megascale.job.base import MAX_INT, Count, Natural, Problem, Section, Words, did_you_mean, refuse
-from megascale.job.data import Data
+from megascale.job.data import BYTE_VOCAB_SIZE, Data
 from megascale.job.presets import PRESETS
-from megascale.job.rules import BYTE_VOCAB_SIZE
 
 Ways = Annotated[int, Field(ge=1, le=100_000)]
 PositiveNumber = Annotated[float, Field(gt=0, allow_inf_nan=False)]

@@ -1,4 +1,4 @@
-"""The TrainingJob manifest (contracts 2): one schema behind YAML files, the command line and the CRD."""
+"""The TrainingJob manifest: one schema behind YAML files, the command line and the CRD."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from megascale.job.base import (
     Count,
     JobName,
     Natural,
-    NodeName,
     Problem,
     Seconds,
     Section,
@@ -18,12 +17,13 @@ from megascale.job.base import (
     Words,
     refuse,
 )
+from megascale.job.faults import Fault
 from megascale.job.megatron import Megatron
 from megascale.job.network import Network
 from megascale.job.recovery import Recovery
-from megascale.job.rules import node_counts, spec_problems
 from megascale.job.scheduling import Scheduling
 from megascale.job.template import Template
+from megascale.job.validation import Size, fault_problems, node_counts, size_problems, training_problems
 
 API_VERSION = "megascale.io/v1alpha1"
 KIND = "TrainingJob"
@@ -136,41 +136,6 @@ class Remediation(Section):
     """Nodes the job gives up per hour; beyond it automation stops and pages."""
 
 
-class Fault(Section):
-    """A fault injected for a demonstration or a test."""
-
-    kind: Literal["killRank", "killNode", "stopRank", "stopNode", "slowRank", "killDriver"]
-    """kill is SIGKILL, stop is SIGSTOP: of a rank's process, a node's agent with its ranks, or the driver;
-    slow makes the forward passes of a rank take three times as long from then on."""
-    rank: Natural | None = None
-    """Global rank; for killRank, stopRank and slowRank."""
-    node: NodeName | None = None
-    """Node name, node-0, node-1... on a workstation; for killNode and stopNode."""
-    step: Count
-    """Step in which the fault happens."""
-    point: Literal["step", "save", "commit"] = "step"
-    """step: during the step; save: while that step's checkpoint is written; commit: just before it counts."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        target = {"Rank": "rank", "Node": "node"}.get(self.kind[-4:])
-        given = {"rank": self.rank, "node": self.node}
-        problems = []
-        for name, value in given.items():
-            if name == target and value is None:
-                example = "rank: 1" if name == "rank" else "node: node-1"
-                problems.append(
-                    Problem((name,), f"is required for kind {self.kind}", f"for example {example}")
-                )
-            if name != target and value is not None:
-                instead = f"; name the {target} instead" if target else ""
-                problems.append(
-                    Problem((name,), f"has no meaning for kind {self.kind}", f"remove it{instead}")
-                )
-        refuse(problems)
-        return self
-
-
 class JobSpec(Section):
     """What to train, on how many nodes, and what to do about faults."""
 
@@ -234,13 +199,22 @@ class JobSpec(Section):
     @property
     def node_counts(self) -> tuple[int, ...]:
         """Node counts between nodes and minNodes that the layout can run on, largest first."""
-        return node_counts(self)
+        return node_counts(self._size, self.runtime.megatron)
+
+    @property
+    def _size(self) -> Size:
+        return Size(self.nodes, self.min_nodes, self.ranks_per_node)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        refuse(spec_problems(self))
-        if self.runtime.megatron is not None:
-            self.runtime.megatron.parallelism.set_world(self.world_size)
+        megatron, ranks, every = self.runtime.megatron, self.world_size, self.checkpoint.every_steps
+        problems = size_problems(self._size)
+        if megatron is not None:
+            problems += training_problems(self._size, self.steps, megatron)
+        problems += fault_problems(self.faults, ranks=ranks, steps=self.steps, every_steps=every)
+        refuse(problems)
+        if megatron is not None:
+            megatron.parallelism.set_world(ranks)
         return self
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from megascale.core.rules.correlate import HardwareIncident, RuleMatch, correlate
 from megascale.core.rules.engine import LineClassifier, RuleSet, classify_text, outweighs
-from megascale.core.rules.model import ACTIONS, CATEGORIES, Action, Category, Rule, Scope, Verdict
+from megascale.core.rules.model import ACTIONS, CATEGORIES, Action, Category, LogRule, Scope, Verdict
 from megascale.core.rules.records import RecordVerdict, classify_records
 from megascale.core.rules.table import BUILTIN
 from megascale.core.rules.user import build_rules
@@ -17,8 +17,8 @@ __all__ = [
     "Category",
     "HardwareIncident",
     "LineClassifier",
+    "LogRule",
     "RecordVerdict",
-    "Rule",
     "RuleMatch",
     "RuleSet",
     "Scope",

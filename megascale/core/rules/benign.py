@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from megascale.core.rules.model import NOTE, Rule, rule
+from megascale.core.rules.model import NOTE, LogRule, log_rule
 
 _NCCL = "NCCL log levels; PyTorch sources"
 _HABIT = "ways in which programs report that all is well"
@@ -20,8 +20,8 @@ def _benign(
     source: str = _HABIT,
     *,
     unless: str | None = None,
-) -> Rule:
-    return rule(
+) -> LogRule:
+    return log_rule(
         identifier,
         pattern,
         ("benign", "none"),
@@ -34,7 +34,7 @@ def _benign(
     )
 
 
-RULES: Final[tuple[Rule, ...]] = (
+RULES: Final[tuple[LogRule, ...]] = (
     _benign(
         "nccl-info",
         r"\bNCCL (?:INFO|TRACE)\b|^\s*NCCL version [\d.]+",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from megascale.core.rules.model import EXCEPTION, SYMPTOM, Rule, rule
+from megascale.core.rules.model import EXCEPTION, SYMPTOM, LogRule, log_rule
 
 _PY = (
     "Python exceptions; ByteRobust (TypeError, IndexError ... = roll the code back); Acme"
@@ -14,8 +14,8 @@ _DATA = "data loading libraries; Acme (dataset faults)"
 _TORCH = "PyTorch error messages"
 _AT = r"^\s*(?:[\w.]+:\s)?(?:[\w<>]+\.)*"  # an exception line begins with its type
 
-_DATA_RULES: Final[tuple[Rule, ...]] = (
-    rule(
+_DATA_RULES: Final[tuple[LogRule, ...]] = (
+    log_rule(
         "data-missing",
         _AT
         + (
@@ -36,7 +36,7 @@ _DATA_RULES: Final[tuple[Rule, ...]] = (
             "FileNotFoundError: [Errno 2] No such file or directory: '/mnt/corpus/pile_00_text_document.idx'"
         ),
     ),
-    rule(
+    log_rule(
         "data-damaged",
         _AT
         + (
@@ -60,7 +60,7 @@ _DATA_RULES: Final[tuple[Rule, ...]] = (
         ),
         example="json.decoder.JSONDecodeError: Expecting ',' delimiter: line 1 column 4096 (char 4095)",
     ),
-    rule(
+    log_rule(
         "data-inconsistent",
         (
             r"(?:dataset|data ?file|index(?:ed)?(?: dataset| file)?|shard|sample|document|record"
@@ -93,8 +93,8 @@ _DATA_RULES: Final[tuple[Rule, ...]] = (
     ),
 )
 
-_USER: Final[tuple[Rule, ...]] = (
-    rule(
+_USER: Final[tuple[LogRule, ...]] = (
+    log_rule(
         "user-config",
         (
             r"error: (?:unrecognized arguments|the following arguments are required|argument \S+: "
@@ -119,7 +119,7 @@ _USER: Final[tuple[Rule, ...]] = (
         unless=r"MAC verification|certificate|CUDA|shard",
         example="pretrain_gpt.py: error: unrecognized arguments: --micro-bacth-size 4",
     ),
-    rule(
+    log_rule(
         "user-hub",
         (
             r"Can't load (?:tokenizer|the configuration|config|the model)"
@@ -144,7 +144,7 @@ _USER: Final[tuple[Rule, ...]] = (
             " a hub, make sure you don't have a local directory with the same name."
         ),
     ),
-    rule(
+    log_rule(
         "framework-library",
         _AT
         + (
@@ -166,7 +166,7 @@ _USER: Final[tuple[Rule, ...]] = (
         unless=r"libcuda\.so|libnvidia",
         example="ImportError: /opt/venv/flash_attn_2_cuda.so: undefined symbol: _ZN2at4_ops5zeros",
     ),
-    rule(
+    log_rule(
         "framework-compiler",
         (
             r"\b(?:BackendCompilerFailed|InternalTorchDynamoError|InductorError|LoweringException"
@@ -180,7 +180,7 @@ _USER: Final[tuple[Rule, ...]] = (
         unless=r"CUDA error|out of memory",
         example="torch._dynamo.exc.BackendCompilerFailed: backend='inductor' raised:",
     ),
-    rule(
+    log_rule(
         "framework-assert",
         r"\bINTERNAL ASSERT FAILED\b",
         ("framework", "restart"),
@@ -194,7 +194,7 @@ _USER: Final[tuple[Rule, ...]] = (
             " please report a bug to PyTorch."
         ),
     ),
-    rule(
+    log_rule(
         "driver-library",
         (
             r"(?:libcuda|libnvidia-ml|libnvidia-\w+)\.so\S*: cannot open shared object"
@@ -206,7 +206,7 @@ _USER: Final[tuple[Rule, ...]] = (
         source="NVIDIA driver libraries missing on the host",
         example="ImportError: libcuda.so.1: cannot open shared object file: No such file or directory",
     ),
-    rule(
+    log_rule(
         "numbers",
         (
             r"\b(?:found|detected|encountered|got|saw) (?:an? )?(?:NaNs?|Inf|non-finite)\b|\b(?:NaNs?|Inf)"
@@ -240,7 +240,7 @@ _USER: Final[tuple[Rule, ...]] = (
             " (message='found NaN in local forward loss calculation')"
         ),
     ),
-    rule(
+    log_rule(
         "user-runtime",
         (
             r"mat1 and mat2 shapes|shapes? cannot be multiplied|size mismatch for"
@@ -273,7 +273,7 @@ _USER: Final[tuple[Rule, ...]] = (
         unless=r"CUDA error|NCCL|dataset|collective|checksum|connection|\bGPUs?,? (?:but )?(?:found|got)",
         example="RuntimeError: mat1 and mat2 shapes cannot be multiplied (4096x1024 and 2048x512)",
     ),
-    rule(
+    log_rule(
         "user-permission",
         _AT + r"PermissionError\b|\[Errno 13\]|EACCES",
         ("storage", "fail_job"),
@@ -282,7 +282,7 @@ _USER: Final[tuple[Rule, ...]] = (
         source="POSIX EACCES",
         example="PermissionError: [Errno 13] Permission denied: '/ckpt/run-41/iter_0'",
     ),
-    rule(
+    log_rule(
         "user-exception",
         _AT
         + (
@@ -301,7 +301,7 @@ _USER: Final[tuple[Rule, ...]] = (
         source=_PY,
         example="KeyError: 'attention_mask'",
     ),
-    rule(
+    log_rule(
         "data-stalled",
         r"DataLoader timed out after",
         ("data", "restart"),
@@ -310,7 +310,7 @@ _USER: Final[tuple[Rule, ...]] = (
         source="PyTorch DataLoader",
         example="RuntimeError: DataLoader timed out after 300.0 seconds",
     ),
-    rule(
+    log_rule(
         "timeout-error",
         _AT + r"(?:(?:\w*TimeoutError|TimeoutExpired)\b|\w+(?:Error|Exception): .*\btimed out\b)",
         ("network", "restart"),
@@ -319,7 +319,7 @@ _USER: Final[tuple[Rule, ...]] = (
         source=_PY,
         example="TimeoutError: timed out",
     ),
-    rule(
+    log_rule(
         "user-runtime-other",
         _AT + r"(?:RuntimeError|Exception|OSError|IOError|SystemError|ReferenceError)\b(?::|$)",
         ("user_code", "restart"),
@@ -329,7 +329,7 @@ _USER: Final[tuple[Rule, ...]] = (
         source=_PY,
         example="RuntimeError: scheduler state is missing the group of the embedding",
     ),
-    rule(
+    log_rule(
         "java-exception",
         r"^\s*(?:Caused by: )?(?:java|org|com)\.[\w.]+(?:Exception|Error)\b",
         ("framework", "restart"),
@@ -339,7 +339,7 @@ _USER: Final[tuple[Rule, ...]] = (
         source="JVM clients",
         example="java.io.IOException: Filesystem closed",
     ),
-    rule(
+    log_rule(
         "library-exception",
         _AT + r"\w+(?:Error|Exception)\b: .|^(?:\w+\.)+\w+(?:Error|Exception):?\s*$",
         ("user_code", "restart"),
@@ -352,4 +352,4 @@ _USER: Final[tuple[Rule, ...]] = (
     ),
 )
 
-RULES: Final[tuple[Rule, ...]] = (*_DATA_RULES, *_USER)
+RULES: Final[tuple[LogRule, ...]] = (*_DATA_RULES, *_USER)

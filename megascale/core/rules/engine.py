@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from megascale.core.rules.line import LogLine, clean, parse_line
-from megascale.core.rules.model import EXCEPTION, LEVELS, Action, Rule, Verdict
+from megascale.core.rules.model import EXCEPTION, LEVELS, Action, LogRule, Verdict
 from megascale.core.rules.places import find_node, find_peer
 
 _MAX_STREAMS: Final = 4096
@@ -38,8 +38,8 @@ _ACTION_ORDER: Final[dict[Action, int]] = {
 class RuleSet:
     """Rules in order; the first that matches a line decides it."""
 
-    def __init__(self, rules: Iterable[Rule]) -> None:
-        self.rules: tuple[Rule, ...] = tuple(rules)
+    def __init__(self, rules: Iterable[LogRule]) -> None:
+        self.rules: tuple[LogRule, ...] = tuple(rules)
         by_word: dict[str, list[int]] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._always: tuple[int, ...] = tuple(i for i, rule in enumerate(self.rules) if not rule.words)
@@ -70,7 +70,7 @@ class RuleSet:
                 found.update(indices)
         return sorted(found)
 
-    def match(self, line: LogLine, candidates: Sequence[int]) -> Rule | None:
+    def match(self, line: LogLine, candidates: Sequence[int]) -> LogRule | None:
         """The first rule that applies to the line, or None."""
         for index in candidates:
             rule = self.rules[index]
@@ -132,7 +132,7 @@ class LineClassifier:
             return False
         return not body.strip() or body[:1].isspace() or _TRACEBACK in body or bool(_CHAIN.match(body))
 
-    def _verdict(self, rule: Rule | None, line: LogLine, *, unknown_exception: bool = False) -> Verdict:
+    def _verdict(self, rule: LogRule | None, line: LogLine, *, unknown_exception: bool = False) -> Verdict:
         node = line.node or find_node(line.body) or self._node
         if unknown_exception:
             return Verdict(

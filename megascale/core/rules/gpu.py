@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Final
 
-from megascale.core.rules.model import DEVICE, EXCEPTION, HARDWARE, Rule, rule
+from megascale.core.rules.model import DEVICE, EXCEPTION, HARDWARE, LogRule, log_rule
 
 _CUDA = "CUDA runtime API error list; ByteRobust table 2 (illegal access: user 41, infrastructure 21)"
 _NVML = "NVML API, nvidia-smi and DCGM health watches"
 _DOCS = r"(?<!in )https?://|(?<!://)\bdocs?\b|\bfor example\b|\bmeans\b"  # CUDA's own texts say "in https://docs..."
 
-_MEMORY: Final[tuple[Rule, ...]] = (
-    rule(
+_MEMORY: Final[tuple[LogRule, ...]] = (
+    log_rule(
         "cuda-oom",
         r"CUDA out of memory|torch\.(?:cuda\.)?OutOfMemoryError|CUDA error: out of memory"
         r"|cudaErrorMemoryAllocation|CUDA_ERROR_OUT_OF_MEMORY"
@@ -32,7 +32,7 @@ _MEMORY: Final[tuple[Rule, ...]] = (
             " total capacity of 79.11 GiB"
         ),
     ),
-    rule(
+    log_rule(
         "cuda-ecc",
         (
             r"uncorrectable ECC error|cudaErrorECCUncorrectable|CUDA_ERROR_ECC_UNCORRECTABLE"
@@ -46,7 +46,7 @@ _MEMORY: Final[tuple[Rule, ...]] = (
         unless=_DOCS,
         example="RuntimeError: CUDA error: uncorrectable ECC error encountered",
     ),
-    rule(
+    log_rule(
         "gpu-row-remap-failed",
         (
             r"Remapping Failure Occurred\s*:\s*Yes|row remap\w* fail|unable to retire page"
@@ -59,7 +59,7 @@ _MEMORY: Final[tuple[Rule, ...]] = (
         source=_NVML,
         example="Remapping Failure Occurred : Yes",
     ),
-    rule(
+    log_rule(
         "gpu-row-remap-pending",
         (
             r"(?:Remap\w*|Pending) .*Pending\s*:\s*Yes|row remap\w* (?:is )?pending"
@@ -72,8 +72,8 @@ _MEMORY: Final[tuple[Rule, ...]] = (
     ),
 )
 
-_CODE: Final[tuple[Rule, ...]] = (
-    rule(
+_CODE: Final[tuple[LogRule, ...]] = (
+    log_rule(
         "cuda-assert",
         (
             r"device-side assert triggered|cudaErrorAssert\b|CUDA_ERROR_ASSERT"
@@ -85,7 +85,7 @@ _CODE: Final[tuple[Rule, ...]] = (
         source=_CUDA,
         example="RuntimeError: CUDA error: device-side assert triggered",
     ),
-    rule(
+    log_rule(
         "cuda-illegal-access",
         (
             r"an illegal memory access was encountered|illegal address during kernel"
@@ -99,7 +99,7 @@ _CODE: Final[tuple[Rule, ...]] = (
         source=_CUDA,
         example="torch.AcceleratorError: CUDA error: an illegal memory access was encountered",
     ),
-    rule(
+    log_rule(
         "cuda-wrong-build",
         (
             r"no kernel image is available|kernel image is invalid|CUDA driver version is insufficient"
@@ -113,7 +113,7 @@ _CODE: Final[tuple[Rule, ...]] = (
         source=_CUDA,
         example="RuntimeError: CUDA error: no kernel image is available for execution on the device",
     ),
-    rule(
+    log_rule(
         "cuda-invalid-use",
         (
             r"CUDA error: invalid (?:argument|configuration argument|device ordinal"
@@ -129,8 +129,8 @@ _CODE: Final[tuple[Rule, ...]] = (
     ),
 )
 
-_DEVICE: Final[tuple[Rule, ...]] = (
-    rule(
+_DEVICE: Final[tuple[LogRule, ...]] = (
+    log_rule(
         "gpu-lost",
         r"\bGPU (?:is |was )?lost\b|GPU_IS_LOST|Unable to determine the device handle for GPU"
         r"|No devices were found|cudaErrorDevicesUnavailable|CUDA_ERROR_(?:NO_DEVICE"
@@ -150,7 +150,7 @@ _DEVICE: Final[tuple[Rule, ...]] = (
         unless=_DOCS,
         example="Unable to determine the device handle for GPU0000:5D:00.0: Unknown Error",
     ),
-    rule(
+    log_rule(
         "nvml-broken",
         (
             r"Failed to initialize NVML|NVML: (?:Driver/library version mismatch|Unknown Error"
@@ -165,7 +165,7 @@ _DEVICE: Final[tuple[Rule, ...]] = (
         unless=r"not ?supported|NotSupported|FunctionNotFound",
         example="Failed to initialize NVML: Unknown Error",
     ),
-    rule(
+    log_rule(
         "gpu-inforom",
         r"infoROM is corrupted",
         ("gpu", "alert"),
@@ -174,7 +174,7 @@ _DEVICE: Final[tuple[Rule, ...]] = (
         source=_NVML,
         example="WARNING: infoROM is corrupted at gpu 0000:0B:00.0",
     ),
-    rule(
+    log_rule(
         "gsp-timeout",
         (
             r"\b(?-i:GSP)\b.*(?:timeout|timed out|crash|RPC .*fail|lockdown|exception|not responding)"
@@ -188,7 +188,7 @@ _DEVICE: Final[tuple[Rule, ...]] = (
         source="NVIDIA XID 119, 120",
         example="NVRM: _kgspRpcRecvPoll: Timeout waiting for RPC from GSP2! Expected function 76",
     ),
-    rule(
+    log_rule(
         "fabric-manager",
         (
             r"(?:fabric ?manager|nv-fabricmanager)\b.*(?:fail(?:ed|ure)|error|fatal|exited"
@@ -203,7 +203,7 @@ _DEVICE: Final[tuple[Rule, ...]] = (
         unless=rf"{_DOCS}|NOTHING_TO_DO|non-?fatal",
         example="nvidia-fabricmanager.service: Failed with result 'exit-code'.",
     ),
-    rule(
+    log_rule(
         "nvlink-error",
         (
             r"\bNV ?Link\b[^|`]{0,80}?\b(?:error|fail(?:ed|ure)?|down|inactive|fatal|CRC|replay|recovery"
@@ -217,7 +217,7 @@ _DEVICE: Final[tuple[Rule, ...]] = (
         unless=rf"{_DOCS}|not supported|inForom|errors?: 0\b|no error",
         example="CUDA error: uncorrectable NVLink error detected during the execution",
     ),
-    rule(
+    log_rule(
         "gpu-thermal",
         (
             r"(?:HW|SW|hardware|software) (?:thermal|power brake) slowdown\b.*(?:Active|detected"
@@ -233,7 +233,7 @@ _DEVICE: Final[tuple[Rule, ...]] = (
         unless=r":\s*Not Active|Inactive|can still perform|Recommended Action=NONE",
         example="GPU 2: HW Thermal Slowdown : Active",
     ),
-    rule(
+    log_rule(
         "dcgm-unhealthy",
         (
             r"DCGM_FR_\w+|\b(?:dcgm|dcgmi)\b.*\b(?:fail(?:ed|ure)?|unhealthy|critical)\b|GpuDown"
@@ -246,7 +246,7 @@ _DEVICE: Final[tuple[Rule, ...]] = (
         unless=rf"{_DOCS}|can still perform|Recommended Action=NONE",
         example="dcgmi diag: PCIe test ........ Fail",
     ),
-    rule(
+    log_rule(
         "cuda-launch-failure",
         r"unspecified launch failure|CUDA error: (?:unknown error|hardware stack error"
         r"|the launch timed out|an unspecified|launch failed|initialization error"
@@ -262,7 +262,7 @@ _DEVICE: Final[tuple[Rule, ...]] = (
         source=_CUDA,
         example="RuntimeError: CUDA error: unspecified launch failure",
     ),
-    rule(
+    log_rule(
         "cuda-library",
         (
             r"CUBLAS_STATUS_\w+|CUDNN_STATUS_\w+|CUSOLVER_STATUS_\w+|CUFFT_\w*(?:FAILED|ERROR)\w*"
@@ -277,7 +277,7 @@ _DEVICE: Final[tuple[Rule, ...]] = (
             "RuntimeError: CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx(handle)`"
         ),
     ),
-    rule(
+    log_rule(
         "cuda-error",
         (
             r"\bCUDA error(?: \d+| at| in)?\s*[:(\]]|AcceleratorError: |CUDA runtime error|CUDA_ERROR_\w+"
@@ -290,7 +290,7 @@ _DEVICE: Final[tuple[Rule, ...]] = (
         unless=rf"{_DOCS}|cudaErrorNotReady|CUDA_LAUNCH_BLOCKING|CUDA error: no error",
         example="RuntimeError: CUDA error: the remote procedural call timed out",
     ),
-    rule(
+    log_rule(
         "pin-memory-thread",
         r"in pin memory thread|Pin memory thread exited unexpectedly",
         ("gpu", "restart"),
@@ -299,7 +299,7 @@ _DEVICE: Final[tuple[Rule, ...]] = (
         source="OPT-175B logbook (lost GPU)",
         example="RuntimeError: Caught RuntimeError in pin memory thread for device 5.",
     ),
-    rule(
+    log_rule(
         "amd-gpu",
         (
             r"amdgpu.*(?:ring \S+ timeout|GPU reset (?:begin|failed)"
@@ -314,4 +314,4 @@ _DEVICE: Final[tuple[Rule, ...]] = (
     ),
 )
 
-RULES: Final[tuple[Rule, ...]] = (*_MEMORY, *_CODE, *_DEVICE)
+RULES: Final[tuple[LogRule, ...]] = (*_MEMORY, *_CODE, *_DEVICE)

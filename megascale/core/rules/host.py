@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Final
 
-from megascale.core.rules.model import DEVICE, EXCEPTION, HARDWARE, Rule, rule
+from megascale.core.rules.model import DEVICE, EXCEPTION, HARDWARE, LogRule, log_rule
 
 _KERNEL = "Linux kernel messages"
 _BOARD = "IPMI and kernel machine-check messages"
 _K8S = "Kubernetes node conditions and kubelet events"
 _DOCS = r"https?://docs|\bsee https?://|\bdocs?\b|\bmeans\b"
 
-_MEMORY: Final[tuple[Rule, ...]] = (
-    rule(
+_MEMORY: Final[tuple[LogRule, ...]] = (
+    log_rule(
         "oom-killer",
         r"Out of memory: Kill(?:ed)? process|Memory cgroup out of memory|invoked oom-killer"
         r"|oom-kill:constraint=|oom_reaper: reaped process|Detected \d+ oom[-_]kill event"
@@ -35,7 +35,7 @@ _MEMORY: Final[tuple[Rule, ...]] = (
             "Memory cgroup out of memory: Killed process 48123 (python3) total-vm:912345kB, anon-rss:723456kB"
         ),
     ),
-    rule(
+    log_rule(
         "allocation-failed",
         (
             r"Cannot allocate memory|std::bad_alloc|page allocation (?:failure|stalls)"
@@ -51,7 +51,7 @@ _MEMORY: Final[tuple[Rule, ...]] = (
         unless=r"CUDA|GPU|Too many open files",
         example="OSError: [Errno 12] Cannot allocate memory",
     ),
-    rule(
+    log_rule(
         "worker-killed",
         (
             r"DataLoader worker \(pid(?:\(s\))? [\d, ]+\) is killed by signal: Killed"
@@ -63,7 +63,7 @@ _MEMORY: Final[tuple[Rule, ...]] = (
         source="PyTorch DataLoader; a SIGKILL nobody sent is the OOM killer",
         example="RuntimeError: DataLoader worker (pid 31337) is killed by signal: Killed.",
     ),
-    rule(
+    log_rule(
         "shm-exhausted",
         (
             r"out of shared memory|insufficient shared memory|unable to (?:open|write to|allocate"
@@ -83,8 +83,8 @@ _MEMORY: Final[tuple[Rule, ...]] = (
     ),
 )
 
-_PROCESSOR: Final[tuple[Rule, ...]] = (
-    rule(
+_PROCESSOR: Final[tuple[LogRule, ...]] = (
+    log_rule(
         "kernel-panic",
         (
             r"Kernel panic - not syncing|BUG: unable to handle|kernel BUG at|Oops: \d{4}"
@@ -101,7 +101,7 @@ _PROCESSOR: Final[tuple[Rule, ...]] = (
         unless=_DOCS,
         example="watchdog: BUG: soft lockup - CPU#37 stuck for 22s! [python3:5123]",
     ),
-    rule(
+    log_rule(
         "machine-check",
         (
             r"mce: \[Hardware Error\]: (?:CPU|Processor|RIP|TSC|.*Bank)"
@@ -124,7 +124,7 @@ _PROCESSOR: Final[tuple[Rule, ...]] = (
         ),
         example="EDAC MC1: 1 UE memory read error on CPU_SrcID#1_MC#0_Chan#1_DIMM#0",
     ),
-    rule(
+    log_rule(
         "pcie-error",
         (
             r"PCIe Bus Error: severity=Uncorrect|AER: (?:Multiple )?Uncorrect\w* "
@@ -149,7 +149,7 @@ _PROCESSOR: Final[tuple[Rule, ...]] = (
         ),
         example="pcieport 0000:60:01.0: AER: Uncorrected (Fatal) error received: 0000:61:00.0",
     ),
-    rule(
+    log_rule(
         "board-sensor",
         (
             r"(?:power supply|PSU)\b.{0,40}?(?:fail\w*|lost|AC lost|fault)|(?:fan"
@@ -164,7 +164,7 @@ _PROCESSOR: Final[tuple[Rule, ...]] = (
         unless=r"below threshold|back to normal|deassert|/speed normal|GPU",
         example="ipmi-sel: Power Supply 2 | PSU failure detected | Asserted",
     ),
-    rule(
+    log_rule(
         "hung-task",
         r"blocked for more than \d+ seconds|hung_task: blocked|task \S+:\d+ blocked for",
         ("host", "alert"),
@@ -174,7 +174,7 @@ _PROCESSOR: Final[tuple[Rule, ...]] = (
         source=_KERNEL,
         example="INFO: task python3:8812 blocked for more than 120 seconds.",
     ),
-    rule(
+    log_rule(
         "clock-unsynced",
         (
             r"(?:clock|time)\b.*\b(?:not synchroni[sz]ed|unsynchroni[sz]ed|stepped by [\d.]{3,}"
@@ -190,8 +190,8 @@ _PROCESSOR: Final[tuple[Rule, ...]] = (
     ),
 )
 
-_PROCESS: Final[tuple[Rule, ...]] = (
-    rule(
+_PROCESS: Final[tuple[LogRule, ...]] = (
+    log_rule(
         "segfault",
         (
             r"\bSegmentation fault\b|\bsegfault at\b|exitcode\s*:\s*-11\b|Signal 11 \(SIGSEGV\)"
@@ -212,7 +212,7 @@ _PROCESS: Final[tuple[Rule, ...]] = (
         unless=rf"{_DOCS}|CUDA error",
         example="python3[5512]: segfault at 10 ip 00007f3a9c sp 00007ffd error 4 in libnccl.so.2[7f3a00]",
     ),
-    rule(
+    log_rule(
         "bus-error",
         r"\bBus error\b|SIGBUS|exitcode\s*:\s*-7\b",
         ("host", "restart"),
@@ -222,7 +222,7 @@ _PROCESS: Final[tuple[Rule, ...]] = (
         unless=r"PCIe",
         example="Bus error (core dumped)",
     ),
-    rule(
+    log_rule(
         "worker-died",
         r"DataLoader worker \(pid(?:\(s\))? [\d, ]+\) (?:is killed by signal|exited unexpectedly)",
         ("host", "restart"),
@@ -231,7 +231,7 @@ _PROCESS: Final[tuple[Rule, ...]] = (
         source="PyTorch DataLoader; Acme (dataloader killed: infrastructure)",
         example="RuntimeError: DataLoader worker (pid(s) 9921) exited unexpectedly",
     ),
-    rule(
+    log_rule(
         "too-many-files",
         (
             r"Too many open files|\[Errno 24\]|ulimit.*(?:exceeded|too low)"
@@ -249,8 +249,8 @@ _PROCESS: Final[tuple[Rule, ...]] = (
     ),
 )
 
-_NODE: Final[tuple[Rule, ...]] = (
-    rule(
+_NODE: Final[tuple[LogRule, ...]] = (
+    log_rule(
         "node-lost",
         (
             r"\bNodeNotReady\b|[Nn]ode \S+ (?:is |status is now: ?|condition changed to "
@@ -275,7 +275,7 @@ _NODE: Final[tuple[Rule, ...]] = (
         ),
         example="Node gpu-0417 status is now: NodeNotReady",
     ),
-    rule(
+    log_rule(
         "evicted-pressure",
         (
             r"(?-i:\bEvicted\b)(?! [Pp]ods)|The node was low on resource|(?:DiskPressure|MemoryPressure"
@@ -297,7 +297,7 @@ _NODE: Final[tuple[Rule, ...]] = (
             "The node was low on resource: ephemeral-storage. Threshold quantity: 10Gi, available: 2Gi."
         ),
     ),
-    rule(
+    log_rule(
         "preempted",
         (
             r"\bPreempt(?:ed|ing|ion)\b.*\b(?:pod|job|node|instance|by|notice)|DUE TO PREEMPTION"
@@ -321,7 +321,7 @@ _NODE: Final[tuple[Rule, ...]] = (
             "slurmstepd: error: *** JOB 4471 ON gpu-07 CANCELLED AT 2026-03-01T02:00:11 DUE TO PREEMPTION ***"
         ),
     ),
-    rule(
+    log_rule(
         "time-limit",
         (
             r"DUE TO TIME LIMIT|\bDeadlineExceeded\b.*(?:job|pod|active)"
@@ -338,7 +338,7 @@ _NODE: Final[tuple[Rule, ...]] = (
             " TIME LIMIT ***"
         ),
     ),
-    rule(
+    log_rule(
         "job-cancelled",
         (
             r"\*\*\* (?:JOB|STEP) \S+ ON \S+ CANCELLED AT (?:(?!DUE TO)[^*])*\*\*\*"
@@ -350,7 +350,7 @@ _NODE: Final[tuple[Rule, ...]] = (
         min_level="debug",
         example="slurmstepd: error: *** JOB 7713 ON gpu-02 CANCELLED AT 2026-05-02T11:41:09 ***",
     ),
-    rule(
+    log_rule(
         "container-runtime",
         (
             r"(?:failed to create (?:containerd task|shim|container)|OCI runtime (?:create"
@@ -370,7 +370,7 @@ _NODE: Final[tuple[Rule, ...]] = (
             "Error: failed to create containerd task: failed to create shim task: OCI runtime create failed"
         ),
     ),
-    rule(
+    log_rule(
         "container-gpu",
         (
             r"nvidia-container-cli: .*(?:nvml error|driver rpc error|driver not loaded"
@@ -382,7 +382,7 @@ _NODE: Final[tuple[Rule, ...]] = (
         source="NVIDIA container toolkit",
         example="nvidia-container-cli: initialization error: nvml error: driver not loaded",
     ),
-    rule(
+    log_rule(
         "image-pull",
         (
             r"\b(?:ErrImagePull|ImagePullBackOff|InvalidImageName|manifest unknown"
@@ -393,7 +393,7 @@ _NODE: Final[tuple[Rule, ...]] = (
         source=_K8S,
         example='Failed to pull image "registry.local/train:v9": manifest unknown',
     ),
-    rule(
+    log_rule(
         "cpu-overload",
         (
             r"load average .*(?:exceed|too high|above)|CPU (?:overload|starvation)"
@@ -406,4 +406,4 @@ _NODE: Final[tuple[Rule, ...]] = (
     ),
 )
 
-RULES: Final[tuple[Rule, ...]] = (*_MEMORY, *_PROCESSOR, *_PROCESS, *_NODE)
+RULES: Final[tuple[LogRule, ...]] = (*_MEMORY, *_PROCESSOR, *_PROCESS, *_NODE)

@@ -25,7 +25,7 @@ NOTE: Final = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class LogRule:
     """One pattern and what it means.
 
     Attributes:
@@ -54,7 +54,7 @@ class Rule:
     example: str = ""
 
 
-def rule(
+def log_rule(
     identifier: str,
     pattern: str,
     meaning: tuple[Category, Action],
@@ -66,9 +66,9 @@ def rule(
     weight: int = DEVICE,
     min_level: Level = "warning",
     unless: str | None = None,
-) -> Rule:
+) -> LogRule:
     """A built-in rule; `words` are separated by `|`, patterns ignore case."""
-    return Rule(
+    return LogRule(
         id=identifier,
         pattern=re.compile(pattern, re.IGNORECASE),
         category=meaning[0],

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Final
 
-from megascale.core.rules.model import DEVICE, EXCEPTION, HARDWARE, PEER, SYMPTOM, Rule, rule
+from megascale.core.rules.model import DEVICE, EXCEPTION, HARDWARE, PEER, SYMPTOM, LogRule, log_rule
 
 _NCCL = "NCCL error codes and troubleshooting guide"
 _IB = "NCCL net_ib.cc; InfiniBand work completion status codes"
 _TORCH = "PyTorch c10d sources (ProcessGroupNCCL, TCPStore)"
 _DOCS = r"https?://docs|\bdocumentation\b|\bmeans\b"
 
-_CAUSES: Final[tuple[Rule, ...]] = (
-    rule(
+_CAUSES: Final[tuple[LogRule, ...]] = (
+    log_rule(
         "nccl-ib-port",
         (
             r"NET/IB ?:.*(?:async(?:hronous)? (?:fatal )?event|port error|port active lost"
@@ -27,7 +27,7 @@ _CAUSES: Final[tuple[Rule, ...]] = (
             "gpu-31:772:1190 [6] misc/ibvwrap.cc:199 NCCL WARN NET/IB : mlx5_6:1 Got async event : port error"
         ),
     ),
-    rule(
+    log_rule(
         "nccl-ib-flush",
         (
             r"(?:Got completion|got completion).*(?:status=5\b|status=IBV_WC_WR_FLUSH_ERR"
@@ -43,7 +43,7 @@ _CAUSES: Final[tuple[Rule, ...]] = (
             " opcode=0 len=0 vendor err 249 (Recv)"
         ),
     ),
-    rule(
+    log_rule(
         "nccl-ib-completion",
         (
             r"got completion (?:from peer|with error)|IBV_WC_RETRY_EXC_ERR|IBV_WC_RNR_RETRY_EXC"
@@ -60,7 +60,7 @@ _CAUSES: Final[tuple[Rule, ...]] = (
             " 10.4.2.9<43210> with status=12 opcode=129 len=0 vendor err 129 (Recv)"
         ),
     ),
-    rule(
+    log_rule(
         "nccl-version",
         (
             r"NCCL WARN.*(?:version mismatch|Cuda driver version|incompatible|plugin.*(?:version"
@@ -76,7 +76,7 @@ _CAUSES: Final[tuple[Rule, ...]] = (
             " version 21903; version mismatch"
         ),
     ),
-    rule(
+    log_rule(
         "nccl-usage",
         (
             r"ncclInvalidUsage|ncclInvalidArgument|Duplicate GPU detected|invalid usage\b.*NCCL"
@@ -93,7 +93,7 @@ _CAUSES: Final[tuple[Rule, ...]] = (
             " on CUDA device 1b000"
         ),
     ),
-    rule(
+    log_rule(
         "nccl-shm",
         (
             r"NCCL WARN.*(?:shm_open|shared memory|/dev/shm|posix_fallocate|ncclShm\w*)"
@@ -108,7 +108,7 @@ _CAUSES: Final[tuple[Rule, ...]] = (
             " /dev/shm/nccl-Zk3Qp to 9637892 bytes"
         ),
     ),
-    rule(
+    log_rule(
         "nccl-cuda",
         r"ncclUnhandledCudaError|unhandled cuda error",
         ("gpu", "restart"),
@@ -117,7 +117,7 @@ _CAUSES: Final[tuple[Rule, ...]] = (
         source=_NCCL,
         example="ncclUnhandledCudaError: Call to CUDA function failed.",
     ),
-    rule(
+    log_rule(
         "nccl-nvlink",
         r"NCCL WARN.*(?:NVLS|NVLink|P2P|peer access|p2p).*(?:fail|error|unable|could not)",
         ("gpu", "restart"),
@@ -127,7 +127,7 @@ _CAUSES: Final[tuple[Rule, ...]] = (
         unless=r"disabl|fall",
         example="dgx2:14:77 [3] transport/nvls.cc:166 NCCL WARN NVLS bind failed: error 401",
     ),
-    rule(
+    log_rule(
         "nccl-ib-setup",
         (
             r"NCCL WARN.*(?:Call to ibv_\w+ failed|NET/IB ?:.*(?:Unable|No device|fail|error)"
@@ -147,8 +147,8 @@ _CAUSES: Final[tuple[Rule, ...]] = (
     ),
 )
 
-_PEERS: Final[tuple[Rule, ...]] = (
-    rule(
+_PEERS: Final[tuple[LogRule, ...]] = (
+    log_rule(
         "nccl-peer-closed",
         (
             r"(?:\bsocket(?:Progress|Start|Try|Poll|Finalize|Wait|Send|Recv|Accept|Connect)\w*|socket\.cc"
@@ -168,7 +168,7 @@ _PEERS: Final[tuple[Rule, ...]] = (
             " remote peer h9<47114>"
         ),
     ),
-    rule(
+    log_rule(
         "nccl-remote",
         (
             r"ncclRemoteError|remote process exit(?:ed|ing)"
@@ -183,7 +183,7 @@ _PEERS: Final[tuple[Rule, ...]] = (
             " exiting prematurely."
         ),
     ),
-    rule(
+    log_rule(
         "nccl-timeout",
         (
             r"Watchdog caught collective operation timeout|collective operation timeout"
@@ -204,7 +204,7 @@ _PEERS: Final[tuple[Rule, ...]] = (
             " Timeout(ms)=600000) ran for 600071 milliseconds before timing out."
         ),
     ),
-    rule(
+    log_rule(
         "nccl-system",
         r"ncclSystemError|unhandled system error",
         ("network", "restart"),
@@ -216,7 +216,7 @@ _PEERS: Final[tuple[Rule, ...]] = (
             " or device error."
         ),
     ),
-    rule(
+    log_rule(
         "nccl-internal",
         r"ncclInternalError|NCCL.*internal error|Internal check failed",
         ("framework", "restart"),
@@ -229,7 +229,7 @@ _PEERS: Final[tuple[Rule, ...]] = (
             " internal error - please report this issue to the NCCL developers"
         ),
     ),
-    rule(
+    log_rule(
         "nccl-warn",
         r"NCCL WARN .*(?:fail(?:ed|ure)?|error|timed? ?out|abort|corrupt|unreachable|unexpected)",
         ("network", "restart"),
@@ -245,7 +245,7 @@ _PEERS: Final[tuple[Rule, ...]] = (
             " Connect from rank 0, retcode 3"
         ),
     ),
-    rule(
+    log_rule(
         "gloo-peer",
         (
             r"\bgloo\b.*(?:Connection closed by peer|Connection reset by peer"
@@ -264,7 +264,7 @@ _PEERS: Final[tuple[Rule, ...]] = (
             " by peer [10.6.1.4]:51820"
         ),
     ),
-    rule(
+    log_rule(
         "store-unreachable",
         (
             r"client socket has (?:failed|timed out)|server socket (?:on|has) .*(?:failed"
@@ -292,7 +292,7 @@ _PEERS: Final[tuple[Rule, ...]] = (
             " while trying to connect to (10.2.0.5, 29500)."
         ),
     ),
-    rule(
+    log_rule(
         "ucx-ofi",
         (
             r"\b(?:UCX|UCT|libfabric|OFI|OPAL|ORTE|PMIX|MPI)\b.*\b(?:ERROR|error|fail(?:ed|ure)"
@@ -308,8 +308,8 @@ _PEERS: Final[tuple[Rule, ...]] = (
     ),
 )
 
-_SYMPTOMS: Final[tuple[Rule, ...]] = (
-    rule(
+_SYMPTOMS: Final[tuple[LogRule, ...]] = (
+    log_rule(
         "nccl-teardown",
         (
             r"Some NCCL operations have failed or timed out"
@@ -329,7 +329,7 @@ _SYMPTOMS: Final[tuple[Rule, ...]] = (
             " the asynchronous nature of CUDA kernels"
         ),
     ),
-    rule(
+    log_rule(
         "nccl-heartbeat",
         (
             r"heartbeat monitor(?:ing)?(?: thread)?.*(?:timed? out|terminat|abort)"
@@ -348,7 +348,7 @@ _SYMPTOMS: Final[tuple[Rule, ...]] = (
             " collectives"
         ),
     ),
-    rule(
+    log_rule(
         "store-teardown",
         (
             r"recv(?:Value|Bytes|Vector\w*)? failed on SocketImpl|send(?:Bytes"
@@ -368,7 +368,7 @@ _SYMPTOMS: Final[tuple[Rule, ...]] = (
             " SocketImpl(fd=71, addr=[a]:40112, remote=[b]:29500): Connection reset by peer"
         ),
     ),
-    rule(
+    log_rule(
         "killed",
         (
             r"exitcode\s*:\s*-9\b|Signal 9 \(SIGKILL\)|received SIGKILL"
@@ -384,7 +384,7 @@ _SYMPTOMS: Final[tuple[Rule, ...]] = (
         unless=r"DataLoader|Killed process|grace period|forcibly|force|\btasks? [\d,\-]+: Killed",
         example="exitcode  : -9 (pid: 80211)",
     ),
-    rule(
+    log_rule(
         "child-failed",
         (
             r"ChildFailedError|Process(?:Raised|Exited)Exception|exitcode\s*:\s*(?:-?\d+) \(pid: \d+\)"
@@ -407,7 +407,7 @@ _SYMPTOMS: Final[tuple[Rule, ...]] = (
         unless=r"exitcode *: 0|\(exitcode: (?:-11|-7)\)|exitcode *: -(?:11|7)\b",
         example="torch.distributed.elastic.multiprocessing.errors.ChildFailedError:",
     ),
-    rule(
+    log_rule(
         "signal-stop",
         (
             r"SignalException|got signal: (?:15|2)|Received (?:signal )?(?:SIGTERM|15"
@@ -421,7 +421,7 @@ _SYMPTOMS: Final[tuple[Rule, ...]] = (
         source="torch.distributed.elastic; somebody stopped it",
         example="torch.distributed.elastic.multiprocessing.api.SignalException: Process 71 got signal: 15",
     ),
-    rule(
+    log_rule(
         "dist-backend",
         (
             r"DistBackendError|NCCL error in: |NCCL error:|RuntimeError: NCCL|unhandled NCCL"
@@ -439,4 +439,4 @@ _SYMPTOMS: Final[tuple[Rule, ...]] = (
     ),
 )
 
-RULES: Final[tuple[Rule, ...]] = (*_CAUSES, *_PEERS, *_SYMPTOMS)
+RULES: Final[tuple[LogRule, ...]] = (*_CAUSES, *_PEERS, *_SYMPTOMS)

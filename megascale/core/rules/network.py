@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Final
 
-from megascale.core.rules.model import DEVICE, EXCEPTION, HARDWARE, PEER, Rule, rule
+from megascale.core.rules.model import DEVICE, EXCEPTION, HARDWARE, PEER, LogRule, log_rule
 
 _MLX = "Linux mlx5 driver; NVIDIA networking manuals"
 _IB = "InfiniBand counters; Minder; Meta RSC (port counters)"
 _DOCS = r"https?://docs|\bsee https?://|\bdocs?\b|\bmeans\b"
 
-_NIC: Final[tuple[Rule, ...]] = (
-    rule(
+_NIC: Final[tuple[LogRule, ...]] = (
+    log_rule(
         "nic-firmware",
         (
             r"mlx5\w*.*(?:health compromised|reached miss count|health_care|poll_health"
@@ -30,7 +30,7 @@ _NIC: Final[tuple[Rule, ...]] = (
             " reached miss count"
         ),
     ),
-    rule(
+    log_rule(
         "nic-command",
         (
             r"mlx5\w*.*(?:cmd\w*.*(?:timeout|timed out|failed)|wait_func.*timeout"
@@ -47,7 +47,7 @@ _NIC: Final[tuple[Rule, ...]] = (
         unless=r"failed reg access|access[ _]reg\(|access reg|bad (?:param|resource|operation|system state)",
         example="NETDEV WATCHDOG: ens2f0 (mlx5_core): transmit queue 14 timed out 5120 ms",
     ),
-    rule(
+    log_rule(
         "nic-cable",
         (
             r"Port module event.*(?:Cable (?:unplugged|error|is shorted)|High Temperature"
@@ -69,7 +69,7 @@ _NIC: Final[tuple[Rule, ...]] = (
             " (I2C or data shorted)"
         ),
     ),
-    rule(
+    log_rule(
         "link-down",
         (
             r"\b(?:link|carrier|port)\b[^,;|`]{0,40}?\b(?:is |becomes |went |state:? |status:? "
@@ -93,7 +93,7 @@ _NIC: Final[tuple[Rule, ...]] = (
         ),
         example="mlx5_core 0000:9a:00.0 ens7f0np0: Link down",
     ),
-    rule(
+    log_rule(
         "link-counters",
         (
             r"\b(?:link_downed|symbol_errors?|port_rcv_errors|link_error_recovery"
@@ -109,7 +109,7 @@ _NIC: Final[tuple[Rule, ...]] = (
         source=_IB,
         example="ibcheck mlx5_3 port 1: symbol_error=4123 link_downed=3",
     ),
-    rule(
+    log_rule(
         "ib-event",
         (
             r"ibv_\w+(?:\(\))? (?:call )?failed|ib_query_port failed|RDMA (?:device|NIC).*(?:lost"
@@ -126,8 +126,8 @@ _NIC: Final[tuple[Rule, ...]] = (
     ),
 )
 
-_NAMES: Final[tuple[Rule, ...]] = (
-    rule(
+_NAMES: Final[tuple[LogRule, ...]] = (
+    log_rule(
         "dns",
         (
             r"Temporary failure in name resolution|Name or service not known|nodename nor servname"
@@ -146,7 +146,7 @@ _NAMES: Final[tuple[Rule, ...]] = (
         unless=r"dependency|conflict|resolve symbol",
         example="socket.gaierror: [Errno -3] Temporary failure in name resolution",
     ),
-    rule(
+    log_rule(
         "unreachable",
         (
             r"No route to host|Network is unreachable|Destination Host Unreachable|Host is down"
@@ -158,7 +158,7 @@ _NAMES: Final[tuple[Rule, ...]] = (
         source="socket errors",
         example="ConnectionError: [Errno 113] No route to host",
     ),
-    rule(
+    log_rule(
         "connection-lost",
         (
             r"Connection (?:reset|refused|timed out|closed|aborted|lost)\b|ConnectionResetError"
@@ -187,4 +187,4 @@ _NAMES: Final[tuple[Rule, ...]] = (
     ),
 )
 
-RULES: Final[tuple[Rule, ...]] = (*_NIC, *_NAMES)
+RULES: Final[tuple[LogRule, ...]] = (*_NIC, *_NAMES)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Final
 
-from megascale.core.rules.model import DEVICE, EXCEPTION, HARDWARE, Rule, rule
+from megascale.core.rules.model import DEVICE, EXCEPTION, HARDWARE, LogRule, log_rule
 
 _KERNEL = "Linux block layer and file system messages"
 _PARALLEL = "Lustre, GPFS, Ceph, BeeGFS and NFS client messages"
 _OBJECT = "S3, GCS, Azure and HDFS client errors"
 _DOCS = r"https?://docs|\bdocumentation\b|\bmeans\b"
 
-_LOCAL: Final[tuple[Rule, ...]] = (
-    rule(
+_LOCAL: Final[tuple[LogRule, ...]] = (
+    log_rule(
         "disk-full",
         (
             r"No space left on device|ENOSPC|\[Errno 28\]|disk (?:is )?full\b"
@@ -27,7 +27,7 @@ _LOCAL: Final[tuple[Rule, ...]] = (
         unless=rf"\bdev/shm|inotify|{_DOCS}|address space|free space: [\d.]+ ?[GT]",
         example="OSError: [Errno 28] No space left on device: '/scratch/ckpt/iter_4200'",
     ),
-    rule(
+    log_rule(
         "quota",
         (
             r"Disk quota exceeded|EDQUOT|\[Errno 122\]|quota (?:is |has been )?exceeded"
@@ -40,7 +40,7 @@ _LOCAL: Final[tuple[Rule, ...]] = (
         unless=r"cpu quota|api quota|rate",
         example="OSError: [Errno 122] Disk quota exceeded",
     ),
-    rule(
+    log_rule(
         "disk-error",
         r"\bI/O error, dev \w+|Buffer I/O error|blk_update_request: (?:I/O|critical)"
         r"|critical (?:medium|target) error|Medium Error|Unrecovered read error"
@@ -63,7 +63,7 @@ _LOCAL: Final[tuple[Rule, ...]] = (
         unless=(r"nvme-cli|percentage|\b0 media|Smart\w+ |smart_|critical_warning\s*[:=]\s*0"),
         example="nvme nvme3: I/O 214 QID 7 timeout, aborting",
     ),
-    rule(
+    log_rule(
         "filesystem-error",
         (
             r"EXT4-fs error \(device|EXT4-fs \S+ ?\(device .*I/O error"
@@ -88,7 +88,7 @@ _LOCAL: Final[tuple[Rule, ...]] = (
             " reading directory lblock 0"
         ),
     ),
-    rule(
+    log_rule(
         "io-errno",
         r"\[Errno (?:5|121)\]|\bInput/output error\b|Remote I/O error|\bEIO\b",
         ("storage", "restart"),
@@ -99,8 +99,8 @@ _LOCAL: Final[tuple[Rule, ...]] = (
     ),
 )
 
-_MOUNTED: Final[tuple[Rule, ...]] = (
-    rule(
+_MOUNTED: Final[tuple[LogRule, ...]] = (
+    log_rule(
         "stale-handle",
         r"Stale (?:NFS )?file handle|ESTALE|\[Errno 116\]",
         ("storage", "restart"),
@@ -110,7 +110,7 @@ _MOUNTED: Final[tuple[Rule, ...]] = (
         source=_PARALLEL,
         example="OSError: [Errno 116] Stale file handle: '/nfs/ckpt/latest'",
     ),
-    rule(
+    log_rule(
         "nfs",
         (
             r"\bnfs\w*: .*(?:not responding|timed out|error|fail\w*|lost|expired|reclaim)"
@@ -126,7 +126,7 @@ _MOUNTED: Final[tuple[Rule, ...]] = (
         unless=r"grpc",
         example="nfs: server filer-2.cluster not responding, still trying",
     ),
-    rule(
+    log_rule(
         "lustre-slow",
         (
             r"\bLustre: .*(?:slow reply"
@@ -144,7 +144,7 @@ _MOUNTED: Final[tuple[Rule, ...]] = (
             " slow reply"
         ),
     ),
-    rule(
+    log_rule(
         "lustre",
         (
             r"\bLustre(?:Error)?: .*(?:lost|evicted|fail\w*|timed? ?out|error|-(?:5|107|108|110|4"
@@ -163,7 +163,7 @@ _MOUNTED: Final[tuple[Rule, ...]] = (
             " failed: rc = -107"
         ),
     ),
-    rule(
+    log_rule(
         "parallel-fs",
         (
             r"\b(?:mmfs\w*|GPFS|Spectrum Scale)\b.*(?:lost|unmount\w*|fail\w*|error|expel\w*|panic"
@@ -187,7 +187,7 @@ _MOUNTED: Final[tuple[Rule, ...]] = (
         unless=r"refuse|ConnectionRefused|diffuse",
         example="OSError: [Errno 107] Transport endpoint is not connected: '/mnt/juicefs/ds'",
     ),
-    rule(
+    log_rule(
         "mount-failed",
         (
             r"mount(?:\.\w+)?: .*(?:fail\w*|timed out|unknown filesystem|wrong fs type"
@@ -206,8 +206,8 @@ _MOUNTED: Final[tuple[Rule, ...]] = (
     ),
 )
 
-_OBJECT_RULES: Final[tuple[Rule, ...]] = (
-    rule(
+_OBJECT_RULES: Final[tuple[LogRule, ...]] = (
+    log_rule(
         "object-missing",
         (
             r"NoSuchBucket|NoSuchKey|The specified (?:bucket|key|container|blob) does not exist"
@@ -230,7 +230,7 @@ _OBJECT_RULES: Final[tuple[Rule, ...]] = (
             " the PutObject operation"
         ),
     ),
-    rule(
+    log_rule(
         "object-denied",
         (
             r"AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken"
@@ -252,7 +252,7 @@ _OBJECT_RULES: Final[tuple[Rule, ...]] = (
         unless=r"huggingface|wandb|gated repo|HfHub|hf\.co|vocab|special token|pad_token|eos_token",
         example="botocore.exceptions.NoCredentialsError: Unable to locate credentials",
     ),
-    rule(
+    log_rule(
         "object-busy",
         (
             r"(?-i:\bSlowDown\b)|\bSlow Down\b|\bServiceUnavailable\b|RequestTimeout\b"
@@ -287,7 +287,7 @@ _OBJECT_RULES: Final[tuple[Rule, ...]] = (
             " operation (reached max retries: 4): Slow Down"
         ),
     ),
-    rule(
+    log_rule(
         "hdfs",
         (
             r"\b(?:hdfs|HDFS|Hdfs|DFSClient|DFSOutputStream|DataStreamer|NameNode|DataNode"
@@ -311,7 +311,7 @@ _OBJECT_RULES: Final[tuple[Rule, ...]] = (
             " file=/corpus/part-00031"
         ),
     ),
-    rule(
+    log_rule(
         "checkpoint-damaged",
         (
             r"PytorchStreamReader failed|Error while deserializing header|SafetensorError"
@@ -341,4 +341,4 @@ _OBJECT_RULES: Final[tuple[Rule, ...]] = (
     ),
 )
 
-RULES: Final[tuple[Rule, ...]] = (*_LOCAL, *_MOUNTED, *_OBJECT_RULES)
+RULES: Final[tuple[LogRule, ...]] = (*_LOCAL, *_MOUNTED, *_OBJECT_RULES)

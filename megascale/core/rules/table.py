@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Final
 
 from megascale.core.rules import benign, code, gpu, host, nccl, network, storage, xid
-from megascale.core.rules.model import Rule
+from megascale.core.rules.model import LogRule
 
 # What the driver reports is sure; then what is harmless; then from the specific to the general.
-BUILTIN: Final[tuple[Rule, ...]] = (
+BUILTIN: Final[tuple[LogRule, ...]] = (
     *xid.RULES,
     *benign.RULES,
     *gpu.RULES,

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any, Final, cast
 
 from megascale.core.rules.engine import RuleSet
-from megascale.core.rules.model import ACTIONS, CATEGORIES, HARDWARE, Action, Category, Rule
+from megascale.core.rules.model import ACTIONS, CATEGORIES, HARDWARE, Action, Category, LogRule
 from megascale.errors import InputError
 
 _KEYS: Final = {"id", "match", "class", "action"}
@@ -20,7 +20,7 @@ _MATCH_KEYS: Final = {"pattern", "rule", "class"}
 
 
 def build_rules(
-    user: Sequence[Mapping[str, Any]], builtin: Sequence[Rule], *, where: str = "recovery.rules"
+    user: Sequence[Mapping[str, Any]], builtin: Sequence[LogRule], *, where: str = "recovery.rules"
 ) -> RuleSet:
     """The user's rules before the built-in ones.
 
@@ -30,7 +30,7 @@ def build_rules(
     Raises:
         InputError: an entry is malformed, names an unknown rule, class or action, or its pattern is invalid.
     """
-    added: list[Rule] = []
+    added: list[LogRule] = []
     table = {rule.id: rule for rule in builtin}
     changed: set[str] = set()
     for index, entry in enumerate(user):
@@ -76,12 +76,12 @@ def _one_of(value: object, allowed: Sequence[str], path: str) -> str | None:
 
 def _pattern_rule(
     entry: Mapping[str, Any], pattern: object, category: Category | None, action: Action | None, path: str
-) -> Rule:
+) -> LogRule:
     try:
         compiled = re.compile(str(pattern))
     except re.error as error:
         raise InputError(f"{path}.match.pattern: {pattern!r} is not a regular expression: {error}") from error
-    return Rule(
+    return LogRule(
         id=str(entry.get("id", path)),
         pattern=compiled,
         category=category or "framework",
@@ -92,7 +92,7 @@ def _pattern_rule(
     )
 
 
-def _targets(match: Mapping[str, Any], table: Mapping[str, Rule], path: str) -> list[str]:
+def _targets(match: Mapping[str, Any], table: Mapping[str, LogRule], path: str) -> list[str]:
     if "rule" in match:
         identifier = str(match["rule"])
         if identifier not in table:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from megascale.core.rules.model import HARDWARE, Action, Category, Rule, rule
+from megascale.core.rules.model import HARDWARE, Action, Category, LogRule, log_rule
 
 _NVIDIA = "NVIDIA XID catalog"
 _FLEETS = "NVIDIA XID catalog; fleet reports (Meta RSC, Fire-Flyer 2, Aegis)"
@@ -69,8 +69,8 @@ XID_CODES: Final[dict[int, tuple[Category, Action, str]]] = {
 _NVLINK5: Final = "14[4-9]|150"
 
 
-def _xid(code: str, identifier: str, meaning: tuple[Category, Action], text: str, rest: str = "") -> Rule:
-    return rule(
+def _xid(code: str, identifier: str, meaning: tuple[Category, Action], text: str, rest: str = "") -> LogRule:
+    return log_rule(
         identifier,
         rf"(?:{_KERNEL}|{_TOOLS})(?:{code})\b{rest}",
         meaning,
@@ -83,7 +83,7 @@ def _xid(code: str, identifier: str, meaning: tuple[Category, Action], text: str
 
 
 # 154 says itself what to do; whatever needs an empty node means another node for the job.
-_RECOVERY: Final[tuple[Rule, ...]] = (
+_RECOVERY: Final[tuple[LogRule, ...]] = (
     _xid(
         "154",
         "xid-154-none",
@@ -106,7 +106,7 @@ _RECOVERY: Final[tuple[Rule, ...]] = (
     ),
 )
 
-_NVLINK: Final[tuple[Rule, ...]] = (
+_NVLINK: Final[tuple[LogRule, ...]] = (
     _xid(
         _NVLINK5,
         "xid-nvlink5-nonfatal",
@@ -122,8 +122,8 @@ _NVLINK: Final[tuple[Rule, ...]] = (
     ),
 )
 
-_SWITCH: Final[tuple[Rule, ...]] = (
-    rule(
+_SWITCH: Final[tuple[LogRule, ...]] = (
+    log_rule(
         "sxid-nonfatal",
         r"\bSXid \([^)]*\)\s*:\s*\d+,.*\bNon-?fatal\b|\bNVSwitch non-?fatal error\b",
         ("benign", "none"),
@@ -136,7 +136,7 @@ _SWITCH: Final[tuple[Rule, ...]] = (
             " non-posted PRIV error"
         ),
     ),
-    rule(
+    log_rule(
         "sxid-fatal",
         r"\bSXid \([^)]*\)\s*:\s*\d+,.*\bFatal\b|(?<!non-)\bfatal error: NVSwitch\b.*\bSXid\b",
         ("gpu", "replace_node"),
@@ -146,7 +146,7 @@ _SWITCH: Final[tuple[Rule, ...]] = (
         source="NVIDIA Fabric Manager guide, SXid errors",
         example="nvidia-nvswitch0: SXid (PCI:0000:c1:00.0): 20034, Fatal, Link 30 LTSSM Fault Up",
     ),
-    rule(
+    log_rule(
         "sxid-other",
         r"\bSXid \([^)]*\)\s*:\s*\d+",
         ("gpu", "alert"),
@@ -158,7 +158,7 @@ _SWITCH: Final[tuple[Rule, ...]] = (
     ),
 )
 
-_LOST: Final = rule(
+_LOST: Final = log_rule(
     "gpu-fallen-off-bus",
     r"\bfallen off the bus\b",
     ("gpu", "replace_node"),
@@ -173,7 +173,7 @@ _LOST: Final = rule(
     example="NVRM: GPU 0000:2b:00.0: GPU has fallen off the bus.",
 )
 
-RULES: Final[tuple[Rule, ...]] = (
+RULES: Final[tuple[LogRule, ...]] = (
     *_RECOVERY,
     *_NVLINK,
     *(

@@ -15,7 +15,7 @@ from ruamel.yaml.representer import SafeRepresenter
 from megascale.job.describe import Place, explain
 from megascale.job.schema import TrainingJob
 from megascale_operator.crd import nodecheck, training
-from megascale_operator.crd.rule import Rule, attach
+from megascale_operator.crd.cel_rule import CelRule, attach
 from megascale_operator.crd.status import JobStatus
 from megascale_operator.crd.structural import Schema, structural
 
@@ -53,7 +53,7 @@ class Kind:
     description: str
     model: type[BaseModel]
     status: type[BaseModel]
-    rules: Mapping[str, Sequence[Rule]]
+    rules: Mapping[str, Sequence[CelRule]]
     keyed: Mapping[str, Sequence[str]]
     columns: Sequence[Column]
 

@@ -6,9 +6,9 @@ from typing import Final
 
 from pydantic.alias_generators import to_camel
 
+from megascale.job.data import BYTE_VOCAB_SIZE
 from megascale.job.presets import PRESETS
-from megascale.job.rules import BYTE_VOCAB_SIZE
-from megascale_operator.crd.rule import Rule, either, implies, table
+from megascale_operator.crd.cel_rule import CelRule, either, implies, table
 
 
 def _shape(model: str, name: str, otherwise: str) -> str:
@@ -37,10 +37,10 @@ class _Model:
         self.vocabulary = _shape(at, "vocab_size", str(BYTE_VOCAB_SIZE))
 
 
-def model_rules() -> list[Rule]:
+def model_rules() -> list[CelRule]:
     model = _Model("self")
     required = [
-        Rule(
+        CelRule(
             f"has(self.preset) || has(self.{name})",
             f"{name} is required, or a preset",
             f".{name}",
@@ -51,83 +51,91 @@ def model_rules() -> list[Rule]:
     width = f"{model.hidden} % {model.heads} == 0"
     return [
         *required,
-        Rule(implies(model.known, width), "hiddenSize must be a multiple of attentionHeads", ".hiddenSize"),
-        Rule(
+        CelRule(
+            implies(model.known, width), "hiddenSize must be a multiple of attentionHeads", ".hiddenSize"
+        ),
+        CelRule(
             implies(f"({model.known}) && {width}", f"{model.hidden} / {model.heads} % 2 == 0"),
             "hiddenSize / attentionHeads must be even: rotary positions turn pairs of values",
             ".hiddenSize",
         ),
-        Rule(
+        CelRule(
             implies(model.known, f"{model.heads} % {model.kv_heads} == 0"),
             "kvHeads must divide attentionHeads",
             ".kvHeads",
         ),
-        Rule(
+        CelRule(
             f"{model.experts} == 0 || {model.experts_per_token} <= {model.experts}",
             "expertsPerToken must not be more than experts",
             ".expertsPerToken",
         ),
-        Rule("self == oldSelf", "the model cannot be changed: its checkpoints have this shape"),
+        CelRule("self == oldSelf", "the model cannot be changed: its checkpoints have this shape"),
     ]
 
 
-def megatron_rules() -> list[Rule]:
+def megatron_rules() -> list[CelRule]:
     model, layout = _Model("self.model"), "self.parallelism"
     known, tensor = model.known, f"{layout}.tensor"
 
-    def share(value: str, field: str) -> Rule:
+    def share(value: str, field: str) -> CelRule:
         held = implies(known, f"{value} % {tensor} == 0")
-        return Rule(held, f"{field} must be a multiple of tensor", f".model.{field}")
+        return CelRule(held, f"{field} must be a multiple of tensor", f".model.{field}")
 
     routed = implies(f"{model.experts} != 0 && {tensor} > 1", f"{layout}.sequence")
     small = "size(self.data.prepareFrom) > 0 && self.data.tokenizer == 'byte'"
     grouped = implies(f"({known}) && {model.kv_heads} != {model.heads}", f"{model.kv_heads} % {tensor} == 0")
     return [
-        Rule(routed, "experts over several tensor ranks need sequence parallelism", ".parallelism.sequence"),
-        Rule(grouped, "kvHeads must be a multiple of tensor", ".model.kvHeads"),
-        Rule(
+        CelRule(
+            routed, "experts over several tensor ranks need sequence parallelism", ".parallelism.sequence"
+        ),
+        CelRule(grouped, "kvHeads must be a multiple of tensor", ".model.kvHeads"),
+        CelRule(
             implies(known, f"{model.layers} % ({layout}.pipeline * {layout}.interleave) == 0"),
             "numLayers must be a multiple of pipeline x interleave",
             ".model.numLayers",
         ),
         share(model.heads, "attentionHeads"),
         share(model.ffn, "ffnHiddenSize"),
-        Rule(
+        CelRule(
             implies(f"{layout}.sequence", f"self.data.sequenceLength % {tensor} == 0"),
             "with sequence parallelism sequenceLength must be a multiple of tensor",
             ".data.sequenceLength",
         ),
-        Rule(
+        CelRule(
             implies(small, f"{model.vocabulary} >= {BYTE_VOCAB_SIZE}"),
             f"vocabSize must be at least {BYTE_VOCAB_SIZE}, the token ids that data.prepareFrom makes",
             ".model.vocabSize",
         ),
-        Rule("self.seed == oldSelf.seed", "seed cannot be changed: it decides the order of samples", ".seed"),
+        CelRule(
+            "self.seed == oldSelf.seed", "seed cannot be changed: it decides the order of samples", ".seed"
+        ),
     ]
 
 
 PARALLELISM: Final = [
-    Rule("!self.sequence || self.tensor > 1", "sequence parallelism needs tensor of 2 or more", ".sequence"),
-    Rule("self.context == 1", "context must be 1: windowed attention is not split over ranks", ".context"),
-    Rule(
+    CelRule(
+        "!self.sequence || self.tensor > 1", "sequence parallelism needs tensor of 2 or more", ".sequence"
+    ),
+    CelRule("self.context == 1", "context must be 1: windowed attention is not split over ranks", ".context"),
+    CelRule(
         "self.interleave == 1 || self.pipeline > 1", "interleave needs pipeline of 2 or more", ".interleave"
     ),
 ]
 DATA: Final = [
-    Rule(
+    CelRule(
         "has(self.path) || size(self.blend) > 0", "path or blend is required", ".path", "FieldValueRequired"
     ),
-    Rule(
+    CelRule(
         "!has(self.path) || size(self.blend) == 0",
         "blend is given beside path, expected one of them",
         ".blend",
     ),
-    Rule(
+    CelRule(
         "size(self.blend) == 0 || size(self.prepareFrom) == 0",
         "prepareFrom makes one dataset, but data is a blend of several",
         ".prepareFrom",
     ),
-    Rule(
+    CelRule(
         "!has(self.batchRamp) || self.batchRamp.start <= self.globalBatch"
         " && (self.globalBatch - self.batchRamp.start) % self.batchRamp.increment == 0",
         "globalBatch less the ramp's start must be a multiple of its increment",
@@ -135,6 +143,8 @@ DATA: Final = [
     ),
 ]
 OPTIMIZER: Final = [
-    Rule("self.minLr <= self.lr", "minLr must not be above lr", ".minLr"),
-    Rule("self.name == oldSelf.name", "the optimizer cannot be changed: checkpoints hold its state", ".name"),
+    CelRule("self.minLr <= self.lr", "minLr must not be above lr", ".minLr"),
+    CelRule(
+        "self.name == oldSelf.name", "the optimizer cannot be changed: checkpoints hold its state", ".name"
+    ),
 ]

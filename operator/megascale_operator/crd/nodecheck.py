@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from megascale.job.base import Label, LabelValue, Natural, NodeName, Problem, Section, Text, refuse, repeated
 from megascale.job.template import Resources, Toleration
-from megascale_operator.crd.rule import Rule
+from megascale_operator.crd.cel_rule import CelRule
 from megascale_operator.crd.status import Conditions, SeenGeneration, Time, Word, at_most
 
 KIND: Final = "NodeCheck"
@@ -118,8 +118,10 @@ class NodeCheckStatus(Section):
 
 RULES: Final = {
     "spec": [
-        Rule("has(self.nodes) != has(self.nodeSelector)", "exactly one of nodes, nodeSelector must be given"),
-        Rule("self == oldSelf", "spec cannot be changed: make another NodeCheck"),
+        CelRule(
+            "has(self.nodes) != has(self.nodeSelector)", "exactly one of nodes, nodeSelector must be given"
+        ),
+        CelRule("self == oldSelf", "spec cannot be changed: make another NodeCheck"),
     ],
 }
 KEYED: Final = {"spec.nodes": (), "status.conditions": ("type",)}

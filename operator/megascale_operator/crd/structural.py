@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
-from megascale_operator.crd.rule import Rule, has, text
+from megascale_operator.crd.cel_rule import CelRule, has, text
 
 Schema = dict[str, Any]
 
@@ -243,7 +243,7 @@ def _exactly_one(alternatives: Sequence[Schema], path: str) -> Schema:
     if [{"required": [name]} for name in names] != list(alternatives):
         raise InexpressibleError(path, "a CRD has oneOf only over single required fields")
     given = ", ".join(has("self", name) for name in names)
-    return Rule(
+    return CelRule(
         f"[{given}].exists_one(given, given)", f"exactly one of {', '.join(names)} must be given"
     ).schema()
 
@@ -253,5 +253,5 @@ def _variant_rule(tag: str, value: str, variant: Schema, foreign: Sequence[str])
     terms = [has("self", name) for name in needed] + [f"!{has('self', name)}" for name in foreign]
     words = [f"needs {', '.join(needed)}"] * bool(needed) + [f"has no {', '.join(foreign)}"] * bool(foreign)
     expression = " && ".join([f"self.{tag} == {text(value)}", *terms])
-    rule = Rule(f"self.{tag} != {text(value)} || ({expression})", f"{tag} {value} {' and '.join(words)}")
+    rule = CelRule(f"self.{tag} != {text(value)} || ({expression})", f"{tag} {value} {' and '.join(words)}")
     return rule.schema()

@@ -11,8 +11,8 @@ from typing import Final
 
 from megascale.job.recovery import CAUSES
 from megascale.job.template import OWN_FOLDERS, OWN_PREFIX
+from megascale_operator.crd.cel_rule import CelRule, either, implies, text, texts
 from megascale_operator.crd.megatron import DATA, OPTIMIZER, PARALLELISM, megatron_rules, model_rules
-from megascale_operator.crd.rule import Rule, either, implies, text, texts
 
 _LEAST: Final = either("self", "minNodes", "self.nodes")
 """What the job may shrink to."""
@@ -31,36 +31,36 @@ def _fits(nodes: str) -> tuple[str, str, str, str]:
     return f"{world} % {replica} == 0", f"{data}.globalBatch % {wave} == 0", interleaved, ramp
 
 
-def _size_rules() -> list[Rule]:
+def _size_rules() -> list[CelRule]:
     """nodes, minNodes and the layout."""
     megatron = "self.runtime.megatron"
     trains = f"has({megatron})"
     ranks, batch, interleaved, ramp = _fits("self.nodes")
     return [
-        Rule(f"{_LEAST} <= self.nodes", "minNodes must not be more than nodes", ".minNodes"),
-        Rule(
+        CelRule(f"{_LEAST} <= self.nodes", "minNodes must not be more than nodes", ".minNodes"),
+        CelRule(
             implies(trains, ranks),
             "nodes x ranksPerNode must be a multiple of tensor x pipeline x context",
             ".runtime.megatron.parallelism",
         ),
-        Rule(
+        CelRule(
             implies(f"{trains} && {ranks}", batch),
             "globalBatch must be a multiple of microBatch x data-parallel size,"
             " which is nodes x ranksPerNode / (tensor x pipeline x context)",
             ".runtime.megatron.data.globalBatch",
         ),
-        Rule(
+        CelRule(
             implies(f"{trains} && {ranks} && {batch}", interleaved),
             "with interleave the micro-batches per step and rank must be a multiple of pipeline",
             ".runtime.megatron.data.globalBatch",
         ),
-        Rule(
+        CelRule(
             implies(f"{trains} && {ranks} && {batch} && {interleaved}", ramp),
             "the ramp's increment must be a multiple of microBatch x data-parallel size,"
             " and with interleave of that times pipeline",
             ".runtime.megatron.data.batchRamp.increment",
         ),
-        Rule(
+        CelRule(
             implies(
                 f"{trains} && {ranks} && {batch} && {interleaved} && {ramp} && {_LEAST} < self.nodes",
                 " && ".join(_fits(_LEAST)),
@@ -71,14 +71,14 @@ def _size_rules() -> list[Rule]:
     ]
 
 
-def _spec_rules() -> list[Rule]:
+def _spec_rules() -> list[CelRule]:
     schedule = "self.runtime.megatron.optimizer.schedule"
     faults = "self.faults.all(fault, {})"
     saved = (
         "fault.point == 'step' || fault.step == self.steps || fault.step % self.checkpoint.everySteps == 0"
     )
     resized = [
-        Rule(f"oldSelf.suspend || {same}", f"{name} can be changed only while suspend is true", f".{name}")
+        CelRule(f"oldSelf.suspend || {same}", f"{name} can be changed only while suspend is true", f".{name}")
         for name, same in (
             ("nodes", "self.nodes == oldSelf.nodes"),
             ("spareNodes", "self.spareNodes == oldSelf.spareNodes"),
@@ -87,22 +87,22 @@ def _spec_rules() -> list[Rule]:
     ]
     return [
         *_size_rules(),
-        Rule(
+        CelRule(
             implies("has(self.runtime.megatron)", f"{schedule}.warmupSteps <= self.steps"),
             "warmupSteps must not be more than steps",
             ".runtime.megatron.optimizer.schedule.warmupSteps",
         ),
-        Rule(
+        CelRule(
             faults.format("!has(fault.rank) || fault.rank < self.nodes * self.ranksPerNode"),
             "rank of a fault must be less than nodes x ranksPerNode",
             ".faults",
         ),
-        Rule(
+        CelRule(
             faults.format("fault.step <= self.steps"),
             "step of a fault must not be more than steps",
             ".faults",
         ),
-        Rule(
+        CelRule(
             faults.format(f"fault.step > self.steps || {saved}"),
             "a fault at point save or commit must be in a step that saves:"
             " a multiple of checkpoint.everySteps, or the last step",
@@ -112,11 +112,11 @@ def _spec_rules() -> list[Rule]:
     ]
 
 
-def _transport() -> Rule:
+def _transport() -> CelRule:
     """4.096 us x 2^t x tries < timeout, in units of 2^t x 4.096 ns / 1000; CEL has no power."""
     powers = ", ".join(str(2**exponent) for exponent in range(32))
     waits = f"4096 * [{powers}][self.ibTimeout] * self.ibRetryCount"
-    return Rule(
+    return CelRule(
         f"self.profile != 'tolerant' || {waits} < self.ncclTimeoutSeconds * 1000000000",
         "ncclTimeoutSeconds must be longer than the transport waits: 4.096 us x 2^ibTimeout x ibRetryCount",
         ".ncclTimeoutSeconds",
@@ -124,7 +124,7 @@ def _transport() -> Rule:
 
 
 _FAULT: Final = [
-    Rule(
+    CelRule(
         f"self.kind in {texts(kinds)} ? has(self.{name}) : !has(self.{name})",
         f"{name} must be given for {' and '.join(kinds)}, and for no other kind",
         f".{name}",
@@ -135,31 +135,31 @@ _MATCH_FIELDS: Final = ("cause", "rule", "category", "xid", "errorType", "messag
 _CAUSE_LIST: Final = ", ".join(CAUSES)
 
 
-def _keys_are_not_ours(section: str) -> Rule:
-    return Rule(
+def _keys_are_not_ours(section: str) -> CelRule:
+    return CelRule(
         f"!has(self.{section}) || self.{section}.all(key, !key.startsWith({text(OWN_PREFIX)}))",
         f"keys that begin with {OWN_PREFIX} are the operator's",
         f".{section}",
     )
 
 
-def _mount_rule() -> Rule:
+def _mount_rule() -> CelRule:
     terms = [
         f"self.mountPath != {text(folder)} && !self.mountPath.startsWith({text(folder + '/')})"
         for folder in OWN_FOLDERS
     ]
-    return Rule(" && ".join(terms), f"the operator mounts {', '.join(OWN_FOLDERS)} itself", ".mountPath")
+    return CelRule(" && ".join(terms), f"the operator mounts {', '.join(OWN_FOLDERS)} itself", ".mountPath")
 
 
-def rules() -> dict[str, list[Rule]]:
+def rules() -> dict[str, list[CelRule]]:
     """Every rule by its place."""
     same_runtime = "has(self.megatron) == has(oldSelf.megatron)"
     same_uri = "has(self.uri) == has(oldSelf.uri) && (!has(self.uri) || self.uri == oldSelf.uri)"
     return {
         "spec": _spec_rules(),
-        "spec.ranksPerNode": [Rule("self == oldSelf", "ranksPerNode cannot be changed")],
-        "spec.managedBy": [Rule("self == oldSelf", "managedBy cannot be changed")],
-        "spec.runtime": [Rule(same_runtime, "megatron and command cannot take each other's place")],
+        "spec.ranksPerNode": [CelRule("self == oldSelf", "ranksPerNode cannot be changed")],
+        "spec.managedBy": [CelRule("self == oldSelf", "managedBy cannot be changed")],
+        "spec.runtime": [CelRule(same_runtime, "megatron and command cannot take each other's place")],
         "spec.runtime.megatron": megatron_rules(),
         "spec.runtime.megatron.model": model_rules(),
         "spec.runtime.megatron.parallelism": PARALLELISM,
@@ -167,41 +167,43 @@ def rules() -> dict[str, list[Rule]]:
         "spec.runtime.megatron.optimizer": OPTIMIZER,
         "spec.network": [_transport()],
         "spec.checkpoint": [
-            Rule(same_uri, "uri cannot be changed: the checkpoints are there", ".uri"),
+            CelRule(same_uri, "uri cannot be changed: the checkpoints are there", ".uri"),
         ],
         "spec.health": [
-            Rule(
+            CelRule(
                 "self.silenceSeconds >= 2 * self.heartbeatSeconds",
                 "silenceSeconds must be at least twice heartbeatSeconds",
                 ".silenceSeconds",
             )
         ],
         "spec.recovery": [
-            Rule(
+            CelRule(
                 f"self.budgets.all(cause, cause in {texts(CAUSES)})",
                 f"budgets are by cause: {_CAUSE_LIST}",
                 ".budgets",
             )
         ],
         "spec.recovery.rules.match": [
-            Rule(
+            CelRule(
                 f"!has(self.cause) || self.cause in {texts(CAUSES)}",
                 f"cause must be one of {_CAUSE_LIST}",
                 ".cause",
             ),
-            Rule(
+            CelRule(
                 " || ".join(f"has(self.{field})" for field in _MATCH_FIELDS),
                 "at least one field must be given, else the rule would be for every incident",
             ),
         ],
         "spec.faults": _FAULT,
         "spec.scheduling": [
-            Rule("self.gang != 'kueue' || has(self.queue)", "queue is required for gang kueue", ".queue"),
-            Rule("self.gang != 'none' || !has(self.queue)", "queue has no meaning for gang none", ".queue"),
+            CelRule("self.gang != 'kueue' || has(self.queue)", "queue is required for gang kueue", ".queue"),
+            CelRule(
+                "self.gang != 'none' || !has(self.queue)", "queue has no meaning for gang none", ".queue"
+            ),
         ],
         "spec.template.metadata": [_keys_are_not_ours("labels"), _keys_are_not_ours("annotations")],
         "spec.template.spec.volumes": [
-            Rule(
+            CelRule(
                 "!self.name.startsWith('megascale-')",
                 "names that begin with megascale- are the operator's",
                 ".name",
@@ -209,7 +211,9 @@ def rules() -> dict[str, list[Rule]]:
         ],
         "spec.template.spec.containers.volumeMounts": [_mount_rule()],
         "spec.template.spec.containers.env": [
-            Rule("!has(self.value) || !has(self.valueFrom)", "value and valueFrom are both given", ".value")
+            CelRule(
+                "!has(self.value) || !has(self.valueFrom)", "value and valueFrom are both given", ".value"
+            )
         ],
     }
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from megascale.core.rules import ACTIONS, BUILTIN, CATEGORIES, Rule, RuleSet, classify_text
+from megascale.core.rules import ACTIONS, BUILTIN, CATEGORIES, LogRule, RuleSet, classify_text
 
 RULES = RuleSet(BUILTIN)
 
 
 @pytest.mark.parametrize("rule", BUILTIN, ids=lambda rule: rule.id)
-def test_example_hits_its_rule(rule: Rule) -> None:
+def test_example_hits_its_rule(rule: LogRule) -> None:
     verdict = classify_text(rule.example, RULES)
     assert verdict.rule == rule.id
     assert (verdict.category, verdict.action, verdict.scope) == (rule.category, rule.action, rule.scope)

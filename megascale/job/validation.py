@@ -1,44 +1,51 @@
-"""Rules between fields: the model, its layout over ranks, batch sizes, injected faults."""
+"""Checks across fields of a job: its size, the model and its layout, batch sizes, injected faults."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass
+from typing import Final
 
 from megascale.job.base import Problem
-from megascale.job.data import BYTE_TOKENIZER
+from megascale.job.data import BYTE_TOKENIZER, BYTE_VOCAB_SIZE, Data
+from megascale.job.faults import Fault
+from megascale.job.megatron import Megatron, Model, Parallelism
 
-if TYPE_CHECKING:
-    from megascale.job.data import Data
-    from megascale.job.megatron import Megatron, Model, Parallelism
-    from megascale.job.schema import Fault, JobSpec
-
-BYTE_VOCAB_SIZE: Final = 257
-"""Token ids of the byte tokenizer: 256 bytes and end-of-document."""
 _MEGATRON: Final = ("runtime", "megatron")
 
 
-def node_counts(spec: JobSpec) -> tuple[int, ...]:
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How many nodes and ranks a job has: `nodes` at full strength, at least `min_nodes` after losses."""
+
+    nodes: int
+    min_nodes: int
+    ranks_per_node: int
+
+    @property
+    def ranks(self) -> int:
+        return self.nodes * self.ranks_per_node
+
+    def __str__(self) -> str:
+        return f"nodes {self.nodes} x ranksPerNode {self.ranks_per_node} = {self.ranks} ranks"
+
+
+def node_counts(size: Size, megatron: Megatron | None) -> tuple[int, ...]:
     """Node counts from nodes down to minNodes that the layout can run on."""
-    counts = range(spec.nodes, spec.min_nodes - 1, -1)
-    megatron = spec.runtime.megatron
-    return tuple(n for n in counts if megatron is None or _fits(megatron, n * spec.ranks_per_node))
+    counts = range(size.nodes, size.min_nodes - 1, -1)
+    return tuple(n for n in counts if megatron is None or _fits(megatron, n * size.ranks_per_node))
 
 
-def spec_problems(spec: JobSpec) -> list[Problem]:
-    """Everything that does not go together in a spec whose fields are fine one by one."""
-    problems = []
-    if spec.min_nodes > spec.nodes:
-        message = f"{spec.min_nodes} is more than nodes {spec.nodes}"
-        problems.append(Problem(("minNodes",), message, "minNodes is what the job may shrink to"))
-    if spec.runtime.megatron is not None:
-        problems += _training_problems(spec, spec.runtime.megatron)
-    for index, fault in enumerate(spec.faults):
-        problems += _fault_problems(spec, index, fault)
-    return problems
+def size_problems(size: Size) -> list[Problem]:
+    """minNodes against nodes."""
+    if size.min_nodes <= size.nodes:
+        return []
+    message = f"{size.min_nodes} is more than nodes {size.nodes}"
+    return [Problem(("minNodes",), message, "minNodes is what the job may shrink to")]
 
 
-def _training_problems(spec: JobSpec, megatron: Megatron) -> list[Problem]:
-    full = _world_problems(spec, megatron)
+def training_problems(size: Size, steps: int, megatron: Megatron) -> list[Problem]:
+    """The model, its layout and its data against each other and against the size of the job."""
+    full = _world_problems(size, megatron)
     inside = [
         *_model_problems(megatron.model),
         *_parallelism_problems(megatron.parallelism),
@@ -46,25 +53,29 @@ def _training_problems(spec: JobSpec, megatron: Megatron) -> list[Problem]:
         *_data_problems(megatron),
     ]
     problems = [*full, *(Problem((*_MEGATRON, *p.path), p.message, p.hint) for p in inside)]
-    world = spec.min_nodes * spec.ranks_per_node
-    if not full and spec.min_nodes < spec.nodes and not _fits(megatron, world):
-        fitting = ", ".join(map(str, node_counts(spec)))
-        message = (
-            f"layout and globalBatch do not fit {spec.min_nodes} x ranksPerNode {spec.ranks_per_node} ranks"
-        )
-        problems.append(Problem(("minNodes",), message, f"from here up to nodes these fit: {fitting}"))
+    if not full:
+        problems += _shrinking_problems(size, megatron)
     schedule = megatron.optimizer.schedule
-    if schedule.warmup_steps > spec.steps:
+    if schedule.warmup_steps > steps:
         path = (*_MEGATRON, "optimizer", "schedule", "warmupSteps")
-        message = f"{schedule.warmup_steps} is more than spec.steps {spec.steps}"
+        message = f"{schedule.warmup_steps} is more than spec.steps {steps}"
         problems.append(Problem(path, message, "the warm-up would not end within the job"))
     return problems
 
 
-def _world_problems(spec: JobSpec, megatron: Megatron) -> list[Problem]:
-    layout, data, world = megatron.parallelism, megatron.data, spec.world_size
+def _shrinking_problems(size: Size, megatron: Megatron) -> list[Problem]:
+    """The layout on minNodes nodes."""
+    if size.min_nodes >= size.nodes or _fits(megatron, size.min_nodes * size.ranks_per_node):
+        return []
+    fitting = ", ".join(map(str, node_counts(size, megatron)))
+    message = f"layout and globalBatch do not fit {size.min_nodes} x ranksPerNode {size.ranks_per_node} ranks"
+    return [Problem(("minNodes",), message, f"from here up to nodes these fit: {fitting}")]
+
+
+def _world_problems(size: Size, megatron: Megatron) -> list[Problem]:
+    """The layout and the batch on all nodes."""
+    layout, data, world, ranks = megatron.parallelism, megatron.data, size.ranks, str(size)
     replica = layout.ranks_per_replica
-    ranks = f"nodes {spec.nodes} x ranksPerNode {spec.ranks_per_node} = {world} ranks"
     if world % replica:
         sizes = f"tensor {layout.tensor} x pipeline {layout.pipeline} x context {layout.context} = {replica}"
         message = (
@@ -75,11 +86,11 @@ def _world_problems(spec: JobSpec, megatron: Megatron) -> list[Problem]:
     data_parallel = world // replica
     per_wave = data.micro_batch * data_parallel
     if data.global_batch % per_wave:
-        size = f"microBatch {data.micro_batch} x data-parallel size {data_parallel} = {per_wave}"
+        per_rank = f"microBatch {data.micro_batch} x data-parallel size {data_parallel} = {per_wave}"
         below = data.global_batch // per_wave * per_wave
         nearest = f"{below} or {below + per_wave}" if below else f"{per_wave}"
         message = (
-            f"{data.global_batch} is not a multiple of {size} ({ranks}, {replica} per copy of the model)"
+            f"{data.global_batch} is not a multiple of {per_rank} ({ranks}, {replica} per copy of the model)"
         )
         return [Problem((*_MEGATRON, "data", "globalBatch"), message, f"use {nearest}")]
     micro_batches = data.global_batch // per_wave
@@ -119,23 +130,31 @@ def _fits(megatron: Megatron, world: int) -> bool:
     return not data.global_batch % unit and (data.batch_ramp is None or not data.batch_ramp.increment % unit)
 
 
-def _fault_problems(spec: JobSpec, index: int, fault: Fault) -> list[Problem]:
-    problems = []
-    here = ("faults", index)
-    if fault.rank is not None and fault.rank >= spec.world_size:
-        message = f"{fault.rank} does not exist: nodes x ranksPerNode are {spec.world_size} ranks"
-        problems.append(Problem((*here, "rank"), message, f"ranks are numbered 0 to {spec.world_size - 1}"))
-    if fault.step > spec.steps:
-        message = f"{fault.step} is never reached: the job ends after step {spec.steps}"
-        problems.append(Problem((*here, "step"), message, f"use 1 to {spec.steps}"))
-    elif fault.point != "step" and fault.step % spec.checkpoint.every_steps and fault.step != spec.steps:
-        every = spec.checkpoint.every_steps
-        message = f"no checkpoint is saved in step {fault.step}, so point {fault.point} is never reached"
-        hint = (
-            f"checkpoint.everySteps {every} saves in steps {every}, {2 * every}... and in step {spec.steps}"
-        )
-        problems.append(Problem((*here, "step"), message, hint))
-    return problems
+def fault_problems(faults: list[Fault], *, ranks: int, steps: int, every_steps: int) -> list[Problem]:
+    """Faults that could never happen in a job of so many ranks and steps that saves so often."""
+    return [
+        Problem(("faults", index, *problem.path), problem.message, problem.hint)
+        for index, fault in enumerate(faults)
+        for problem in (*_rank_problems(fault, ranks), *_step_problems(fault, steps, every_steps))
+    ]
+
+
+def _rank_problems(fault: Fault, ranks: int) -> list[Problem]:
+    if fault.rank is None or fault.rank < ranks:
+        return []
+    message = f"{fault.rank} does not exist: nodes x ranksPerNode are {ranks} ranks"
+    return [Problem(("rank",), message, f"ranks are numbered 0 to {ranks - 1}")]
+
+
+def _step_problems(fault: Fault, steps: int, every: int) -> list[Problem]:
+    if fault.step > steps:
+        message = f"{fault.step} is never reached: the job ends after step {steps}"
+        return [Problem(("step",), message, f"use 1 to {steps}")]
+    if fault.point == "step" or fault.step % every == 0 or fault.step == steps:
+        return []
+    message = f"no checkpoint is saved in step {fault.step}, so point {fault.point} is never reached"
+    hint = f"checkpoint.everySteps {every} saves in steps {every}, {2 * every}... and in step {steps}"
+    return [Problem(("step",), message, hint)]
 
 
 def _model_problems(model: Model) -> list[Problem]:

@@ -10,7 +10,7 @@ Reason = Literal["FieldValueInvalid", "FieldValueRequired", "FieldValueForbidden
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class CelRule:
     """One entry of `x-kubernetes-validations`.
 
     Attributes:
@@ -73,7 +73,7 @@ def implies(condition: str, consequence: str) -> str:
     return f"!({condition}) || ({consequence})"
 
 
-def attach(schema: dict[str, Any], path: str, rules: Sequence[Rule]) -> None:
+def attach(schema: dict[str, Any], path: str, rules: Sequence[CelRule]) -> None:
     """Put `rules` at `path` of `schema`; lists and maps are passed through by the name of their field."""
     place = schema
     for name in filter(None, path.split(".")):
