@@ -86,11 +86,11 @@ def _world_problems(size: Size, megatron: Megatron) -> list[Problem]:
     data_parallel = world // replica
     per_wave = data.micro_batch * data_parallel
     if data.global_batch % per_wave:
-        per_rank = f"microBatch {data.micro_batch} x data-parallel size {data_parallel} = {per_wave}"
+        wave = f"microBatch {data.micro_batch} x data-parallel size {data_parallel} = {per_wave}"
         below = data.global_batch // per_wave * per_wave
         nearest = f"{below} or {below + per_wave}" if below else f"{per_wave}"
         message = (
-            f"{data.global_batch} is not a multiple of {per_rank} ({ranks}, {replica} per copy of the model)"
+            f"{data.global_batch} is not a multiple of {wave} ({ranks}, {replica} per copy of the model)"
         )
         return [Problem((*_MEGATRON, "data", "globalBatch"), message, f"use {nearest}")]
     micro_batches = data.global_batch // per_wave
