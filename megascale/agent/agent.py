@@ -18,6 +18,7 @@ from megascale.agent.gemm_benchmark import node_speed
 from megascale.agent.kernel_log import KernelLog
 from megascale.agent.link import Link, heartbeat_is_due
 from megascale.agent.log_uploader import LogUploader
+from megascale.agent.logtail import rules_of
 from megascale.agent.processes import become_subreaper
 from megascale.agent.ranks import Ranks
 from megascale.agent.reaper import Reaper
@@ -54,7 +55,7 @@ class Agent:
         self._order = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._reaper = Reaper()
-        self._kernel_log = KernelLog(config.kernel_log) if config.kernel_log else None
+        self._kernel_log = KernelLog(config.kernel_log, rules_of(self._job)) if config.kernel_log else None
         self._log_uploader = LogUploader(config.run, self._store_uri(), config.pod) if config.pod else None
         self._seq = 0
 

@@ -12,10 +12,10 @@ from collections import deque
 from pathlib import Path
 from typing import Final
 
-from megascale.core.rules import BUILTIN, LineClassifier, RuleSet, Verdict
+from megascale.core.rules import LineClassifier, RuleSet, Verdict, rule_set
 from megascale.rpc import megascale_pb2 as pb
 
-_RULES: Final = RuleSet(BUILTIN)
+_BUILTIN: Final = rule_set()
 _READ_BYTES: Final = 64 * 1024
 _LINE_BYTES: Final = 2000
 _RECORDS: Final = 256
@@ -31,10 +31,10 @@ _SIGN_OF_RULE: Final = (("nvlink", "nvlink"), ("pcie", "pcie"), ("thermal", "the
 class KernelLog:
     """Follows /dev/kmsg, or a file of lines, from its end; bounded per call. Nothing to read is no error."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, rules: RuleSet = _BUILTIN) -> None:
         self._descriptor = -1
         self._rest = b""
-        self._classifier = LineClassifier(_RULES)
+        self._classifier = LineClassifier(rules)
         self._recent: deque[tuple[str, float]] = deque(maxlen=_REMEMBERED)
         try:
             self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -1,4 +1,4 @@
-"""Following a rank's log file: what its lines mean as they come, the last lines when it ends."""
+"""Follows a rank's log file: classifies new lines, and keeps the last ones for the report of its exit."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from megascale.core.rules import BUILTIN, LineClassifier, RuleSet
+from megascale.core.rules import LineClassifier, RuleSet, rule_set
+from megascale.job import TrainingJob
+from megascale.job.log_rules import log_rules
 
 ALERT_PREFIX: Final = b"megascale.alert "
+_BUILTIN: Final = rule_set()
 _READ_BYTES: Final = 256 * 1024
 _LINE_BYTES: Final = 2000
 _MATCHES_PER_READ: Final = 16
-_RULES: Final = RuleSet(BUILTIN)
 
 
 @dataclass(frozen=True, slots=True)
 class LineMatch:
-    """A line that means something: the rule it hit, what that is about, what it calls for."""
+    """A line that a rule matched: the rule, its class, its action, and the line."""
 
     rule: str
     category: str
@@ -26,17 +28,22 @@ class LineMatch:
     line: str
 
 
+def rules_of(job: TrainingJob) -> RuleSet:
+    """The rules that the lines of a job's nodes are classified by."""
+    return rule_set(log_rules(job.spec.log_rules))
+
+
 class LogTail:
     """Reads what was appended since the last call, a bounded piece at a time."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, rules: RuleSet = _BUILTIN) -> None:
         self.path = path
         self._offset = 0
         self._rest = b""
-        self._classifier = LineClassifier(_RULES)
+        self._classifier = LineClassifier(rules)
 
     def new_matches(self) -> list[LineMatch]:
-        """What the complete new lines say that calls for something; bounded per call, alerts first."""
+        """New lines whose rule has an action, at most 16 per call, alerts of the rank first."""
         alerts, matches = [], []
         for line in self._new_lines():
             if line.startswith(ALERT_PREFIX):

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from megascale.agent.command import command_environment, kill_strays, spawn
 from megascale.agent.config import AgentConfig
-from megascale.agent.logtail import LogTail
+from megascale.agent.logtail import LogTail, rules_of
 from megascale.agent.processes import Child, Exit, kill_all, process_state
 from megascale.agent.segments import SegmentFeed
 from megascale.agent.stacks import stack_of
@@ -147,7 +147,7 @@ class Ranks:
             pid = await asyncio.to_thread(spawn, list(command.args), environment, log)
             self._commands.add(launch.rank_file)
         child = Child(pid, lambda _child, how: self._ended(launch.rank, how))
-        self._ranks[launch.rank] = Rank(launch, child, file, LogTail(log))
+        self._ranks[launch.rank] = Rank(launch, child, file, LogTail(log, rules_of(job)))
         child.watch()
 
     def _ended(self, rank: int, how: Exit) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from megascale.errors import DataError, InputError, ManifestError
+from megascale.errors import DataError, InputError
 
 if TYPE_CHECKING:
     from megascale.core.rules import RecordVerdict, RuleSet
@@ -25,12 +25,10 @@ RulesOption = Annotated[
     typer.Option(
         "--rules",
         metavar="FILE",
-        help="Rules of yours (YAML list, or a TrainingJob), tried before the built-in ones.",
+        help="Log rules of yours: a TrainingJob with spec.logRules, or a YAML list of such rules.",
     ),
 ]
 _COLUMNS = ("step", "rank", "node", "stage", "segment", "seconds")
-# The manifest names rungs of the recovery ladder; a log line can ask for these.
-_LADDER = {"restart_in_place": "restart", "roll_back": "restart"}
 _MAX_ROWS = 40
 _MAX_ODD = 0.1  # share of characters that no text has
 
@@ -119,40 +117,11 @@ def list_rules(rules: RulesOption = None, as_json: JsonFlag = False) -> None:
 
 
 def _load_rules(path: Path | None) -> RuleSet:
-    from megascale.core.rules import BUILTIN, build_rules
+    from megascale.core.rules import rule_set
+    from megascale.job import load_log_rules
+    from megascale.job.log_rules import log_rules
 
-    if path is None:
-        return build_rules([], BUILTIN)
-    from megascale.job.document import parse
-
-    try:
-        document = parse(path.read_text(encoding="utf-8"), str(path))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is not UTF-8 text: {error.reason} at byte {error.start}") from error
-    if document.issues:
-        raise ManifestError(list(document.issues.values()))
-    return build_rules(_user_rules(document.data, path), BUILTIN, where=f"{path}: rules")
-
-
-def _user_rules(data: object, path: Path) -> list[Any]:
-    """The list of rules in a rules file or in a TrainingJob's `spec.recovery.rules`."""
-    if isinstance(data, dict) and data.get("kind") == "TrainingJob":
-        found = data.get("spec", {}).get("recovery", {}).get("rules", [])
-        return [_of_ladder(entry) for entry in found if "message" in entry.get("match", {})]
-    if isinstance(data, dict) and set(data) == {"rules"}:
-        data = data["rules"]
-    if not isinstance(data, list):
-        raise InputError(
-            f"{path}: expected a list of rules (or `rules:` with one), got {type(data).__name__}"
-        )
-    return data
-
-
-def _of_ladder(entry: dict[str, Any]) -> dict[str, Any]:
-    action = entry.get("action", "")
-    return {"match": {"pattern": entry["match"]["message"]}, "action": _LADDER.get(action, action)}
+    return rule_set(log_rules(load_log_rules(path)) if path is not None else ())
 
 
 def _classify(name: str, table: RuleSet) -> Iterator[RecordVerdict]:

@@ -220,7 +220,9 @@ class Driver:
             case "exit":
                 self.post(exit_event(link, message.exit))
             case "log":
-                self.board.alert(f"{link.node}, rank {message.log.rank}: {message.log.line}")
+                self.board.alert(
+                    f"{link.node}, rank {message.log.rank}, {message.log.rule}: {message.log.line}"
+                )
                 self.post(log_event(link, message.log))
             case "result":
                 link.answered(message.result)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from megascale.core.contract.policy import Policy, RecoveryRule
+from megascale.core.contract.policy import Policy, RecoveryOverride
 from megascale.core.decide.spares import spares_for
 from megascale.job import TrainingJob
+from megascale.job.log_rules import log_rules
+from megascale.job.recovery import Override
 
 _SPARES_ON_ONE_MACHINE: Final = 1
 
@@ -50,19 +52,22 @@ def policy_of(job: TrainingJob, *, shared_machine: bool = False) -> Policy:
         reconnect_grace_s=float(spec.health.reconnect_grace_seconds),
         max_restarts=spec.recovery.max_restarts,
         budgets=dict(spec.recovery.budgets),
-        rules=tuple(
-            RecoveryRule(
-                action=rule.action,
-                cause=rule.match.cause or "",
-                rule=rule.match.rule or "",
-                category=rule.match.category or "",
-                xid=rule.match.xid,
-                error_type=rule.match.error_type or "",
-                message=rule.match.message or "",
-            )
-            for rule in spec.recovery.rules
-        ),
+        overrides=tuple(_override(entry) for entry in spec.recovery.overrides),
+        log_rules=log_rules(spec.log_rules),
         max_nodes_per_hour=spec.remediation.max_nodes_per_hour,
         check_numbers=not shared_machine,
         quarantine=spec.remediation.mode != "Observe",
+    )
+
+
+def _override(entry: Override) -> RecoveryOverride:
+    match = entry.match
+    return RecoveryOverride(
+        action=entry.action,
+        cause=match.cause or "",
+        rule=match.rule or "",
+        category=match.category or "",
+        xid=match.xid,
+        error_type=match.error_type or "",
+        message=match.message or "",
     )

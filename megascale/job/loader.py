@@ -15,10 +15,11 @@ from ruamel.yaml.representer import SafeRepresenter
 
 from megascale.errors import ManifestError, ManifestIssue
 from megascale.job.base import did_you_mean
-from megascale.job.describe import show, takes_text
+from megascale.job.describe import Place, show, takes_text
 from megascale.job.document import MAX_BYTES, Document, parse
 from megascale.job.faults import Fault
 from megascale.job.issues import issues_of
+from megascale.job.log_rules import LOG_RULES, LogRule, LogRuleFile
 from megascale.job.scalars import RefusedScalarError, read_plain
 from megascale.job.schema import API_VERSION, KIND, TrainingJob
 
@@ -43,14 +44,7 @@ def load_job(path: Path) -> TrainingJob:
     Raises:
         ManifestError: the file cannot be read, or fields are wrong; every issue names file, line and field.
     """
-    try:
-        with path.open("rb") as stream:
-            content = stream.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise ManifestError(
-            [ManifestIssue("file", f"cannot be read: {error.strerror}", str(path))]
-        ) from error
-    return parse_job(content, file=str(path))
+    return parse_job(_read(path), file=str(path))
 
 
 def parse_job(content: bytes | str, *, file: str = "") -> TrainingJob:
@@ -61,6 +55,33 @@ def parse_job(content: bytes | str, *, file: str = "") -> TrainingJob:
     """
     text = content if isinstance(content, str) else _decode(content, file)
     return _check(parse(text, file, takes_text=takes_text))
+
+
+def load_log_rules(path: Path) -> list[LogRule]:
+    """Read log rules from a file: a TrainingJob (its `spec.logRules`), `logRules:` with a list, or a list.
+
+    Raises:
+        ManifestError: as `load_job`.
+    """
+    document = parse(_decode(_read(path), str(path)), str(path))
+    data = document.data
+    if isinstance(data, dict) and data.get("kind") == KIND:
+        return _check(document).spec.log_rules
+    if isinstance(data, list):
+        document.data = {LOG_RULES: data}
+        document.lines = {(LOG_RULES, *field): line for field, line in document.lines.items()}
+        document.issues = {(LOG_RULES, *field): issue for field, issue in document.issues.items()}
+    elif not isinstance(data, dict):
+        message = f"got {show(data)}, expected a list of log rules, {LOG_RULES}: with one, or a TrainingJob"
+        raise ManifestError([ManifestIssue("file", message, str(path), 1)])
+    issues = list(document.issues.values())
+    try:
+        found = LogRuleFile.model_validate(document.data, by_alias=True, by_name=False)
+    except ValidationError as error:
+        raise ManifestError([*issues, *issues_of(error, document, Place(LogRuleFile))]) from error
+    if issues:
+        raise ManifestError(issues)
+    return found.log_rules
 
 
 def from_mapping(data: Mapping[str, Any], *, file: str = "") -> TrainingJob:
@@ -107,6 +128,16 @@ def digest(job: TrainingJob) -> str:
     """sha256 of the resolved manifest, the same for files that mean the same."""
     canonical = json.dumps(to_mapping(job), sort_keys=True, separators=(",", ":"))
     return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()}"
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as stream:
+            return stream.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise ManifestError(
+            [ManifestIssue("file", f"cannot be read: {error.strerror}", str(path))]
+        ) from error
 
 
 def _decode(content: bytes, file: str) -> str:

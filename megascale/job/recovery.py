@@ -1,13 +1,14 @@
-"""`spec.recovery`: how far automation goes, and exceptions to its rules."""
+"""`spec.recovery`: how many restarts a job has, and exceptions to the recovery ladder."""
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from megascale.core.contract.policy import LogCategory
 from megascale.job.base import Natural, Problem, Section, Text, Words, did_you_mean, refuse
+from megascale.job.log_rules import Pattern, pattern_problems
 
 CAUSES = (
     "crash",
@@ -23,32 +24,45 @@ CAUSES = (
 """Causes of restarts that `recovery` can be tuned by."""
 
 
-class RuleMatch(Section):
-    """Which incidents a rule is for; every field that is given must match."""
+class OverrideMatch(Section):
+    """Which incidents an override is for; every field that is given must match."""
 
     cause: Annotated[Annotated[str, Field(max_length=64)] | None, Words(f"one of {', '.join(CAUSES)}")] = None
     """Cause of the incident."""
     rule: Text | None = None
-    """Name of the rule that recognised the hardware event or log line behind it."""
-    category: Text | None = None
-    """Category of that rule."""
+    """Name of the log rule, built-in or of spec.logRules, that recognised the hardware event or log line
+    behind the incident."""
+    category: Annotated[LogCategory | None, Field(alias="class")] = None
+    """Class of that rule."""
     xid: Natural | None = None
-    """NVIDIA XID of the hardware event behind it."""
+    """NVIDIA XID of the hardware event behind the incident."""
     error_type: Text | None = None
-    """Type of the exception in the rank's last words, such as TypeError."""
-    message: Annotated[
-        Annotated[str, Field(min_length=1, max_length=1024)] | None, Words("a regular expression")
-    ] = None
-    """Regular expression found in the reason of the incident."""
+    """Type of the exception that ended the rank, such as TypeError."""
+    message: Pattern | None = None
+    """Regular expression searched in the reason and the evidence of the incident, matched in linear time."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if all(value is None for _, value in self):
+            message = "is empty, so the override would be for every incident"
+            refuse([Problem((), message, "give at least one field")])
+        problems = pattern_problems(("message",), self.message)
+        if self.cause is not None and self.cause not in CAUSES:
+            known = f"expected one of {', '.join(CAUSES)}"
+            problems.append(
+                Problem(("cause",), f'got "{self.cause}", {known}', did_you_mean(self.cause, CAUSES))
+            )
+        refuse(problems)
+        return self
 
 
-class Rule(Section):
+class Override(Section):
     """An exception to the recovery ladder."""
 
-    match: RuleMatch
-    """Which incidents the rule is for."""
+    match: OverrideMatch
+    """Which incidents the override is for."""
     action: Literal["restart_in_place", "restart_container", "replace_node", "roll_back", "fail_job"]
-    """The rung of the ladder to take."""
+    """What is done about them instead of what the ladder would choose."""
 
 
 class Recovery(Section):
@@ -61,8 +75,9 @@ class Recovery(Section):
     ] = Field(default_factory=dict)
     """Restarts by cause before the job fails; causes: crash, user_code, hang, node_lost, hardware, straggler,
     numerics, checkpoint_corrupt, launch_failed."""
-    rules: Annotated[list[Rule], Field(max_length=64)] = Field(default_factory=list)
-    """Exceptions to the recovery ladder; the first match wins."""
+    overrides: Annotated[list[Override], Field(max_length=64)] = Field(default_factory=list)
+    """Exceptions to the recovery ladder: incidents that match, and the action for them. The first match
+    wins."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -74,21 +89,5 @@ class Recovery(Section):
             for cause in self.budgets
             if cause not in CAUSES
         ]
-        for index, rule in enumerate(self.rules):
-            cause = rule.match.cause
-            if cause is not None and cause not in CAUSES:
-                path = ("rules", index, "match", "cause")
-                problems.append(Problem(path, f'got "{cause}", {known}', did_you_mean(cause, CAUSES)))
-            problems += _match_problems(("rules", index, "match"), rule.match)
         refuse(problems)
         return self
-
-
-def _match_problems(path: tuple[str | int, ...], match: RuleMatch) -> list[Problem]:
-    if all(value is None for _, value in match):
-        return [Problem(path, "is empty, so the rule would be for every incident", "give at least one field")]
-    try:
-        re.compile(match.message or "")
-    except re.error as error:
-        return [Problem((*path, "message"), f'"{match.message}" is not a regular expression: {error}')]
-    return []

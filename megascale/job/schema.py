@@ -18,6 +18,7 @@ from megascale.job.base import (
     refuse,
 )
 from megascale.job.faults import Fault
+from megascale.job.log_rules import MAX_LOG_RULES, LogRule, id_problems
 from megascale.job.megatron import Megatron
 from megascale.job.network import Network
 from megascale.job.recovery import Recovery
@@ -166,6 +167,9 @@ class JobSpec(Section):
     """When a node or a rank counts as lost."""
     recovery: Recovery = Recovery()
     """How far automation goes before the job fails."""
+    log_rules: Annotated[list[LogRule], Field(max_length=MAX_LOG_RULES)] = Field(default_factory=list)
+    """What lines of the ranks' logs and of the kernel's log mean; the first match wins, ahead of the built-in
+    rules. The driver uses a changed list at once, agents use it from the next launch on."""
     remediation: Remediation = Remediation()
     """What may be done to nodes outside of this job."""
     faults: Annotated[list[Fault], Field(max_length=256)] = Field(default_factory=list)
@@ -212,7 +216,7 @@ class JobSpec(Section):
         if megatron is not None:
             problems += training_problems(self._size, self.steps, megatron)
         problems += fault_problems(self.faults, ranks=ranks, steps=self.steps, every_steps=every)
-        refuse(problems)
+        refuse([*problems, *id_problems(self.log_rules)])
         if megatron is not None:
             megatron.parallelism.set_world(ranks)
         return self

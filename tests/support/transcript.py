@@ -13,7 +13,7 @@ from typing import Any, Final, get_type_hints
 from megascale.core.contract import effects as fx
 from megascale.core.contract import events as ev
 from megascale.core.contract.lineage import Commit
-from megascale.core.contract.policy import Policy, RecoveryRule
+from megascale.core.contract.policy import Policy, RecoveryOverride
 from megascale.core.eventlog import Entry, Header, entry_line, header_line
 from megascale.core.machine import Core
 from megascale.core.state.record import Incident, JobState, NodeStatus
@@ -298,23 +298,23 @@ def _say(world: World, sentence: str) -> None:
 def _begin(script: list[str]) -> World:
     """Read the header, and bring the job where the scenario begins."""
     settings: dict[str, Any] = {}
-    rules: list[RecoveryRule] = []
+    overrides: list[RecoveryOverride] = []
     labels: dict[str, str] = {}
     step, commits = 0, list[int]()
     for line in script:
         key, _, value = line.partition(": ")
         if key == "policy":
             settings |= dict(_setting(item) for item in value.split(", "))
-        elif key == "rule":
+        elif key == "override":
             action, *fields = value.split(", ")
-            rules.append(RecoveryRule(action, **dict(field.split(" ", 1) for field in fields)))
+            overrides.append(RecoveryOverride(action, **dict(field.split(" ", 1) for field in fields)))
         elif key.startswith("switch "):
             labels |= dict.fromkeys(value.split(), key.removeprefix("switch "))
         elif key == "given":
             numbers = [int(number) for number in re.findall(r"\d+", value)]
             step, commits = numbers[0], numbers[1:]
     nodes = settings.get("nodes", 1)
-    policy = Policy(**{"min_nodes": nodes, "steps": 1000, **settings, "rules": tuple(rules)})
+    policy = Policy(**{"min_nodes": nodes, "steps": 1000, **settings, "overrides": tuple(overrides)})
     world = World(policy, labels)
     if step:
         _train_until(world, step, commits)

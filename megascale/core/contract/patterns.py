@@ -12,6 +12,7 @@ import importlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final
 
 MAX_STATES: Final = 500
@@ -217,6 +218,12 @@ class LinearPattern:
         if chars not in self._classes:
             self._classes.append(chars)
         return self._add(_Node("char", (then,), bit=self._classes.index(chars) + 1))
+
+
+@lru_cache(maxsize=64)
+def linear_pattern(pattern: str) -> LinearPattern:
+    """The compiled pattern, kept for the next time."""
+    return LinearPattern(pattern)
 
 
 def _checked(flags: int) -> re.RegexFlag:

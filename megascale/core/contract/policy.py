@@ -3,19 +3,46 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final, Literal
 
 DETECTORS = ("silence", "hang", "hardware", "straggler", "numerics")
 """Detectors that shadow mode can hold back; exits are always acted on."""
 
 
+LogCategory = Literal["user_code", "gpu", "network", "storage", "host", "framework", "data", "oom", "benign"]
+"""What a log line or a hardware event is about; `class` in manifests and JSON."""
+LogAction = Literal["none", "restart", "replace_node", "fail_job", "alert"]
+"""What a log line or a hardware event calls for."""
+MACHINE_CLASSES: Final[tuple[LogCategory, ...]] = ("gpu", "host", "network", "storage")
+"""Classes of faults that a node has, not its ranks."""
+
+
 @dataclass(frozen=True, slots=True)
-class RecoveryRule:
-    """An exception to the recovery ladder (`recovery.rules`); every field that is given must match.
+class LogRuleSpec:
+    """An entry of `spec.logRules`. It is for lines that `pattern` is found in, or it changes the built-in
+    rule named `rule`, or all built-in rules of the class `of_category`; the other two are "".
+
+    Attributes:
+        id: named in incidents and alerts.
+        category, action: what the line means; "" = as the built-in rule says.
+    """
+
+    id: str
+    pattern: str = ""
+    rule: str = ""
+    of_category: str = ""
+    category: str = ""
+    action: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryOverride:
+    """An exception to the recovery ladder (`recovery.overrides`); every field that is given must match.
 
     Attributes:
         action: restart_in_place, restart_container, replace_node, roll_back or fail_job.
-        cause: of the incident; rule, category, xid: of the hardware event or log line behind it.
-        error_type: of the rank's last words; message: regular expression found in the reason.
+        cause: of the incident; rule, category, xid: of the log line or hardware event behind it.
+        error_type: exception in the rank's exit report; message: regular expression found in the reason.
     """
 
     action: str
@@ -51,7 +78,8 @@ class Policy:
         max_restarts: over the job; budgets: per cause.
         no_progress_limit: so many failures in a row at the same step fail the job, as do three times as
             many without a new step.
-        rules: exceptions to the recovery ladder, first match wins.
+        overrides: exceptions to the recovery ladder, first match wins.
+        log_rules: what log lines mean, ahead of the built-in rules.
         node_blame_limit: blame at which a node is replaced and not restarted again.
         blame_half_life_s: blame decays by half in this time.
         lemon_incidents, lemon_window_s: a node with so many incidents in this time is retired, however
@@ -105,7 +133,8 @@ class Policy:
     max_restarts: int = 100
     budgets: dict[str, int] = field(default_factory=dict)
     no_progress_limit: int = 3
-    rules: tuple[RecoveryRule, ...] = ()
+    overrides: tuple[RecoveryOverride, ...] = ()
+    log_rules: tuple[LogRuleSpec, ...] = ()
     node_blame_limit: float = 2.5
     blame_half_life_s: float = 6 * 3600.0
     lemon_incidents: int = 4

@@ -6,12 +6,13 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import Final
 
+from megascale.core.contract.policy import MACHINE_CLASSES
 from megascale.core.decide.node_losses import domain_of
 from megascale.core.rules import HardwareIncident, RuleMatch, correlate
 from megascale.core.state.context import StepContext
 from megascale.core.state.incidents import Fault
 
-MACHINE: Final = frozenset({"gpu", "network", "storage", "host"})
+MACHINE: Final = frozenset(MACHINE_CLASSES)
 EXPLAINABLE: Final = frozenset({"crash", "user_code", "hang", "node_lost", "launch_failed"})
 _STRENGTH: Final = {"none": 0, "alert": 1, "restart": 2, "fail_job": 3, "replace_node": 4}
 

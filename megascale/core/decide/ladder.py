@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Final
 
-from megascale.core.contract.policy import RecoveryRule
+from megascale.core.contract.patterns import linear_pattern
+from megascale.core.contract.policy import RecoveryOverride
 from megascale.core.decide.blame import WEIGHTS, blame_of, lemon_reason
 from megascale.core.decide.breakers import no_progress, spent_budget, spent_cause_budget
 from megascale.core.state.context import StepContext
@@ -28,7 +28,7 @@ def decide(ctx: StepContext, fault: Fault) -> Decision:
     """The cheapest rung that can cure `fault` and has budget left."""
     if fault.cause in FREE_OF_BUDGET:
         return Decision("replace_node", f"{fault.reason}; no budget charged, no blame")
-    return _refused(ctx, fault) or _by_rule(ctx, fault) or _by_cause(ctx, fault) or _by_node(ctx, fault)
+    return _refused(ctx, fault) or _by_override(ctx, fault) or _by_cause(ctx, fault) or _by_node(ctx, fault)
 
 
 def _refused(ctx: StepContext, fault: Fault) -> Decision | None:
@@ -46,30 +46,30 @@ def _refused(ctx: StepContext, fault: Fault) -> Decision | None:
     return Decision("fail_job", stuck)
 
 
-def _by_rule(ctx: StepContext, fault: Fault) -> Decision | None:
-    for number, rule in enumerate(ctx.policy.rules, start=1):
-        if _matches(rule, fault):
-            if rule.action in ("replace_node", "restart_container") and not fault.node:
+def _by_override(ctx: StepContext, fault: Fault) -> Decision | None:
+    for number, override in enumerate(ctx.policy.overrides):
+        if _matches(override, fault):
+            if override.action in ("replace_node", "restart_container") and not fault.node:
                 return Decision(
                     "restart_in_place",
-                    f"recovery.rules {number} is about a node, but which is not known",
+                    f"recovery.overrides[{number}] is about a node, but which is not known",
                 )
-            return Decision(rule.action, f"recovery.rules {number} says so")
+            return Decision(override.action, f"recovery.overrides[{number}] says so")
     return None
 
 
-def _matches(rule: RecoveryRule, fault: Fault) -> bool:
-    xid = "" if rule.xid is None else f"xid-{rule.xid}"
+def _matches(override: RecoveryOverride, fault: Fault) -> bool:
+    xid = "" if override.xid is None else f"xid-{override.xid}"
     wanted = (
-        (rule.cause, fault.cause),
-        (rule.rule, fault.rule),
-        (rule.category, fault.category),
-        (rule.error_type, fault.error_type),
+        (override.cause, fault.cause),
+        (override.rule, fault.rule),
+        (override.category, fault.category),
+        (override.error_type, fault.error_type),
         (xid, fault.rule),
     )
     text = "\n".join((fault.reason, *fault.evidence))
     return all(not want or want == have for want, have in wanted) and (
-        not rule.message or re.search(rule.message, text) is not None
+        not override.message or linear_pattern(override.message).search(text)
     )
 
 

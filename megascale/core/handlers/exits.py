@@ -10,14 +10,13 @@ from megascale.core.act.recovery import reattribute, respond
 from megascale.core.contract.events import RankExited
 from megascale.core.contract.lineage import Commit
 from megascale.core.decide.attribution import EXPLAINABLE, MACHINE, explained
-from megascale.core.rules import BUILTIN, RuleSet, Verdict, classify_text
+from megascale.core.rules import RuleSet, Verdict, classify_text, rule_set
 from megascale.core.state.context import StepContext
 from megascale.core.state.incidents import Fault
 from megascale.core.state.record import JobState, Plan
 
 EXIT_COMPLETED: Final = 0
 EXIT_SAVED_AND_LEFT: Final = 76
-_RULES: Final = RuleSet(BUILTIN)
 _ECHOES: Final = (
     "connection closed by peer",
     "connection reset by peer",
@@ -44,7 +43,7 @@ def on_exited(ctx: StepContext, event: RankExited) -> None:
     if event.exit_code in (EXIT_COMPLETED, EXIT_SAVED_AND_LEFT):
         _left(ctx, event.rank, event.exit_code)
     else:
-        respond(ctx, fault_of(event))
+        respond(ctx, fault_of(event, rule_set(ctx.policy.log_rules)))
 
 
 def _left(ctx: StepContext, rank: int, exit_code: int) -> None:
@@ -92,7 +91,7 @@ def _maybe_reattribute(ctx: StepContext, event: RankExited) -> None:
         return
     if not incident.consequence or incident.cause not in EXPLAINABLE:
         return
-    fault = explained(ctx, fault_of(event))
+    fault = explained(ctx, fault_of(event, rule_set(ctx.policy.log_rules)))
     if not fault.consequence:
         reattribute(ctx, fault)
 
@@ -103,11 +102,11 @@ def _damaged(event: RankExited) -> tuple[Commit, ...] | None:
     return (Commit(step, attempt),) if isinstance(step, int) and isinstance(attempt, int) else None
 
 
-def fault_of(event: RankExited) -> Fault:
+def fault_of(event: RankExited, rules: RuleSet) -> Fault:
     """Name the cause of a bad end from its signal, its last words and what the rules say of them."""
     where = f"rank {event.rank} on {event.node}"
     text = (event.error_message or (event.tail[-1] if event.tail else "")).strip()
-    verdict = _verdict(event)
+    verdict = _verdict(event, rules)
     echo = _is_echo(event, text, verdict)
     commits: tuple[Commit, ...] | None = None
     if event.signal is not None:
@@ -140,9 +139,9 @@ def fault_of(event: RankExited) -> Fault:
     )
 
 
-def _verdict(event: RankExited) -> Verdict:
+def _verdict(event: RankExited, rules: RuleSet) -> Verdict:
     words = f"{event.error_type}: {event.error_message}" if event.error_type else event.error_message
-    return classify_text("\n".join((*event.tail, words)), _RULES, node=event.node)
+    return classify_text("\n".join((*event.tail, words)), rules, node=event.node)
 
 
 def _is_echo(event: RankExited, text: str, verdict: Verdict) -> bool:

@@ -13,15 +13,13 @@ from megascale.core.decide.attribution import EXPLAINABLE, MACHINE, correlated, 
 from megascale.core.decide.blame import exclude, notify_refusal
 from megascale.core.decide.breakers import exclusion_bound
 from megascale.core.decide.shadow import suppressed_by_shadow_mode
-from megascale.core.rules import BUILTIN, HardwareIncident, RuleMatch, RuleSet, classify_text
-from megascale.core.rules.xid import XID_CODES
+from megascale.core.rules import HardwareIncident, RuleMatch, RuleSet, classify_text, rule_set
 from megascale.core.state.context import StepContext
 from megascale.core.state.incidents import Fault, note_aside
 from megascale.core.state.record import JobState
 
 _SIGNALS_KEPT: Final = 256
 _ROW_REMAP: Final = "xid-63"  # harmless alone, but not beside a double-bit error
-_RULES: Final = RuleSet(BUILTIN)
 _ALERTS: Final = {
     "ecc": "gpu",
     "nvlink": "gpu",
@@ -49,19 +47,18 @@ def on_hardware(ctx: StepContext, event: HardwareEvent) -> None:
     if event.sign == "drain":
         drain.on_notice(ctx, event.node, event.text or "its owner announced it")
     else:
-        _take(ctx, match_of(event, ctx.now))
+        _take(ctx, match_of(event, ctx.now, rule_set(ctx.policy.log_rules)))
 
 
-def match_of(event: HardwareEvent, now: float) -> RuleMatch:
+def match_of(event: HardwareEvent, now: float, rules: RuleSet) -> RuleMatch:
     """The event as a hit of the rules table."""
     at, text = event.at or now, event.text or f"{event.sign} {event.code or ''}".strip()
     if event.action:
         rule = event.rule or event.sign
         return _match(at, event.node, rule, category=event.category, action=event.action, line=text)
-    if event.sign == "xid" and event.code in XID_CODES:
-        category, action, _ = XID_CODES[event.code]
-        return _match(at, event.node, f"xid-{event.code}", category=category, action=action, line=text)
-    verdict = classify_text(event.text, _RULES, node=event.node)
+    if event.sign == "xid" and (known := rules.named(f"xid-{event.code}")):
+        return _match(at, event.node, known.id, category=known.category, action=known.action, line=text)
+    verdict = classify_text(event.text, rules, node=event.node)
     if verdict.rule is not None:
         return RuleMatch.of(verdict, at=at, node=event.node)
     guess = _ALERTS.get(event.sign, "host")

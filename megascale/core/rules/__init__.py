@@ -7,7 +7,7 @@ from megascale.core.rules.engine import LineClassifier, RuleSet, classify_text, 
 from megascale.core.rules.model import ACTIONS, CATEGORIES, Action, Category, LogRule, Scope, Verdict
 from megascale.core.rules.records import RecordVerdict, classify_records
 from megascale.core.rules.table import BUILTIN
-from megascale.core.rules.user import build_rules
+from megascale.core.rules.user import rule_set
 
 __all__ = [
     "ACTIONS",
@@ -23,9 +23,9 @@ __all__ = [
     "RuleSet",
     "Scope",
     "Verdict",
-    "build_rules",
     "classify_records",
     "classify_text",
     "correlate",
     "outweighs",
+    "rule_set",
 ]

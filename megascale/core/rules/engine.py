@@ -50,6 +50,10 @@ class RuleSet:
         self._with_digits = [item for item in words if _DIGITS.search(item[0])]
         self._without_digits = [item for item in words if not _DIGITS.search(item[0])]
 
+    def named(self, identifier: str) -> LogRule | None:
+        """The rule of that name, or None."""
+        return next((rule for rule in self.rules if rule.id == identifier), None)
+
     def candidates(self, text: str) -> list[int]:
         """Indices of the rules that may match, in order: a cheap test that passes over most lines.
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Final, Literal, get_args
+from typing import Final, Literal, Protocol, TypeAlias, get_args
 
-Category = Literal["user_code", "gpu", "network", "storage", "host", "framework", "data", "oom", "benign"]
-Action = Literal["none", "restart", "replace_node", "fail_job", "alert"]
+from megascale.core.contract.policy import LogAction, LogCategory
+
+Category: TypeAlias = LogCategory
+Action: TypeAlias = LogAction
 Scope = Literal["cause", "consequence"]
 Level = Literal["debug", "info", "warning", "error"]
 
@@ -22,6 +24,16 @@ EXCEPTION: Final = 60  # an exception that ended a process
 PEER: Final = 45  # a peer went away: it may have had a reason of its own
 SYMPTOM: Final = 20  # tear-down after something else
 NOTE: Final = 0
+
+
+class Pattern(Protocol):
+    """A regular expression: a `re.Pattern`, or a `LinearPattern` where a user wrote it."""
+
+    @property
+    def pattern(self) -> str: ...
+
+    def search(self, text: str, /) -> object:
+        """Truthy where the pattern is found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +54,7 @@ class LogRule:
     """
 
     id: str
-    pattern: re.Pattern[str]
+    pattern: Pattern
     category: Category
     action: Action
     scope: Scope = "cause"

@@ -16,7 +16,7 @@ class CelRule:
     Attributes:
         expression: CEL over `self`, and `oldSelf` for what may not change.
         message: what must hold.
-        field: the field to blame, relative to where the rule stands: `.data.globalBatch`; "" = that place.
+        field: the field to blame, relative to the CEL rule's place: `.data.globalBatch`; "" = that place.
         reason: how the API server classes the fault.
     """
 

@@ -53,7 +53,7 @@ class Kind:
     description: str
     model: type[BaseModel]
     status: type[BaseModel]
-    rules: Mapping[str, Sequence[CelRule]]
+    cel_rules: Mapping[str, Sequence[CelRule]]
     keyed: Mapping[str, Sequence[str]]
     columns: Sequence[Column]
 
@@ -73,7 +73,7 @@ KINDS: Final = (
         "A training job: the same file for `megascale run` and for `kubectl apply`.",
         TrainingJob,
         JobStatus,
-        training.rules(),
+        training.cel_rules(),
         training.KEYED,
         (
             Column("State", "string", ".status.state", "The job in one word."),
@@ -102,7 +102,7 @@ KINDS: Final = (
         "Health checks on nodes, by name or by label.",
         nodecheck.NodeCheck,
         nodecheck.NodeCheckStatus,
-        nodecheck.RULES,
+        nodecheck.CEL_RULES,
         nodecheck.KEYED,
         (
             Column("State", "string", ".status.state", "The check in one word."),
@@ -160,7 +160,7 @@ def _object_schema(kind: Kind) -> Schema:
         },
     }
     _tell_defaults(schema["properties"]["spec"], Place(kind.model).child("spec"))
-    for path, rules in kind.rules.items():
+    for path, rules in kind.cel_rules.items():
         attach(schema, path, rules)
     return schema
 

@@ -116,7 +116,7 @@ class NodeCheckStatus(Section):
     """Complete, Failed."""
 
 
-RULES: Final = {
+CEL_RULES: Final = {
     "spec": [
         CelRule(
             "has(self.nodes) != has(self.nodeSelector)", "exactly one of nodes, nodeSelector must be given"

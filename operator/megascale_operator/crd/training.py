@@ -1,18 +1,17 @@
-"""CEL twins of the rules between fields in `megascale.job`, by the place in `spec` where they stand.
+"""CEL twins of the checks across fields in `megascale.job`, by the place in `spec` where they stand.
 
-A rule stands at the lowest section that has all its fields. Rules that need a model's shape are silent where
-the shape is not given: another rule says so. Regular expressions in `recovery.rules` have no twin, since
-Python's differ from RE2: the operator refuses such a job with a condition.
+A CEL rule stands at the lowest section that has all its fields. Those that need a model's shape hold where
+the shape is not given: another one refuses that.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from megascale.job.recovery import CAUSES
 from megascale.job.template import OWN_FOLDERS, OWN_PREFIX
 from megascale_operator.crd.cel_rule import CelRule, either, implies, text, texts
 from megascale_operator.crd.megatron import DATA, OPTIMIZER, PARALLELISM, megatron_rules, model_rules
+from megascale_operator.crd.recovery import LOG_RULE, LOG_RULE_IDS, OVERRIDE_MATCH, RECOVERY
 
 _LEAST: Final = either("self", "minNodes", "self.nodes")
 """What the job may shrink to."""
@@ -108,6 +107,7 @@ def _spec_rules() -> list[CelRule]:
             " a multiple of checkpoint.everySteps, or the last step",
             ".faults",
         ),
+        LOG_RULE_IDS,
         *resized,
     ]
 
@@ -131,8 +131,6 @@ _FAULT: Final = [
     )
     for name, kinds in (("rank", ("killRank", "stopRank", "slowRank")), ("node", ("killNode", "stopNode")))
 ]
-_MATCH_FIELDS: Final = ("cause", "rule", "category", "xid", "errorType", "message")
-_CAUSE_LIST: Final = ", ".join(CAUSES)
 
 
 def _keys_are_not_ours(section: str) -> CelRule:
@@ -151,8 +149,8 @@ def _mount_rule() -> CelRule:
     return CelRule(" && ".join(terms), f"the operator mounts {', '.join(OWN_FOLDERS)} itself", ".mountPath")
 
 
-def rules() -> dict[str, list[CelRule]]:
-    """Every rule by its place."""
+def cel_rules() -> dict[str, list[CelRule]]:
+    """Every CEL rule by its place."""
     same_runtime = "has(self.megatron) == has(oldSelf.megatron)"
     same_uri = "has(self.uri) == has(oldSelf.uri) && (!has(self.uri) || self.uri == oldSelf.uri)"
     return {
@@ -176,24 +174,9 @@ def rules() -> dict[str, list[CelRule]]:
                 ".silenceSeconds",
             )
         ],
-        "spec.recovery": [
-            CelRule(
-                f"self.budgets.all(cause, cause in {texts(CAUSES)})",
-                f"budgets are by cause: {_CAUSE_LIST}",
-                ".budgets",
-            )
-        ],
-        "spec.recovery.rules.match": [
-            CelRule(
-                f"!has(self.cause) || self.cause in {texts(CAUSES)}",
-                f"cause must be one of {_CAUSE_LIST}",
-                ".cause",
-            ),
-            CelRule(
-                " || ".join(f"has(self.{field})" for field in _MATCH_FIELDS),
-                "at least one field must be given, else the rule would be for every incident",
-            ),
-        ],
+        "spec.recovery": RECOVERY,
+        "spec.recovery.overrides.match": OVERRIDE_MATCH,
+        "spec.logRules": LOG_RULE,
         "spec.faults": _FAULT,
         "spec.scheduling": [
             CelRule("self.gang != 'kueue' || has(self.queue)", "queue is required for gang kueue", ".queue"),

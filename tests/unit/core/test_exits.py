@@ -5,13 +5,16 @@ import pytest
 from megascale.core.contract import effects as fx
 from megascale.core.contract.events import RankExited
 from megascale.core.handlers.exits import fault_of
+from megascale.core.rules import rule_set
 from megascale.core.state.record import JobState
 
 GLOO = "[gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.7]:41873"
 
 
 def ended(code=None, signal=None, error="", message="", tail=()):
-    return fault_of(RankExited("n-1", "x", 1, 3, code, signal, 5.0, 7, error, message, {}, tuple(tail)))
+    return fault_of(
+        RankExited("n-1", "x", 1, 3, code, signal, 5.0, 7, error, message, {}, tuple(tail)), rule_set()
+    )
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from megascale.core.contract import effects as fx
-from megascale.core.contract.policy import RecoveryRule
+from megascale.core.contract.policy import RecoveryOverride
 from megascale.core.state.record import JobState
 
 
@@ -200,7 +200,7 @@ def test_benign_lines_explain_nothing(running):
 
 
 def test_rule_of_the_manifest_on_an_xid(running):
-    job = running(2, rules=(RecoveryRule("fail_job", xid=94),))
+    job = running(2, overrides=(RecoveryOverride("fail_job", xid=94),))
     job.hardware("n-1", "xid", 94).exit(1, sig=6)
     assert job.incident.action == "fail_job"
 

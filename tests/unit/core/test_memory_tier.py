@@ -9,7 +9,7 @@ import pytest
 from megascale.core.contract import effects as fx
 from megascale.core.contract import events as ev
 from megascale.core.contract.lineage import Commit, is_on_lineage
-from megascale.core.contract.policy import RecoveryRule
+from megascale.core.contract.policy import RecoveryOverride
 from megascale.core.state.goodput import GoodputPhase
 
 
@@ -140,8 +140,8 @@ def test_restarted_agent_says_what_it_found(job):
 
 
 def test_container_restart_forgets_until_the_new_agent_speaks(running):
-    rule = RecoveryRule("restart_container", cause="crash")
-    job = running(2, memory_snapshots=True, rules=(rule,))
+    rule = RecoveryOverride("restart_container", cause="crash")
+    job = running(2, memory_snapshots=True, overrides=(rule,))
     job.train(9).commit(5).heard(fx.Launch)
     job.exit(1, sig=9)
     for node in ("n-0", "n-1"):

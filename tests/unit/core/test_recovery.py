@@ -5,7 +5,7 @@ import pytest
 from megascale.core.contract import effects as fx
 from megascale.core.contract import events as ev
 from megascale.core.contract.lineage import Commit
-from megascale.core.contract.policy import RecoveryRule
+from megascale.core.contract.policy import RecoveryOverride
 from megascale.core.state.record import JobState
 
 DAY_S = 86400.0
@@ -241,30 +241,30 @@ def test_container_that_cannot_be_restarted_loses_its_node(running):
 @pytest.mark.parametrize(
     ("rule", "exit_with", "action"),
     [
-        (RecoveryRule("replace_node", cause="crash"), {"sig": 11}, "replace_node"),
+        (RecoveryOverride("replace_node", cause="crash"), {"sig": 11}, "replace_node"),
         (
-            RecoveryRule("fail_job", error_type="KeyError"),
+            RecoveryOverride("fail_job", error_type="KeyError"),
             {"code": 1, "error": "KeyError", "message": "x"},
             "fail_job",
         ),
         (
-            RecoveryRule("fail_job", message="disk qu.ta"),
+            RecoveryOverride("fail_job", message="disk qu.ta"),
             {"code": 1, "error": "OSError", "message": "disk quota"},
             "fail_job",
         ),
-        (RecoveryRule("fail_job", cause="hang"), {"sig": 11}, "restart_in_place"),
-        (RecoveryRule("fail_job", cause="crash", error_type="KeyError"), {"sig": 11}, "restart_in_place"),
+        (RecoveryOverride("fail_job", cause="hang"), {"sig": 11}, "restart_in_place"),
+        (RecoveryOverride("fail_job", cause="crash", error_type="KeyError"), {"sig": 11}, "restart_in_place"),
     ],
 )
 def test_rules_of_the_manifest_come_before_the_ladder(running, rule, exit_with, action):
-    job = running(2, spare_nodes=1, rules=(rule,))
+    job = running(2, spare_nodes=1, overrides=(rule,))
     code = exit_with.pop("code", None)
     job.exit(1, code, **exit_with)
     assert job.incident.action == action
 
 
 def test_first_matching_rule_wins(running):
-    job = running(2, rules=(RecoveryRule("roll_back", cause="crash"), RecoveryRule("fail_job")))
+    job = running(2, overrides=(RecoveryOverride("roll_back", cause="crash"), RecoveryOverride("fail_job")))
     job.train(3).commit(2).commit(4).exit(1, sig=11).done(fx.Kill)
     assert job.resumed_from() == Commit(2, 1)
 

@@ -15,8 +15,9 @@ from pyarrow import parquet
 from typer.testing import CliRunner
 
 from megascale.cli.analyze import app
-from megascale.errors import DataError, InputError
+from megascale.errors import DataError, InputError, ManifestError
 
+ROOT = Path(__file__).parents[3]
 XID = "NVRM: Xid (PCI:0000:3b:00): 79, GPU has fallen off the bus"
 HEADER = "step,rank,node,stage,segment,seconds\n"
 
@@ -49,18 +50,21 @@ def test_rules_file_and_manifest_override(tmp_path: Path) -> None:
     rules = tmp_path / "rules.yaml"
     rules.write_text("- match: {rule: xid-79}\n  action: restart\n")
     assert json.loads(run("logs", "-", "--json", "--rules", str(rules), stdin=XID))["action"] == "restart"
+    manifest = (ROOT / "examples" / "ddp.yaml").read_text()
     rules.write_text(
-        "kind: TrainingJob\nspec:\n  recovery:\n    rules:\n"
-        "    - match: {cause: hang}\n      action: fail_job\n"
-        "    - match: {message: fallen off}\n      action: restart_in_place\n"
+        f"{manifest}\n  logRules:\n    - {{id: bus, match: {{pattern: fallen off}}, action: replace_node}}\n"
     )
-    assert json.loads(run("logs", "-", "--json", "--rules", str(rules), stdin=XID))["action"] == "restart"
+    found = json.loads(run("logs", "-", "--json", "--rules", str(rules), stdin=XID))
+    assert (found["rule"], found["action"], found["class"]) == ("bus", "replace_node", "host")
+    assert run("rules", "--rules", str(rules)).splitlines()[0].split() == [
+        "bus", "host", "replace_node", "cause", "spec.logRules",
+    ]  # fmt: skip
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.log: cannot be read"):
         run("logs", str(tmp_path / "none.log"))
-    with pytest.raises(InputError, match=r"none\.yaml: cannot be read"):
+    with pytest.raises(ManifestError, match=r"none\.yaml: .*cannot be read"):
         run("logs", "-", "--rules", str(tmp_path / "none.yaml"), stdin="")
 
 

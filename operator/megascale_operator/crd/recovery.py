@@ -1,0 +1,59 @@
+"""CEL twins of the checks of `spec.recovery` and `spec.logRules`.
+
+Two checks have no twin, and the operator refuses such a job with a condition: regular expressions, which CEL
+cannot check without failing, and names of built-in log rules, which are too many for a schema.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from megascale.core.contract.policy import MACHINE_CLASSES
+from megascale.job.recovery import CAUSES
+from megascale_operator.crd.cel_rule import CelRule, implies, texts
+
+_CAUSE_LIST: Final = ", ".join(CAUSES)
+_MATCH_FIELDS: Final = ("cause", "rule", "class", "xid", "errorType", "message")
+_MACHINES: Final = texts(MACHINE_CLASSES)
+
+RECOVERY: Final = [
+    CelRule(
+        f"self.budgets.all(cause, cause in {texts(CAUSES)})",
+        f"budgets are by cause: {_CAUSE_LIST}",
+        ".budgets",
+    )
+]
+OVERRIDE_MATCH: Final = [
+    CelRule(
+        f"!has(self.cause) || self.cause in {texts(CAUSES)}",
+        f"cause must be one of {_CAUSE_LIST}",
+        ".cause",
+    ),
+    CelRule(
+        " || ".join(f"has(self.{field})" for field in _MATCH_FIELDS),
+        "at least one field must be given, else the override would be for every incident",
+    ),
+]
+LOG_RULE: Final = [
+    CelRule(
+        "has(self.action) || (has(self.class) && !has(self.match.pattern))",
+        "action is required for a pattern, and where class is not given",
+        ".action",
+        "FieldValueRequired",
+    ),
+    CelRule(
+        implies(
+            "has(self.action) && self.action == 'replace_node'",
+            f"has(self.class) ? self.class in {_MACHINES}"
+            f" : !has(self.match.class) || self.match.class in {_MACHINES}",
+        ),
+        f"action replace_node goes with class {', '.join(MACHINE_CLASSES)}",
+        ".class",
+    ),
+]
+LOG_RULE_IDS: Final = CelRule(
+    "self.logRules.all(one, !has(one.id)"
+    " || self.logRules.exists_one(other, has(other.id) && other.id == one.id))",
+    "each id of a log rule can be given once",
+    ".logRules",
+)
