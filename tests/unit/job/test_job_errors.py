@@ -61,6 +61,7 @@ def test_the_base_is_right() -> None:
 
 
 # what is replaced, by what, then line, path, and pieces of message and hint
+NAMED_RULE = "{id: a, match: {class: gpu}, action: none}"
 ONE_WRONG_FIELD = [
     # types and bounds
     (
@@ -379,7 +380,7 @@ ONE_WRONG_FIELD = [
     ),
     (
         "nodes: 2",
-        "logRules: [{id: a, match: {class: gpu}, action: none}, {id: a, match: {pattern: x}, action: none}]",
+        f"logRules: [{NAMED_RULE}, {NAMED_RULE}]\n  nodes: 2",
         6,
         "spec.logRules[1].id",
         ["a is the name of another rule"],
