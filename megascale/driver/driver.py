@@ -21,7 +21,7 @@ from megascale.core.state.record import JobState
 from megascale.driver.executor import EffectExecutor
 from megascale.driver.inbox import Inbox
 from megascale.driver.links import AgentLink, Links
-from megascale.driver.policy import policy_of
+from megascale.driver.policy import needs_restart, policy_of
 from megascale.driver.ports import DriverPorts
 from megascale.driver.record import Claim
 from megascale.driver.segments import SegmentBoard
@@ -308,7 +308,7 @@ class Driver:
     def change_spec(self, job: TrainingJob, revision: str) -> None:
         """The manifest changed: thresholds count at once, what ranks run at the next launch."""
         policy = policy_of(job, shared_machine=self._ports.shared_machine)
-        restart = _what_ranks_run(job) != _what_ranks_run(self._job)
+        restart = needs_restart(self._job, job)
         self._job = job
         self.post(ev.SpecChanged(policy, revision, restart))
 
@@ -332,11 +332,6 @@ class Driver:
             write_atomically(self._run.summary_file, json.dumps(summary, indent=2))
 
         await self._write(write)
-
-
-def _what_ranks_run(job: TrainingJob) -> dict[str, Any]:
-    """The part of a manifest that a running rank has already read."""
-    return job.spec.model_dump(include={"runtime", "network", "checkpoint", "ranks_per_node", "steps"})
 
 
 def _read_marker(path: Path) -> dict[str, Any]:

@@ -1,12 +1,14 @@
-"""From the manifest to what the core decides by."""
+"""The core's policy for a job: each of its fields comes from the manifest or from where the job runs."""
 
 from __future__ import annotations
 
-from typing import Final
+from dataclasses import replace
+from typing import Any, Final
 
 from megascale.core.contract.policy import Policy, RecoveryOverride
 from megascale.core.decide.spares import spares_for
-from megascale.job import TrainingJob
+from megascale.job import JobSpec, TrainingJob
+from megascale.job.detection import Detection
 from megascale.job.log_rules import log_rules
 from megascale.job.recovery import Override
 
@@ -20,7 +22,7 @@ def spare_nodes(job: TrainingJob, *, shared_machine: bool = False) -> int:
         return wanted
     if shared_machine:
         return _SPARES_ON_ONE_MACHINE
-    return spares_for(job.spec.nodes, Policy().node_failures_per_day)
+    return spares_for(job.spec.nodes, job.spec.recovery.node_failures_per_day)
 
 
 def policy_of(job: TrainingJob, *, shared_machine: bool = False) -> Policy:
@@ -30,6 +32,22 @@ def policy_of(job: TrainingJob, *, shared_machine: bool = False) -> Policy:
         shared_machine: the nodes are processes of one machine: spares come after the first launch, and
             nobody can take a node out of service.
     """
+    return _with_detection(_with_recovery(_base(job, shared_machine), job.spec), job.spec.detection)
+
+
+def needs_restart(before: TrainingJob, after: TrainingJob) -> bool:
+    """Whether running ranks have read something that the changed manifest says otherwise."""
+    return _read_by_ranks(before.spec) != _read_by_ranks(after.spec)
+
+
+def _read_by_ranks(spec: JobSpec) -> dict[str, Any]:
+    checkpoint = {"uri", "every_steps", "keep", "memory"}
+    whole = dict.fromkeys(("runtime", "network", "ranks_per_node", "steps"), True)
+    return spec.model_dump(include={**whole, "checkpoint": checkpoint})
+
+
+def _base(job: TrainingJob, shared_machine: bool) -> Policy:
+    """Sizes, what the ranks run, and what the environment decides."""
     spec = job.spec
     layout = spec.runtime.megatron.parallelism if spec.runtime.megatron else None
     return Policy(
@@ -43,20 +61,61 @@ def policy_of(job: TrainingJob, *, shared_machine: bool = False) -> Policy:
         pipeline=layout.pipeline if layout else 1,
         model_nodes=-(-layout.ranks_per_replica // spec.ranks_per_node) if layout else 1,
         steps=spec.steps,
+        suspend=spec.suspend,
         reports_steps=spec.runtime.command is None,
         memory_snapshots=spec.checkpoint.memory.enabled,
-        suspend=spec.suspend,
+        save_s=float(spec.checkpoint.save_seconds),
+        auto_cadence=spec.checkpoint.cadence == "auto",
         silence_s=float(spec.health.silence_seconds),
         flap_tolerance_s=float(spec.health.flap_tolerance_seconds),
         startup_s=float(spec.health.startup_seconds),
         reconnect_grace_s=float(spec.health.reconnect_grace_seconds),
-        max_restarts=spec.recovery.max_restarts,
-        budgets=dict(spec.recovery.budgets),
-        overrides=tuple(_override(entry) for entry in spec.recovery.overrides),
-        log_rules=log_rules(spec.log_rules),
-        max_nodes_per_hour=spec.remediation.max_nodes_per_hour,
         check_numbers=not shared_machine,
-        quarantine=spec.remediation.mode != "Observe",
+        log_rules=log_rules(spec.log_rules),
+    )
+
+
+def _with_recovery(policy: Policy, spec: JobSpec) -> Policy:
+    recovery, remediation = spec.recovery, spec.remediation
+    return replace(
+        policy,
+        max_restarts=recovery.max_restarts,
+        budgets=dict(recovery.budgets),
+        no_progress_limit=recovery.no_progress_limit,
+        acquire_tries=recovery.node_request_tries,
+        shrink_after_s=float(recovery.shrink_after_seconds),
+        grow_after_s=float(recovery.grow_after_seconds),
+        container_restart_s=float(recovery.container_restart_seconds),
+        apply_within_s=float(recovery.apply_within_seconds),
+        kill_s=float(recovery.kill_seconds),
+        node_failures_per_day=recovery.node_failures_per_day,
+        overrides=tuple(_override(entry) for entry in recovery.overrides),
+        max_nodes_per_hour=remediation.max_nodes_per_hour,
+        max_excluded_share=remediation.max_excluded_share,
+        quarantine=remediation.mode != "Observe",
+    )
+
+
+def _with_detection(policy: Policy, detection: Detection) -> Policy:
+    blame, lemon, alerts = detection.blame, detection.lemon, detection.network_alerts
+    correlation = detection.correlation
+    return replace(
+        policy,
+        shadow=detection.shadowed,
+        hang_steps=detection.hang.steps,
+        hang_margin_s=float(detection.hang.margin_seconds),
+        straggler_slowdown=detection.straggler.slowdown,
+        distrust_steps=detection.numerics.distrust_steps,
+        node_blame_limit=blame.limit,
+        blame_half_life_s=float(blame.half_life_seconds),
+        lemon_incidents=lemon.incidents,
+        lemon_window_s=float(lemon.window_seconds),
+        correlate_s=float(correlation.window_seconds),
+        attribution_before_s=float(correlation.before_seconds),
+        attribution_after_s=float(correlation.after_seconds),
+        shared_cause_nodes=correlation.shared_cause_nodes,
+        tolerated_alerts=alerts.limit,
+        alert_window_s=float(alerts.window_seconds),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from megascale.core.contract.policy import LogCategory
-from megascale.job.base import Natural, Problem, Section, Text, Words, did_you_mean, refuse
+from megascale.job.base import Count, Natural, Problem, Seconds, Section, Text, Words, did_you_mean, refuse
 from megascale.job.log_rules import Pattern, pattern_problems
 
 CAUSES = (
@@ -75,6 +75,24 @@ class Recovery(Section):
     ] = Field(default_factory=dict)
     """Restarts by cause before the job fails; causes: crash, user_code, hang, node_lost, hardware, straggler,
     numerics, checkpoint_corrupt, launch_failed."""
+    no_progress_limit: Count = 3
+    """Failures in a row at the same step, or three times as many without a new step, that fail the job."""
+    node_request_tries: Count = 60
+    """Requests for nodes in a row that nothing came of that fail the job. A request that is refused is
+    repeated after up to a minute, one that is not answered after health.startupSeconds."""
+    shrink_after_seconds: Annotated[int, Field(ge=0, le=86_400)] = 60
+    """A job that lacks nodes waits this long for them before it runs on fewer, never below minNodes."""
+    grow_after_seconds: Annotated[int, Field(ge=0, le=604_800)] = 600
+    """A job that runs on fewer nodes restarts on all of them when they have been there for this long."""
+    container_restart_seconds: Annotated[int, Field(ge=1, le=604_800)] = 600
+    """The container of a node is restarted at most once in this time."""
+    apply_within_seconds: Annotated[int, Field(ge=1, le=604_800)] = 86_400
+    """A changed spec that needs a restart is applied at the next one, at the latest after this time."""
+    kill_seconds: Seconds = 10
+    """Processes that have not ended so long after SIGKILL are stuck in the kernel; their node is replaced."""
+    node_failures_per_day: Annotated[float, Field(gt=0, le=1)] = 0.0038
+    """Failures to expect of a node per day: sizes spareNodes auto and, until the job has failures of its own
+    to count, cadence auto. The default is that of Llama 3's training (arXiv 2407.21783)."""
     overrides: Annotated[list[Override], Field(max_length=64)] = Field(default_factory=list)
     """Exceptions to the recovery ladder: incidents that match, and the action for them. The first match
     wins."""

@@ -17,6 +17,7 @@ from megascale.job.base import (
     Words,
     refuse,
 )
+from megascale.job.detection import Detection, without_default
 from megascale.job.faults import Fault
 from megascale.job.log_rules import MAX_LOG_RULES, LogRule, id_problems
 from megascale.job.megatron import Megatron
@@ -96,6 +97,12 @@ class Checkpoint(Section):
     a folder of the job under the operator's --checkpoint-root."""
     every_steps: Count = 50
     """Steps between two durable checkpoints; one is also saved at the end."""
+    cadence: Literal["fixed", "auto"] = "fixed"
+    """fixed: everySteps; auto: everySteps until the job has measured what a step and a save cost, then, from
+    the next launch on, the steps between saves that lose the least (Young's formula), saving for at most 1%
+    of the time."""
+    save_seconds: Seconds = 120
+    """Ranks that are asked to save before a stop have this long; then they are stopped without."""
     keep: Count = 3
     """Newest checkpoints that are kept; older ones are pruned."""
     memory: MemoryTier = MemoryTier()
@@ -135,6 +142,9 @@ class Remediation(Section):
     """Observe: only record; Annotate: mark bad nodes; Enforce: cordon and taint them."""
     max_nodes_per_hour: Natural = 3
     """Nodes the job gives up per hour; beyond it automation stops and pages."""
+    max_excluded_share: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Share of its nodes that the job gives up per week, though never fewer than maxNodesPerHour; beyond it
+    automation stops and pages."""
 
 
 class JobSpec(Section):
@@ -165,6 +175,8 @@ class JobSpec(Section):
     """When and where the training state is saved."""
     health: Health = Health()
     """When a node or a rank counts as lost."""
+    detection: Annotated[Detection, Field(json_schema_extra=without_default)] = Detection()
+    """When something counts as a fault, and which detectors act on what they find."""
     recovery: Recovery = Recovery()
     """How far automation goes before the job fails."""
     log_rules: Annotated[list[LogRule], Field(max_length=MAX_LOG_RULES)] = Field(default_factory=list)

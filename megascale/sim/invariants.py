@@ -171,7 +171,7 @@ class Invariants:
         elif state is JobState.RUNNING:
             watched = bool(core.live.silence) or "hang" in record.deadlines
             _require(watched, "running, but nobody watches the nodes")
-        elif state is JobState.DIAGNOSING and not core.policy.shadow:
+        elif state is JobState.DIAGNOSING and "hang" not in core.policy.shadow:
             armed = "flap" in record.deadlines or "evidence" in record.deadlines
             _require(armed, "diagnosing without a timer")
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
-DETECTORS = ("silence", "hang", "hardware", "straggler", "numerics")
-"""Detectors that shadow mode can hold back; exits are always acted on."""
+Detector = Literal["silence", "hang", "hardware", "straggler", "numerics"]
+"""Detectors that can run in shadow mode; exits of ranks are always acted on."""
+DETECTORS: Final[tuple[Detector, ...]] = get_args(Detector)
 
 
 LogCategory = Literal["user_code", "gpu", "network", "storage", "host", "framework", "data", "oom", "benign"]
@@ -74,7 +75,7 @@ class Policy:
         hang_steps, hang_margin_s: a stall is suspected after hang_steps x learnt step time + margin.
         reconnect_grace_s: a new driver waits this long before any verdict of silence.
         kill_s: a process that is not reaped by then is stuck in the kernel and its node leaves.
-        evidence_s, probe_s, save_s: deadlines of the effects.
+        save_s: ranks that are asked to save have this long.
         max_restarts: over the job; budgets: per cause.
         no_progress_limit: so many failures in a row at the same step fail the job, as do three times as
             many without a new step.
@@ -93,7 +94,7 @@ class Policy:
         attribution_before_s, attribution_after_s: a hardware event this long before or after an exit
             explains it (arXiv 2410.21680).
         tolerated_alerts, alert_window_s: so many network alerts within the window evict a node.
-        acquire_retry_s, acquire_tries: back-off base and bound when the fleet refuses.
+        acquire_tries: so many requests for nodes in a row that nothing came of fail the job.
         shrink_after_s: wait this long for nodes before running on fewer (never below min_nodes).
         grow_after_s: a shrunk job restarts on all its nodes when they have been back for this long.
         container_restart_s: a node's container is restarted at most once in this time.
@@ -102,10 +103,9 @@ class Policy:
         auto_cadence: choose the steps between checkpoints from measured save cost and failure rate.
         node_failures_per_day: failure rate to expect of one node before the job has its own (Llama 3).
         straggler_slowdown: a rank this much slower than its peers, as a share, is suspected.
-        check_numbers: after wrong numbers nodes are checked before ranks run again, for `check_s` at most.
+        check_numbers: after wrong numbers nodes are checked before ranks run again.
         quarantine: ask the cluster to take convicted nodes out of service.
-        shadow: decide and record, do not act on detections (exits are always acted on).
-        shadow_detectors: the same for some of `DETECTORS` only.
+        shadow: those of `DETECTORS` whose findings are recorded and not acted on.
     """
 
     nodes: int = 1
@@ -127,8 +127,6 @@ class Policy:
     hang_margin_s: float = 10.0
     reconnect_grace_s: float = 10.0
     kill_s: float = 10.0
-    evidence_s: float = 10.0
-    probe_s: float = 5.0
     save_s: float = 120.0
     max_restarts: int = 100
     budgets: dict[str, int] = field(default_factory=dict)
@@ -151,7 +149,6 @@ class Policy:
     attribution_after_s: float = 300.0
     tolerated_alerts: int = 2
     alert_window_s: float = 300.0
-    acquire_retry_s: float = 5.0
     acquire_tries: int = 60
     shrink_after_s: float = 60.0
     grow_after_s: float = 600.0
@@ -162,7 +159,5 @@ class Policy:
     node_failures_per_day: float = 3.8e-3
     straggler_slowdown: float = 0.05
     check_numbers: bool = False
-    check_s: float = 300.0
     quarantine: bool = False
-    shadow: bool = False
-    shadow_detectors: tuple[str, ...] = ()
+    shadow: tuple[str, ...] = ()

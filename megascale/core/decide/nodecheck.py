@@ -14,6 +14,8 @@ from megascale.core.state.goodput import GoodputPhase
 from megascale.core.state.record import Incident, NodeStatus
 
 CHECK: Final = "check"
+CHECK_S: Final = 300.0
+"""Nodes that have not answered a check after this time count as unknown."""
 
 
 def begin(ctx: StepContext, incident: Incident | None) -> bool:
@@ -31,8 +33,8 @@ def begin(ctx: StepContext, incident: Incident | None) -> bool:
     if not nodes:
         return False
     ctx.record.ledger.switch(GoodputPhase.DIAGNOSIS, ctx.now, cause=incident.cause)
-    ctx.emit(fx.CheckNodes, incident.reason, nodes=nodes, deadline_s=ctx.policy.check_s)
-    ctx.set_deadline(CHECK, ctx.policy.check_s)
+    ctx.emit(fx.CheckNodes, incident.reason, nodes=nodes, deadline_s=CHECK_S)
+    ctx.set_deadline(CHECK, CHECK_S)
     return True
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Final
 
 from megascale.core.act.lifecycle import stop
 from megascale.core.act.recovery import charge, note_decision
@@ -17,6 +18,9 @@ from megascale.core.state.context import StepContext
 from megascale.core.state.goodput import GoodputPhase
 from megascale.core.state.incidents import Fault, open_incident, relabel
 from megascale.core.state.record import Incident, JobState
+
+EVIDENCE_S: Final = 10.0
+"""Nodes that have not sent evidence of their ranks after this time are judged without it."""
 
 
 def on_stall(ctx: StepContext) -> None:
@@ -40,10 +44,10 @@ def on_stall(ctx: StepContext) -> None:
         reason,
         attempt=record.attempt,
         nodes=record.assignment,
-        deadline_s=ctx.policy.evidence_s,
+        deadline_s=EVIDENCE_S,
     )
     live.evidence_id = collect.effect_id
-    ctx.set_deadline("evidence", ctx.policy.evidence_s)
+    ctx.set_deadline("evidence", EVIDENCE_S)
     ctx.set_deadline("flap", ctx.policy.flap_tolerance_s)
 
 

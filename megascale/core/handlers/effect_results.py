@@ -9,7 +9,7 @@ from megascale.core.act.recovery import respond
 from megascale.core.contract import effects as fx
 from megascale.core.contract.events import EffectDone, EffectFailed, FleetRefused, ProbeResult
 from megascale.core.handlers import numerics, stragglers
-from megascale.core.handlers.membership import abandon_node, lose
+from megascale.core.handlers.membership import ACQUIRE_RETRY_S, abandon_node, lose
 from megascale.core.handlers.progress import begin_unwatched
 from megascale.core.state.context import StepContext
 from megascale.core.state.incidents import Fault
@@ -104,7 +104,7 @@ def _not_acquired(ctx: StepContext, pending: Pending, reason: str) -> None:
         ctx.emit(fx.Page, f"job fails: {why}")
         finish(ctx, "failed", why)
         return
-    delay = min(_RETRY_LIMIT_S, ctx.policy.acquire_retry_s * 2 ** min(max(record.refusals - 1, 0), 6))
+    delay = min(_RETRY_LIMIT_S, ACQUIRE_RETRY_S * 2 ** min(max(record.refusals - 1, 0), 6))
     ctx.set_deadline("acquireRetry", delay)
 
 

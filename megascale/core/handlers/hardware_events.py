@@ -74,7 +74,8 @@ def _take(ctx: StepContext, match: RuleMatch) -> None:
     live = ctx.live
     if match.node not in live.nodes or (match.action == "none" and match.rule != _ROW_REMAP):
         return
-    oldest = ctx.now - ctx.policy.attribution_before_s
+    policy = ctx.policy
+    oldest = ctx.now - max(policy.attribution_before_s, policy.alert_window_s, policy.correlate_s)
     live.signals = [signal for signal in live.signals if signal.at >= oldest][1 - _SIGNALS_KEPT :]
     live.signals.append(match)
     found = next((i for i in correlated(ctx, live.signals) if match in i.matches), None)

@@ -20,6 +20,10 @@ from megascale.core.state.context import StepContext
 from megascale.core.state.incidents import Fault
 from megascale.core.state.record import JobState, Node, NodeStatus
 
+PROBE_S: Final = 5.0
+"""A node that has not answered a probe after this time has failed it."""
+ACQUIRE_RETRY_S: Final = 5.0
+"""Nodes are asked for again after this time, and after ever longer ones when the fleet refuses."""
 _SUSPECT_SHARE: Final = 2.0 / 3.0
 _SILENT_SHARE: Final = 0.5
 
@@ -57,7 +61,7 @@ def _turn_away(ctx: StepContext, event: NodeJoined) -> None:
     node = Node(event.incarnation, NodeStatus.GONE, ctx.now, dict(event.labels), released=True)
     ctx.live.nodes[event.node] = node
     ctx.emit(fx.Release, ctx.record.excluded[event.node].reason, node=event.node)
-    ctx.set_deadline("acquireRetry", ctx.policy.acquire_retry_s)
+    ctx.set_deadline("acquireRetry", ACQUIRE_RETRY_S)
 
 
 def _lost_its_ranks(ctx: StepContext, event: NodeJoined) -> bool:
@@ -70,7 +74,7 @@ def on_gone(ctx: StepContext, event: NodeGone) -> None:
     if event.node not in ctx.live.nodes:
         if ctx.record.outstanding:
             ctx.record.outstanding -= 1
-            ctx.set_deadline("acquireRetry", ctx.policy.acquire_retry_s)
+            ctx.set_deadline("acquireRetry", ACQUIRE_RETRY_S)
         return
     node = ctx.node(event.node, event.incarnation)
     if node is None:
@@ -206,7 +210,7 @@ def _judge_silence(ctx: StepContext, name: str, node: Node) -> bool:
             _usable_again(ctx, node)
     elif node.status is NodeStatus.READY:
         node.status = NodeStatus.SUSPECT
-        ctx.emit(fx.Probe, reason, node=name, deadline_s=ctx.policy.probe_s)
+        ctx.emit(fx.Probe, reason, node=name, deadline_s=PROBE_S)
     return False
 
 

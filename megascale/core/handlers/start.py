@@ -7,7 +7,8 @@ from typing import Final
 from megascale.core.act.graceful_stop import save_and_stop
 from megascale.core.act.lifecycle import assemble
 from megascale.core.contract.events import DriverStarted
-from megascale.core.decide.nodecheck import CHECK
+from megascale.core.decide.nodecheck import CHECK, CHECK_S
+from megascale.core.handlers.diagnosis import EVIDENCE_S
 from megascale.core.handlers.membership import expect
 from megascale.core.state.context import StepContext
 from megascale.core.state.record import JobState, Plan
@@ -68,9 +69,9 @@ def _slack(ctx: StepContext, timer: str) -> float:
     policy = ctx.policy
     known = {
         "kill": policy.kill_s,
-        "evidence": policy.evidence_s,
+        "evidence": EVIDENCE_S,
         "save": policy.save_s,
-        CHECK: policy.check_s,
+        CHECK: CHECK_S,
         "shrink": policy.shrink_after_s - policy.reconnect_grace_s,
     }
     return max(0.0, known.get(timer, policy.silence_s))

@@ -11,6 +11,7 @@ from megascale.core.contract.events import ProbeResult, SegmentTimes
 from megascale.core.decide.blame import notify_refusal
 from megascale.core.decide.breakers import exclusion_bound
 from megascale.core.decide.shadow import suppressed_by_shadow_mode
+from megascale.core.handlers.membership import PROBE_S
 from megascale.core.state.context import StepContext
 from megascale.core.state.incidents import Fault, note_aside
 from megascale.core.state.record import JobState
@@ -55,7 +56,7 @@ def _detector(ctx: StepContext) -> StragglerDetector:
 
 
 def _suspect(ctx: StepContext, suspicion: Suspicion) -> None:
-    probe = ctx.emit(fx.Probe, suspicion.reason, node=suspicion.node, deadline_s=ctx.policy.probe_s)
+    probe = ctx.emit(fx.Probe, suspicion.reason, node=suspicion.node, deadline_s=PROBE_S)
     ctx.live.probes[probe.effect_id] = suspicion
 
 

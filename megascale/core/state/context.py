@@ -121,7 +121,7 @@ class StepContext:
 
     def is_shadowed(self, detector: str) -> bool:
         """Whether the detector only records what it would do."""
-        return self.policy.shadow or detector in self.policy.shadow_detectors
+        return detector in self.policy.shadow
 
 
 @functools.lru_cache(maxsize=1 << 15)

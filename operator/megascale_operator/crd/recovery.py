@@ -1,4 +1,4 @@
-"""CEL twins of the checks of `spec.recovery` and `spec.logRules`.
+"""CEL twins of the checks of `spec.detection`, `spec.recovery` and `spec.logRules`.
 
 Two checks have no twin, and the operator refuses such a job with a condition: regular expressions, which CEL
 cannot check without failing, and names of built-in log rules, which are too many for a schema.
@@ -16,6 +16,7 @@ _CAUSE_LIST: Final = ", ".join(CAUSES)
 _MATCH_FIELDS: Final = ("cause", "rule", "class", "xid", "errorType", "message")
 _MACHINES: Final = texts(MACHINE_CLASSES)
 
+SHADOW: Final = [CelRule("!('all' in self) || size(self) == 1", "all includes the others: give it alone")]
 RECOVERY: Final = [
     CelRule(
         f"self.budgets.all(cause, cause in {texts(CAUSES)})",

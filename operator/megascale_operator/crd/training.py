@@ -11,7 +11,7 @@ from typing import Final
 from megascale.job.template import OWN_FOLDERS, OWN_PREFIX
 from megascale_operator.crd.cel_rule import CelRule, either, implies, text, texts
 from megascale_operator.crd.megatron import DATA, OPTIMIZER, PARALLELISM, megatron_rules, model_rules
-from megascale_operator.crd.recovery import LOG_RULE, LOG_RULE_IDS, OVERRIDE_MATCH, RECOVERY
+from megascale_operator.crd.recovery import LOG_RULE, LOG_RULE_IDS, OVERRIDE_MATCH, RECOVERY, SHADOW
 
 _LEAST: Final = either("self", "minNodes", "self.nodes")
 """What the job may shrink to."""
@@ -174,6 +174,7 @@ def cel_rules() -> dict[str, list[CelRule]]:
                 ".silenceSeconds",
             )
         ],
+        "spec.detection.shadow": SHADOW,
         "spec.recovery": RECOVERY,
         "spec.recovery.overrides.match": OVERRIDE_MATCH,
         "spec.logRules": LOG_RULE,
@@ -202,6 +203,7 @@ def cel_rules() -> dict[str, list[CelRule]]:
 
 
 KEYED: Final = {
+    "spec.detection.shadow": (),
     "spec.scheduling.topologyKeys": (),
     "spec.template.spec.containers": ("name",),
     "spec.template.spec.containers.env": ("name",),

@@ -177,7 +177,7 @@ def test_bound_that_proved_too_short_is_forgotten(running):
 
 
 def test_shadow_mode_pages_once_and_keeps_watching(running):
-    job = stalled(running(2, shadow=True))
+    job = stalled(running(2, shadow=("hang",)))
     tell_evidence(job, r1={"process_state": "T"})
     job.wait(2000.0)
     assert job.state is JobState.DIAGNOSING

@@ -206,7 +206,7 @@ def test_rule_of_the_manifest_on_an_xid(running):
 
 
 def test_hardware_in_shadow_mode_is_counted_and_left_alone(running):
-    job = running(2, spare_nodes=1, shadow_detectors=("hardware",))
+    job = running(2, spare_nodes=1, shadow=("hardware",))
     job.hardware("n-1", "xid", 79)
     assert job.state is JobState.RUNNING
     assert job.record.shadowed == {"hardware": 1}

@@ -212,7 +212,7 @@ def test_launch_that_hangs_is_given_up(running):
 
 
 def test_refusals_back_off_and_end_the_wait_in_the_end(start):
-    job = start(1, acquire_tries=3, acquire_retry_s=5.0)
+    job = start(1, acquire_tries=3)
     job.refuse(fx.Acquire).wait(5.1).refuse(fx.Acquire).wait(9.0)
     assert not job.pending(fx.Acquire)
     job.wait(2.0).refuse(fx.Acquire)

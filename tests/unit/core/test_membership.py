@@ -212,7 +212,7 @@ def test_nodes_gone_long_ago_are_forgotten(running):
 
 
 def test_silence_in_shadow_mode_only_watches(running):
-    job = running(2, spare_nodes=1, shadow_detectors=("silence",))
+    job = running(2, spare_nodes=1, shadow=("silence",))
     job.silent.add("n-1")
     job.train(60)
     assert job.state is JobState.RUNNING

@@ -87,7 +87,7 @@ def test_moderate_spike_is_told_but_not_acted_on(running):
 
 
 def test_numerics_in_shadow_mode(running):
-    job = trained(running, shadow_detectors=("numerics",))
+    job = trained(running, shadow=("numerics",))
     job.train(3, loss=math.nan)
     assert job.state is JobState.RUNNING
     assert job.record.shadowed == {"numerics": 1}

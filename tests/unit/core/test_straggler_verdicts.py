@@ -81,7 +81,7 @@ def test_healthy_job_raises_no_suspicion(running):
 
 
 def test_straggler_in_shadow_mode(running):
-    job = verdict(suspected(running, shadow_detectors=("straggler",)), False)
+    job = verdict(suspected(running, shadow=("straggler",)), False)
     assert job.state is JobState.RUNNING
     assert job.record.shadowed == {"straggler": 1}
 

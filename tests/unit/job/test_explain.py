@@ -44,6 +44,22 @@ def test_every_field_is_described(path: str) -> None:
         ),
         ("spec.remediation.mode", "string", '"Observe"', "one of Observe, Annotate, Enforce"),
         ("spec.faults[0].rank", "integer", "null", "a whole number from 0 to 2147483647 or null"),
+        ("spec.detection.hang.steps", "number", "3.0", "a number from 1 to 1000"),
+        ("spec.detection.lemon.windowSeconds", "integer", "1209600", "a whole number from 1 to 7776000"),
+        ("spec.detection.shadow", "[]string", "[]", "a list of at most 5 entries"),
+        ("spec.checkpoint.cadence", "string", '"fixed"', "one of fixed, auto"),
+        (
+            "spec.logRules.match.pattern",
+            "string",
+            "null",
+            "a regular expression of 1 to 512 characters without backreferences or lookaround or null",
+        ),
+        (
+            "spec.logRules.action",
+            "string",
+            "null",
+            "one of none, restart, replace_node, fail_job, alert or null",
+        ),
         ("spec.faults", "[]object", "[]", "a list of at most 256 entries"),
         ("spec.checkpoint.memory.enabled", "boolean", "true", "true or false"),
         (
@@ -75,7 +91,7 @@ def test_sections_list_their_fields() -> None:
         ("lr", "did you mean spec.runtime.megatron.optimizer.lr?"),
         ("spec.runtime.warmup_step", "did you mean spec.runtime.megatron.optimizer.schedule.warmupSteps?"),
         ("spec.nodes.x1", "it has no fields"),
-        ("spec.checkpoint.zzzz", "it has uri, everySteps, keep, memory"),
+        ("spec.checkpoint.zzzz", "it has uri, everySteps, cadence, saveSeconds, keep, memory"),
     ],
 )
 def test_unknown_fields_get_the_nearest(text: str, message: str) -> None:
