@@ -7,21 +7,24 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.representer import SafeRepresenter
 
 from megascale.errors import ManifestError, ManifestIssue
-from megascale.job.base import did_you_mean
+from megascale.job.base import Section, did_you_mean
 from megascale.job.describe import Place, show, takes_text
+from megascale.job.detection import Detection
 from megascale.job.document import MAX_BYTES, Document, parse
 from megascale.job.faults import Fault
 from megascale.job.issues import issues_of
 from megascale.job.log_rules import LOG_RULES, LogRule, LogRuleFile
 from megascale.job.scalars import RefusedScalarError, read_plain
 from megascale.job.schema import API_VERSION, KIND, TrainingJob
+
+S = TypeVar("S", bound=Section)
 
 
 class _Representer(SafeRepresenter):
@@ -74,14 +77,19 @@ def load_log_rules(path: Path) -> list[LogRule]:
     elif not isinstance(data, dict):
         message = f"got {show(data)}, expected a list of log rules, {LOG_RULES}: with one, or a TrainingJob"
         raise ManifestError([ManifestIssue("file", message, str(path), 1)])
-    issues = list(document.issues.values())
-    try:
-        found = LogRuleFile.model_validate(document.data, by_alias=True, by_name=False)
-    except ValidationError as error:
-        raise ManifestError([*issues, *issues_of(error, document, Place(LogRuleFile))]) from error
-    if issues:
-        raise ManifestError(issues)
-    return found.log_rules
+    return _section(LogRuleFile, document).log_rules
+
+
+def parse_detection(text: str, *, file: str) -> dict[str, Any]:
+    """Check a mapping with fields of `spec.detection` and return what it says, without defaults.
+
+    Raises:
+        ManifestError: as `load_job`.
+    """
+    document = parse(text, file)
+    _section(Detection, document)
+    data: dict[str, Any] = document.data
+    return data
 
 
 def from_mapping(data: Mapping[str, Any], *, file: str = "") -> TrainingJob:
@@ -168,6 +176,18 @@ def _check(document: Document) -> TrainingJob:
     if issues:
         raise ManifestError(sorted(issues, key=lambda issue: issue.line or 0))
     return job
+
+
+def _section(model: type[S], document: Document) -> S:
+    """A section of the manifest that is a document of its own."""
+    issues = list(document.issues.values())
+    try:
+        found = model.model_validate(document.data, by_alias=True, by_name=False)
+    except ValidationError as error:
+        raise ManifestError([*issues, *issues_of(error, document, Place(model))]) from error
+    if issues:
+        raise ManifestError(issues)
+    return found
 
 
 def _kind_issues(document: Document) -> list[ManifestIssue]:

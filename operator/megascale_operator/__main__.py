@@ -14,6 +14,7 @@ from megascale_operator.main import Options, serve
 from megascale_operator.probes import ANY
 from megascale_operator.quarantine.breaker import Limits
 from megascale_operator.quarantine.mark import MODES
+from megascale_operator.reconcile.defaults import DetectionDefaults
 from megascale_operator.reconcile.observed import Settings
 from megascale_operator.reconcile.storage import CheckpointRoot
 
@@ -45,6 +46,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PLACE",
         help="for jobs without checkpoint.uri: a URI, a folder that every node has, or claim:NAME",
     )
+    add(
+        "--detection-defaults",
+        default="",
+        metavar="YAML",
+        help="thresholds for what jobs leave out of spec.detection, such as '{shadow: [straggler]}'",
+    )
     add("--kubeconfig", type=Path, help="API server to use; default: the cluster this pod runs in")
     add("--identity", default="", help="name in the Lease; default: host name and a random part")
     add(
@@ -75,8 +82,9 @@ def main() -> int:
 
 def _run(given: argparse.Namespace) -> int:
     root = CheckpointRoot.parse(given.checkpoint_root)
+    detection = DetectionDefaults.parse(given.detection_defaults)
     options = Options(
-        settings=Settings(given.image, given.namespace, given.mode, root),
+        settings=Settings(given.image, given.namespace, given.mode, root, detection),
         kubeconfig=given.kubeconfig,
         identity=given.identity,
         address=given.address,

@@ -137,6 +137,8 @@ class JobController:
         obj = record.obj
         if self._settings.checkpoint_root:
             obj = self._settings.checkpoint_root.fill(obj)
+        if self._settings.detection:
+            obj = self._settings.detection.fill(obj)
         if (obj["spec"].get("managedBy") or MANAGER) != MANAGER:
             return None
         now = self._clock.utc()

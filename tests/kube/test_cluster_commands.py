@@ -53,8 +53,10 @@ def install(kubeconfig: Path, *arguments: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def installed(kubeconfig: Path) -> Path:
+def installed(kubeconfig: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cluster with the operator's objects on it."""
+    detection = tmp_path_factory.mktemp("defaults") / "detection.yaml"
+    detection.write_text("shadow: [straggler]\nhang: {marginSeconds: 30}\n")
     install(
         kubeconfig,
         "--image",
@@ -63,6 +65,8 @@ def installed(kubeconfig: Path) -> Path:
         "Enforce",
         "--checkpoint-root",
         "claim:checkpoints",
+        "--detection-defaults",
+        str(detection),
     )
     return kubeconfig
 
@@ -90,6 +94,17 @@ def test_install_is_what_was_asked_for(installed: Path, api: Rest) -> None:
     assert container["image"] == values["IMAGE"] == "registry.example.com:5000/a/m:2"
     assert values["MODE"] == "Enforce"
     assert values["CHECKPOINT_ROOT"] == "claim:checkpoints"
+    defaults = json.loads(values["DETECTION_DEFAULTS"])
+    assert defaults == {"shadow": ["straggler"], "hang": {"marginSeconds": 30}}
+    assert "--detection-defaults=$(DETECTION_DEFAULTS)" in container["args"]
+
+
+def test_defaults_that_are_not_good_install_nothing(kubeconfig: Path, tmp_path: Path) -> None:
+    file = tmp_path / "detection.yaml"
+    file.write_text("hang: {steps: 0}")
+    done = megascale(kubeconfig, "install", "--print", "--detection-defaults", str(file))
+    assert done.returncode == 2
+    assert "detection.yaml:1: hang.steps: got 0, expected a number from 1 to 1000" in done.stderr
 
 
 def test_doctor_says_what_is_missing_and_what_is_well(installed: Path, api: Rest) -> None:

@@ -135,6 +135,18 @@ def test_an_api_server_that_hangs_costs_leadership_and_nothing_else(
         assert "leads no more" in program.log.read_text()
 
 
+def test_jobs_get_the_detection_thresholds_of_the_cluster(kubeconfig: Path, api: Rest) -> None:
+    values = "{shadow: [straggler], hang: {steps: 5, marginSeconds: 30}}"
+    with operator(kubeconfig, "watchful", "--detection-defaults", values):
+        led_by(api, "watchful")
+        job = new_job(api, detection={"hang": {"steps": 7}})
+        path = f"/api/v1/namespaces/default/configmaps/{names.job_map(job)}"
+        data = eventually("the job's map", lambda: api.get(path)["data"])
+    merged = {"shadow": ["straggler"], "hang": {"steps": 7, "marginSeconds": 30}}
+    assert json.loads(data["job.yaml"])["spec"]["detection"] == merged
+    assert api.get(f"{JOBS}/{job}")["spec"]["detection"] == {"hang": {"steps": 7}}
+
+
 def csr_for(name: str) -> str:
     key = ec.generate_private_key(ec.SECP256R1())
     san = x509.SubjectAlternativeName([x509.DNSName(name)])

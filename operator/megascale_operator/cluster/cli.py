@@ -61,6 +61,14 @@ def install(
             "node has, or claim:NAME, a PersistentVolumeClaim of the job's namespace.",
         ),
     ] = "",
+    detection_defaults: Annotated[
+        Path | None,
+        typer.Option(
+            "--detection-defaults",
+            metavar="FILE",
+            help="YAML with fields of spec.detection, for what jobs leave out of it.",
+        ),
+    ] = None,
     wait: Annotated[int, typer.Option("--wait", min=0, help="Seconds to wait for its pods; 0 = none.")] = 180,
     only_print: Annotated[
         bool, typer.Option("--print", help="Print what would be applied; change nothing.")
@@ -76,7 +84,8 @@ def install(
 
     kubectl, manifests = _open(kubeconfig, context, source)
     CheckpointRoot.parse(checkpoint_root)
-    rendered = manifests.rendered(kubectl, overlay, mode, image, checkpoint_root)
+    env = {"CHECKPOINT_ROOT": checkpoint_root, "DETECTION_DEFAULTS": _detection(detection_defaults)}
+    rendered = manifests.rendered(kubectl, overlay, mode, image, env)
     if only_print:
         sys.stdout.write(rendered)
         return
@@ -85,6 +94,20 @@ def install(
         typer.echo(json.dumps({"installed": True, "overlay": overlay, "mode": mode}))
     else:
         typer.echo("installed; next: kubectl apply -f examples/quickstart.yaml")
+
+
+def _detection(file: Path | None) -> str:
+    """The file's content, checked, as the operator takes it; "" without a file."""
+    from megascale.errors import InputError
+    from megascale_operator.reconcile.defaults import DetectionDefaults
+
+    if file is None:
+        return ""
+    try:
+        defaults = DetectionDefaults.parse(file.read_text(encoding="utf-8"), str(file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--detection-defaults {file}: cannot be read: {error}") from error
+    return defaults.text() if defaults else ""
 
 
 @app.command(

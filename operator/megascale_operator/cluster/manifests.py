@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from megascale.errors import InputError
 from megascale_operator.cluster.kubectl import Kubectl
 
+_NO_ENV: Final[Mapping[str, str]] = MappingProxyType({})
 NAMESPACE: Final = "megascale-system"
 OPERATOR: Final = "megascale-operator"
 CRDS: Final = ("trainingjobs.megascale.io", "nodechecks.megascale.io")
@@ -51,9 +54,12 @@ class Manifests:
         return sorted(path.name for path in (self.source / "deploy" / "overlays").iterdir() if path.is_dir())
 
     def rendered(
-        self, kubectl: Kubectl, overlay: str, mode: str, image: str | None, checkpoint_root: str = ""
+        self, kubectl: Kubectl, overlay: str, mode: str, image: str | None, env: Mapping[str, str] = _NO_ENV
     ) -> str:
         """What is applied, as YAML.
+
+        Args:
+            env: variables of the operator's container to set; "" = as in the overlay.
 
         Raises:
             InputError: there is no such overlay.
@@ -63,12 +69,14 @@ class Manifests:
         with tempfile.TemporaryDirectory() as folder:
             place = Path(folder).resolve()
             deploy = os.path.relpath(self.source / "deploy", place)
-            text = _kustomization(deploy, overlay, COMPONENTS[mode], image, checkpoint_root)
+            text = _kustomization(deploy, overlay, COMPONENTS[mode], image, env)
             (place / "kustomization.yaml").write_text(text)
             return kubectl.run("kustomize", str(place))
 
 
-def _kustomization(deploy: str, overlay: str, component: str | None, image: str | None, root: str) -> str:
+def _kustomization(
+    deploy: str, overlay: str, component: str | None, image: str | None, env: Mapping[str, str]
+) -> str:
     lines = [
         "apiVersion: kustomize.config.k8s.io/v1beta1",
         "kind: Kustomization",
@@ -76,9 +84,9 @@ def _kustomization(deploy: str, overlay: str, component: str | None, image: str 
     ]
     if component:
         lines.append(f"components: [{deploy}/components/{component}]")
-    if root:
-        env = [{"name": "CHECKPOINT_ROOT", "value": root}]
-        pod = {"containers": [{"name": "operator", "env": env}]}
+    given = [{"name": name, "value": value} for name, value in env.items() if value]
+    if given:
+        pod = {"containers": [{"name": "operator", "env": given}]}
         patch = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": OPERATOR}}
         # JSON is YAML
         lines += [

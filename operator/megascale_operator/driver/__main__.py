@@ -29,6 +29,7 @@ from megascale_operator.driver.tokens import Tokens
 from megascale_operator.kube.client import RestApi
 from megascale_operator.kube.resources import TRAINING_JOBS
 from megascale_operator.reconcile import names
+from megascale_operator.reconcile.defaults import DetectionDefaults
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +85,8 @@ async def serve(options: Options) -> None:
     async with await RestApi.connect(options.kubeconfig) as api:
         job = await api.get(TRAINING_JOBS, options.job, options.namespace)
         uri = checkpoint_uri(options.job_file)
-        manifest = manifest_of(job, uri)
+        detection = DetectionDefaults.beside(options.job_file)
+        manifest = manifest_of(job, uri, detection)
         options.run_dir.mkdir(parents=True, exist_ok=True)
         run = RunDir(options.run_dir)
         slots = Slots(api, options.namespace, options.job)
@@ -106,7 +108,7 @@ async def serve(options: Options) -> None:
             log=StoreLog(run.checkpoints(manifest.spec.checkpoint.uri)),
             background_services=(
                 RecordWatch(api, options.namespace, options.job),
-                CommandWatcher(api, options.namespace, job, fleet, status, uri),
+                CommandWatcher(api, options.namespace, job, fleet, status, uri, detection),
                 status,
                 MetricsServer(options.pod_ip, options.metrics_port),
             ),

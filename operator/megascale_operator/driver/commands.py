@@ -19,6 +19,7 @@ from megascale_operator.driver.status import StatusWriter
 from megascale_operator.kube.api import KubeApi
 from megascale_operator.kube.resources import TRAINING_JOBS, Obj
 from megascale_operator.reconcile import names
+from megascale_operator.reconcile.defaults import DetectionDefaults
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +35,12 @@ def checkpoint_uri(job_file: Path) -> str:
     return str((spec.get("checkpoint") or {}).get("uri") or "")
 
 
-def manifest_of(job: Obj, uri: str) -> TrainingJob:
-    """The job as its slots have it: one without a place for its checkpoints uses `uri`, "" = their pods.
+def manifest_of(job: Obj, uri: str, detection: DetectionDefaults | None = None) -> TrainingJob:
+    """The job as its slots have it.
+
+    Args:
+        uri: where its checkpoints go if it does not say, "" = into its pods.
+        detection: the cluster's values for what its spec.detection leaves out.
 
     Raises:
         ManifestError: the spec is not good.
@@ -44,11 +49,16 @@ def manifest_of(job: Obj, uri: str) -> TrainingJob:
     checkpoint = job["spec"].get("checkpoint") or {}
     if uri and not checkpoint.get("uri"):
         mapping["spec"] = {**job["spec"], "checkpoint": {**checkpoint, "uri": uri}}
-    return from_mapping(mapping)
+    return from_mapping(detection.fill(mapping) if detection else mapping)
 
 
 class CommandWatcher:
-    """A companion. `job` is the object that the driver started with, `uri` the place of its checkpoints."""
+    """A background service of the driver.
+
+    Args:
+        job: the object that the driver started with.
+        uri, detection: as for `manifest_of`.
+    """
 
     def __init__(
         self,
@@ -58,8 +68,9 @@ class CommandWatcher:
         fleet: KubernetesFleet,
         status: StatusWriter,
         uri: str = "",
+        detection: DetectionDefaults | None = None,
     ) -> None:
-        self._uri = uri
+        self._uri, self._detection = uri, detection
         self._api, self._namespace, self._fleet, self._status = api, namespace, fleet, status
         self._name: str = job["metadata"]["name"]
         self._uid: str = job["metadata"]["uid"]
@@ -94,7 +105,7 @@ class CommandWatcher:
     def _change_spec(self, driver: Driver, job: Obj) -> None:
         generation = int(job["metadata"]["generation"])
         try:
-            manifest = manifest_of(job, self._uri)
+            manifest = manifest_of(job, self._uri, self._detection)
         except ManifestError as error:
             driver.board.alert(f"generation {generation} of the spec is not good and not used: {error}")
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,17 +17,25 @@ from megascale_operator.kube.resources import CONFIG_MAPS, Obj
 from megascale_operator.plugin.access import Access
 from megascale_operator.plugin.pending import pending
 from megascale_operator.reconcile import names
+from megascale_operator.reconcile.defaults import DEFAULTS_FILE, origins
 
 _LINE = 400
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A TrainingJob, the driver's record of it, None before there is one, and what pods wait for."""
+    """What is known of a TrainingJob.
+
+    Attributes:
+        record: the driver's, None before there is one.
+        pending: what its pods wait for.
+        detection: fields of spec.detection that the job or the cluster gives, with value and origin.
+    """
 
     job: Obj
     record: JobRecord | None
     pending: list[str]
+    detection: dict[str, Obj]
 
     @property
     def name(self) -> str:
@@ -56,15 +65,29 @@ async def known(access: Access, name: str) -> Known:
     """Raises: InputError: no such job, or a record of another version."""
     job = await access.job(name)
     waits = await pending(access, job["metadata"]["name"])
-    try:
-        found = await access.api.get(CONFIG_MAPS, names.record_map(job["metadata"]["name"]), access.namespace)
-    except NotFoundError:
-        return Known(job, None, waits)
+    detection = await _detection(access, job)
+    found = await _config_map(access, names.record_map(job["metadata"]["name"]))
+    if found is None:
+        return Known(job, None, waits, detection)
     snapshot = record_in(found).get("core")
     try:
-        return Known(job, Core.restore(Policy(), snapshot).record if snapshot else None, waits)
+        record = Core.restore(Policy(), snapshot).record if snapshot else None
+        return Known(job, record, waits, detection)
     except ValueError as error:
         raise InputError(f"the record of {name} was written by another version: {error}") from error
+
+
+async def _detection(access: Access, job: Obj) -> dict[str, Obj]:
+    found = await _config_map(access, names.job_map(job["metadata"]["name"]))
+    defaults = ((found or {}).get("data") or {}).get(DEFAULTS_FILE) or "{}"
+    return origins(json.loads(defaults), job["spec"].get("detection") or {})
+
+
+async def _config_map(access: Access, name: str) -> Obj | None:
+    try:
+        return await access.api.get(CONFIG_MAPS, name, access.namespace)
+    except NotFoundError:
+        return None
 
 
 def document(known: Known) -> dict[str, Any]:
@@ -74,6 +97,7 @@ def document(known: Known) -> dict[str, Any]:
         "namespace": known.job["metadata"].get("namespace", ""),
         **known.status,
         "pending": known.pending,
+        "detection": known.detection,
         "incidents": [incident_document(incident) for incident in known.incidents()],
     }
 

@@ -35,6 +35,7 @@ def status_lines(known: Known) -> list[str]:
         ("newest checkpoint", _step(driver.get("checkpointStep"))),
         ("driver", f"{driver.get('pod', '?')}, term {driver.get('term')}" if driver else None),
         ("avoided nodes", ", ".join((driver.get("requests") or {}).get("avoidNodes") or ()) or None),
+        ("detection", _detection(known) or None),
         ("reason", driver.get("reason") or None),
     ]
     lines = [f"{known.name}"]
@@ -83,6 +84,16 @@ def check_lines(status: dict[str, Any]) -> list[str]:
         reason = f": {group['reason']}" if group.get("reason") else ""
         lines.append(f"  {group.get('result')} {', '.join(group.get('nodes') or ())}{reason}")
     return lines
+
+
+def _detection(known: Known) -> str:
+    """`hang.steps 5 (job), shadow straggler (cluster)`"""
+    given = {path: (_value(entry["value"]), entry["from"]) for path, entry in known.detection.items()}
+    return ", ".join(f"{path} {value} ({origin})" for path, (value, origin) in given.items())
+
+
+def _value(value: Any) -> str:  # noqa: ANN401 - a number, or a list of names
+    return (" ".join(value) or "none") if isinstance(value, list) else str(value)
 
 
 def _percent(share: str | None) -> str | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from megascale_operator.kube.resources import TRAINING_JOBS, Obj
 from megascale_operator.reconcile import names
+from megascale_operator.reconcile.defaults import DEFAULTS_FILE, DetectionDefaults
 from megascale_operator.reconcile.job import Job
 
 
@@ -23,8 +24,8 @@ def with_digest(body: Obj) -> Obj:
     return {**body, "metadata": {**body["metadata"], "annotations": annotations}}
 
 
-def job_map(job: Job, ca_pem: str) -> Obj:
-    """What driver and agents run, and whom agents trust."""
+def job_map(job: Job, ca_pem: str, detection: DetectionDefaults | None = None) -> Obj:
+    """What driver and agents run, whom agents trust, and which defaults the cluster has for the job."""
     manifest = {
         "apiVersion": TRAINING_JOBS.api_version,
         "kind": TRAINING_JOBS.kind,
@@ -32,6 +33,8 @@ def job_map(job: Job, ca_pem: str) -> Obj:
         "spec": job.obj["spec"],
     }
     data = {"job.yaml": json.dumps(manifest, indent=1, sort_keys=True), "ca.crt": ca_pem}
+    if detection is not None:
+        data[DEFAULTS_FILE] = detection.text()
     return with_digest({"metadata": job.metadata(names.job_map(job.name), "driver"), "data": data})
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from megascale_operator.kube.resources import Obj
+from megascale_operator.reconcile.defaults import DetectionDefaults
 from megascale_operator.reconcile.records import Nodes, OwnedObject, PodRecord
 from megascale_operator.reconcile.storage import CheckpointRoot
 
@@ -17,12 +18,14 @@ class Settings:
     Attributes:
         mode: the most that may be done to nodes: Observe, Annotate or Enforce.
         checkpoint_root: for jobs that name no place for their checkpoints, None = there is none.
+        detection: thresholds for what a job's spec.detection leaves out, None = there are none.
     """
 
     image: str
     namespace: str = "megascale-system"
     mode: str = "Observe"
     checkpoint_root: CheckpointRoot | None = None
+    detection: DetectionDefaults | None = None
 
 
 @dataclass(frozen=True, slots=True)

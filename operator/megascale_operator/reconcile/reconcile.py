@@ -85,7 +85,7 @@ def _activate(
 
     Numbers of new pods are written down before the pods are made: no name is ever used twice.
     """
-    plan.then(*_objects(job, observed))
+    plan.then(*_objects(job, observed, settings))
     plan.then(*_applied([binding(job)], observed), *_driver(job, observed, settings, plan, now))
     written = _publish(
         job, observed, file.with_new({one.slot: one.incarnation for one in slots.make}), plan, now
@@ -103,8 +103,9 @@ def _activate(
         plan.again(slots.again_s)
 
 
-def _objects(job: Job, observed: Observed) -> list[Action]:
-    wanted: list[tuple[Resource, Obj]] = [*rights(job), (CONFIG_MAPS, maps.job_map(job, observed.ca_pem))]
+def _objects(job: Job, observed: Observed, settings: Settings) -> list[Action]:
+    job_map = maps.job_map(job, observed.ca_pem, settings.detection)
+    wanted: list[tuple[Resource, Obj]] = [*rights(job), (CONFIG_MAPS, job_map)]
     made = [
         Create(CONFIG_MAPS, body)
         for body in maps.driver_maps(job)

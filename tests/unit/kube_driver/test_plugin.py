@@ -11,6 +11,7 @@ import pytest
 from kube_stage import NAME, KubeStage, eventually
 from megascale_operator.plugin.__main__ import main
 from megascale_operator.reconcile import names
+from megascale_operator.reconcile.defaults import DEFAULTS_FILE
 
 from megascale.core.contract.codec import encode
 from megascale.core.state.record import Exclusion, Incident, JobRecord, JobState, MilestoneTime
@@ -103,6 +104,18 @@ def test_what_is_known_of_a_job_is_told(
     assert code == 0
     assert "Traceback (most recent call last)" in out
     assert "logs/attempt-2/rank-3.log" in out
+
+
+def test_thresholds_are_told_with_their_origin(
+    known_job: KubeStage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    defaults = json.dumps({"shadow": ["straggler"], "hang": {"steps": 5}})
+    known_job.api.merge(known_job.map_path(names.job_map(NAME)), {"data": {DEFAULTS_FILE: defaults}})
+    known_job.api.merge(known_job.job_path, {"spec": {"detection": {"hang": {"steps": 7}}}})
+    _, out, _ = run(known_job, capsys, monkeypatch, "status", NAME)
+    assert "hang.steps 7 (job), shadow straggler (cluster)" in out
+    _, out, _ = run(known_job, capsys, monkeypatch, "status", NAME, "--json")
+    assert json.loads(out)["detection"]["shadow"] == {"value": ["straggler"], "from": "cluster"}
 
 
 def test_pods_that_do_not_run_are_told_with_their_cause(
