@@ -1,4 +1,4 @@
-"""`megascale analyze`: what logs and timings say."""
+"""`megascale analyze`: classifies log lines, and finds stragglers in timings."""
 
 from __future__ import annotations
 

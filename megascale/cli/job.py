@@ -73,7 +73,7 @@ def explain(
 
 
 def _check(file: str) -> dict[str, Any]:
-    """What is said about one file: `file`, `valid`, `summary`, `issues`."""
+    """Result for one file: `file`, `valid`, `summary`, `issues`."""
     from megascale.job import load_job, parse_job
 
     name = "stdin" if file == "-" else file

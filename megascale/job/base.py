@@ -1,4 +1,4 @@
-"""What every section of the manifest is made of: the base class, bounded types, cross-field problems."""
+"""Building blocks of the manifest's sections: their base class, bounded types, and problems across fields."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_INT: Final = 2**31 - 1
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """Annotation on a field whose bound or default cannot be read off its type.
+    """Annotation that words the bound or default of a field where its type does not say it.
 
     Attributes:
         expected: what is allowed, after "expected ".
@@ -82,10 +82,10 @@ NodeName = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Fields that are fine one by one but not together.
+    """Values that are valid one by one but not together.
 
     Attributes:
-        path: the field to change, camelCase, relative to the section whose rule was broken.
+        path: the field to change, camelCase, relative to the section that is checked.
         message: the values, and what must hold.
         hint: what to do.
     """
@@ -96,7 +96,7 @@ class Problem:
 
 
 def refuse(problems: Sequence[Problem]) -> None:
-    """End a section's validation when rules were broken; all of them are reported together."""
+    """Fail the validation of a section with all of `problems`; does nothing without any."""
     if problems:
         context: dict[str, Any] = {
             PROBLEMS: list(problems),

@@ -1,4 +1,4 @@
-"""The schema as data for people: type, default, bounds and words of every field."""
+"""The schema as data: path, type, bounds, default and description of every field, for help and errors."""
 
 from __future__ import annotations
 

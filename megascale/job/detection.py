@@ -1,4 +1,4 @@
-"""`spec.detection`: when something counts as a fault, and which detectors act on what they find.
+"""`spec.detection`: thresholds of fault detection, and detectors that only record.
 
 The CRD has no defaults in this section: an API server would write them into the object, and then nobody could
 tell a job's own values from those that the cluster's defaults may still replace.
@@ -38,23 +38,24 @@ class HangDetection(_Tunable):
     """When a stall is suspected: no step for steps x the usual time of a step + marginSeconds."""
 
     steps: Annotated[float, Field(ge=1, le=1000)] = 3.0
-    """Multiple of the usual time of a step, learnt from the job's own steps."""
+    """Multiple of the usual time of a step, which is measured on the job's own steps."""
     margin_seconds: Annotated[int, Field(ge=0, le=86_400)] = 10
-    """Time added to it."""
+    """Time added to steps x the usual time of a step."""
 
 
 class StragglerDetection(_Tunable):
     """When a rank counts as slow."""
 
     slowdown: Annotated[float, Field(ge=0.01, le=10)] = 0.05
-    """How much slower than its peers a rank computes before it is suspected: 0.05 = by 5%."""
+    """A rank that computes slower than its peers by more than this share is suspected: 0.05 = 5% slower."""
 
 
 class NumericsDetection(_Tunable):
-    """What wrong numbers (NaN, jumps of loss or gradient norm) say of a checkpoint."""
+    """Reaction to wrong numbers: NaN, or jumps of the loss or of the gradient norm."""
 
     distrust_steps: Annotated[int, Field(ge=0, le=MAX_INT)] = 50
-    """Wrong numbers within so many steps of a checkpoint that was loaded discredit that checkpoint too."""
+    """When wrong numbers appear within so many steps after a checkpoint was loaded, that checkpoint is not
+    used again either."""
 
 
 class Blame(_Tunable):
@@ -64,11 +65,11 @@ class Blame(_Tunable):
     limit: Annotated[float, Field(ge=0.5, le=100)] = 2.5
     """Score above which the node is replaced."""
     half_life_seconds: Days90 = 21_600
-    """The score halves in this time."""
+    """Time in which the score decays to half."""
 
 
 class Lemon(_Tunable):
-    """When a node is given up because of how often it failed, however long ago the last time was."""
+    """When a node that has failed often is replaced, even if its failures are far apart."""
 
     incidents: Annotated[int, Field(ge=2, le=1000)] = 4
     """Incidents within windowSeconds at which the node is replaced; those within an hour count as one."""
@@ -77,17 +78,17 @@ class Lemon(_Tunable):
 
 
 class Correlation(_Tunable):
-    """Which events belong to one fault."""
+    """Time windows within which events are attributed to one fault."""
 
     window_seconds: Seconds = 60
-    """Events closer than this are one fault, nodes lost within it may share a cause."""
+    """Hardware events, log lines and losses of nodes that are closer than this are treated as one fault."""
     before_seconds: Seconds = 600
-    """A hardware event or log line this long before an exit explains the exit."""
+    """An exit is attributed to a hardware event or log line of its node at most this long before it."""
     after_seconds: Seconds = 300
-    """A hardware event or log line this long after an exit explains the exit."""
+    """An exit is attributed to a hardware event or log line of its node at most this long after it."""
     shared_cause_nodes: Annotated[int, Field(ge=2, le=100_000)] = 3
-    """So many nodes of one network domain lost within windowSeconds, or twice as many anywhere, share a
-    cause: none of them is blamed."""
+    """When so many nodes of one network domain, or twice as many anywhere, are lost within windowSeconds, a
+    shared cause is assumed, such as a switch, and no node is blamed."""
 
 
 class NetworkAlerts(_Tunable):
@@ -100,24 +101,25 @@ class NetworkAlerts(_Tunable):
 
 
 class Detection(_Tunable):
-    """When something counts as a fault. Can be changed while the job runs; ranks go on."""
+    """Thresholds of fault detection. They can be changed while the job runs, without a restart of its
+    ranks."""
 
     shadow: Annotated[list[Shadowed], Field(max_length=len(DETECTORS))] = Field(default_factory=list)
-    """Detectors in shadow mode: what they find and would do is recorded, and nothing is done. silence: nodes
-    not heard of; hang: stalls; hardware: hardware events and log lines; straggler: slow ranks; numerics:
-    wrong numbers; all: all of them. Exits of ranks are always acted on."""
+    """Detectors in shadow mode: they record what they find and what they would do, and do nothing. silence:
+    nodes without heartbeats; hang: stalls; hardware: hardware events and log lines; straggler: slow ranks;
+    numerics: wrong numbers; all: all of them. Exits of ranks are always acted on."""
     hang: HangDetection = HangDetection()
     """When a stall is suspected."""
     straggler: StragglerDetection = StragglerDetection()
     """When a rank counts as slow."""
     numerics: NumericsDetection = NumericsDetection()
-    """What wrong numbers say of a checkpoint."""
+    """Reaction to wrong numbers."""
     blame: Blame = Blame()
     """When a node that keeps failing is replaced instead of restarted."""
     lemon: Lemon = Lemon()
-    """When a node is given up because of how often it failed."""
+    """When a node that has failed often is replaced."""
     correlation: Correlation = Correlation()
-    """Which events belong to one fault."""
+    """Time windows within which events are attributed to one fault."""
     network_alerts: NetworkAlerts = NetworkAlerts()
     """When network alerts of a node lead to its replacement."""
 

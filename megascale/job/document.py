@@ -1,4 +1,4 @@
-"""One YAML 1.2 (or JSON) document as plain data, with the line of every field."""
+"""Parses one YAML 1.2 or JSON document into plain data and keeps the line of every field."""
 
 from __future__ import annotations
 
@@ -111,7 +111,8 @@ def _compose(text: str, file: str) -> list[Node]:
 
 
 def _bound_depth(text: str, file: str) -> None:
-    """Composing recurses, parsing does not: what would exhaust the stack is found first."""
+    """Refuse documents nested too deeply. Parsing does not recurse; composing does, and would exhaust the
+    stack."""
     depth = 0
     for event in YAML(typ="safe", pure=True).parse(text):
         if isinstance(event, CollectionStartEvent):
@@ -134,7 +135,8 @@ def _unreadable(
 
 
 class _Reader:
-    """Turns nodes into plain data. Bounded: aliases may multiply values, and may not contain themselves."""
+    """Turns nodes into plain data. Aliases can multiply values, so the number of values is bounded; an alias
+    that contains itself is refused."""
 
     def __init__(self, document: Document, takes_text: Callable[[Path], bool | None]) -> None:
         self._document = document

@@ -22,7 +22,8 @@ class Fault(Section):
     step: Count
     """Step in which the fault happens."""
     point: Literal["step", "save", "commit"] = "step"
-    """step: during the step; save: while that step's checkpoint is written; commit: just before it counts."""
+    """step: during the step; save: while that step's checkpoint is written; commit: after all of it is
+    written, before it is committed."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -1,4 +1,4 @@
-"""Pydantic's findings as issues a user can act on: the value, what is allowed, and the nearest name."""
+"""Turns pydantic's errors into issues that name the value, what is allowed, and the nearest known name."""
 
 from __future__ import annotations
 

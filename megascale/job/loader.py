@@ -191,7 +191,8 @@ def _section(model: type[S], document: Document) -> S:
 
 
 def _kind_issues(document: Document) -> list[ManifestIssue]:
-    """Another kind of object, or another version, is said as such: its fields would all look wrong."""
+    """Issues if the document is another kind of object or of another version; its fields are then not
+    checked."""
     issues = []
     for name, wanted in (("apiVersion", API_VERSION), ("kind", KIND)):
         value = document.data.get(name, wanted)

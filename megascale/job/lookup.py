@@ -1,4 +1,4 @@
-"""Finding a field by what a person types: `spec.runtime.megatron.optimizer`, `spec.faults[0].rank`, `lr`."""
+"""Finds the field that a person names: `spec.runtime.megatron.optimizer`, `spec.faults[0].rank`, `lr`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`spec.network`: how long a link may be silent before anything gives up (MegaScale 3.6 and 4.4)."""
+"""`spec.network`: timeouts of the communication between ranks (MegaScale, sections 3.6 and 4.4)."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ class Network(Section):
     """Network settings of the ranks, written into their environment when they are launched."""
 
     profile: Literal["tolerant", "node"] = "tolerant"
-    """tolerant: the values below, which ride out links that flap for seconds; node: nothing is set, the
-    environment of the node stays as it is."""
+    """tolerant: set the values below, with which links may flap for seconds without an error; node: set
+    nothing and keep the environment of the node."""
     nccl_timeout_seconds: Seconds = 600
-    """A collective that takes longer ends the rank; must be longer than what the transport waits."""
+    """A rank whose collective takes longer than this ends with an error; must be longer than the transport
+    waits."""
     ib_timeout: Annotated[int, Field(ge=1, le=31)] = 22
     """Exponent t of the transport's timeout: 4.096 us x 2^t per try (NCCL_IB_TIMEOUT)."""
     ib_retry_count: Annotated[int, Field(ge=1, le=7)] = 7
-    """Tries before a connection is broken (NCCL_IB_RETRY_CNT)."""
+    """Tries before the transport reports a broken connection (NCCL_IB_RETRY_CNT)."""
     flight_recorder: Natural = 2000
-    """Collectives that each rank keeps a record of, for the analysis of hangs; 0 = none."""
+    """Number of collectives that each rank records for the analysis of hangs; 0 = none."""
     ranks_per_root: Annotated[int, Field(ge=1, le=100_000)] = 128
-    """Ranks that meet at one root when a communicator is made; smaller spreads the load further."""
+    """Ranks that connect to one root when a communicator is created; a smaller number uses more roots."""
 
     @property
     def transport_seconds(self) -> float:

@@ -62,37 +62,39 @@ class Override(Section):
     match: OverrideMatch
     """Which incidents the override is for."""
     action: Literal["restart_in_place", "restart_container", "replace_node", "roll_back", "fail_job"]
-    """What is done about them instead of what the ladder would choose."""
+    """Action taken for them instead of the one that the ladder would choose."""
 
 
 class Recovery(Section):
-    """How far automation goes before the job fails."""
+    """Limits and times of automatic recovery, and exceptions to the recovery ladder."""
 
     max_restarts: Natural = 100
-    """Restarts over the whole job before it fails."""
+    """Restarts over the whole job; one more failure fails the job."""
     budgets: Annotated[
         dict[str, Natural], Field(max_length=16), Words("a mapping from cause to a whole number >= 0")
     ] = Field(default_factory=dict)
-    """Restarts by cause before the job fails; causes: crash, user_code, hang, node_lost, hardware, straggler,
-    numerics, checkpoint_corrupt, launch_failed."""
+    """Restarts by cause; one more failure of that cause fails the job. Causes: crash, user_code, hang,
+    node_lost, hardware, straggler, numerics, checkpoint_corrupt, launch_failed."""
     no_progress_limit: Count = 3
     """Failures in a row at the same step, or three times as many without a new step, that fail the job."""
     node_request_tries: Count = 60
-    """Requests for nodes in a row that nothing came of that fail the job. A request that is refused is
-    repeated after up to a minute, one that is not answered after health.startupSeconds."""
+    """Unsuccessful requests for nodes in a row that fail the job. A refused request is repeated after 5 s,
+    later after up to a minute; one that brings no node counts as unsuccessful after health.startupSeconds."""
     shrink_after_seconds: Annotated[int, Field(ge=0, le=86_400)] = 60
     """A job that lacks nodes waits this long for them before it runs on fewer, never below minNodes."""
     grow_after_seconds: Annotated[int, Field(ge=0, le=604_800)] = 600
     """A job that runs on fewer nodes restarts on all of them when they have been there for this long."""
     container_restart_seconds: Annotated[int, Field(ge=1, le=604_800)] = 600
-    """The container of a node is restarted at most once in this time."""
+    """A node's container is restarted at most once in this time; other restarts are of the ranks alone."""
     apply_within_seconds: Annotated[int, Field(ge=1, le=604_800)] = 86_400
     """A changed spec that needs a restart is applied at the next one, at the latest after this time."""
     kill_seconds: Seconds = 10
-    """Processes that have not ended so long after SIGKILL are stuck in the kernel; their node is replaced."""
+    """A node whose processes have not ended this long after SIGKILL is replaced: they are stuck in the
+    kernel."""
     node_failures_per_day: Annotated[float, Field(gt=0, le=1)] = 0.0038
-    """Failures to expect of a node per day: sizes spareNodes auto and, until the job has failures of its own
-    to count, cadence auto. The default is that of Llama 3's training (arXiv 2407.21783)."""
+    """Expected failures of one node per day. spareNodes auto and, until the job has counted failures of its
+    own, checkpoint.cadence auto are computed from it. The default was observed in the training of Llama 3
+    (arXiv 2407.21783)."""
     overrides: Annotated[list[Override], Field(max_length=64)] = Field(default_factory=list)
     """Exceptions to the recovery ladder: incidents that match, and the action for them. The first match
     wins."""

@@ -86,46 +86,49 @@ class MemoryTier(Section):
     """Copies of each rank's state in the memory of its node."""
 
     enabled: bool = True
-    """Keep such copies: a rank that dies is restored without touching storage."""
+    """Keep a copy of each rank's state in the memory of its node, so that a rank that dies is restored
+    without reading from storage."""
 
 
 class Checkpoint(Section):
     """When and where the training state is saved."""
 
     uri: Text | None = None
-    """Folder, or fsspec URL, of the checkpoints. null = checkpoints/ in the run's own folder, on a cluster
-    a folder of the job under the operator's --checkpoint-root."""
+    """Folder, or fsspec URL, of the checkpoints. null = checkpoints/ in the run's own folder; on a cluster a
+    folder of the job under the operator's --checkpoint-root."""
     every_steps: Count = 50
     """Steps between two durable checkpoints; one is also saved at the end."""
     cadence: Literal["fixed", "auto"] = "fixed"
-    """fixed: everySteps; auto: everySteps until the job has measured what a step and a save cost, then, from
-    the next launch on, the steps between saves that lose the least (Young's formula), saving for at most 1%
-    of the time."""
+    """fixed: save every everySteps; auto: save every everySteps until the job has measured the time of a step
+    and of a save, then, from the next launch on, at the interval at which the least work is expected to be
+    lost (Young's formula), spending at most 1% of the time on saving."""
     save_seconds: Seconds = 120
-    """Ranks that are asked to save before a stop have this long; then they are stopped without."""
+    """Ranks that are asked to save before a stop have this long; after it they are stopped without saving."""
     keep: Count = 3
-    """Newest checkpoints that are kept; older ones are pruned."""
+    """Number of checkpoints that are kept; older ones are deleted."""
     memory: MemoryTier = MemoryTier()
     """Copies of each rank's state in the memory of its node."""
 
 
 class Health(Section):
-    """When a node or a rank counts as lost. Times in seconds."""
+    """Time limits after which a node, a stalled rank or a launch counts as failed."""
 
     heartbeat_seconds: Seconds = 2
     """Time between two heartbeats of an agent."""
     silence_seconds: Seconds = 15
-    """A node that is not heard of for this long is lost; at least twice heartbeatSeconds."""
+    """A node whose agent sends no heartbeat for this long counts as lost; at least twice heartbeatSeconds."""
     flap_tolerance_seconds: Annotated[int, Field(ge=0, le=86_400)] = 30
-    """A stall without positive evidence of a fault is waited out this long: links flap for 2 to 10 s."""
+    """When ranks stall and nothing points at a fault, the driver waits this long before it restarts them: a
+    link that flaps recovers within 2 to 10 s."""
     startup_seconds: Seconds = 600
-    """Launch to the first step, at most."""
+    """Longest time from a launch to its first step; after it the launch counts as failed."""
     reconnect_grace_seconds: Seconds = 10
-    """A restarted driver waits this long for agents before it calls any of them silent."""
+    """How long a restarted driver waits for agents to reconnect before it counts any of them as silent."""
     orphan_seconds: Seconds = 60
-    """Ranks without a driver, and without anyone to restart it, save and exit after this time."""
+    """Ranks save and exit after this time without a driver, where nobody restarts it."""
     check_slots: bool = True
-    """Kubernetes only: a new slot's node passes the light check before it gets ranks."""
+    """Kubernetes only: run the light node check on the node of a new slot, and start ranks there only if it
+    passes."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -136,19 +139,20 @@ class Health(Section):
 
 
 class Remediation(Section):
-    """What may be done to nodes outside of this job."""
+    """What the job may do to nodes, and how many it may give up."""
 
     mode: Literal["Observe", "Annotate", "Enforce"] = "Observe"
-    """Observe: only record; Annotate: mark bad nodes; Enforce: cordon and taint them."""
+    """Observe: record bad nodes; Annotate: also set an annotation on them; Enforce: also cordon and taint
+    them. The operator's own --mode is the upper limit."""
     max_nodes_per_hour: Natural = 3
-    """Nodes the job gives up per hour; beyond it automation stops and pages."""
+    """Nodes the job may exclude per hour. At the limit it excludes no more and raises an alert."""
     max_excluded_share: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Share of its nodes that the job gives up per week, though never fewer than maxNodesPerHour; beyond it
-    automation stops and pages."""
+    """Share of spec.nodes that the job may exclude per week, but at least maxNodesPerHour nodes. At the limit
+    it excludes no more and raises an alert."""
 
 
 class JobSpec(Section):
-    """What to train, on how many nodes, and what to do about faults."""
+    """What the job runs, on how many nodes, and how it reacts to faults."""
 
     nodes: Annotated[int, Field(ge=1, le=100_000)] = 1
     """Nodes that train."""
@@ -157,33 +161,34 @@ class JobSpec(Section):
     spare_nodes: Annotated[
         Annotated[int, Field(ge=0, le=100_000)] | Literal["auto"], Words("a whole number >= 0, or auto")
     ] = "auto"
-    """Idle nodes kept ready to replace a lost one; auto = sized from the failure rate."""
+    """Idle nodes kept ready to replace a lost one; auto = as many as recovery.nodeFailuresPerDay calls
+    for."""
     min_nodes: Annotated[int, Field(ge=1, le=100_000), Words(default="nodes")] = Field(
         default_factory=lambda fields: fields["nodes"]
     )
-    """Train on down to this many nodes when no spare is left."""
+    """When nodes are lost and no spare is left, the job goes on with fewer nodes, down to this many."""
     suspend: bool = False
-    """Hold the job: save, release its ranks, and wait until this is false again. On a cluster nodes, minNodes
+    """true: the job saves, stops its ranks and waits until this is false again. On a cluster nodes, minNodes
     and spareNodes can be changed while this is true."""
     steps: Annotated[int, Field(ge=1, le=10**9)]
     """The job is complete after this optimizer step."""
     runtime: Runtime
     """What the ranks run."""
     network: Network = Network()
-    """How long a link may be silent before anything gives up."""
+    """Timeouts and settings of the communication between ranks."""
     checkpoint: Checkpoint = Checkpoint()
     """When and where the training state is saved."""
     health: Health = Health()
-    """When a node or a rank counts as lost."""
+    """Time limits after which a node, a stalled rank or a launch counts as failed."""
     detection: Annotated[Detection, Field(json_schema_extra=without_default)] = Detection()
-    """When something counts as a fault, and which detectors act on what they find."""
+    """Thresholds of fault detection, and detectors that only record."""
     recovery: Recovery = Recovery()
-    """How far automation goes before the job fails."""
+    """Limits and times of automatic recovery, and exceptions to the recovery ladder."""
     log_rules: Annotated[list[LogRule], Field(max_length=MAX_LOG_RULES)] = Field(default_factory=list)
     """What lines of the ranks' logs and of the kernel's log mean; the first match wins, ahead of the built-in
     rules. The driver uses a changed list at once, agents use it from the next launch on."""
     remediation: Remediation = Remediation()
-    """What may be done to nodes outside of this job."""
+    """What the job may do to nodes, and how many it may give up."""
     faults: Annotated[list[Fault], Field(max_length=256)] = Field(default_factory=list)
     """Faults injected for demonstrations and tests."""
     managed_by: Annotated[
@@ -194,16 +199,18 @@ class JobSpec(Section):
         ),
         Words("a name such as megascale.io/operator"),
     ] = MANAGER
-    """Kubernetes only: who looks after the job; the operator leaves jobs with another name here alone."""
+    """Kubernetes only: name of the controller that manages the job; the operator ignores jobs with another
+    name."""
     active_deadline_seconds: Count | None = None
-    """Kubernetes only: the job fails when it is not complete this long after it began, time suspended
-    included; null = no limit."""
+    """Kubernetes only: the job fails if it is not complete this long after it began, including the time it
+    was suspended; null = no limit."""
     deletion_save_seconds: Annotated[int, Field(ge=0, le=86_400)] = 120
-    """Kubernetes only: how long a deleted job may take to save before its pods go; 0 = nothing is saved."""
+    """Kubernetes only: how long a deleted job may take to save before its pods are deleted; 0 = it does not
+    save."""
     ttl_seconds_after_finished: Natural | None = None
-    """Kubernetes only: the job is deleted this long after it ended; null = it stays."""
+    """Kubernetes only: the job is deleted this long after it ended; null = it is kept."""
     scheduling: Scheduling = Scheduling()
-    """Kubernetes only: how the slots are placed."""
+    """Kubernetes only: how the scheduler places the slots."""
     template: Template = Template()
     """Kubernetes only: changes to the pods, in the shape of a pod template."""
 
@@ -246,4 +253,4 @@ class TrainingJob(Section):
     metadata: Metadata
     """Name of the job, and Kubernetes metadata."""
     spec: JobSpec
-    """What to train, on how many nodes, and what to do about faults."""
+    """What the job runs, on how many nodes, and how it reacts to faults."""

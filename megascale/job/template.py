@@ -61,18 +61,18 @@ class TemplateMetadata(Section):
 
 
 class Toleration(Section):
-    """A taint of nodes that the slots put up with; not-ready and unreachable nodes are tolerated anyway."""
+    """A taint of nodes that the slots tolerate; not-ready and unreachable nodes are tolerated anyway."""
 
     key: LabelKey | None = None
-    """Key of the taint; without it every taint."""
+    """Key of the taint; left out = every taint."""
     operator: Literal["Equal", "Exists"] = "Equal"
     """Equal: the taint has this value; Exists: any value."""
     value: LabelValue | None = None
     """Value of the taint."""
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
-    """Effect of the taint; without it every effect."""
+    """Effect of the taint; left out = every effect."""
     toleration_seconds: Natural | None = None
-    """How long a NoExecute taint is put up with; without it without limit."""
+    """How long a NoExecute taint is tolerated; left out = without limit."""
 
 
 class Volume(Section):
@@ -91,7 +91,7 @@ class Volume(Section):
 
 
 class VolumeMount(Section):
-    """Where a volume appears in the container."""
+    """Where a volume is mounted in the container."""
 
     name: Label
     """Name of the volume."""
@@ -139,16 +139,16 @@ class Resources(Section):
     """What the container may use, by resource name: cpu, memory, nvidia.com/gpu..."""
 
     limits: Amounts | None = None
-    """Most that it may use."""
+    """The most that the container may use."""
     requests: Amounts | None = None
-    """What the scheduler sets aside for it; default: the limits."""
+    """What the scheduler reserves for the container; default: the limits."""
 
 
 class Container(Section):
     """Changes to one of the job's containers; command and args are the operator's."""
 
     name: Literal["slot", "driver"]
-    """slot: the agent and its ranks, one per node; driver: the one that decides."""
+    """slot: the agent and its ranks, one per node; driver: the process that decides about the job."""
     image: Text | None = None
     """Image with megascale and the job's own code; default: the operator's --image."""
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
@@ -158,7 +158,7 @@ class Container(Section):
     env: Annotated[list[EnvVar] | None, Field(max_length=256)] = None
     """Environment variables added to the container; each name once."""
     volume_mounts: Annotated[list[VolumeMount] | None, Field(max_length=64)] = None
-    """Where the template's volumes appear; each mountPath once."""
+    """Where the template's volumes are mounted; each mountPath once."""
     security_context: Passed | None = None
     """Security settings of the container, as in a Kubernetes pod: they replace the operator's own."""
 
@@ -195,7 +195,7 @@ class PodSpec(Section):
     node_selector: Annotated[dict[str, LabelValue] | None, Field(max_length=64)] = None
     """Labels that the nodes of slots must have."""
     tolerations: Annotated[list[Toleration] | None, Field(max_length=32)] = None
-    """Taints that the slots put up with."""
+    """Taints that the slots tolerate."""
     affinity: Passed | None = None
     """Affinity of the slots, as in a Kubernetes pod; the operator adds the nodes that the job avoids."""
     volumes: Annotated[list[Volume] | None, Field(max_length=64)] = None

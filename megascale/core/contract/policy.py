@@ -1,4 +1,5 @@
-"""What the job asks for and every threshold the core decides by; changeable while the job runs."""
+"""The core's view of the manifest: sizes of the job and thresholds of its decisions. It can change while the
+job runs, with a `SpecChanged`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules as data: what a log line, kernel message or driver event means and what to do about it."""
+"""Log rules: patterns over log lines, kernel messages and driver events, with their class and action."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Many events, one incident: a fault seen by driver, bus, NIC and kernel, or a switch seen by many nodes."""
+"""Groups matches into incidents: one fault reported by driver, bus, NIC and kernel, or a switch fault
+reported by many nodes."""
 
 from __future__ import annotations
 
@@ -49,13 +50,13 @@ class RuleMatch:
 
 @dataclass(frozen=True, slots=True)
 class HardwareIncident:
-    """Events that are one fault.
+    """Matches that are attributed to one fault.
 
     Attributes:
         kind: "node" (one machine), "fabric" (a switch or rail: many nodes at once) or "code" (the same
             application fault on many nodes at once).
-        nodes: sorted; hits: in time order.
-        reason: in words, with the numbers.
+        nodes: sorted; matches: in time order.
+        reason: what was found, with its numbers.
     """
 
     kind: str
@@ -71,10 +72,10 @@ class HardwareIncident:
 def correlate(
     matches: Sequence[RuleMatch], window_s: float, *, switch_of: Mapping[str, str] | None = None
 ) -> list[HardwareIncident]:
-    """Groups hits into incidents, in the order in which they began.
+    """Groups matches into incidents, in the order in which they began.
 
     Args:
-        window_s: hits with smaller gaps belong together.
+        window_s: matches that are closer than this belong to one incident.
         switch_of: node -> switch; with it only nodes of one switch form a fabric incident.
     """
     if window_s <= 0:
@@ -96,7 +97,7 @@ def correlate(
 
 
 def _counts(match: RuleMatch) -> bool:
-    """Row remaps count beside 48, so they are kept though alone they are benign."""
+    """Whether a match is grouped. XID 63 (row remap) is benign alone, but convicts a node beside XID 48."""
     return match.scope == "cause" and (match.category != "benign" or match.rule == "xid-63")
 
 
@@ -113,7 +114,7 @@ def _clusters(matches: Sequence[RuleMatch], window_s: float) -> list[list[RuleMa
 def _shared(
     matches: Sequence[RuleMatch], window_s: float, kind: str, minimum: int, switch_of: Mapping[str, str]
 ) -> tuple[list[HardwareIncident], list[RuleMatch]]:
-    """Incidents of many nodes, and the hits that belong to none of them."""
+    """Incidents of many nodes, and the matches that belong to none of them."""
     category: Category = "network" if kind == "fabric" else "user_code"
     by_switch: dict[str, list[RuleMatch]] = {}
     for match in matches:

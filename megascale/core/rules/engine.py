@@ -1,4 +1,4 @@
-"""Applies rules to lines and records. Pure: the same text gives the same verdict."""
+"""Applies log rules to lines and records. The result depends on the text and the rules alone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MAX_STREAMS: Final = 4096
 _MAX_SHAPES: Final = 8192
 _DIGITS: Final = re.compile(r"\d+")
 _MAX_LINE: Final = 4096  # characters looked at; what identifies a line stands in front
-# Daemons of a host that have no part in a job: their broken connections and failed logins say nothing of it.
+# Daemons that take no part in a job: their broken connections and failed logins are not faults of the job.
 _BYSTANDERS: Final = re.compile(
     r"sshd(?:-session)?|login|su|sudo|cron|crond|anacron|v?ftpd|xinetd|telnetd|klogind|rlogind|rshd|named"
     r"|systemd-(?:journald|logind|udevd)|postfix/\w+|sendmail|dovecot|snmpd|httpd|nginx|apache2|squid|cupsd"
@@ -36,7 +36,7 @@ _ACTION_ORDER: Final[dict[Action, int]] = {
 
 
 class RuleSet:
-    """Rules in order; the first that matches a line decides it."""
+    """Log rules in the order in which they are tried; the first that matches a line counts."""
 
     def __init__(self, rules: Iterable[LogRule]) -> None:
         self.rules: tuple[LogRule, ...] = tuple(rules)
@@ -55,7 +55,7 @@ class RuleSet:
         return next((rule for rule in self.rules if rule.id == identifier), None)
 
     def candidates(self, text: str) -> list[int]:
-        """Indices of the rules that may match, in order: a cheap test that passes over most lines.
+        """Indices of the rules that may match, in order, by a cheap test that excludes most lines.
 
         Logs repeat lines that differ in numbers only, so the answer for all words without digits is
         remembered by the line's shape.
@@ -88,7 +88,7 @@ class RuleSet:
 class LineClassifier:
     """Classifies a stream of lines, remembering per writer whether a Python traceback is open.
 
-    In a traceback the frames and their source lines mean nothing; its last line decides.
+    Frames and source lines of a traceback are not classified; its last line is.
     """
 
     def __init__(self, rules: RuleSet, *, node: str | None = None) -> None:
@@ -98,7 +98,7 @@ class LineClassifier:
         self._after_frame = False
 
     def feed(self, raw: str) -> Verdict:
-        """The verdict on one line."""
+        """Classify one line."""
         text = clean(raw[:_MAX_LINE])
         candidates = self._rules.candidates(text)
         plain = not candidates and not self._tracebacks and not self._after_frame
@@ -164,7 +164,7 @@ class LineClassifier:
 
 
 def outweighs(new: Verdict, old: Verdict) -> bool:
-    """Whether `new` explains a record better than the earlier `old`.
+    """Whether `new` counts for a record rather than the earlier `old`.
 
     Hardware before exceptions before peers before symptoms; of two exceptions the later one, since it
     ends the process; else the one with the stronger action, then the earlier one.
@@ -179,10 +179,10 @@ def outweighs(new: Verdict, old: Verdict) -> bool:
 
 
 def classify_text(text: str, rules: RuleSet, *, node: str | None = None) -> Verdict:
-    """The verdict on a record of one or several lines.
+    """Classify a record of one or several lines.
 
     Args:
-        node: where the record comes from, if known; what a line says itself goes first.
+        node: where the record comes from, if known; a node that a line names takes precedence.
     """
     classifier = LineClassifier(rules, node=node)
     best: Verdict | None = None

@@ -1,4 +1,4 @@
-"""From a raw log line to its message: what time, host, rank and level prefixes said, and what is left."""
+"""Splits a raw log line into its prefixes (time, host, rank, level) and its message."""
 
 from __future__ import annotations
 
@@ -79,11 +79,11 @@ _WORD_LEVEL: Final[dict[str, Level]] = {
 
 @dataclass(frozen=True, slots=True)
 class LogLine:
-    """A log line taken apart.
+    """A log line without its prefixes, and what the prefixes say.
 
     Attributes:
         text: the line without colour codes; body: what is left after the prefixes, indentation kept.
-        level: what the line says of itself, None where it does not.
+        level: the level that the line states, None if it states none.
         node, rank: from the prefixes.
         stream: tells apart interleaved writers ("" = unknown).
         program: the daemon that wrote it, as syslog says.
@@ -109,7 +109,7 @@ def clean(raw: str) -> str:
 
 
 def parse_level(word: str) -> Level:
-    """`error` for every word that is not known to be less."""
+    """The level that `word` names; `error` for unknown words."""
     return _WORD_LEVEL.get(word.lower(), "error")
 
 
@@ -157,7 +157,7 @@ _RANK_GROUPS: Final = ("rank", "rank2", "rank3", "mpirank", "srunrank")
 
 
 def _is_kernel_info(text: str, position: int) -> bool:
-    """The kernel's own reports begin with INFO: whatever they say (hung tasks, RCU stalls)."""
+    """Whether this INFO begins a report of the kernel (hung tasks, RCU stalls), whose level is higher."""
     return text.startswith(("task ", "rcu"), position)
 
 

@@ -1,4 +1,5 @@
-"""What a rule is. First match wins within a line; between the lines of a record the weight decides."""
+"""Types of log rules and of what they find. Within a line the first rule that matches wins; between the lines
+of a record the match with the highest weight does."""
 
 from __future__ import annotations
 
@@ -17,12 +18,12 @@ CATEGORIES: Final[tuple[Category, ...]] = get_args(Category)
 ACTIONS: Final[tuple[Action, ...]] = get_args(Action)
 LEVELS: Final[tuple[Level, ...]] = get_args(Level)
 
-# Weights: which line of a record explains the others.
-HARDWARE: Final = 90  # the machine says so itself
+# Weights: of the matches in one record, the one with the highest weight counts.
+HARDWARE: Final = 90  # reported by the kernel or the device driver
 DEVICE: Final = 70  # a device or file system call failed
 EXCEPTION: Final = 60  # an exception that ended a process
-PEER: Final = 45  # a peer went away: it may have had a reason of its own
-SYMPTOM: Final = 20  # tear-down after something else
+PEER: Final = 45  # a peer closed the connection; its own log may name the cause
+SYMPTOM: Final = 20  # messages of a shutdown that something else caused
 NOTE: Final = 0
 
 
@@ -43,14 +44,14 @@ class LogRule:
     Attributes:
         id: stable name, unique in a rule set.
         pattern: searched in the message (prefixes such as time, host and level are cut off).
-        category: the `class` of contracts and JSON.
-        scope: a consequence never outweighs a cause.
-        weight: explains lines of lower weight in the same record.
-        min_level: lines that state a lower level themselves are left alone.
+        category: what the line is about; `class` in manifests and JSON.
+        scope: whether the line states a cause, or something that follows from another fault.
+        weight: of the matches in one record, the one with the highest weight counts.
+        min_level: the rule does not apply to lines that state a lower level.
         words: lower case; one of them must be in the line before the pattern is tried; () = always tried.
         unless: the rule does not apply where this is found.
-        source: where the fact comes from.
-        example: a line that must hit this rule.
+        source: documentation or study that the rule is taken from.
+        example: a line that must match this rule.
     """
 
     id: str
@@ -97,12 +98,12 @@ def log_rule(
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a line or record means; `rule` None = nothing known, benign.
+    """Result for a line or a record; `rule` is None if no rule matched.
 
     Attributes:
-        node: where it happened, where the line tells.
-        peer: the other end of a connection: not where it happened, but perhaps at fault.
-        line: the line that decided.
+        node: where it happened, if the line names it.
+        peer: the other end of a connection that the line names; it may be at fault.
+        line: the line that matched.
     """
 
     category: Category = "benign"

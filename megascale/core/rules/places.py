@@ -1,4 +1,4 @@
-"""Which node a message speaks of, and which peer."""
+"""Finds the node and the peer that a message names."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _NOT_NODES: Final = frozenset(
 
 
 def find_node(text: str) -> str | None:
-    """The node a message names as the place of the event, or None."""
+    """The node on which, according to the message, the event happened, or None."""
     for pattern in _NODE:
         match = pattern.search(text)
         if match and match["node"].lower() not in _NOT_NODES and not match["node"].isdigit():

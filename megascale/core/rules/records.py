@@ -18,14 +18,14 @@ _LEVEL_KEYS: Final = ("level", "severity", "levelname", "lvl")
 
 @dataclass(frozen=True, slots=True)
 class RecordVerdict:
-    """A record's own id (or its index from 0) and what it means."""
+    """A record's own id, or its index from 0, and its class."""
 
     record: int | str
     verdict: Verdict
 
 
 def classify_records(lines: Iterable[str], rules: RuleSet) -> Iterator[RecordVerdict]:
-    """One verdict per line of input, streaming; blank lines between records are no records.
+    """Classify a stream of records, one per line of input; blank lines are skipped.
 
     A JSON object with a text field is a record of its own, everything else a line of a plain log.
     """

@@ -7,7 +7,7 @@ from typing import Final
 from megascale.core.rules import benign, code, gpu, host, nccl, network, storage, xid
 from megascale.core.rules.model import LogRule
 
-# What the driver reports is sure; then what is harmless; then from the specific to the general.
+# Reports of the GPU driver first, since they are certain; then benign lines; then specific before general.
 BUILTIN: Final[tuple[LogRule, ...]] = (
     *xid.RULES,
     *benign.RULES,

@@ -1,8 +1,7 @@
 """NVIDIA driver events: XID of GPUs, SXid of NVSwitches.
 
-Actions follow what a single event allows. A reset needs the node to be empty, so it is asked for only when
-the event is sure or recurs (`correlate` raises repeated ones to replace_node). 43, 45, 63, 92 alone mean
-nothing.
+The action is the one for a single event. replace_node is set only where one event proves a defect;
+`correlate` raises repeated events to replace_node. 43, 45, 63 and 92 alone are benign.
 """
 
 from __future__ import annotations
