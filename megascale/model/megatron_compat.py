@@ -6,7 +6,7 @@ tests for the name that it needs, not for a version number.
 
     what                                  0.16, 0.17, 0.18               0.19
     gradients that count in the norm      get_main_grads_for_grad_norm   get_grads_for_grad_norm
-    warning from every `GPTModel`         no                             yes
+    warnings from every model it builds   no                             yes
 
     what                                  0.16, 0.17                     0.18, 0.19
     layers that CUDA graphs capture       cuda_graph_scope               cuda_graph_modules
@@ -14,10 +14,12 @@ tests for the name that it needs, not for a version number.
 
 from __future__ import annotations
 
+import functools
 import logging
 from dataclasses import fields
-from typing import Any
+from typing import Any, Final
 
+from megatron.core.distributed import distributed_data_parallel
 from megatron.core.models.gpt import gpt_model
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -39,10 +41,18 @@ def norm_gradients(optimizer: DistributedOptimizer) -> list[Tensor]:
     return gradients
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    return not str(record.msg).startswith("GPTModel IS DEPRECATED")
+_SILENCED: Final = {
+    gpt_model.__name__: "GPTModel IS DEPRECATED",
+    distributed_data_parallel.__name__: "DistributedDataParallel: full_param_layout not provided",
+}
+"""Warnings of 0.19, as logger and first words of the message; ranks work as before in spite of both."""
 
 
-def silence_deprecation() -> None:
-    """Keep the warning that every `GPTModel` logs in 0.19 out of the ranks' logs; users cannot act on it."""
-    logging.getLogger(gpt_model.__name__).addFilter(_is_news)
+def silence_warnings() -> None:
+    """Keep warnings about calls that this package makes out of the ranks' logs; users cannot act on them."""
+    for logger, beginning in _SILENCED.items():
+        logging.getLogger(logger).addFilter(functools.partial(_is_other, beginning))
+
+
+def _is_other(beginning: str, record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith(beginning)

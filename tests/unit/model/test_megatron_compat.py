@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from megatron.core.distributed import distributed_data_parallel
 from megatron.core.models.gpt import gpt_model
 
 from megascale.model.gpt import transformer_config
 from megascale.model.layout import Layout
-from megascale.model.megatron_compat import norm_gradients, silence_deprecation
+from megascale.model.megatron_compat import norm_gradients, silence_warnings
 from megascale.model.shape import ModelShape
 
 
@@ -30,9 +31,18 @@ def test_gradients_of_the_norm_have_either_name(name: str) -> None:
     assert norm_gradients(SimpleNamespace(**{name: lambda: gradients})) is gradients
 
 
-def test_only_the_deprecation_of_the_model_is_kept_out_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    silence_deprecation()
-    logger = logging.getLogger(gpt_model.__name__)
-    logger.warning("GPTModel IS DEPRECATED. GPTModel is only accepting critical bug fixes")
+@pytest.mark.parametrize(
+    ("module", "warning"),
+    [
+        (gpt_model, "GPTModel IS DEPRECATED. GPTModel is only accepting critical bug fixes"),
+        (distributed_data_parallel, "DistributedDataParallel: full_param_layout not provided with"),
+    ],
+)
+def test_only_known_warnings_are_kept_out_of_the_log(
+    module: ModuleType, warning: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    silence_warnings()
+    logger = logging.getLogger(module.__name__)
+    logger.warning(warning)
     logger.warning("something else about %s", "GPTModel")
     assert [record.getMessage() for record in caplog.records] == ["something else about GPTModel"]
