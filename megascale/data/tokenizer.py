@@ -72,9 +72,9 @@ class BpeTokenizer:
         Raises:
             DataError: missing, damaged, without an end-of-document token, or `tokenizers` is not installed.
         """
-        raw = _read(path)
+        raw, library = _read(path), tokenizers_library()
         try:
-            self._model = tokenizers_library().Tokenizer.from_str(raw.decode())
+            self._model = library.Tokenizer.from_str(raw.decode())
         except Exception as error:
             raise DataError(f"{path}: is no tokenizer.json: {error}") from error
         self.name, self.digest = str(path), f"sha256:{hashlib.sha256(raw).hexdigest()}"

@@ -1,4 +1,4 @@
-"""The CPU bridge: lets megatron-core 0.16 run where there is no accelerator.
+"""The CPU bridge: lets megatron-core run where there is no accelerator.
 
 megatron-core allocates on "cuda", asks for CUDA streams and generators, and its distributed optimizer
 recognises parameters by the string "torch.cuda.FloatTensor". Inside `cpu_bridge()` those calls are

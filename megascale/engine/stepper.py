@@ -14,6 +14,7 @@ from torch import Tensor, distributed
 from megascale.engine.feed import MicroBatch
 from megascale.engine.segments import MegatronTimers, SegmentClock, TimedMessages, segment_clock
 from megascale.engine.state import EngineState
+from megascale.model.megatron_compat import norm_gradients
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +156,7 @@ class Stepper:
 
     def _local_square_norm(self) -> Tensor:
         """Sum of squares of the gradients this rank owns, each parameter counted on one rank; fp64."""
-        gradients = self._state.optimizer.get_main_grads_for_grad_norm()
+        gradients = norm_gradients(self._state.optimizer)
         if not gradients:
             return torch.zeros((), dtype=torch.float64, device=self._state.device)
         norms = torch._foreach_norm(gradients, 2, dtype=torch.float64)  # noqa: SLF001 - no other name

@@ -29,8 +29,11 @@ def import_all() -> None:
             importlib.import_module(name)
     import torch
 
+    from megascale.model.megatron_compat import silence_warnings
+
     # What torch and megatron-core find deprecated in each other is no news for a rank's log.
     warnings.filterwarnings("ignore", module=r"(torch|megatron)\.")
+    silence_warnings()
     torch.set_num_threads(1)
     # Ranks inherit these objects: their collector skips them and their pages stay shared.
     gc.collect()

@@ -94,8 +94,8 @@ class Checkpoint(Section):
     """When and where the training state is saved."""
 
     uri: Text | None = None
-    """Folder, or fsspec URL, of the checkpoints. null = checkpoints/ in the run's own folder; on a cluster a
-    folder of the job under the operator's --checkpoint-root."""
+    """Folder of the checkpoints, a path or file:///path. null = checkpoints/ in the run's own folder, on a
+    cluster a folder of the job under the operator's --checkpoint-root."""
     every_steps: Count = 50
     """Steps between two durable checkpoints; one is also saved at the end."""
     cadence: Literal["fixed", "auto"] = "fixed"

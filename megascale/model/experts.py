@@ -18,13 +18,6 @@ from torch.nn import functional
 class Router(TopKRouter):  # type: ignore[misc] # megatron-core is untyped
     """megatron-core's router, whose product of weights and tokens exists only with Transformer Engine."""
 
-    def __init__(
-        self, config: TransformerConfig, pg_collection: ProcessGroupCollection | None = None
-    ) -> None:
-        super().__init__(config, pg_collection)
-        if not config.use_cpu_initialization:
-            self.weight.data = self.weight.data.to(torch.cuda.current_device())
-
     def gating(self, input: Tensor) -> Tensor:  # noqa: A002 - megatron-core's name
         """Scores (s, b, experts) in fp32 of hidden states (s, b, h)."""
         return functional.linear(input.float(), self.weight.float())
@@ -36,4 +29,7 @@ def mixture(config: TransformerConfig, layer_number: int, groups: ProcessGroupCo
     experts = ModuleSpec(module=SequentialMLP, submodules=linears)
     layer = MoELayer(config, MoESubmodules(experts=experts, router=Router), layer_number, groups)
     layer.set_layer_number(layer_number)
+    if not config.use_cpu_initialization:
+        # megatron-core moves it in the first forward pass; the optimizer takes parameters before that.
+        layer.router.weight.data = layer.router.weight.data.to(torch.cuda.current_device())
     return layer

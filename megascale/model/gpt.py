@@ -18,6 +18,7 @@ from megascale.model.attention import Backend, Reference
 from megascale.model.blocks import BLOCKS, OverlappedBlock
 from megascale.model.layout import Layout
 from megascale.model.loss import token_losses
+from megascale.model.megatron_compat import no_cuda_graphs
 from megascale.model.norms import NORMS
 from megascale.model.shape import ModelShape
 
@@ -61,6 +62,7 @@ def transformer_config(
     return TransformerConfig(
         **_recompute_options(recompute),
         **_expert_options(shape),
+        **no_cuda_graphs(),
         qk_layernorm=shape.qk_norm,
         num_layers=shape.num_layers,
         hidden_size=shape.hidden_size,
@@ -93,7 +95,6 @@ def transformer_config(
         # Keeps the two halves only; the kernel is compiled, which the CPU does without.
         bias_activation_fusion=shape.activation == "swiglu" and shape.experts is None and not on_cpu,
         bias_dropout_fusion=False,
-        cuda_graph_scope=[],
     )
 
 

@@ -14,15 +14,13 @@ it compiles for an H100.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from megascale.optim import fused_kernels
-
-if TYPE_CHECKING:
-    from megascale.optim.lamb import Factors
+from megascale.optim.factors import Factors
 
 CHUNK: Final = 32_768
 _BLOCK: Final = 2048

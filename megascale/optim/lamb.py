@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, distributed
 
 from megascale.optim.adamw import AdamW, ParameterBatch, blocks, evaluated, fuses, with_gradients
+from megascale.optim.factors import Factors
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,24 +34,6 @@ class Range:
 
     index: int
     counted: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Factors:
-    """Numbers of one step; the corrections undo that the moments begin at zero."""
-
-    beta1: float
-    beta2: float
-    correction1: float
-    correction2: float
-    eps: float
-    weight_decay: float
-
-    @classmethod
-    def of(cls, group: dict[str, Any], updates: float) -> Factors:
-        beta1, beta2 = group["betas"]
-        corrections = (1 - beta1**updates, 1 - beta2**updates)
-        return cls(beta1, beta2, *corrections, group["eps"], group["weight_decay"])
 
 
 def turn_into_direction(

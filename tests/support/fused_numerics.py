@@ -15,8 +15,9 @@ from triton.runtime import interpreter
 
 from megascale.optim import lamb as lamb_module
 from megascale.optim import lion as lion_module
+from megascale.optim.factors import Factors
 from megascale.optim.fused import CHUNK, TensorTable
-from megascale.optim.lamb import Factors, Lamb, turn_into_direction
+from megascale.optim.lamb import Lamb, turn_into_direction
 from megascale.optim.lion import Lion
 
 EVEN = [4, 700, CHUNK, 2 * CHUNK + 4096]

@@ -185,6 +185,9 @@ def main() -> None:
     except MegascaleError as error:
         sys.stderr.write(f"kubectl megascale: {error}\n")
         sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        sys.stderr.write(f"kubectl megascale: no module {error.name}: pip install 'megascale[kubernetes]'\n")
+        sys.exit(2)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
