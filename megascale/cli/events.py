@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from megascale.core.contract.vocabulary import Action, Milestone, Source
 from megascale.errors import InputError
 
 if TYPE_CHECKING:
     from megascale.cli.history import Attempt, EventLogFile, History, IncidentStory
+    from megascale.cli.verify import Verdict
     from megascale.core.contract.effects import Effect
     from megascale.core.eventlog import Mismatch
     from megascale.core.state.record import Incident
@@ -28,23 +30,23 @@ LogArgument = Annotated[
 ]
 RunsOption = Annotated[Path, typer.Option("--runs", help="Folder that holds runs/<job>/.")]
 _ACTIONS: Final = {
-    "restart_in_place": "restart the ranks on the same nodes",
-    "restart_container": "restart the node's container",
-    "replace_node": "replace the node",
-    "roll_back": "go back to an earlier checkpoint",
-    "revert_spec": "go back to the manifest that worked",
-    "shrink": "go on with fewer nodes",
-    "fail_job": "fail the job",
-    "none": "do nothing",
+    Action.RESTART_IN_PLACE: "restart the ranks on the same nodes",
+    Action.RESTART_CONTAINER: "restart the node's container",
+    Action.REPLACE_NODE: "replace the node",
+    Action.ROLL_BACK: "go back to an earlier checkpoint",
+    Action.REVERT_SPEC: "go back to the manifest that worked",
+    Action.SHRINK: "go on with fewer nodes",
+    Action.FAIL_JOB: "fail the job",
+    Action.NONE: "do nothing",
 }
 _MILESTONES: Final = {
-    "decided": "decided",
-    "stopped": "ranks stopped",
-    "launched": "ranks launched",
-    "groups": "process groups up",
-    "loaded": "state loaded",
-    "firstStep": "first step",
-    "backToSpeed": "back to speed",
+    Milestone.DECIDED: "decided",
+    Milestone.STOPPED: "ranks stopped",
+    Milestone.LAUNCHED: "ranks launched",
+    Milestone.GROUPS: "process groups up",
+    Milestone.LOADED: "state loaded",
+    Milestone.FIRST_STEP: "first step",
+    Milestone.BACK_TO_SPEED: "back to speed",
 }
 
 
@@ -56,20 +58,27 @@ def replay(
     runs: RunsOption = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Decide everything again from the recorded events. Exit code 1 where another decision comes out."""
+    """Decide everything again from the recorded events. Exit code 1 where another decision comes out.
+
+    What another version of the decisions recorded is not decided again: it is named, and exit code 2 says
+    that nothing was left to verify.
+    """
     from megascale.cli.history import EventLogFile
+    from megascale.cli.verify import verify
 
     path = find_log(log, runs)
     file = EventLogFile(path)
-    counts, mismatch = _verify(file)
+    verdict = verify(file)
     if as_json:
-        found = _mismatch_document(mismatch) if mismatch else None
-        document = {"log": str(path), "ok": mismatch is None, **counts, "tornLines": file.torn}
-        sys.stdout.write(json.dumps({**document, "mismatch": found}) + "\n")
+        found = _mismatch_document(verdict.mismatch) if verdict.mismatch else None
+        document = {"log": str(path), "ok": verdict.mismatch is None, **verdict.counts()}
+        sys.stdout.write(json.dumps({**document, "tornLines": file.torn, "mismatch": found}) + "\n")
     else:
-        _print_verdict(path, counts, mismatch)
+        _print_verdict(path, verdict)
     _report_torn(file)
-    if mismatch:
+    for sentence in verdict.skipped():
+        typer.echo(f"{path}: {sentence}", err=True)
+    if verdict.mismatch:
         raise typer.Exit(1)
 
 
@@ -99,6 +108,8 @@ def show(
     else:
         _print_history(history)
     _report_torn(file)
+    for sentence in history.doubts():
+        typer.echo(f"{file.path}: {sentence}", err=True)
 
 
 def find_log(log: str, runs: Path) -> Path:
@@ -121,38 +132,12 @@ def _report_torn(file: EventLogFile) -> None:
         )
 
 
-def _verify(file: EventLogFile) -> tuple[dict[str, int], Mismatch | None]:
-    """Counts of what was replayed, and the first line that differs."""
-    from megascale.cli.history import core_of
-    from megascale.core.eventlog import Header, Mismatch
-    from megascale.core.machine import CORE_VERSION, Core
-
-    counts = {"lives": 0, "events": 0, "effects": 0}
-    core: Core | None = None
-    for number, item in file:
-        if isinstance(item, Header):
-            core = core_of(item, file.path)
-            counts["lives"] += 1
-            if item.core_version != CORE_VERSION:
-                typer.echo(
-                    f"{file.path}:{number}: recorded by core version {item.core_version}, replayed by "
-                    f"{CORE_VERSION}: other decisions may be meant",
-                    err=True,
-                )
-        elif core is not None:
-            effects = tuple(core.step(item.event, item.at))
-            if effects != item.effects:
-                return counts, Mismatch(number, item, effects)
-            counts["events"] += 1
-            counts["effects"] += len(effects)
-    return counts, None
-
-
-def _print_verdict(path: Path, counts: dict[str, int], mismatch: Mismatch | None) -> None:
+def _print_verdict(path: Path, verdict: Verdict) -> None:
     done = (
-        f"{_plural(counts['events'], 'event')} of {_plural(counts['lives'], 'driver life', 'driver lives')}, "
-        f"{_plural(counts['effects'], 'effect')}"
+        f"{_plural(verdict.events, 'event')} of {_plural(verdict.lives, 'driver life', 'driver lives')}, "
+        f"{_plural(verdict.effects, 'effect')}"
     )
+    mismatch = verdict.mismatch
     if mismatch is None:
         typer.echo(f"{done}: every decision comes out as recorded")
         return
@@ -243,22 +228,22 @@ def _attempt_line(attempt: Attempt, began_at: float) -> str:
 def _paragraph(story: IncidentStory) -> str:
     """An incident in four sentences."""
     incident = story.whole()
-    decided = ""
+    at, decided = incident.milestones[Milestone.FAULT].at, ""
     if incident.action:
         decided = f" Decided to {_action(incident)}: {incident.decision}."
     return (
-        f"{incident.id}, {_time(incident.milestones['fault'].at)}: {incident.reason} ({_kind(incident)}). "
+        f"{incident.id}, {_time(at)}: {incident.reason} ({_kind(incident)}). "
         f"Noticed {_detection(incident)}.{decided} Outcome: {_outcome(incident)}."
     )
 
 
 def _print_incident(story: IncidentStory) -> None:
     incident = story.whole()
-    fault_at = incident.milestones["fault"].at
+    fault_at = incident.milestones[Milestone.FAULT].at
     step = f"after step {incident.fault_step}" if incident.fault_step else "before the first step"
     typer.echo(f"{incident.id}: {incident.reason}\n")
     typer.echo(f"  What      {_kind(incident)}, in attempt {incident.attempt}, {step}")
-    typer.echo(f"  When      {_time(fault_at)}, {incident.milestones['fault'].source}")
+    typer.echo(f"  When      {_time(fault_at)}, {incident.milestones[Milestone.FAULT].source}")
     typer.echo(f"  Noticed   {_detection(incident)}")
     if incident.action:
         typer.echo(f"  Decided   {_action(incident)}")
@@ -276,7 +261,7 @@ def _print_incident(story: IncidentStory) -> None:
 
 def _stages(incident: Incident) -> list[tuple[str, float, float, str]]:
     """Name, seconds since the stage before, seconds since the fault, and a note, in order of time."""
-    fault, detected = incident.milestones["fault"], incident.milestones["detected"]
+    fault, detected = incident.milestones[Milestone.FAULT], incident.milestones[Milestone.DETECTED]
     found = [("detected", detected.at - fault.at, detected.at - fault.at, _doubt(fault.source))]
     last = detected.at
     for stage, name in _MILESTONES.items():
@@ -288,7 +273,7 @@ def _stages(incident: Incident) -> list[tuple[str, float, float, str]]:
 
 
 def _doubt(source: str) -> str:
-    return f" ({source})" if source != "observed" else ""
+    return f" ({source})" if source != Source.OBSERVED else ""
 
 
 def _kind(incident: Incident) -> str:
@@ -297,20 +282,25 @@ def _kind(incident: Incident) -> str:
 
 
 def _detection(incident: Incident) -> str:
-    fault, detected = incident.milestones["fault"], incident.milestones["detected"]
-    doubt = " (the time of the fault is estimated)" if fault.source == "estimated" else ""
+    fault, detected = incident.milestones[Milestone.FAULT], incident.milestones[Milestone.DETECTED]
+    doubt = " (the time of the fault is estimated)" if fault.source == Source.ESTIMATED else ""
     return f"{_duration(max(0.0, detected.at - fault.at))} after it happened{doubt}"
 
 
 def _action(incident: Incident) -> str:
-    return _ACTIONS.get(incident.action, incident.action.replace("_", " "))
+    action = incident.action
+    return "nothing yet" if action is None else _ACTIONS.get(action, action.replace("_", " "))
 
 
 def _outcome(incident: Incident) -> str:
     if not incident.outcome:
         return "still open when the log ends"
-    first = incident.milestones.get("firstStep")
-    took = f", steps again after {_duration(first.at - incident.milestones['fault'].at)}" if first else ""
+    first = incident.milestones.get(Milestone.FIRST_STEP)
+    took = (
+        f", steps again after {_duration(first.at - incident.milestones[Milestone.FAULT].at)}"
+        if first
+        else ""
+    )
     return incident.outcome + took
 
 

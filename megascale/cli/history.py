@@ -1,4 +1,4 @@
-"""A job's history told from its event log alone: the log is replayed, no record is needed."""
+"""A job's history from its event log alone; no job record is needed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from megascale.core.contract.effects import Effect, Finish, Kill, Launch
 from megascale.core.contract.events import Event, JobReport, NodeReport, RankExited
-from megascale.core.eventlog import Entry, Header, parse_line
+from megascale.core.eventlog import Entry, ForeignEntry, Header, parse_line
 from megascale.core.machine import CORE_VERSION, Core
 from megascale.core.state.record import Incident
 from megascale.errors import InputError
@@ -22,7 +22,7 @@ class EventLogFile:
         self.path = path
         self.torn: list[int] = []
 
-    def __iter__(self) -> Iterator[tuple[int, Header | Entry]]:
+    def __iter__(self) -> Iterator[tuple[int, Header | Entry | ForeignEntry]]:
         """Line numbers with what the lines say.
 
         Raises:
@@ -106,10 +106,15 @@ class IncidentStory:
 
 
 class History:
-    """Everything a log tells, in order of time.
+    """Everything that a log holds, in order of time.
+
+    Attempts and effects are those that were recorded; incidents come from running the events through the
+    core again.
 
     Attributes:
         undone: incidents that a driver decided on and died before its record held them; nothing came of them.
+        other_versions: versions of the core that recorded some of the log, other than this one.
+        foreign: number of lines of a kind that is not known.
     """
 
     def __init__(self, log: EventLogFile) -> None:
@@ -119,16 +124,32 @@ class History:
         self.incidents: dict[str, IncidentStory] = {}
         self.attempts: dict[int, Attempt] = {}
         self.undone: list[str] = []
+        self.other_versions: set[int] = set()
+        self.foreign = 0
         self.end: tuple[float, Finish] | None = None
         core: Core | None = None
         for _, item in log:
             if isinstance(item, Header):
                 core = self._begin_life(item, log.path)
+            elif isinstance(item, ForeignEntry):
+                self.foreign += 1
             elif core is not None:
                 self._take(core, item)
 
+    def doubts(self) -> Iterator[str]:
+        """Why what is told may not be what happened, a sentence each."""
+        for version in sorted(self.other_versions):
+            yield (
+                f"recorded by core version {version}, shown by {CORE_VERSION}: attempts and effects are as "
+                "recorded, the texts of incidents as this version would have written them"
+            )
+        if self.foreign:
+            yield f"lines that this version cannot read, left out: {self.foreign}"
+
     def _begin_life(self, header: Header, path: Path) -> Core:
         core = core_of(header, path)
+        if not header.decides_alike:
+            self.other_versions.add(header.core_version)
         self.job, self.lives = header.job, self.lives + 1
         for incident_id in [i for i in self.incidents if _number(i) >= core.record.next_incident]:
             del self.incidents[incident_id]
@@ -142,14 +163,14 @@ class History:
         record = core.record
         self.began_at = self.began_at or entry.at
         before, count = record.incident, record.next_incident
-        effects = core.step(entry.event, entry.at)
+        core.step(entry.event, entry.at)
         if record.incident is not before or record.next_incident != count:
             self._meet(core)
         subject = record.incident or before
         story = self.incidents[subject.id] if subject else None
         if story is not None:
             story.note()
-        for effect in effects:
+        for effect in entry.effects:
             if story is not None:
                 story.effects.setdefault(effect.effect_id, (entry.at, effect))
             self._follow(entry.at, effect)

@@ -18,6 +18,7 @@ import psutil
 
 from megascale.checkpoint.snapshot_folders import remove_folders
 from megascale.cli.view import View
+from megascale.core.contract.vocabulary import FinishState
 from megascale.errors import InputError, JobFailedError, UnreachableError
 from megascale.observe.rundir import RunDir
 from megascale.rpc import megascale_pb2 as pb
@@ -27,7 +28,7 @@ _QUICK_DEATH_S: Final = 5.0
 _QUICK_DEATHS: Final = 5
 _CONNECT_S: Final = 30.0
 _RETRY_S: Final = 0.05
-_ENDED: Final = frozenset({"completed", "failed", "stopped"})
+_ENDED: Final = frozenset({FinishState.COMPLETED, FinishState.FAILED, FinishState.STOPPED})
 
 
 class Supervisor:

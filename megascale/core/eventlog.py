@@ -3,6 +3,10 @@
 JSON lines. A driver life begins with a header (core version, policy, the snapshot it started from);
 each later line is one event: `{"at": seconds, "event": {...}, "effects": [...]}`. Because the core is
 deterministic, feeding the events of a life to a core restored from its header must give the same effects.
+
+Two versions are in the header. `schema_version` is that of the lines: fields and kinds are added without a
+new one, and it grows only when an older program would misread what is written. `core_version` is that of the
+decisions: a log of another one can be read, but replaying it would compare different rules.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from megascale.core.contract.codec import Json, decode, encode
 from megascale.core.contract.policy import Policy
 from megascale.core.machine import CORE_VERSION, Core
 
+SCHEMA_VERSION: Final = 1
 _EVENTS: Final[dict[str, Any]] = {kind.__name__: kind for kind in ev.Event.__args__}
 _to_text: Final = json.JSONEncoder(separators=(",", ":")).encode
 _EFFECTS: Final[dict[str, Any]] = {kind.__name__: kind for kind in fx.Effect.__args__}
@@ -33,6 +38,14 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
+class ForeignEntry:
+    """A line with an event or effects of `kinds` that this version does not know."""
+
+    at: float
+    kinds: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Header:
     """The start of a driver life."""
 
@@ -40,6 +53,12 @@ class Header:
     policy: Policy
     snapshot: Json
     core_version: int = CORE_VERSION
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def decides_alike(self) -> bool:
+        """Whether this version of the core decides by the same rules as the one that wrote the log."""
+        return self.core_version == CORE_VERSION
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +77,9 @@ def tagged(value: ev.Event | fx.Effect) -> dict[str, Json]:
 
 
 def header_line(header: Header) -> str:
-    # `encode` leaves out defaults, and the default of this one changes with every version
-    fields = {"core_version": header.core_version, **cast(dict[str, Json], encode(header))}
-    return _to_text({"header": fields})
+    # `encode` leaves out defaults, and the defaults of these change with the program
+    versions = {"core_version": header.core_version, "schema_version": header.schema_version}
+    return _to_text({"header": {**versions, **cast(dict[str, Json], encode(header))}})
 
 
 def entry_line(entry: Entry) -> str:
@@ -70,41 +89,64 @@ def entry_line(entry: Entry) -> str:
     return _to_text(line)
 
 
-def parse_line(line: str) -> Header | Entry:
+def parse_line(line: str) -> Header | Entry | ForeignEntry:
     """One line of the log.
 
     Raises:
-        ValueError: the line is torn or of another version.
+        ValueError: the line is torn, or its schema is newer than this version reads.
     """
     data = json.loads(line)
     if "header" in data:
-        return decode(Header, data["header"])
-    effects = tuple(_untagged(_EFFECTS, effect) for effect in data.get("effects", ()))
-    return Entry(float(data["at"]), _untagged(_EVENTS, data["event"]), effects)
+        return _parse_header(data["header"])
+    event, effects = data["event"], data.get("effects", ())
+    unknown = [*_unknown_kinds((event,), _EVENTS), *_unknown_kinds(effects, _EFFECTS)]
+    if unknown:
+        return ForeignEntry(float(data["at"]), tuple(unknown))
+    decoded = tuple(_untagged(_EFFECTS, effect) for effect in effects)
+    return Entry(float(data["at"]), _untagged(_EVENTS, event), decoded)
+
+
+def _parse_header(data: dict[str, Json]) -> Header:
+    version = data.get("schema_version", SCHEMA_VERSION)
+    if not isinstance(version, int) or version > SCHEMA_VERSION:
+        raise ValueError(f"an event log of schema {version}, this version reads up to {SCHEMA_VERSION}")
+    return decode(Header, data)
+
+
+def _unknown_kinds(items: Iterable[dict[str, Json]], known: dict[str, Any]) -> list[str]:
+    return [str(item.get("kind")) for item in items if item.get("kind") not in known]
 
 
 def _untagged(kinds: dict[str, Any], data: dict[str, Json]) -> Any:  # noqa: ANN401 - an event or an effect
-    fields = dict(data)
-    kind = fields.pop("kind", None)
-    if kind not in kinds:
-        raise ValueError(f"unknown kind {kind!r}")
-    return decode(kinds[str(kind)], fields)
+    return decode(kinds[str(data["kind"])], data)
 
 
 def replay(lines: Iterable[str]) -> Iterator[Mismatch]:
     """Run a log through the core again and yield every line where it decides otherwise.
 
     Raises:
-        ValueError: a line before the last cannot be read, or the log does not begin with a header.
+        ValueError: a line before the last cannot be read, the log does not begin with a header, or it was
+            recorded by another version of the core.
     """
     core: Core | None = None
     for number, line in enumerate(lines, start=1):
         item = parse_line(line)
         if isinstance(item, Header):
-            core = Core.restore(item.policy, item.snapshot) if item.snapshot else Core(item.policy)
-            continue
-        if core is None:
+            core = _core_of(item)
+        elif core is None:
             raise ValueError("the log does not begin with a header")
-        effects = tuple(core.step(item.event, item.at))
-        if effects != item.effects:
-            yield Mismatch(number, item, effects)
+        elif isinstance(item, ForeignEntry):
+            raise ValueError(f"line {number} is of a kind that is not known: {', '.join(item.kinds)}")
+        else:
+            effects = tuple(core.step(item.event, item.at))
+            if effects != item.effects:
+                yield Mismatch(number, item, effects)
+
+
+def _core_of(header: Header) -> Core:
+    if not header.decides_alike:
+        raise ValueError(
+            f"recorded by core version {header.core_version}; this is version {CORE_VERSION}, which decides "
+            "by other rules, so the log can be shown but not verified"
+        )
+    return Core.restore(header.policy, header.snapshot) if header.snapshot else Core(header.policy)

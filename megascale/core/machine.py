@@ -12,7 +12,8 @@ from megascale.core.contract.codec import Json, decode, encode
 from megascale.core.contract.effects import Effect
 from megascale.core.contract.names import pack, unpack
 from megascale.core.contract.policy import Policy
-from megascale.core.decide import memory_tier, nodecheck
+from megascale.core.contract.vocabulary import Timer
+from megascale.core.decide import memory_tier
 from megascale.core.handlers import (
     diagnosis,
     effect_results,
@@ -112,21 +113,21 @@ def _ignore(ctx: StepContext, event: Any) -> None:  # noqa: ANN401
     """Tick, and what only the log needs."""
 
 
-_TIMERS: Final[dict[str, Callable[[StepContext], None]]] = {
-    "startup": effect_results.on_startup_overdue,
-    "kill": _on_kill_overdue,
-    "hang": diagnosis.on_stall,
-    "evidence": diagnosis.judge,
-    "flap": diagnosis.on_flap_over,
-    "save": graceful_stop.on_save_overdue,
-    "leaving": exits.on_leaving_overdue,
-    "shrink": effect_results.reassemble,
-    "acquireRetry": effect_results.reassemble,
-    "acquired": effect_results.on_acquired_overdue,
-    "reconnect": effect_results.reassemble,
-    nodecheck.CHECK: numerics.on_check_overdue,
-    "applySpec": commands.on_spec_due,
-    "grow": growth.on_due,
+_TIMERS: Final[dict[Timer, Callable[[StepContext], None]]] = {
+    Timer.STARTUP: effect_results.on_startup_overdue,
+    Timer.KILL: _on_kill_overdue,
+    Timer.HANG: diagnosis.on_stall,
+    Timer.EVIDENCE: diagnosis.judge,
+    Timer.FLAP: diagnosis.on_flap_over,
+    Timer.SAVE: graceful_stop.on_save_overdue,
+    Timer.LEAVING: exits.on_leaving_overdue,
+    Timer.SHRINK: effect_results.reassemble,
+    Timer.ACQUIRE_RETRY: effect_results.reassemble,
+    Timer.ACQUIRED: effect_results.on_acquired_overdue,
+    Timer.RECONNECT: effect_results.reassemble,
+    Timer.CHECK: numerics.on_check_overdue,
+    Timer.APPLY_SPEC: commands.on_spec_due,
+    Timer.GROW: growth.on_due,
 }
 
 _HANDLERS: Final[dict[type, Callable[[StepContext, Any], None]]] = {

@@ -14,7 +14,9 @@ import grpc
 
 from megascale.checkpoint.store import CheckpointStore
 from megascale.core.contract import events as ev
+from megascale.core.contract.codec import as_member
 from megascale.core.contract.lineage import Commit
+from megascale.core.contract.vocabulary import Command, RankPhase
 from megascale.core.eventlog import Entry, Header
 from megascale.core.machine import Core
 from megascale.core.state.record import JobState
@@ -46,8 +48,10 @@ from megascale.rpc.megascale_pb2_grpc import add_DriverServicer_to_server
 
 _RETRY_S: Final = 0.5
 _RETRY_LIMIT_S: Final = 4.0
-_COMMANDS: Final = frozenset({"evict", "release", "save", "stop", "suspend", "resume"})
-_NEEDS_NODE: Final = frozenset({"evict", "release"})
+_COMMANDS: Final = frozenset(
+    {Command.EVICT, Command.RELEASE, Command.SAVE, Command.STOP, Command.SUSPEND, Command.RESUME}
+)
+_NEEDS_NODE: Final = frozenset({Command.EVICT, Command.RELEASE})
 
 
 class Driver:
@@ -108,7 +112,7 @@ class Driver:
         self._scan_commits()
         record = self.core.record
         if self._ports.reopens and record.state is JobState.FINISHED and not record.pending:
-            self.post(ev.ManualCommand("reopen", "the job was started again"))
+            self.post(ev.ManualCommand(Command.REOPEN, "the job was started again"))
         work = [asyncio.create_task(self._pump())]
         work += [asyncio.create_task(service.run(self)) for service in self._ports.background_services]
         ends = [asyncio.create_task(self.done.wait()), asyncio.create_task(self._fenced.wait())]
@@ -258,9 +262,9 @@ class Driver:
         ranks = tuple(
             ev.RankEvidence(
                 rank=rank.rank,
-                process_state=rank.process_state,
+                process_state=rank.process_state or None,
                 step=rank.step,
-                phase=rank.phase,
+                phase=as_member(RankPhase, rank.phase) if rank.phase else None,
                 micro_batch=rank.micro_batch,
                 stack=tuple(rank.stack),
                 collectives=rank.collectives,
@@ -321,7 +325,11 @@ class Driver:
             return False, f"no node {request.node!r}; known: {', '.join(sorted(known))}"
         if self.core.record.state is JobState.FINISHED:
             return False, f"the job is {self.core.record.finish_state}"
-        self.post(ev.ManualCommand(request.command, request.reason, request.node, request.by))
+        self.post(
+            ev.ManualCommand(
+                Command(request.command), request.reason, request.node or None, request.by or None
+            )
+        )
         return True, "accepted"
 
     async def _finish(self) -> None:

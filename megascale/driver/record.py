@@ -13,6 +13,7 @@ from megascale.errors import FencedError, InputError
 from megascale.observe.rundir import RunDir, write_atomically
 
 RECORD_VERSION: Final = 1
+"""Grows only when an older program would misread the record; fields are added without (decision 0098)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,5 +89,8 @@ def read_record(run: RunDir) -> dict[str, Any] | None:
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{run.record_file} is damaged; start over with --fresh") from error
     if version != RECORD_VERSION:
-        raise InputError(f"{run.record_file} is version {version}, this program reads {RECORD_VERSION}")
+        raise InputError(
+            f"{run.record_file} is version {version}, this program reads {RECORD_VERSION}; run it with the "
+            "version of the program that wrote it, or a later one"
+        )
     return record

@@ -7,6 +7,7 @@ from collections import deque
 from typing import Any, Final
 
 from megascale.core.contract.codec import encode
+from megascale.core.contract.vocabulary import Milestone
 from megascale.core.machine import Core
 from megascale.core.state.goodput import GoodputPhase
 from megascale.core.state.record import Incident, NodeStatus
@@ -129,19 +130,19 @@ def incidents_of(core: Core) -> list[Incident]:
 def incident_document(incident: Incident) -> dict[str, Any]:
     """One incident with its durations: fault to detection, and fault to the first new step."""
     stages = incident.milestones
-    fault = stages["fault"].at
-    first = stages.get("firstStep")
+    fault = stages[Milestone.FAULT].at
+    first = stages.get(Milestone.FIRST_STEP)
     return {
         "id": incident.id,
         "cause": incident.cause,
         "reason": incident.reason,
-        "node": incident.node,
+        "node": incident.node or "",
         "rank": incident.rank,
-        "action": incident.action,
+        "action": incident.action or "",
         "decision": incident.decision,
         "outcome": incident.outcome or "open",
         "evidence": incident.evidence,
-        "detectionSeconds": round(stages["detected"].at - fault, 4),
+        "detectionSeconds": round(stages[Milestone.DETECTED].at - fault, 4),
         "recoverySeconds": round(first.at - fault, 4) if first else None,
         "milestones": {name: {"at": time.at, "source": time.source} for name, time in stages.items()},
     }

@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterable, Sequence
 
 from megascale.core.contract import events as ev
+from megascale.core.contract.codec import as_member
+from megascale.core.contract.vocabulary import RankPhase
 from megascale.driver.links import AgentLink
 from megascale.rpc import megascale_pb2 as pb
 
@@ -44,7 +46,7 @@ def node_progress(ranks: Sequence[pb.RankStatus]) -> tuple[ev.RankProgress, ...]
         ev.RankProgress(
             rank=lead.rank,
             step=lead.step,
-            phase=lead.phase,
+            phase=as_member(RankPhase, lead.phase),
             progress_at=lead.progress_at,
             step_seconds=lead.step_seconds,
             stall_seconds=max(stalls),
@@ -110,7 +112,7 @@ def hardware_event(link: AgentLink, event: pb.HardwareEvent) -> ev.HardwareEvent
         code=event.code if event.HasField("code") else None,
         text=event.text,
         at=event.at,
-        rule=event.rule,
-        category=event.category,
-        action=event.action,
+        rule=event.rule or None,
+        category=event.category or None,
+        action=event.action or None,
     )

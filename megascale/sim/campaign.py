@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from megascale.core.contract import effects as fx
 from megascale.core.contract.events import ManualCommand
 from megascale.core.contract.policy import Policy
+from megascale.core.contract.vocabulary import Cause, Command
 from megascale.core.eventlog import Entry, Header, entry_line, header_line
 from megascale.core.state.record import Incident, JobState
 from megascale.sim.delays import Distribution
@@ -169,25 +170,27 @@ class Campaign:
         Automation may be at a bound, or may know only that some node computes wrong numbers: then a replay
         in two phases has to be run by hand.
         """
-        node = incident.node if incident is not None else ""
-        if incident is not None and incident.cause == "numerics":
+        node = incident.node if incident is not None else None
+        if incident is not None and incident.cause == Cause.NUMERICS:
             node = self._computes_nonsense()
-        machine = self.world.cluster.machines.get(node)
-        if machine is None or not machine.defect or node in self._asked:
+        machine = self.world.cluster.machines.get(node) if node is not None else None
+        if machine is None or not machine.defect or machine.name in self._asked:
             return
-        self._asked.add(node)
+        self._asked.add(machine.name)
         self.ledger.manual.append(self.world.queue.now)
-        evict = ManualCommand("evict", "it keeps failing and automation is at its bound", node, by="on-call")
-        self.world.queue.after(self.world.delays.sample("person"), lambda: self._evict(evict))
+        evict = ManualCommand(
+            Command.EVICT, "it keeps failing and automation is at its bound", machine.name, by="on-call"
+        )
+        self.world.queue.after(self.world.delays.sample("person"), lambda: self._evict(machine, evict))
 
-    def _computes_nonsense(self) -> str:
+    def _computes_nonsense(self) -> str | None:
         kinds = {each.name for each in self.scenario.failures.classes if each.symptom == "nan"}
         held = (machine for machine in self.world.cluster.machines.values() if machine.run is not None)
-        return next((machine.name for machine in held if machine.defect in kinds), "")
+        return next((machine.name for machine in held if machine.defect in kinds), None)
 
-    def _evict(self, command: ManualCommand) -> None:
-        self._asked.discard(command.node)
-        if self.world.cluster.machines[command.node].defect:
+    def _evict(self, machine: Machine, command: ManualCommand) -> None:
+        self._asked.discard(machine.name)
+        if machine.defect:
             self.world.network.publish(command)
 
     def _call_a_person(self) -> None:
@@ -199,7 +202,7 @@ class Campaign:
             machine.defect = ""
         if self.world.driver.core.record.state is JobState.FINISHED:
             self.world.driver.die()
-            reopen = ManualCommand("reopen", "a person repaired the cause", by="on-call")
+            reopen = ManualCommand(Command.REOPEN, "a person repaired the cause", by="on-call")
             self.world.queue.after(_NEW_DRIVER_S, lambda: self.world.network.publish(reopen))
 
 

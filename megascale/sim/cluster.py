@@ -7,6 +7,7 @@ from typing import Protocol
 
 from megascale.core.contract.events import CommitDone, NodeGone, NodeJoined, RankEvidence, RankExited
 from megascale.core.contract.lineage import Commit
+from megascale.core.contract.vocabulary import RankPhase
 from megascale.sim.delays import Delays
 from megascale.sim.event_queue import EventQueue
 from megascale.sim.fleet import Fleet
@@ -168,7 +169,8 @@ class Cluster:
         step, _ = run.position()
         entered = 10 * step + (4 if machine.behind else 5)
         return tuple(
-            RankEvidence(rank, state, step, "backward", 0, entered) for rank, state in machine.ranks.items()
+            RankEvidence(rank, state, step, RankPhase.BACKWARD, 0, entered)
+            for rank, state in machine.ranks.items()
         )
 
     # What ranks do

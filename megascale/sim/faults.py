@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from megascale.core.contract.events import LogMatch, ManualCommand, SnapshotReady, SpecChanged
 from megascale.core.contract.lineage import Commit, newest
+from megascale.core.contract.vocabulary import Command
 from megascale.sim.machines import STOPPED, UNINTERRUPTIBLE, Machine
 from megascale.sim.training import Run
 
@@ -256,13 +257,13 @@ def _noise(world: World, fault: Fault) -> None:
     world.network.publish(SnapshotReady(name, fault.target % 3, 5))
 
 
-def _command(name: str) -> Callable[[World, Fault], None]:
+def _command(command: Command) -> Callable[[World, Fault], None]:
     def give(world: World, fault: Fault) -> None:
         machine = _victim(world, fault)
         node = machine.name if machine is not None else "node-0"
-        world.network.publish(ManualCommand(name, "a person asked", node=node, by="op"))
-        if name == "suspend":
-            resume = ManualCommand("resume", "a person asked", by="op")
+        world.network.publish(ManualCommand(command, "a person asked", node=node, by="op"))
+        if command is Command.SUSPEND:
+            resume = ManualCommand(Command.RESUME, "a person asked", by="op")
             world.queue.after(40.0 * fault.value, lambda: world.network.publish(resume))
 
     return give
@@ -304,11 +305,11 @@ KINDS: Final[dict[str, Callable[[World, Fault], None]]] = {
     "staleCommit": _stale_commit,
     "lostCommit": _lost_commit,
     "noise": _noise,
-    "evict": _command("evict"),
-    "release": _command("release"),
-    "save": _command("save"),
-    "suspend": _command("suspend"),
-    "stop": _command("stop"),
+    "evict": _command(Command.EVICT),
+    "release": _command(Command.RELEASE),
+    "save": _command(Command.SAVE),
+    "suspend": _command(Command.SUSPEND),
+    "stop": _command(Command.STOP),
     "respec": _respec,
 }
 

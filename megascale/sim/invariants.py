@@ -11,6 +11,7 @@ from typing import Final
 from megascale.core.contract import effects as fx
 from megascale.core.contract import events as ev
 from megascale.core.contract.lineage import Commit
+from megascale.core.contract.vocabulary import Command, FinishState, Timer
 from megascale.core.eventlog import Entry
 from megascale.core.machine import Core
 from megascale.core.state.record import JobRecord, JobState, NodeStatus
@@ -21,10 +22,10 @@ RECORD_LIMIT_BYTES: Final = 64 * 1024
 HOUR_S: Final = 3600.0
 _SLACK_S: Final = 1e-3
 _TIMER_OF: Final = {
-    JobState.LAUNCHING: ("startup",),
-    JobState.STOPPING: ("kill",),
-    JobState.SAVING: ("save", "leaving"),
-    JobState.ASSEMBLING: ("shrink", "acquireRetry", "acquired", "reconnect", "check"),
+    JobState.LAUNCHING: (Timer.STARTUP,),
+    JobState.STOPPING: (Timer.KILL,),
+    JobState.SAVING: (Timer.SAVE, Timer.LEAVING),
+    JobState.ASSEMBLING: (Timer.SHRINK, Timer.ACQUIRE_RETRY, Timer.ACQUIRED, Timer.RECONNECT, Timer.CHECK),
 }
 
 
@@ -76,7 +77,9 @@ class Invariants:
     def _remember(self, core: Core, entry: Entry) -> None:
         self.distrusted.update(core.record.distrusted)
         match entry.event:
-            case ev.ManualCommand(command="release", node=name) | ev.NodeJoined(node=name, checked=True):
+            case (
+                ev.ManualCommand(command=Command.RELEASE, node=name) | ev.NodeJoined(node=name, checked=True)
+            ):
                 self.excluded.discard(name)
 
     def _says_why(self, effect: fx.Effect) -> None:
@@ -154,7 +157,7 @@ class Invariants:
     def completed_means_all_steps(self, world: World) -> None:
         """A job that says it completed has an attempt on its own history that made every step."""
         record = world.driver.core.record
-        if record.finish_state == "completed":
+        if record.finish_state == FinishState.COMPLETED:
             run = world.cluster.runs[record.attempt]
             _require(run.step >= run.work.steps, f"completed after step {run.step} of {run.work.steps}")
 
@@ -169,10 +172,10 @@ class Invariants:
             )
             _require(armed, f"{state} without any of the timers {wanted}: {sorted(record.deadlines)}")
         elif state is JobState.RUNNING:
-            watched = bool(core.live.silence) or "hang" in record.deadlines
+            watched = bool(core.live.silence) or Timer.HANG in record.deadlines
             _require(watched, "running, but nobody watches the nodes")
         elif state is JobState.DIAGNOSING and "hang" not in core.policy.shadow:
-            armed = "flap" in record.deadlines or "evidence" in record.deadlines
+            armed = Timer.FLAP in record.deadlines or Timer.EVIDENCE in record.deadlines
             _require(armed, "diagnosing without a timer")
 
     def _time_moves_on(self, core: Core, entry: Entry) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from megascale.core.contract.vocabulary import Milestone
 from megascale.core.state.goodput import GoodputPhase
 from megascale.core.state.record import Incident
 from megascale.sim.campaign import Ledger
@@ -14,9 +15,9 @@ from megascale.sim.failures import FALSE_HANG, FALSE_SILENCE, Injection
 
 _FALSE = (FALSE_HANG, FALSE_SILENCE)
 _MILESTONES = (
-    ("detection", "fault", "detected"),
-    ("diagnosis", "detected", "decided"),
-    ("recovery", "decided", "firstStep"),
+    ("detection", Milestone.FAULT, Milestone.DETECTED),
+    ("diagnosis", Milestone.DETECTED, Milestone.DECIDED),
+    ("recovery", Milestone.DECIDED, Milestone.FIRST_STEP),
 )
 
 
@@ -137,11 +138,11 @@ def _class_result(
         if incident is None:
             continue
         times = {name: milestone.at for name, milestone in incident.milestones.items()} | {
-            "fault": injection.at
+            Milestone.FAULT: injection.at
         }
-        last = incidents[injection.last].milestones.get("firstStep")
+        last = incidents[injection.last].milestones.get(Milestone.FIRST_STEP)
         if last is not None:
-            times["firstStep"] = last.at
+            times[Milestone.FIRST_STEP] = last.at
         for name, begin, end in _MILESTONES:
             if begin in times and end in times:
                 spans[name].append(max(0.0, times[end] - times[begin]))

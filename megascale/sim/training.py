@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from megascale.core.contract.events import RankProgress
 from megascale.core.contract.lineage import Commit
+from megascale.core.contract.vocabulary import Milestone, RankPhase
 from megascale.sim.delays import Delays
 from megascale.sim.event_queue import EventQueue, Timer
 from megascale.sim.storage import Storage
@@ -16,7 +17,7 @@ from megascale.sim.storage import Storage
 if TYPE_CHECKING:
     from megascale.sim.machines import Machine
 
-MILESTONES = ("groups", "load", "firstStep")
+_DELAYS: Final = {Milestone.GROUPS: "groups", Milestone.LOADED: "load", Milestone.FIRST_STEP: "firstStep"}
 SOUND_LOSS = 2.0
 _SLACK = 1e-9
 
@@ -164,7 +165,7 @@ class Run:
 
     @property
     def is_stepping(self) -> bool:
-        return "firstStep" in self.reached and not self.ended
+        return Milestone.FIRST_STEP in self.reached and not self.ended
 
     def position(self) -> tuple[int, float]:
         """Last completed step and when it was completed."""
@@ -182,14 +183,14 @@ class Run:
         return RankProgress(
             rank,
             step=step,
-            phase="forward" if self.is_stepping else "startup",
+            phase=RankPhase.FORWARD if self.is_stepping else RankPhase.STARTUP,
             progress_at=at + skew_s if step > (self.resume.step if self.resume else 0) else 0.0,
-            step_seconds=self.pace if "firstStep" in self.reached else 0.0,
+            step_seconds=self.pace if Milestone.FIRST_STEP in self.reached else 0.0,
             stall_seconds=self.stall_s + self._memory_stall_s(step),
-            groups_at=shifted.get("groups", 0.0),
-            loaded_at=shifted.get("load", 0.0),
-            first_step_at=shifted.get("firstStep", 0.0),
-            loss=self.loss if "firstStep" in self.reached else None,
+            groups_at=shifted.get(Milestone.GROUPS, 0.0),
+            loaded_at=shifted.get(Milestone.LOADED, 0.0),
+            first_step_at=shifted.get(Milestone.FIRST_STEP, 0.0),
+            loss=self.loss if Milestone.FIRST_STEP in self.reached else None,
         )
 
     def _memory_stall_s(self, step: int) -> float:
@@ -200,7 +201,7 @@ class Run:
     def memory_commit(self) -> Commit | None:
         """The newest snapshot held in the memory of other nodes."""
         every = self.work.memory_every
-        if not every or "firstStep" not in self.reached:
+        if not every or Milestone.FIRST_STEP not in self.reached:
             return None
         step = self.position()[0] // every * every
         return Commit(step, self.attempt) if step > (self.resume.step if self.resume else 0) else None
@@ -210,9 +211,9 @@ class Run:
     def _go_on(self) -> None:
         if self.ended or self.blocked or len(self.forked) < len(self.nodes):
             return
-        missing = next((name for name in MILESTONES if name not in self.reached), None)
+        missing = next((name for name in _DELAYS if name not in self.reached), None)
         if missing is not None:
-            self._arm(self._delays.sample(missing), lambda: self._reach(missing))
+            self._arm(self._delays.sample(_DELAYS[missing]), lambda: self._reach(missing))
             return
         left_over, self._left_over_s = self._left_over_s, None
         if self.work.step_noise:
@@ -230,19 +231,19 @@ class Run:
         every = self.work.every_steps
         return min(self.work.steps - self.step, every - self.step % every)
 
-    def _reach(self, milestone: str) -> None:
-        if milestone == "load" and self.resume is not None and self.resume in self._storage.damaged:
+    def _reach(self, milestone: Milestone) -> None:
+        if milestone == Milestone.LOADED and self.resume is not None and self.resume in self._storage.damaged:
             self._watcher.load_failed(self, self.resume)
             return
         self.reached[milestone] = self._queue.now
-        if milestone == "load" and self.step >= self.work.steps:
+        if milestone == Milestone.LOADED and self.step >= self.work.steps:
             self._leave(0)
             return
-        if milestone == "firstStep":
+        if milestone == Milestone.FIRST_STEP:
             self.step += 1
             self.progressed_at = self._queue.now
         self._watcher.run_changed(self)
-        if milestone == "firstStep":
+        if milestone == Milestone.FIRST_STEP:
             self._arrived()
         else:
             self._go_on()

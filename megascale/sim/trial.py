@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from megascale.core.contract.events import ManualCommand, SpecChanged
 from megascale.core.contract.policy import Policy
+from megascale.core.contract.vocabulary import Command, FinishState
 from megascale.core.eventlog import Entry
 from megascale.core.state.record import JobState
 from megascale.sim.delays import Distribution, uniform
@@ -36,7 +37,7 @@ class Outcome:
     seed: int
     faults: tuple[Fault, ...]
     violation: str = ""
-    state: str = ""
+    state: FinishState | None = None
     reason: str = ""
     attempts: int = 0
     events: int = 0
@@ -160,7 +161,7 @@ def _resume_if_suspended(world: World) -> None:
     core = world.driver.core
     if core.record.state is JobState.SUSPENDED:
         world.network.publish(SpecChanged(dataclasses.replace(core.policy, suspend=False)))
-        world.network.publish(ManualCommand("resume", "it was suspended long enough", by="op"))
+        world.network.publish(ManualCommand(Command.RESUME, "it was suspended long enough", by="op"))
     world.queue.after(PATIENCE_S, lambda: _resume_if_suspended(world))
 
 

@@ -6,6 +6,7 @@ from megascale.core.act.graceful_stop import call_off_suspension, save, save_and
 from megascale.core.act.lifecycle import assemble, reopen, replenish
 from megascale.core.act.swap import swap_out
 from megascale.core.contract.events import ManualCommand, SpecChanged
+from megascale.core.contract.vocabulary import Action, Cause, Command, FinishState, PlanKind
 from megascale.core.decide.blame import exclude, readmit
 from megascale.core.decide.specs import take_in
 from megascale.core.state.context import StepContext
@@ -17,20 +18,21 @@ def on_command(ctx: StepContext, event: ManualCommand) -> None:
     """Obey; a command that makes no sense in the current stage changes nothing."""
     state = ctx.record.state
     who = f" by {event.by}" if event.by else ""
+    node = event.node
     reason = f"{event.reason}{who}"
-    if event.command == "evict":
-        _evict(ctx, event.node, reason)
-    elif event.command == "release":
-        readmit(ctx, event.node, by_person=True)
-    elif event.command == "save" and state is JobState.RUNNING:
+    if event.command == Command.EVICT and node is not None:
+        _evict(ctx, node, reason)
+    elif event.command == Command.RELEASE and node is not None:
+        readmit(ctx, node, by_person=True)
+    elif event.command == Command.SAVE and state is JobState.RUNNING:
         save(ctx, reason, then_stop=False)
-    elif event.command == "stop":
-        save_and_stop(ctx, Plan("finish", reason, "stopped"))
-    elif event.command == "suspend":
-        save_and_stop(ctx, Plan("suspend", reason))
-    elif event.command == "resume":
+    elif event.command == Command.STOP:
+        save_and_stop(ctx, Plan(PlanKind.FINISH, reason, FinishState.STOPPED))
+    elif event.command == Command.SUSPEND:
+        save_and_stop(ctx, Plan(PlanKind.SUSPEND, reason))
+    elif event.command == Command.RESUME:
         _resume(ctx)
-    elif event.command == "reopen" and state is JobState.FINISHED:
+    elif event.command == Command.REOPEN and state is JobState.FINISHED:
         reopen(ctx)
 
 
@@ -44,12 +46,12 @@ def _resume(ctx: StepContext) -> None:
 def _evict(ctx: StepContext, node: str, reason: str) -> None:
     if ctx.is_excluded(node):
         return
-    fault = Fault("manual", f"{node} evicted: {reason}", node=node, at=ctx.now)
+    fault = Fault(Cause.MANUAL, f"{node} evicted: {reason}", node=node, at=ctx.now)
     why = "a person asked for it"
     if ctx.holds_ranks(node):
         swap_out(ctx, fault, why)
     else:
-        exclude(ctx, node, note_aside(ctx, fault, "replace_node", why), forced=True)
+        exclude(ctx, node, note_aside(ctx, fault, Action.REPLACE_NODE, why), forced=True)
         replenish(ctx)
 
 
@@ -58,7 +60,7 @@ def on_spec_changed(ctx: StepContext, event: SpecChanged) -> None:
     was_suspended = ctx.policy.suspend
     take_in(ctx, event)
     if event.policy.suspend and not was_suspended:
-        save_and_stop(ctx, Plan("suspend", "spec.suspend was set"))
+        save_and_stop(ctx, Plan(PlanKind.SUSPEND, "spec.suspend was set"))
     elif was_suspended and not event.policy.suspend:
         _resume(ctx)
     elif ctx.record.state is JobState.ASSEMBLING:
@@ -69,4 +71,4 @@ def on_spec_changed(ctx: StepContext, event: SpecChanged) -> None:
 
 def on_spec_due(ctx: StepContext) -> None:
     """No restart came along in time to apply the changed spec: make one."""
-    save_and_stop(ctx, Plan("relaunch", f"changed spec {ctx.record.spec.waiting} is applied"))
+    save_and_stop(ctx, Plan(PlanKind.RELAUNCH, f"changed spec {ctx.record.spec.waiting} is applied"))

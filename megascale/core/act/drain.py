@@ -5,6 +5,7 @@ from __future__ import annotations
 from megascale.core.act.graceful_stop import save
 from megascale.core.act.lifecycle import replenish
 from megascale.core.act.swap import idle_nodes, swap_out
+from megascale.core.contract.vocabulary import Cause
 from megascale.core.decide.blame import release_unwanted
 from megascale.core.state.context import StepContext
 from megascale.core.state.incidents import Fault
@@ -31,5 +32,5 @@ def swap_if_possible(ctx: StepContext) -> None:
     if record.state is not JobState.RUNNING or not leaving or len(idle_nodes(ctx)) < len(leaving):
         return
     reason = f"{', '.join(leaving)} will go away: {record.draining[leaving[0]]}"
-    fault = Fault("planned", reason, node=leaving[0], at=ctx.now)
+    fault = Fault(Cause.PLANNED, reason, node=leaving[0], at=ctx.now)
     swap_out(ctx, fault, "a spare takes over after a save; no budget charged, no blame")

@@ -6,10 +6,11 @@ from typing import Final
 
 from megascale.core.act.lifecycle import finish, stop, suspend
 from megascale.core.contract import effects as fx
+from megascale.core.contract.vocabulary import PlanKind, Timer
 from megascale.core.state.context import StepContext
 from megascale.core.state.record import JobState, Plan
 
-_STRENGTH: Final = {"relaunch": 0, "suspend": 1, "finish": 2}
+_STRENGTH: Final = {PlanKind.RELAUNCH: 0, PlanKind.SUSPEND: 1, PlanKind.FINISH: 2}
 
 
 def save_and_stop(ctx: StepContext, plan: Plan) -> None:
@@ -18,18 +19,18 @@ def save_and_stop(ctx: StepContext, plan: Plan) -> None:
     unwatched = not ctx.policy.reports_steps and record.best_step == 0
     if record.state is JobState.RUNNING and not unwatched:
         record.state, record.plan = JobState.SAVING, plan
-        ctx.clear_deadline("hang", "grow", "leaving")
+        ctx.clear_deadline(Timer.HANG, Timer.GROW, Timer.LEAVING)
         ctx.drop_pending(fx.SaveNow)
         save(ctx, plan.reason, then_stop=True)
-        ctx.set_deadline("save", ctx.policy.save_s)
+        ctx.set_deadline(Timer.SAVE, ctx.policy.save_s)
     elif record.state in (JobState.RUNNING, JobState.LAUNCHING, JobState.DIAGNOSING):
         stop(ctx, plan)
     elif record.state in (JobState.STOPPING, JobState.SAVING):
         if record.plan is None or _STRENGTH[plan.then] >= _STRENGTH[record.plan.then]:
             record.plan = plan
-    elif plan.then == "finish" and record.state is not JobState.FINISHED:
+    elif plan.state is not None and record.state is not JobState.FINISHED:
         finish(ctx, plan.state, plan.reason)
-    elif plan.then == "suspend" and record.state is JobState.ASSEMBLING:
+    elif plan.then == PlanKind.SUSPEND and record.state is JobState.ASSEMBLING:
         suspend(ctx, plan.reason)
 
 
@@ -42,11 +43,11 @@ def save(ctx: StepContext, reason: str, *, then_stop: bool) -> None:
 
 def on_save_overdue(ctx: StepContext) -> None:
     """The ranks did not save and leave in time: stop them, the newest commit is what remains."""
-    stop(ctx, ctx.record.plan or Plan("relaunch", "save timed out"))
+    stop(ctx, ctx.record.plan or Plan(PlanKind.RELAUNCH, "save timed out"))
 
 
 def call_off_suspension(ctx: StepContext) -> None:
     """A suspension under way is called off: the ranks are launched again instead."""
     plan = ctx.record.plan
-    if plan is not None and plan.then == "suspend":
-        ctx.record.plan = Plan("relaunch", "the suspension was called off")
+    if plan is not None and plan.then == PlanKind.SUSPEND:
+        ctx.record.plan = Plan(PlanKind.RELAUNCH, "the suspension was called off")

@@ -6,6 +6,15 @@ from dataclasses import replace
 from typing import Final
 
 from megascale.core.contract import effects as fx
+from megascale.core.contract.vocabulary import (
+    Action,
+    FinishState,
+    Milestone,
+    PlanKind,
+    RankPhase,
+    Tier,
+    Timer,
+)
 from megascale.core.decide import nodecheck
 from megascale.core.decide.blame import release_unwanted
 from megascale.core.decide.cadence import measured
@@ -38,7 +47,7 @@ def assemble(ctx: StepContext) -> None:
     if nothing_trusted(ctx):
         reason = "no checkpoint is trusted any more; starting over from scratch is not decided here"
         ctx.emit(fx.Page, reason)
-        finish(ctx, "failed", reason)
+        finish(ctx, FinishState.FAILED, reason)
         return
     release_shared(ctx)
     nodes = choose_nodes(ctx, ctx.policy.nodes)
@@ -54,12 +63,12 @@ def assemble(ctx: StepContext) -> None:
 def _wait_for_nodes(ctx: StepContext) -> None:
     record = ctx.record
     if record.ledger.phase is not GoodputPhase.WAITING_FOR_NODES:
-        cause, node = (record.incident.cause, record.incident.node) if record.incident else ("", "")
+        cause, node = (record.incident.cause, record.incident.node) if record.incident else (None, None)
         record.ledger.switch(GoodputPhase.WAITING_FOR_NODES, ctx.now, cause=cause, node=node)
     if not record.waiting_since:
         record.waiting_since = ctx.now
         if ctx.policy.min_nodes < ctx.policy.nodes:
-            ctx.set_deadline("shrink", ctx.policy.shrink_after_s)
+            ctx.set_deadline(Timer.SHRINK, ctx.policy.shrink_after_s)
 
 
 def _may_shrink(ctx: StepContext) -> bool:
@@ -74,7 +83,7 @@ def _shrunk(ctx: StepContext) -> tuple[str, ...] | None:
             incident = ctx.record.incident
             if incident:
                 waited_s = ctx.now - ctx.record.waiting_since
-                incident.action = "shrink"
+                incident.action = Action.SHRINK
                 incident.decision += f"; no spare came in {waited_s:.0f} s, going on with {count} nodes"
             return nodes
     return None
@@ -83,7 +92,7 @@ def _shrunk(ctx: StepContext) -> tuple[str, ...] | None:
 def replenish(ctx: StepContext) -> None:
     """Ask the fleet for the nodes missing from training and spares."""
     record, policy = ctx.record, ctx.policy
-    held_off = "acquireRetry" in record.deadlines or "reconnect" in record.deadlines
+    held_off = Timer.ACQUIRE_RETRY in record.deadlines or Timer.RECONNECT in record.deadlines
     if held_off or record.state in (JobState.SUSPENDED, JobState.FINISHED):
         return
     out = record.excluded.keys() | record.draining.keys() | record.lost.keys()
@@ -97,7 +106,7 @@ def replenish(ctx: StepContext) -> None:
         record.outstanding += missing
         avoid = tuple(sorted(record.excluded))
         ctx.emit(fx.Acquire, f"{missing} of {wanted} nodes are missing", count=missing, avoid=avoid)
-        ctx.set_deadline("acquired", policy.startup_s)
+        ctx.set_deadline(Timer.ACQUIRED, policy.startup_s)
 
 
 def launch(ctx: StepContext, nodes: tuple[str, ...]) -> None:
@@ -114,14 +123,23 @@ def launch(ctx: StepContext, nodes: tuple[str, ...]) -> None:
     record.tier = tier
     record.state, record.plan = JobState.LAUNCHING, None
     record.waiting_since, record.refusals = 0.0, 0
-    cause, node = (incident.cause, incident.node) if incident else ("", "")
+    cause, node = (incident.cause, incident.node) if incident else (None, None)
     phase = GoodputPhase.RECOVERY if incident else GoodputPhase.STARTUP
     record.ledger.switch(phase, ctx.now, cause=cause, node=node)
     _price_lost_work(ctx, resume.step if resume else 0)
     _forget_attempt(ctx, resume.step if resume else 0)
-    ctx.clear_deadline("shrink", "grow", "hang", "flap", "evidence", "kill", "save", "leaving")
-    ctx.set_deadline("startup", _startup_bound_s(ctx, resumes=resume is not None, tier=tier, warm=warm))
-    where = " in memory" if tier == "memory" else ""
+    ctx.clear_deadline(
+        Timer.SHRINK,
+        Timer.GROW,
+        Timer.HANG,
+        Timer.FLAP,
+        Timer.EVIDENCE,
+        Timer.KILL,
+        Timer.SAVE,
+        Timer.LEAVING,
+    )
+    ctx.set_deadline(Timer.STARTUP, _startup_bound_s(ctx, resumes=resume is not None, tier=tier, warm=warm))
+    where = " in memory" if tier == Tier.MEMORY else ""
     origin = f"from step {resume.step} of attempt {resume.attempt}{where}" if resume else "from scratch"
     cadence = measured(ctx) if ctx.policy.auto_cadence else None
     ctx.emit(
@@ -139,7 +157,7 @@ def launch(ctx: StepContext, nodes: tuple[str, ...]) -> None:
     replenish(ctx)
 
 
-def _startup_bound_s(ctx: StepContext, *, resumes: bool, tier: str, warm: bool) -> float:
+def _startup_bound_s(ctx: StepContext, *, resumes: bool, tier: Tier, warm: bool) -> float:
     """What was learnt counts for launches like those before: on nodes that have run the job already."""
     limit_s = ctx.policy.startup_s
     return ctx.record.clock.launch_bound_s(tier, limit_s) if resumes and warm else limit_s
@@ -175,8 +193,8 @@ def _forget_attempt(ctx: StepContext, step: int) -> None:
     live.phases, live.pace = PhaseBoard(), []
     live.stragglers, live.probes = None, {}
     live.numerics.step, live.numerics.good_step = step, step
-    live.numerics.kind, live.numerics.count = "", 0
-    live.step, live.phase = step, "startup"
+    live.numerics.kind, live.numerics.count = None, 0
+    live.step, live.phase = step, RankPhase.STARTUP
     live.progress_at, live.quiet_until = ctx.now, 0.0
 
 
@@ -185,11 +203,13 @@ def stop(ctx: StepContext, plan: Plan) -> None:
     record = ctx.record
     record.plan = plan
     record.state = JobState.STOPPING
-    ctx.clear_deadline("startup", "hang", "flap", "evidence", "save", "leaving", "grow")
+    ctx.clear_deadline(
+        Timer.STARTUP, Timer.HANG, Timer.FLAP, Timer.EVIDENCE, Timer.SAVE, Timer.LEAVING, Timer.GROW
+    )
     ctx.drop_pending(fx.Launch, fx.CollectEvidence, fx.SaveNow)
     nodes = tuple(n for n in record.assignment if _is_reachable(ctx, n))
     ctx.emit(fx.Kill, plan.reason, attempt=record.attempt, nodes=nodes, deadline_s=ctx.policy.kill_s)
-    ctx.set_deadline("kill", ctx.policy.kill_s + _KILL_SLACK_S)
+    ctx.set_deadline(Timer.KILL, ctx.policy.kill_s + _KILL_SLACK_S)
 
 
 def _is_reachable(ctx: StepContext, name: str) -> bool:
@@ -207,23 +227,21 @@ def nobody_left_to_stop(ctx: StepContext) -> bool:
 def stopped(ctx: StepContext) -> None:
     """Every rank that can be reaped is: go on with the plan."""
     record, incident = ctx.record, ctx.record.incident
-    plan = record.plan or Plan("relaunch", "")
+    plan = record.plan or Plan(PlanKind.RELAUNCH, "")
     record.state = JobState.ASSEMBLING
-    ctx.clear_deadline("kill")
+    ctx.clear_deadline(Timer.KILL)
     ctx.drop_pending(fx.Kill)
     if incident:
-        incident.mark("stopped", ctx.now)
+        incident.mark(Milestone.STOPPED, ctx.now)
     release_unwanted(ctx)
-    if incident and incident.action == "restart_container":
+    if incident and incident.node and incident.action == Action.RESTART_CONTAINER:
         _restart_container(ctx, incident.node, incident.reason)
-    if plan.then == "relaunch" and nodecheck.begin(ctx, incident):
-        return
-    if plan.then == "relaunch":
-        assemble(ctx)
-    elif plan.then == "suspend":
-        suspend(ctx, plan.reason)
-    else:
+    if plan.state is not None:
         finish(ctx, plan.state, plan.reason)
+    elif plan.then == PlanKind.SUSPEND:
+        suspend(ctx, plan.reason)
+    elif not nodecheck.begin(ctx, incident):
+        assemble(ctx)
 
 
 def _restart_container(ctx: StepContext, name: str, reason: str) -> None:
@@ -244,13 +262,13 @@ def suspend(ctx: StepContext, reason: str) -> None:
     record.suspended_by_spec = ctx.policy.suspend
     record.ledger.switch(GoodputPhase.SUSPENDED, ctx.now)
     nodecheck.end(ctx)
-    ctx.clear_deadline("shrink", "acquireRetry", "acquired", "applySpec")
+    ctx.clear_deadline(Timer.SHRINK, Timer.ACQUIRE_RETRY, Timer.ACQUIRED, Timer.APPLY_SPEC)
     ctx.drop_pending(fx.Acquire)
     record.outstanding, record.waiting_since, record.refusals = 0, 0.0, 0
     close_incident(ctx, f"suspended: {reason}")
 
 
-def finish(ctx: StepContext, state: str, reason: str) -> None:
+def finish(ctx: StepContext, state: FinishState, reason: str) -> None:
     """The job ended; every node goes back."""
     record = ctx.record
     record.state, record.plan = JobState.FINISHED, None
@@ -272,8 +290,8 @@ def reopen(ctx: StepContext) -> None:
     """
     record = ctx.record
     record.distrusted, record.tainted = [], {}
-    record.finish_state = record.finish_reason = ""
+    record.finish_state, record.finish_reason = None, ""
     record.restarts, record.outstanding, record.refusals = {}, 0, 0
     record.failures_in_row = record.failures_at_step = 0
-    record.spec = replace(record.spec, waiting="")
+    record.spec = replace(record.spec, waiting=None)
     assemble(ctx)

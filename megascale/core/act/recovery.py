@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from megascale.core.act.lifecycle import assemble, finish, stop
 from megascale.core.contract import effects as fx
+from megascale.core.contract.vocabulary import Action, Cause, FinishState, Milestone, PlanKind
 from megascale.core.decide.attribution import explained
 from megascale.core.decide.blame import add_blame, exclude, lemon_reason, take_back_blame
 from megascale.core.decide.breakers import note_failure, take_back_failure
@@ -29,36 +30,42 @@ def respond(ctx: StepContext, fault: Fault) -> None:
 def note_decision(ctx: StepContext, incident: Incident, decision: Decision) -> None:
     """Write into the incident what was decided, when and why."""
     incident.action, incident.decision = decision.action, decision.reason
-    incident.mark("decided", ctx.now)
+    incident.mark(Milestone.DECIDED, ctx.now)
 
 
 def charge(ctx: StepContext, fault: Fault, incident: Incident, decision: Decision) -> Plan:
     """Book the decision on budgets, blame and exclusions; what to do once the ranks are stopped."""
-    if decision.action == "fail_job":
+    if decision.action == Action.FAIL_JOB:
         reason = f"{incident.reason}; {decision.reason}"
         ctx.emit(fx.Page, f"job fails: {reason}", incident=incident.id)
-        return Plan("finish", reason, "failed")
-    lemon = fault.blames_node and bool(lemon_reason(ctx, fault.node))
+        return Plan(PlanKind.FINISH, reason, FinishState.FAILED)
+    node = fault.node
+    lemon = node is not None and fault.blames_node and lemon_reason(ctx, node) is not None
     if fault.cause not in FREE_OF_BUDGET:
         note_failure(ctx, fault)
-        if fault.blames_node and not fault.node_gone:
-            add_blame(ctx, fault.node, fault.cause)
-    if decision.action == "replace_node" and fault.node and not fault.node_gone and fault.cause != "planned":
-        out = exclude(ctx, fault.node, incident, forced=fault.cause == "manual", retired=lemon)
+        if node is not None and fault.blames_node and not fault.node_gone:
+            add_blame(ctx, node, fault.cause)
+    if (
+        decision.action == Action.REPLACE_NODE
+        and node
+        and not fault.node_gone
+        and fault.cause != Cause.PLANNED
+    ):
+        out = exclude(ctx, node, incident, forced=fault.cause == Cause.MANUAL, retired=lemon)
         if not out:
-            incident.action = "restart_in_place"
+            incident.action = Action.RESTART_IN_PLACE
             incident.decision += "; but it cannot be replaced now, so it is tried once more"
-    elif decision.action == "restart_container":
-        ctx.record.container_restarts = {fault.node: ctx.now} | {
-            node: at
-            for node, at in ctx.record.container_restarts.items()
+    elif decision.action == Action.RESTART_CONTAINER and node:
+        ctx.record.container_restarts = {node: ctx.now} | {
+            name: at
+            for name, at in ctx.record.container_restarts.items()
             if ctx.now - at < ctx.policy.container_restart_s
         }
-    elif decision.action == "roll_back":
+    elif decision.action == Action.ROLL_BACK:
         roll_back(ctx, incident, fault.commits)
-    elif decision.action == "revert_spec":
+    elif decision.action == Action.REVERT_SPEC:
         revert(ctx, incident)
-    return Plan("relaunch", f"{incident.id}: {incident.reason}")
+    return Plan(PlanKind.RELAUNCH, f"{incident.id}: {incident.reason}")
 
 
 def reattribute(ctx: StepContext, fault: Fault) -> None:
@@ -71,8 +78,8 @@ def reattribute(ctx: StepContext, fault: Fault) -> None:
         return
     if incident.cause not in FREE_OF_BUDGET:
         take_back_failure(ctx, incident.cause)
-    if not incident.consequence:
-        take_back_blame(ctx, incident.node, incident.cause, incident.milestones["decided"].at)
+    if incident.node and not incident.consequence:
+        take_back_blame(ctx, incident.node, incident.cause, incident.milestones[Milestone.DECIDED].at)
     relabel(incident, fault)
     decision = decide(ctx, fault)
     note_decision(ctx, incident, decision)
@@ -80,9 +87,9 @@ def reattribute(ctx: StepContext, fault: Fault) -> None:
     if record.state is JobState.STOPPING:
         if not (record.plan and record.plan.asked_for):
             record.plan = plan
-    elif record.state is JobState.LAUNCHING or (plan.then == "finish" and ctx.ranks_active()):
+    elif record.state is JobState.LAUNCHING or (plan.state is not None and ctx.ranks_active()):
         stop(ctx, plan)
-    elif plan.then == "finish":
+    elif plan.state is not None:
         finish(ctx, plan.state, plan.reason)
     elif record.state is JobState.ASSEMBLING:
         assemble(ctx)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from megascale.core.contract.lineage import Commit
+from megascale.core.contract.vocabulary import FinishState, Tier
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,9 +18,9 @@ class Launch:
 
     Attributes:
         nodes: in rank order; resume: None = from scratch.
-        revision: of the manifest to run, "" = the only one there is.
+        revision: of the manifest to run, None = the only one there is.
         save_every_steps: steps between checkpoints, 0 = as the manifest says.
-        tier: where `resume` is: "durable" storage or every rank's own "memory".
+        tier: where `resume` is kept.
     """
 
     effect_id: str
@@ -28,9 +29,9 @@ class Launch:
     nodes: tuple[str, ...]
     resume: Commit | None
     lineage: dict[int, Commit | None] = field(default_factory=dict)
-    revision: str = ""
+    revision: str | None = None
     save_every_steps: int = 0
-    tier: str = "durable"
+    tier: Tier = Tier.DURABLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +147,7 @@ class Page:
 
     effect_id: str
     reason: str
-    incident: str = ""
+    incident: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +156,7 @@ class Finish:
 
     effect_id: str
     reason: str
-    state: str
+    state: FinishState
 
 
 Effect = (

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from megascale.core.contract.codec import Json
 from megascale.core.contract.policy import Policy
+from megascale.core.contract.vocabulary import Command, RankPhase
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +15,6 @@ class RankProgress:
 
     Attributes:
         step: last completed step; progress_at: when it completed.
-        phase: startup, compile, data, forward, backward, optimizer, checkpoint, evaluation or idle.
         groups_at, loaded_at, first_step_at: milestones of this attempt.
         step_seconds: duration of `step`; stall_seconds: blocked by saves so far in this attempt.
         snapshot_seconds: the part of stall_seconds that snapshots in memory took.
@@ -23,7 +23,7 @@ class RankProgress:
 
     rank: int
     step: int = 0
-    phase: str = "startup"
+    phase: RankPhase = RankPhase.STARTUP
     progress_at: float = 0.0
     step_seconds: float = 0.0
     stall_seconds: float = 0.0
@@ -96,11 +96,12 @@ class NodeGone:
     """The fleet says that the node (or its agent) is no more.
 
     Attributes:
+        incarnation: of the agent that is meant, None = whichever there is.
         planned: drain or preemption: no blame, no budget; injected: by the job's own `faults`.
     """
 
     node: str
-    incarnation: str
+    incarnation: str | None
     reason: str
     at: float = 0.0
     planned: bool = False
@@ -113,7 +114,7 @@ class RankExited:
 
     Attributes:
         exit_code, signal: one of them is set.
-        error_type, error_message: the rank's last words, "" when it left none.
+        error_type, error_message: of the rank's exit report, None and "" when it left none.
         tail: last lines of its log, bounded by the agent.
         at: when it ended; injected: by the job's own `faults`.
     """
@@ -126,7 +127,7 @@ class RankExited:
     signal: int | None = None
     at: float = 0.0
     step: int = 0
-    error_type: str = ""
+    error_type: str | None = None
     error_message: str = ""
     error_detail: dict[str, Json] = field(default_factory=dict)
     tail: tuple[str, ...] = ()
@@ -153,7 +154,7 @@ class HardwareEvent:
 
     Attributes:
         sign: xid, ecc, nvlink, pcie, nic, disk, memory, thermal, or drain.
-        rule, category, action: what the agent's rules say; "" = judge by sign, code and text.
+        rule, category, action: what the agent's rules say; None = judge by sign, code and text.
     """
 
     node: str
@@ -161,9 +162,9 @@ class HardwareEvent:
     code: int | None = None
     text: str = ""
     at: float = 0.0
-    rule: str = ""
-    category: str = ""
-    action: str = ""
+    rule: str | None = None
+    category: str | None = None
+    action: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,15 +182,15 @@ class RankEvidence:
     """What one rank was doing when evidence was collected.
 
     Attributes:
-        process_state: letter of /proc/PID/stat (R S D T Z), "" = no process.
+        process_state: letter of /proc/PID/stat (R S D T Z), None = no process.
         collectives: collectives entered so far, -1 = not counted.
         stack: innermost frames first, bounded.
     """
 
     rank: int
-    process_state: str = ""
+    process_state: str | None = None
     step: int = 0
-    phase: str = ""
+    phase: RankPhase | None = None
     micro_batch: int = 0
     collectives: int = -1
     stack: tuple[str, ...] = ()
@@ -232,12 +233,12 @@ class FleetRefused:
 
 @dataclass(frozen=True, slots=True)
 class ManualCommand:
-    """A person asks: evict, release (a node), save, stop, suspend, resume, reopen (an ended job)."""
+    """A person asks for something; `node` is what EVICT and RELEASE are about."""
 
-    command: str
+    command: Command
     reason: str
-    node: str = ""
-    by: str = ""
+    node: str | None = None
+    by: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +250,7 @@ class SpecChanged:
     """
 
     policy: Policy
-    revision: str = ""
+    revision: str | None = None
     restart: bool = False
 
 

@@ -7,19 +7,22 @@ from dataclasses import replace
 from typing import Final
 
 from megascale.core.contract.policy import MACHINE_CLASSES
+from megascale.core.contract.vocabulary import Cause
 from megascale.core.decide.node_losses import domain_of
 from megascale.core.rules import HardwareIncident, RuleMatch, correlate
 from megascale.core.state.context import StepContext
 from megascale.core.state.incidents import Fault
 
 MACHINE: Final = frozenset(MACHINE_CLASSES)
-EXPLAINABLE: Final = frozenset({"crash", "user_code", "hang", "node_lost", "launch_failed"})
-_STRENGTH: Final = {"none": 0, "alert": 1, "restart": 2, "fail_job": 3, "replace_node": 4}
+EXPLAINABLE: Final = frozenset(
+    {Cause.CRASH, Cause.USER_CODE, Cause.HANG, Cause.NODE_LOST, Cause.LAUNCH_FAILED}
+)
+_STRENGTH: Final[dict[str, int]] = {"none": 0, "alert": 1, "restart": 2, "fail_job": 3, "replace_node": 4}
 
 
 def correlated(ctx: StepContext, matches: Collection[RuleMatch]) -> list[HardwareIncident]:
     """The hits as incidents: those of one fault together."""
-    switches = {match.node: domain_of(ctx, match.node) for match in matches}
+    switches = {match.node: domain_of(ctx, match.node) or "" for match in matches}
     return correlate(list(matches), ctx.policy.correlate_s, switch_of=switches)
 
 
@@ -27,7 +30,7 @@ def hardware_fault(found: HardwareIncident, *, reason: str = "") -> Fault:
     """The fault that these hits are evidence of."""
     main = max(found.matches, key=lambda match: _STRENGTH[match.action])
     return Fault(
-        "hardware",
+        Cause.HARDWARE,
         f"{found.reason}{reason}",
         node=found.nodes[0],
         at=found.start,
@@ -86,12 +89,12 @@ def _in_words_of_log(ctx: StepContext, fault: Fault) -> Fault:
         and match.action in ("restart", "fail_job")
         and match.scope == "cause"
     ]
-    if not lines or fault.cause != "crash" or fault.node_gone:
+    if not lines or fault.cause != Cause.CRASH or fault.node_gone:
         return fault
     match = max(lines, key=lambda line: (_STRENGTH[line.action], line.at))
     return replace(
         fault,
-        cause="user_code",
+        cause=Cause.USER_CODE,
         reason=f"{match.line or match.rule}; then {fault.reason}",
         consequence=False,
         action=match.action,

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Final
 
 from megascale.core.contract import effects as fx
+from megascale.core.contract.vocabulary import Cause
 from megascale.core.decide.breakers import HOUR_S, exclusion_bound
 from megascale.core.state.context import StepContext
 from megascale.core.state.record import TEXT_KEPT_CLOSED, Blame, Exclusion, Incident, NodeStatus
@@ -16,13 +17,13 @@ _HISTORIES_KEPT: Final = 64
 _REASONS_KEPT: Final = 16
 _REFUSALS_TOLD: Final = 16
 WEIGHTS: Final = {
-    "crash": 1.0,
-    "hang": 1.0,
-    "node_lost": 1.0,
-    "launch_failed": 1.5,
-    "hardware": 1.0,
-    "straggler": 3.0,
-    "user_code": 0.5,
+    Cause.CRASH: 1.0,
+    Cause.HANG: 1.0,
+    Cause.NODE_LOST: 1.0,
+    Cause.LAUNCH_FAILED: 1.5,
+    Cause.HARDWARE: 1.0,
+    Cause.STRAGGLER: 3.0,
+    Cause.USER_CODE: 0.5,
 }
 """Blame by cause. Checkpoints, people and wrong numbers of unknown origin are no node's fault; code is not
 either, but errors that keep coming from one node only, at different steps, are not the code's."""
@@ -36,10 +37,10 @@ def blame_of(ctx: StepContext, node: str) -> float:
     return blame.score * math.pow(0.5, (ctx.now - blame.at) / ctx.policy.blame_half_life_s)
 
 
-def add_blame(ctx: StepContext, node: str, cause: str) -> None:
+def add_blame(ctx: StepContext, node: str, cause: Cause) -> None:
     """Blame `node` for an incident of `cause`, and remember when."""
     weight = WEIGHTS.get(cause, 0.0)
-    if not node or not weight:
+    if not weight:
         return
     record = ctx.record
     record.blame = {n: b for n, b in record.blame.items() if blame_of(ctx, n) > _FORGOTTEN}
@@ -53,7 +54,7 @@ def add_blame(ctx: StepContext, node: str, cause: str) -> None:
         del record.history[min(record.history, key=lambda n: record.history[n][-1])]
 
 
-def take_back_blame(ctx: StepContext, node: str, cause: str, at: float) -> None:
+def take_back_blame(ctx: StepContext, node: str, cause: Cause, at: float) -> None:
     """The incident for which the node was blamed at `at` was not its own."""
     weight = WEIGHTS.get(cause, 0.0)
     if node in ctx.record.blame and weight:
@@ -63,12 +64,12 @@ def take_back_blame(ctx: StepContext, node: str, cause: str, at: float) -> None:
             ctx.record.history[node] = times
 
 
-def lemon_reason(ctx: StepContext, node: str) -> str:
-    """Why one more incident makes `node` a lemon, "" if it does not (arXiv 2410.21680)."""
+def lemon_reason(ctx: StepContext, node: str) -> str | None:
+    """Why one more incident makes `node` a lemon, None if it does not (arXiv 2410.21680)."""
     start = ctx.now - ctx.policy.lemon_window_s
     earlier = [t for t in ctx.record.history.get(node, []) if start < t <= ctx.now - HOUR_S]
     if len(earlier) + 1 < ctx.policy.lemon_incidents:
-        return ""
+        return None
     days = ctx.policy.lemon_window_s / 86400.0
     return f"{node} is a lemon: {len(earlier) + 1} incidents in {days:g} days, each time back after a restart"
 
@@ -78,7 +79,7 @@ def exclude(
     node: str,
     incident: Incident,
     *,
-    reason: str = "",
+    reason: str | None = None,
     forced: bool = False,
     retired: bool = False,
 ) -> bool:
@@ -101,7 +102,7 @@ def exclude(
         record.exclusion_times.append(ctx.now)
     reason = (reason or incident.reason)[:TEXT_KEPT_CLOSED]
     for name, old in list(record.excluded.items())[: 1 - _REASONS_KEPT]:
-        record.excluded[name] = replace(old, reason="")
+        record.excluded[name] = replace(old, reason=None)
     record.excluded[node] = Exclusion(reason, incident.id, ctx.now, retired)
     record.blame.pop(node, None)
     ctx.emit(fx.Exclude, reason, node=node, incident=incident.id)
@@ -136,9 +137,10 @@ def readmit(ctx: StepContext, node: str, *, by_person: bool) -> None:
 def release_unwanted(ctx: StepContext) -> None:
     """Give back excluded and draining nodes that hold no ranks any more."""
     record = ctx.record
-    reasons = record.draining | {name: exclusion.reason for name, exclusion in record.excluded.items()}
+    reasons: dict[str, str | None] = {name: out.reason for name, out in record.excluded.items()}
+    reasons |= {name: why for name, why in record.draining.items() if name not in reasons}
     for name in sorted(reasons):
         node = ctx.live.nodes.get(name)
         if node is not None and node.status is not NodeStatus.GONE and not ctx.in_use(name):
             node.status, node.released = NodeStatus.GONE, True
-            ctx.emit(fx.Release, reasons[name], node=name)
+            ctx.emit(fx.Release, reasons[name] or f"{name} is not used by this job any more", node=name)

@@ -5,61 +5,63 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from megascale.core.contract.codec import as_member
 from megascale.core.contract.patterns import linear_pattern
 from megascale.core.contract.policy import RecoveryOverride
+from megascale.core.contract.vocabulary import Action, Cause
 from megascale.core.decide.blame import WEIGHTS, blame_of, lemon_reason
 from megascale.core.decide.breakers import no_progress, spent_budget, spent_cause_budget
 from megascale.core.state.context import StepContext
 from megascale.core.state.incidents import Fault
 
-FREE_OF_BUDGET: Final = frozenset({"manual", "planned"})
-_CONTAINER_CURES: Final = frozenset({"hang", "launch_failed", "hardware"})
+FREE_OF_BUDGET: Final = frozenset({Cause.MANUAL, Cause.PLANNED})
+_CONTAINER_CURES: Final = frozenset({Cause.HANG, Cause.LAUNCH_FAILED, Cause.HARDWARE})
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
     """A rung of the ladder and why it was chosen."""
 
-    action: str
+    action: Action
     reason: str
 
 
 def decide(ctx: StepContext, fault: Fault) -> Decision:
     """The cheapest rung that can cure `fault` and has budget left."""
     if fault.cause in FREE_OF_BUDGET:
-        return Decision("replace_node", f"{fault.reason}; no budget charged, no blame")
+        return Decision(Action.REPLACE_NODE, f"{fault.reason}; no budget charged, no blame")
     return _refused(ctx, fault) or _by_override(ctx, fault) or _by_cause(ctx, fault) or _by_node(ctx, fault)
 
 
 def _refused(ctx: StepContext, fault: Fault) -> Decision | None:
     spent = spent_budget(ctx) or spent_cause_budget(ctx, fault.cause)
     if spent:
-        return Decision("fail_job", spent)
+        return Decision(Action.FAIL_JOB, spent)
     stuck = no_progress(ctx)
     if not stuck:
         return None
     spec = ctx.record.spec
     if spec.previous and ctx.record.best_step <= spec.step:
         return Decision(
-            "revert_spec", f"{stuck} with the changed spec {spec.running}; {spec.previous} worked"
+            Action.REVERT_SPEC, f"{stuck} with the changed spec {spec.running}; {spec.previous} worked"
         )
-    return Decision("fail_job", stuck)
+    return Decision(Action.FAIL_JOB, stuck)
 
 
 def _by_override(ctx: StepContext, fault: Fault) -> Decision | None:
     for number, override in enumerate(ctx.policy.overrides):
         if _matches(override, fault):
-            if override.action in ("replace_node", "restart_container") and not fault.node:
+            if override.action in (Action.REPLACE_NODE, Action.RESTART_CONTAINER) and not fault.node:
                 return Decision(
-                    "restart_in_place",
+                    Action.RESTART_IN_PLACE,
                     f"recovery.overrides[{number}] is about a node, but which is not known",
                 )
-            return Decision(override.action, f"recovery.overrides[{number}] says so")
+            return Decision(as_member(Action, override.action), f"recovery.overrides[{number}] says so")
     return None
 
 
 def _matches(override: RecoveryOverride, fault: Fault) -> bool:
-    xid = "" if override.xid is None else f"xid-{override.xid}"
+    xid = None if override.xid is None else f"xid-{override.xid}"
     wanted = (
         (override.cause, fault.cause),
         (override.rule, fault.rule),
@@ -77,31 +79,35 @@ def _by_cause(ctx: StepContext, fault: Fault) -> Decision | None:
     early = ctx.record.best_step == 0
     known = (
         (
-            fault.cause == "checkpoint_corrupt",
-            Decision("roll_back", "the damaged checkpoint is not used again; the one before it is restored"),
+            fault.cause == Cause.CHECKPOINT_CORRUPT,
+            Decision(
+                Action.ROLL_BACK, "the damaged checkpoint is not used again; the one before it is restored"
+            ),
         ),
         (
-            fault.cause == "numerics",
+            fault.cause == Cause.NUMERICS,
             Decision(
-                "roll_back", "the state is not trusted from there on; an earlier checkpoint is restored"
+                Action.ROLL_BACK, "the state is not trusted from there on; an earlier checkpoint is restored"
             ),
         ),
         (
             fault.node_gone,
-            Decision("replace_node", "the node is gone; a spare takes its ranks, else a new node"),
+            Decision(Action.REPLACE_NODE, "the node is gone; a spare takes its ranks, else a new node"),
         ),
         (
-            fault.action == "replace_node" and bool(fault.node),
-            Decision("replace_node", f"{fault.rule or fault.category} is sure: no restart cures it"),
+            fault.action == "replace_node" and fault.node is not None,
+            Decision(Action.REPLACE_NODE, f"{fault.rule or fault.category} is sure: no restart cures it"),
         ),
         (
             fault.action == "fail_job" and early,
-            Decision("fail_job", "it fails before its first step; restarting changes neither code nor data"),
+            Decision(
+                Action.FAIL_JOB, "it fails before its first step; restarting changes neither code nor data"
+            ),
         ),
         (
             fault.consequence,
             Decision(
-                "restart_in_place", "it only lost its peers; nobody is blamed before the first is known"
+                Action.RESTART_IN_PLACE, "it only lost its peers; nobody is blamed before the first is known"
             ),
         ),
     )
@@ -110,19 +116,23 @@ def _by_cause(ctx: StepContext, fault: Fault) -> Decision | None:
 
 def _by_node(ctx: StepContext, fault: Fault) -> Decision:
     node, weight = fault.node, WEIGHTS.get(fault.cause, 0.0)
-    if fault.blames_node and weight:
+    if node is not None and fault.blames_node and weight:
         lemon = lemon_reason(ctx, node)
         if lemon:
-            return Decision("replace_node", lemon)
+            return Decision(Action.REPLACE_NODE, lemon)
         if blame_of(ctx, node) + weight > ctx.policy.node_blame_limit:
-            return Decision("replace_node", f"{node} failed repeatedly; a restart is not trusted to cure it")
-        if _container_helps(ctx, fault):
-            return Decision("restart_container", f"a restart of its processes did not cure {node}")
-    return Decision("restart_in_place", "restarting the processes on the same nodes is the cheapest cure")
+            return Decision(
+                Action.REPLACE_NODE, f"{node} failed repeatedly; a restart is not trusted to cure it"
+            )
+        if _container_helps(ctx, fault.cause, node):
+            return Decision(Action.RESTART_CONTAINER, f"a restart of its processes did not cure {node}")
+    return Decision(
+        Action.RESTART_IN_PLACE, "restarting the processes on the same nodes is the cheapest cure"
+    )
 
 
-def _container_helps(ctx: StepContext, fault: Fault) -> bool:
+def _container_helps(ctx: StepContext, cause: Cause, node: str) -> bool:
     """A node's second such fault in a row; never twice within `container_restart_s`."""
-    last = ctx.record.container_restarts.get(fault.node)
+    last = ctx.record.container_restarts.get(node)
     allowed = last is None or ctx.now - last >= ctx.policy.container_restart_s
-    return allowed and fault.cause in _CONTAINER_CURES and blame_of(ctx, fault.node) >= 0.5
+    return allowed and cause in _CONTAINER_CURES and blame_of(ctx, node) >= 0.5

@@ -9,6 +9,7 @@ from collections import defaultdict
 from typing import Final
 
 from megascale.core.contract import effects as fx
+from megascale.core.contract.vocabulary import Cause
 from megascale.core.decide.blame import add_blame, exclude
 from megascale.core.state.context import StepContext
 from megascale.core.state.record import Incident, NodeLoss
@@ -17,11 +18,11 @@ _ANYWHERE: Final = "the cluster"
 _ANYWHERE_FACTOR: Final = 2
 
 
-def domain_of(ctx: StepContext, name: str) -> str:
-    """The narrowest known network domain of the node, "" if it has none of the labels."""
+def domain_of(ctx: StepContext, name: str) -> str | None:
+    """The narrowest known network domain of the node, None if it has none of the labels."""
     node = ctx.live.nodes.get(name)
     labels = node.labels if node is not None else {}
-    return next((f"{key}={labels[key]}" for key in ctx.policy.topology_keys if labels.get(key)), "")
+    return next((f"{key}={labels[key]}" for key in ctx.policy.topology_keys if labels.get(key)), None)
 
 
 def note_node_loss(ctx: StepContext, name: str, reason: str) -> None:
@@ -29,7 +30,7 @@ def note_node_loss(ctx: StepContext, name: str, reason: str) -> None:
     record = ctx.record
     record.lost[name] = NodeLoss(domain_of(ctx, name), ctx.now, reason)
     together = [n for n, loss in record.lost.items() if loss.at > ctx.now - ctx.policy.correlate_s]
-    by_domain: dict[str, list[str]] = defaultdict(list)
+    by_domain: dict[str | None, list[str]] = defaultdict(list)
     for other in together:
         by_domain[record.lost[other].domain].append(other)
     for domain, names in by_domain.items():
@@ -42,8 +43,8 @@ def note_node_loss(ctx: StepContext, name: str, reason: str) -> None:
 def _forgive(ctx: StepContext, domain: str, names: list[str]) -> None:
     record = ctx.record
     record.shared[domain] = ctx.now
-    if record.incident and record.incident.cause == "node_lost":
-        record.incident.node = ""
+    if record.incident and record.incident.cause == Cause.NODE_LOST:
+        record.incident.node = None
         record.incident.reason = (
             f"{len(names)} nodes of {domain} were lost within {ctx.policy.correlate_s:g} s: "
             "a cause they share, none of them is blamed"
@@ -53,7 +54,7 @@ def _forgive(ctx: StepContext, domain: str, names: list[str]) -> None:
 def is_shared(ctx: StepContext, name: str) -> bool:
     """Whether the lost node was lost together with many others."""
     shared, loss = ctx.record.shared, ctx.record.lost[name]
-    seen_at = max(shared.get(loss.domain, 0.0), shared.get(_ANYWHERE, 0.0))
+    seen_at = max(shared.get(domain, 0.0) for domain in (loss.domain, _ANYWHERE) if domain)
     return abs(loss.at - seen_at) <= ctx.policy.correlate_s
 
 
@@ -75,7 +76,7 @@ def settle(ctx: StepContext, incident: Incident | None) -> None:
     release_shared(ctx)
     for name in sorted(ctx.record.lost):
         if incident is not None:
-            add_blame(ctx, name, "node_lost")
+            add_blame(ctx, name, Cause.NODE_LOST)
             if exclude(ctx, name, incident, reason=ctx.record.lost[name].reason):
                 _give_back(ctx, name)
     ctx.record.lost = {}

@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import Final
 
 from megascale.core.contract import effects as fx
+from megascale.core.contract.vocabulary import Cause, Timer
 from megascale.core.state.context import StepContext
 from megascale.core.state.goodput import GoodputPhase
 from megascale.core.state.record import Incident, NodeStatus
 
-CHECK: Final = "check"
 CHECK_S: Final = 300.0
 """Nodes that have not answered a check after this time count as unknown."""
 
@@ -23,7 +23,7 @@ def begin(ctx: StepContext, incident: Incident | None) -> bool:
 
     False = there is nothing to check.
     """
-    if not ctx.policy.check_numbers or incident is None or incident.cause != "numerics":
+    if not ctx.policy.check_numbers or incident is None or incident.cause != Cause.NUMERICS:
         return False
     nodes = tuple(
         name
@@ -34,15 +34,15 @@ def begin(ctx: StepContext, incident: Incident | None) -> bool:
         return False
     ctx.record.ledger.switch(GoodputPhase.DIAGNOSIS, ctx.now, cause=incident.cause)
     ctx.emit(fx.CheckNodes, incident.reason, nodes=nodes, deadline_s=CHECK_S)
-    ctx.set_deadline(CHECK, CHECK_S)
+    ctx.set_deadline(Timer.CHECK, CHECK_S)
     return True
 
 
 def is_under_way(ctx: StepContext) -> bool:
-    return CHECK in ctx.record.deadlines
+    return Timer.CHECK in ctx.record.deadlines
 
 
 def end(ctx: StepContext) -> None:
     """The check is over, or was called off."""
-    ctx.clear_deadline(CHECK)
+    ctx.clear_deadline(Timer.CHECK)
     ctx.drop_pending(fx.CheckNodes)

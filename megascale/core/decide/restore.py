@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from megascale.core.contract import effects as fx
 from megascale.core.contract.lineage import Commit, Lineage, is_on_lineage, newest
+from megascale.core.contract.vocabulary import Tier
 from megascale.core.decide.memory_tier import in_common
 from megascale.core.state.context import StepContext
 from megascale.core.state.record import COMMITS_KEPT, LINEAGE_KEPT, Incident, JobRecord
@@ -15,13 +16,13 @@ def resume_point(ctx: StepContext) -> Commit | None:
     return newest((c for c in record.commits if _is_trusted(ctx, c)), record.lineage, record.attempt)
 
 
-def restore_point(ctx: StepContext, nodes: tuple[str, ...]) -> tuple[Commit | None, str]:
+def restore_point(ctx: StepContext, nodes: tuple[str, ...]) -> tuple[Commit | None, Tier]:
     """What an attempt on `nodes` restores, and from which tier: from memory only what is newer."""
     commit = resume_point(ctx)
     snapshot = max((s for s in in_common(ctx, nodes) if _is_trusted(ctx, s)), default=None)
     if snapshot is not None and (commit is None or snapshot.step > commit.step):
-        return snapshot, "memory"
-    return commit, "durable"
+        return snapshot, Tier.MEMORY
+    return commit, Tier.DURABLE
 
 
 def _is_trusted(ctx: StepContext, commit: Commit) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from megascale.core.contract import effects as fx
 from megascale.core.contract.events import SpecChanged
+from megascale.core.contract.vocabulary import Timer
 from megascale.core.decide.breakers import note_progress
 from megascale.core.state.context import StepContext
 from megascale.core.state.record import Incident
@@ -17,7 +18,7 @@ def take_in(ctx: StepContext, event: SpecChanged) -> None:
         if not spec.waiting:
             spec.before = before
         spec.waiting = event.revision
-        ctx.set_deadline("applySpec", ctx.policy.apply_within_s)
+        ctx.set_deadline(Timer.APPLY_SPEC, ctx.policy.apply_within_s)
     elif not spec.waiting:
         spec.running = spec.running or event.revision
 
@@ -25,9 +26,9 @@ def take_in(ctx: StepContext, event: SpecChanged) -> None:
 def apply_waiting(ctx: StepContext) -> None:
     """At a launch: the waiting revision becomes the running one, the one before is kept to go back to."""
     spec = ctx.record.spec
-    ctx.clear_deadline("applySpec")
+    ctx.clear_deadline(Timer.APPLY_SPEC)
     if spec.waiting:
-        spec.previous, spec.running, spec.waiting = spec.running, spec.waiting, ""
+        spec.previous, spec.running, spec.waiting = spec.running, spec.waiting, None
         spec.step = ctx.record.best_step
         note_progress(ctx)
 
@@ -36,14 +37,14 @@ def prove(ctx: StepContext) -> None:
     """A step that was never completed before: the running revision works."""
     spec = ctx.record.spec
     if spec.previous and ctx.record.best_step > spec.step:
-        spec.previous, spec.before = "", None
+        spec.previous, spec.before = None, None
 
 
 def revert(ctx: StepContext, incident: Incident) -> None:
     """Back to the revision that made progress, with its policy."""
     spec = ctx.record.spec
     ctx.emit(fx.Page, f"spec {spec.running} made no progress, back to {spec.previous}", incident=incident.id)
-    spec.running, spec.previous = spec.previous, ""
+    spec.running, spec.previous = spec.previous, None
     if spec.before is not None:
         ctx.policy, spec.before = spec.before, None
     note_progress(ctx)

@@ -8,20 +8,21 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from megascale.core.contract.events import RankEvidence
+from megascale.core.contract.vocabulary import RankPhase
 
-_STATES: Final = {
+_STATES: Final[dict[str | None, str]] = {
     "T": "is stopped by a signal",
     "t": "is stopped by a debugger",
     "Z": "is a zombie",
-    "": "has no process",
+    None: "has no process",
 }
 
 
 class _Group(NamedTuple):
     stage: int
-    state: str
+    state: str | None
     step: int
-    phase: str
+    phase: RankPhase | None
     collectives: int
 
 
@@ -71,13 +72,13 @@ def suspects(
 
 def _alike(evidence: Mapping[str, Sequence[RankEvidence]], ranks: int, stages: int) -> _Groups:
     """Ranks by what they were found doing: thousands of ranks make a handful of groups."""
-    groups: dict[tuple[int, str, int, str, int], list[tuple[str, RankEvidence]]] = defaultdict(list)
+    groups: dict[_Group, list[tuple[str, RankEvidence]]] = defaultdict(list)
     for node, found in evidence.items():
         for rank in found:
             stage = rank.rank * stages // ranks if stages > 1 else 0
-            key = stage, rank.process_state, rank.step, rank.phase, rank.collectives
+            key = _Group(stage, rank.process_state, rank.step, rank.phase, rank.collectives)
             groups[key].append((node, rank))
-    return {_Group(*key): members for key, members in groups.items()}
+    return dict(groups)
 
 
 def _behind(peers: _Groups) -> list[Suspect]:
@@ -113,7 +114,7 @@ def _elsewhere(groups: _Groups) -> list[Suspect]:
         if group.state == "D"
         for node, rank in members
     ]
-    phases: Counter[tuple[int, str]] = Counter()
+    phases: Counter[tuple[int, RankPhase | None]] = Counter()
     for group, members in groups.items():
         phases[group.step, group.phase] += len(members)
     (common, count), *_ = phases.most_common(1)

@@ -9,6 +9,7 @@ from megascale.core.act.lifecycle import stop
 from megascale.core.act.recovery import charge, note_decision
 from megascale.core.contract import effects as fx
 from megascale.core.contract.events import Evidence
+from megascale.core.contract.vocabulary import Action, Cause, Detector, Source, Timer
 from megascale.core.decide.attribution import hardware_fault, suspicious
 from megascale.core.decide.ladder import decide
 from megascale.core.decide.partition_guard import nobody_is_heard
@@ -26,7 +27,7 @@ EVIDENCE_S: Final = 10.0
 def on_stall(ctx: StepContext) -> None:
     """No step within the learnt bound: open an incident and ask every node what its ranks do."""
     if nobody_is_heard(ctx):
-        ctx.set_deadline("hang", ctx.policy.silence_s)
+        ctx.set_deadline(Timer.HANG, ctx.policy.silence_s)
         return
     record, live = ctx.record, ctx.live
     stalled_s = ctx.now - live.progress_at
@@ -34,10 +35,10 @@ def on_stall(ctx: StepContext) -> None:
     phase = ", ".join(live.phases.current()) or live.phase
     reason = f"no step for {stalled_s:.1f} s in {phase}; a step takes {expected:.2f} s"
     at = live.progress_at + expected
-    open_incident(ctx, Fault("hang", reason, at=at, source="estimated"))
+    open_incident(ctx, Fault(Cause.HANG, reason, at=at, source=Source.ESTIMATED))
     record.state = JobState.DIAGNOSING
-    ctx.clear_deadline("grow")
-    record.ledger.switch(GoodputPhase.DIAGNOSIS, ctx.now, cause="hang")
+    ctx.clear_deadline(Timer.GROW)
+    record.ledger.switch(GoodputPhase.DIAGNOSIS, ctx.now, cause=Cause.HANG)
     live.evidence, live.asked = {}, frozenset(record.assignment)
     collect = ctx.emit(
         fx.CollectEvidence,
@@ -47,8 +48,8 @@ def on_stall(ctx: StepContext) -> None:
         deadline_s=EVIDENCE_S,
     )
     live.evidence_id = collect.effect_id
-    ctx.set_deadline("evidence", EVIDENCE_S)
-    ctx.set_deadline("flap", ctx.policy.flap_tolerance_s)
+    ctx.set_deadline(Timer.EVIDENCE, EVIDENCE_S)
+    ctx.set_deadline(Timer.FLAP, ctx.policy.flap_tolerance_s)
 
 
 def on_evidence(ctx: StepContext, event: Evidence) -> None:
@@ -70,7 +71,7 @@ def on_evidence(ctx: StepContext, event: Evidence) -> None:
 def judge(ctx: StepContext) -> None:
     """Act at once on positive evidence; otherwise only note it and wait for `flap`."""
     record, incident = ctx.record, ctx.record.incident
-    ctx.clear_deadline("evidence")
+    ctx.clear_deadline(Timer.EVIDENCE)
     ctx.drop_pending(fx.CollectEvidence)
     if incident is None:
         return
@@ -107,16 +108,16 @@ def _suspects(ctx: StepContext) -> list[Suspect]:
 
 def _fault(incident: Incident, suspect: Suspect | None) -> Fault:
     if suspect is None:
-        return Fault("hang", incident.reason)
-    return Fault("hang", f"{suspect.why}; {incident.reason}", node=suspect.node, rank=suspect.rank)
+        return Fault(Cause.HANG, incident.reason)
+    return Fault(Cause.HANG, f"{suspect.why}; {incident.reason}", node=suspect.node, rank=suspect.rank)
 
 
 def _act(ctx: StepContext, incident: Incident, fault: Fault) -> None:
     decision = decide(ctx, fault)
-    if ctx.is_shadowed("hang"):
+    if ctx.is_shadowed(Detector.HANG):
         _hold_back(ctx, incident, f"shadow mode: would {decision.action}, since {fault.reason}")
         return
-    if fault.cause != "hang":
+    if fault.cause != Cause.HANG:
         relabel(incident, fault)
     incident.node, incident.rank, incident.reason = fault.node, fault.rank, fault.reason
     note_decision(ctx, incident, decision)
@@ -127,7 +128,7 @@ def _act(ctx: StepContext, incident: Incident, fault: Fault) -> None:
 def _hold_back(ctx: StepContext, incident: Incident, decision: str) -> None:
     """Nothing is done, so a person is told; looked at again for as long as the stall lasts."""
     if not incident.decision:
-        count(ctx, "hang")
+        count(ctx, Detector.HANG)
         ctx.emit(fx.Page, f"{incident.reason}; {decision}", incident=incident.id)
-    incident.action, incident.decision = "none", decision
-    ctx.set_deadline("flap", ctx.policy.startup_s)
+    incident.action, incident.decision = Action.NONE, decision
+    ctx.set_deadline(Timer.FLAP, ctx.policy.startup_s)

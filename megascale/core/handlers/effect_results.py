@@ -8,6 +8,7 @@ from megascale.core.act.lifecycle import assemble, finish, replenish, stopped
 from megascale.core.act.recovery import respond
 from megascale.core.contract import effects as fx
 from megascale.core.contract.events import EffectDone, EffectFailed, FleetRefused, ProbeResult
+from megascale.core.contract.vocabulary import Cause, FinishState, Milestone, Timer
 from megascale.core.handlers import numerics, stragglers
 from megascale.core.handlers.membership import ACQUIRE_RETRY_S, abandon_node, lose
 from megascale.core.handlers.progress import begin_unwatched
@@ -30,7 +31,7 @@ def on_done(ctx: StepContext, event: EffectDone) -> None:
         numerics.on_checked(ctx, event.detail.get("convicted"))
     elif pending.kind == "Launch" and record.state is JobState.LAUNCHING:
         if record.incident:
-            record.incident.mark("launched", ctx.now)
+            record.incident.mark(Milestone.LAUNCHED, ctx.now)
         if not ctx.policy.reports_steps:
             begin_unwatched(ctx)
 
@@ -52,7 +53,7 @@ def on_failed(ctx: StepContext, event: EffectFailed) -> None:
     if pending.kind == "Launch" and state is JobState.LAUNCHING:
         _launch_failed(ctx, event)
     elif pending.kind == "SaveNow" and state is JobState.SAVING:
-        ctx.set_deadline("save", 0.0)
+        ctx.set_deadline(Timer.SAVE, 0.0)
     elif pending.kind == "CheckNodes":
         numerics.on_check_overdue(ctx)
     elif pending.kind == "Acquire":
@@ -69,9 +70,9 @@ def _not_probed(ctx: StepContext, effect_id: str, pending: Pending, reason: str)
 
 
 def _launch_failed(ctx: StepContext, event: EffectFailed) -> None:
-    node = event.nodes[0] if len(event.nodes) == 1 else ""
+    node = event.nodes[0] if len(event.nodes) == 1 else None
     names = f" on {', '.join(event.nodes[:8])}" if event.nodes else ""
-    respond(ctx, Fault("launch_failed", f"launch failed{names}: {event.reason}", node=node, at=ctx.now))
+    respond(ctx, Fault(Cause.LAUNCH_FAILED, f"launch failed{names}: {event.reason}", node=node, at=ctx.now))
 
 
 def on_refused(ctx: StepContext, event: FleetRefused) -> None:
@@ -102,10 +103,10 @@ def _not_acquired(ctx: StepContext, pending: Pending, reason: str) -> None:
     elif record.refusals >= ctx.policy.acquire_tries:
         why = f"no nodes after {record.refusals} tries: {reason}"
         ctx.emit(fx.Page, f"job fails: {why}")
-        finish(ctx, "failed", why)
+        finish(ctx, FinishState.FAILED, why)
         return
     delay = min(_RETRY_LIMIT_S, ACQUIRE_RETRY_S * 2 ** min(max(record.refusals - 1, 0), 6))
-    ctx.set_deadline("acquireRetry", delay)
+    ctx.set_deadline(Timer.ACQUIRE_RETRY, delay)
 
 
 def _not_restarted(ctx: StepContext, pending: Pending, reason: str) -> None:
@@ -113,7 +114,7 @@ def _not_restarted(ctx: StepContext, pending: Pending, reason: str) -> None:
     node = ctx.live.nodes.get(name)
     if node is not None and node.status is NodeStatus.UNKNOWN:
         text = f"the container of {name} was not restarted: {reason}"
-        lose(ctx, Fault("node_lost", text, node=name, at=ctx.now, node_gone=True))
+        lose(ctx, name, Fault(Cause.NODE_LOST, text, node=name, at=ctx.now, node_gone=True))
 
 
 def on_acquired_overdue(ctx: StepContext) -> None:
@@ -133,7 +134,7 @@ def on_startup_overdue(ctx: StepContext) -> None:
     bound_s = ctx.now - record.ledger.began
     names = ", ".join(late[:5])
     reason = f"no first step within {bound_s:.0f} s (health.startupSeconds); waiting for {names}"
-    respond(ctx, Fault("launch_failed", reason, node=late[0] if len(late) == 1 else "", at=ctx.now))
+    respond(ctx, Fault(Cause.LAUNCH_FAILED, reason, node=late[0] if len(late) == 1 else None, at=ctx.now))
 
 
 def reassemble(ctx: StepContext) -> None:

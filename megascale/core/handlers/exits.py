@@ -9,6 +9,7 @@ from megascale.core.act.lifecycle import stop
 from megascale.core.act.recovery import reattribute, respond
 from megascale.core.contract.events import RankExited
 from megascale.core.contract.lineage import Commit
+from megascale.core.contract.vocabulary import Cause, FinishState, PlanKind, Source, Timer
 from megascale.core.decide.attribution import EXPLAINABLE, MACHINE, explained
 from megascale.core.rules import RuleSet, Verdict, classify_text, rule_set
 from megascale.core.state.context import StepContext
@@ -50,8 +51,8 @@ def _left(ctx: StepContext, rank: int, exit_code: int) -> None:
     """A good end; the others have to follow."""
     record, exits = ctx.record, ctx.live.exits
     if not exits:
-        ctx.clear_deadline("hang")
-        ctx.set_deadline("leaving", ctx.policy.startup_s)
+        ctx.clear_deadline(Timer.HANG)
+        ctx.set_deadline(Timer.LEAVING, ctx.policy.startup_s)
     exits[rank] = exit_code
     if len(exits) < record.ranks:
         return
@@ -59,7 +60,7 @@ def _left(ctx: StepContext, rank: int, exit_code: int) -> None:
         done = (
             f"all {ctx.policy.steps} steps are done" if ctx.policy.reports_steps else "all ranks ended well"
         )
-        stop(ctx, Plan("finish", done, "completed"))
+        stop(ctx, Plan(PlanKind.FINISH, done, FinishState.COMPLETED))
     elif record.plan is not None:
         stop(ctx, record.plan)
     else:
@@ -71,9 +72,9 @@ def _left_unasked(ctx: StepContext) -> None:
     resumed = ctx.record.lineage.get(ctx.record.attempt)
     reason = "ranks saved and left without being asked"
     if ctx.live.step > (resumed.step if resumed else 0):
-        stop(ctx, Plan("relaunch", reason))
+        stop(ctx, Plan(PlanKind.RELAUNCH, reason))
     else:
-        respond(ctx, Fault("crash", f"{reason}, and without a step", at=ctx.now))
+        respond(ctx, Fault(Cause.CRASH, f"{reason}, and without a step", at=ctx.now))
 
 
 def on_leaving_overdue(ctx: StepContext) -> None:
@@ -82,7 +83,7 @@ def on_leaving_overdue(ctx: StepContext) -> None:
     reason = (
         f"{ended} of {ctx.record.ranks} ranks ended, the others did not within {ctx.policy.startup_s:g} s"
     )
-    respond(ctx, Fault("hang", reason, at=ctx.now))
+    respond(ctx, Fault(Cause.HANG, reason, at=ctx.now))
 
 
 def _maybe_reattribute(ctx: StepContext, event: RankExited) -> None:
@@ -103,36 +104,36 @@ def _damaged(event: RankExited) -> tuple[Commit, ...] | None:
 
 
 def fault_of(event: RankExited, rules: RuleSet) -> Fault:
-    """Name the cause of a bad end from its signal, its last words and what the rules say of them."""
+    """Name the cause of a bad end from its signal, its exit report and what the log rules say of it."""
     where = f"rank {event.rank} on {event.node}"
     text = (event.error_message or (event.tail[-1] if event.tail else "")).strip()
     verdict = _verdict(event, rules)
     echo = _is_echo(event, text, verdict)
     commits: tuple[Commit, ...] | None = None
     if event.signal is not None:
-        cause, reason = "crash", f"{where} was killed by {_signal_name(event.signal)}"
+        cause, reason = Cause.CRASH, f"{where} was killed by {_signal_name(event.signal)}"
     elif event.error_type == "CheckpointCorruptError":
-        cause, reason, commits = "checkpoint_corrupt", f"{where}: {_first_line(text)}", _damaged(event)
+        cause, reason, commits = Cause.CHECKPOINT_CORRUPT, f"{where}: {_first_line(text)}", _damaged(event)
     elif echo:
-        cause, reason = "crash", f"{where} lost its peers: {_first_line(text)}"
+        cause, reason = Cause.CRASH, f"{where} lost its peers: {_first_line(text)}"
     elif verdict.category in MACHINE and verdict.action in ("restart", "replace_node"):
-        cause, reason = "hardware", f"{where}: {_first_line(verdict.line or text)}"
+        cause, reason = Cause.HARDWARE, f"{where}: {_first_line(verdict.line or text)}"
     elif event.error_type:
-        cause, reason = "user_code", f"{where} raised {event.error_type}: {_first_line(text)}"
+        cause, reason = Cause.USER_CODE, f"{where} raised {event.error_type}: {_first_line(text)}"
     else:
         said = f": {_first_line(verdict.line)}" if verdict.action == "fail_job" else ""
-        cause, reason = "crash", f"{where} exited with code {event.exit_code}{said}"
+        cause, reason = Cause.CRASH, f"{where} exited with code {event.exit_code}{said}"
     return Fault(
         cause,
         reason,
         node=event.node,
         rank=event.rank,
         at=event.at,
-        source="injected" if event.injected else "observed",
+        source=Source.INJECTED if event.injected else Source.OBSERVED,
         consequence=echo,
         evidence=event.tail[-3:],
-        action="" if event.signal is not None else verdict.action,
-        rule=verdict.rule or "",
+        action=verdict.action if event.signal is None else None,
+        rule=verdict.rule,
         category=verdict.category,
         error_type=event.error_type,
         commits=commits,
@@ -140,8 +141,8 @@ def fault_of(event: RankExited, rules: RuleSet) -> Fault:
 
 
 def _verdict(event: RankExited, rules: RuleSet) -> Verdict:
-    words = f"{event.error_type}: {event.error_message}" if event.error_type else event.error_message
-    return classify_text("\n".join((*event.tail, words)), rules, node=event.node)
+    report = f"{event.error_type}: {event.error_message}" if event.error_type else event.error_message
+    return classify_text("\n".join((*event.tail, report)), rules, node=event.node)
 
 
 def _is_echo(event: RankExited, text: str, verdict: Verdict) -> bool:
@@ -150,8 +151,8 @@ def _is_echo(event: RankExited, text: str, verdict: Verdict) -> bool:
         return event.signal == signal.SIGABRT and verdict.scope == "consequence"
     if event.error_type == "CheckpointCorruptError":
         return False
-    told = event.error_type in _ECHO_TYPES or any(word in text.lower() for word in _ECHOES)
-    return told or verdict.scope == "consequence"
+    says_so = event.error_type in _ECHO_TYPES or any(word in text.lower() for word in _ECHOES)
+    return says_so or verdict.scope == "consequence"
 
 
 def _signal_name(number: int) -> str:

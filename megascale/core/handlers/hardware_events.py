@@ -9,6 +9,7 @@ from megascale.core.act import drain
 from megascale.core.act.lifecycle import replenish
 from megascale.core.act.recovery import reattribute, respond
 from megascale.core.contract.events import HardwareEvent, LogMatch
+from megascale.core.contract.vocabulary import Action, Cause, Detector, Milestone
 from megascale.core.decide.attribution import EXPLAINABLE, MACHINE, correlated, hardware_fault
 from megascale.core.decide.blame import exclude, notify_refusal
 from megascale.core.decide.breakers import exclusion_bound
@@ -55,14 +56,18 @@ def match_of(event: HardwareEvent, now: float, rules: RuleSet) -> RuleMatch:
     at, text = event.at or now, event.text or f"{event.sign} {event.code or ''}".strip()
     if event.action:
         rule = event.rule or event.sign
-        return _match(at, event.node, rule, category=event.category, action=event.action, line=text)
+        category = event.category or _guess(event)
+        return _match(at, event.node, rule, category=category, action=event.action, line=text)
     if event.sign == "xid" and (known := rules.named(f"xid-{event.code}")):
         return _match(at, event.node, known.id, category=known.category, action=known.action, line=text)
     verdict = classify_text(event.text, rules, node=event.node)
     if verdict.rule is not None:
         return RuleMatch.of(verdict, at=at, node=event.node)
-    guess = _ALERTS.get(event.sign, "host")
-    return _match(at, event.node, event.sign, category=guess, action="alert", line=text)
+    return _match(at, event.node, event.sign, category=_guess(event), action="alert", line=text)
+
+
+def _guess(event: HardwareEvent) -> str:
+    return _ALERTS.get(event.sign, "host")
 
 
 def _match(at: float, node: str, rule: str, *, category: str, action: str, line: str) -> RuleMatch:
@@ -94,7 +99,7 @@ def _take(ctx: StepContext, match: RuleMatch) -> None:
     if _explains_open_incident(ctx, fault):
         reattribute(ctx, fault)
     elif found.action == "replace_node":
-        _convict(ctx, fault)
+        _convict(ctx, match.node, fault)
     elif ctx.record.state is JobState.DIAGNOSING and ctx.holds_ranks(match.node):
         respond(ctx, fault)
 
@@ -133,8 +138,8 @@ def _explains_open_incident(ctx: StepContext, fault: Fault) -> bool:
         return False
     if incident.cause not in EXPLAINABLE or fault.node not in ctx.record.assignment:
         return False
-    recent = ctx.now - incident.milestones["fault"].at <= ctx.policy.attribution_after_s
-    return recent and (incident.consequence or incident.node in ("", fault.node))
+    recent = ctx.now - incident.milestones[Milestone.FAULT].at <= ctx.policy.attribution_after_s
+    return recent and (incident.consequence or incident.node in (None, fault.node))
 
 
 def _sharpens_open_incident(ctx: StepContext, fault: Fault) -> bool:
@@ -149,26 +154,26 @@ def _sharpens_open_incident(ctx: StepContext, fault: Fault) -> bool:
         JobState.LAUNCHING,
     ):
         return False
-    if incident.cause not in (*EXPLAINABLE, "hardware") or incident.action == "replace_node":
+    if incident.cause not in (*EXPLAINABLE, Cause.HARDWARE) or incident.action == Action.REPLACE_NODE:
         return False
-    recent = ctx.now - incident.milestones["fault"].at <= ctx.policy.attribution_after_s
-    same = incident.consequence or incident.node in ("", fault.node)
+    recent = ctx.now - incident.milestones[Milestone.FAULT].at <= ctx.policy.attribution_after_s
+    same = incident.consequence or incident.node in (None, fault.node)
     return recent and same and fault.node in ctx.record.assignment
 
 
-def _convict(ctx: StepContext, fault: Fault) -> None:
+def _convict(ctx: StepContext, node: str, fault: Fault) -> None:
     """A sure sign: the node goes, whether it has failed yet or not."""
-    if suppressed_by_shadow_mode(ctx, "hardware", fault, "replace the node"):
+    if suppressed_by_shadow_mode(ctx, Detector.HARDWARE, fault, "replace the node"):
         return
     if bound := exclusion_bound(ctx):
-        incident = note_aside(ctx, fault, "none", bound)
-        notify_refusal(ctx, fault.node, f"{fault.reason}; {fault.node} is not replaced: {bound}", incident)
+        incident = note_aside(ctx, fault, Action.NONE, bound)
+        notify_refusal(ctx, node, f"{fault.reason}; {node} is not replaced: {bound}", incident)
         return
     if _sharpens_open_incident(ctx, fault):
         reattribute(ctx, fault)
         return
-    if ctx.holds_ranks(fault.node):
+    if ctx.holds_ranks(node):
         respond(ctx, fault)
         return
-    exclude(ctx, fault.node, note_aside(ctx, fault, "replace_node", "the node is not used any more"))
+    exclude(ctx, node, note_aside(ctx, fault, Action.REPLACE_NODE, "the node is not used any more"))
     replenish(ctx)

@@ -10,6 +10,7 @@ from megascale.core.act.lifecycle import assemble, nobody_left_to_stop, replenis
 from megascale.core.act.recovery import reattribute, respond
 from megascale.core.contract import effects as fx
 from megascale.core.contract.events import JobReport, NodeGone, NodeJoined, ProbeResult
+from megascale.core.contract.vocabulary import Cause, Detector, Source, Timer
 from megascale.core.decide.attribution import EXPLAINABLE
 from megascale.core.decide.blame import readmit
 from megascale.core.decide.memory_tier import forget
@@ -45,10 +46,10 @@ def on_joined(ctx: StepContext, event: NodeJoined) -> None:
     live.absent.discard(event.node)
     _watch(ctx, event.node)
     if record.outstanding == 0:
-        ctx.clear_deadline("acquired")
+        ctx.clear_deadline(Timer.ACQUIRED)
     if _lost_its_ranks(ctx, event):
         reason = f"the agent of {event.node} restarted and its ranks are gone"
-        respond(ctx, Fault("node_lost", reason, node=event.node, at=ctx.now, source="estimated"))
+        respond(ctx, Fault(Cause.NODE_LOST, reason, node=event.node, at=ctx.now, source=Source.ESTIMATED))
     elif record.state is JobState.ASSEMBLING:
         assemble(ctx)
     else:
@@ -60,8 +61,9 @@ def _turn_away(ctx: StepContext, event: NodeJoined) -> None:
     """An excluded node came back; whatever it was sent for is asked for again, but not at once."""
     node = Node(event.incarnation, NodeStatus.GONE, ctx.now, dict(event.labels), released=True)
     ctx.live.nodes[event.node] = node
-    ctx.emit(fx.Release, ctx.record.excluded[event.node].reason, node=event.node)
-    ctx.set_deadline("acquireRetry", ACQUIRE_RETRY_S)
+    reason = ctx.record.excluded[event.node].reason or f"{event.node} is not used by this job any more"
+    ctx.emit(fx.Release, reason, node=event.node)
+    ctx.set_deadline(Timer.ACQUIRE_RETRY, ACQUIRE_RETRY_S)
 
 
 def _lost_its_ranks(ctx: StepContext, event: NodeJoined) -> bool:
@@ -74,7 +76,7 @@ def on_gone(ctx: StepContext, event: NodeGone) -> None:
     if event.node not in ctx.live.nodes:
         if ctx.record.outstanding:
             ctx.record.outstanding -= 1
-            ctx.set_deadline("acquireRetry", ACQUIRE_RETRY_S)
+            ctx.set_deadline(Timer.ACQUIRE_RETRY, ACQUIRE_RETRY_S)
         return
     node = ctx.node(event.node, event.incarnation)
     if node is None:
@@ -82,16 +84,16 @@ def on_gone(ctx: StepContext, event: NodeGone) -> None:
     node.released = True
     if node.status is NodeStatus.GONE:
         return
-    source = "injected" if event.injected else "observed"
-    cause = "planned" if event.planned or event.node in ctx.record.draining else "node_lost"
+    source = Source.INJECTED if event.injected else Source.OBSERVED
+    cause = Cause.PLANNED if event.planned or event.node in ctx.record.draining else Cause.NODE_LOST
     reason = event.reason if event.node in event.reason else f"{event.node}: {event.reason}"
-    lose(ctx, Fault(cause, reason, node=event.node, at=event.at, source=source, node_gone=True))
+    lose(ctx, event.node, Fault(cause, reason, node=event.node, at=event.at, source=source, node_gone=True))
 
 
-def lose(ctx: StepContext, fault: Fault) -> None:
-    """Mark the node gone and act if it held ranks."""
-    record, name = ctx.record, fault.node
-    planned = fault.cause == "planned"
+def lose(ctx: StepContext, name: str, fault: Fault) -> None:
+    """Mark the node gone and act if it held ranks; `fault` says how it was lost."""
+    record = ctx.record
+    planned = fault.cause == Cause.PLANNED
     ctx.live.nodes[name].status = NodeStatus.GONE
     forget(ctx, name)
     record.draining.pop(name, None)
@@ -123,8 +125,8 @@ def abandon_node(ctx: StepContext, name: str) -> None:
         at, what = ctx.now, f"{name}: ranks not reaped in {kill_s:g} s, stuck in the kernel"
     node.released = True
     ctx.emit(fx.Release, what, node=name)
-    cause = "planned" if name in ctx.record.draining else "node_lost"
-    lose(ctx, Fault(cause, what, node=name, at=at, source="estimated", node_gone=True))
+    cause = Cause.PLANNED if name in ctx.record.draining else Cause.NODE_LOST
+    lose(ctx, name, Fault(cause, what, node=name, at=at, source=Source.ESTIMATED, node_gone=True))
 
 
 def _explains(ctx: StepContext, fault: Fault) -> bool:
@@ -200,8 +202,8 @@ def _judge_silence(ctx: StepContext, name: str, node: Node) -> bool:
     last = last_heard(ctx, name)
     silent_s = ctx.now - last
     reason = f"{name} sent no heartbeat for {silent_s:.1f} s"
-    cause = "planned" if name in ctx.record.draining else "node_lost"
-    fault = Fault(cause, reason, node=name, at=last, source="estimated", node_gone=True)
+    cause = Cause.PLANNED if name in ctx.record.draining else Cause.NODE_LOST
+    fault = Fault(cause, reason, node=name, at=last, source=Source.ESTIMATED, node_gone=True)
     # compared as `_watch` computed it: a difference of two times may round to the other side
     if ctx.now >= last + ctx.policy.silence_s:
         return not waits_until(ctx) and _lose_silent(ctx, name, node, fault)
@@ -216,12 +218,12 @@ def _judge_silence(ctx: StepContext, name: str, node: Node) -> bool:
 
 def _lose_silent(ctx: StepContext, name: str, node: Node, fault: Fault) -> bool:
     """Lose it, unless silence is only watched: then it stays a suspect, which is never used."""
-    if ctx.holds_ranks(name) and ctx.is_shadowed("silence"):
+    if ctx.holds_ranks(name) and ctx.is_shadowed(Detector.SILENCE):
         if node.status is not NodeStatus.UNKNOWN:
-            suppressed_by_shadow_mode(ctx, "silence", fault, "replace the node")
+            suppressed_by_shadow_mode(ctx, Detector.SILENCE, fault, "replace the node")
         node.status, node.heard_until = NodeStatus.UNKNOWN, ctx.now
         return False
-    lose(ctx, fault)
+    lose(ctx, name, fault)
     return True
 
 
@@ -236,7 +238,7 @@ def _watch(ctx: StepContext, name: str) -> None:
 
 def expect(ctx: StepContext, name: str, heard_until: float) -> None:
     """A node that should be there but was not heard of in this driver life: unknown, and not for long."""
-    ctx.live.nodes[name] = Node("", NodeStatus.UNKNOWN, heard_until)
+    ctx.live.nodes[name] = Node(None, NodeStatus.UNKNOWN, heard_until)
     _watch(ctx, name)
 
 
@@ -247,6 +249,6 @@ def on_probe(ctx: StepContext, event: ProbeResult) -> None:
         return
     last = last_heard(ctx, event.node)
     reason = f"{event.node} sent no heartbeat for {ctx.now - last:.1f} s and the probe failed: {event.detail}"
-    cause = "planned" if event.node in ctx.record.draining else "node_lost"
-    fault = Fault(cause, reason, node=event.node, at=last, source="estimated", node_gone=True)
+    cause = Cause.PLANNED if event.node in ctx.record.draining else Cause.NODE_LOST
+    fault = Fault(cause, reason, node=event.node, at=last, source=Source.ESTIMATED, node_gone=True)
     _lose_silent(ctx, event.node, node, fault)

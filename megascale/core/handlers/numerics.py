@@ -16,6 +16,7 @@ from megascale.core.contract import effects as fx
 from megascale.core.contract.codec import Json
 from megascale.core.contract.events import RankProgress
 from megascale.core.contract.lineage import Commit
+from megascale.core.contract.vocabulary import Action, Cause, Detector
 from megascale.core.decide import nodecheck
 from megascale.core.decide.blame import exclude
 from megascale.core.decide.replay import plan_replay
@@ -41,7 +42,7 @@ def observe(ctx: StepContext, rank: RankProgress) -> None:
     watch.step = rank.step
     anomaly = _judge(watch, rank)
     if anomaly is None:
-        watch.kind, watch.count, watch.good_step = "", 0, rank.step
+        watch.kind, watch.count, watch.good_step = None, 0, rank.step
         return
     kind = _kind(anomaly)
     if kind != watch.kind:
@@ -71,18 +72,18 @@ def _act(ctx: StepContext, watch: NumericsWatch) -> None:
     first_step = watch.good_step + 1
     again = abs(first_step - record.anomaly_step) <= _SAME_STEP
     fault = Fault(
-        "numerics",
+        Cause.NUMERICS,
         f"{watch.reason}, for {watch.count} steps" + ("; at the same step as before" if again else ""),
         at=ctx.now,
         commits=_loaded_shortly_before(ctx, first_step),
         evidence=_how_to_find_the_node(ctx) if again else (),
     )
     if watch.kind == "spike" or (watch.kind == "jump" and again):
-        note_aside(ctx, fault, "none", "training goes on: code or data may be behind it")
+        note_aside(ctx, fault, Action.NONE, "training goes on: code or data may be behind it")
         if again:
             ctx.emit(fx.Page, f"{fault.reason}: code or data, not a machine; training goes on")
         return
-    if suppressed_by_shadow_mode(ctx, "numerics", fault, "roll back"):
+    if suppressed_by_shadow_mode(ctx, Detector.NUMERICS, fault, "roll back"):
         return
     record.anomaly_step = first_step
     taint(ctx, first_step - 1)
@@ -97,9 +98,9 @@ def _count_roll_back(ctx: StepContext, replay: tuple[str, ...]) -> None:
     record.roll_backs.append(ctx.now)
     if len(record.roll_backs) != _TOO_OFTEN or record.incident is None:
         return
-    words = "; ".join((f"wrong numbers {_TOO_OFTEN} times within a day", *replay))
-    record.incident.add_evidence(words)
-    ctx.emit(fx.Page, words, incident=record.incident.id)
+    reason = "; ".join((f"wrong numbers {_TOO_OFTEN} times within a day", *replay))
+    record.incident.add_evidence(reason)
+    ctx.emit(fx.Page, reason, incident=record.incident.id)
 
 
 def on_checked(ctx: StepContext, convicted: Json) -> None:
@@ -120,7 +121,14 @@ def on_checked(ctx: StepContext, convicted: Json) -> None:
     reason = f"{guilty[0]} computes wrong numbers: {found[guilty[0]]}; {incident.reason}"
     reattribute(
         ctx,
-        Fault("hardware", reason, node=guilty[0], at=ctx.now, action="replace_node", rule="node-checks"),
+        Fault(
+            Cause.HARDWARE,
+            reason,
+            node=guilty[0],
+            at=ctx.now,
+            action="replace_node",
+            rule="node-checks",
+        ),
     )
 
 

@@ -7,6 +7,7 @@ from typing import Final
 from megascale.core.act import drain, growth
 from megascale.core.contract.events import CommitDone, JobReport, NodeReport, RankProgress
 from megascale.core.contract.lineage import Commit
+from megascale.core.contract.vocabulary import Action, Milestone, Timer
 from megascale.core.decide.breakers import note_progress
 from megascale.core.decide.restore import remember_commit
 from megascale.core.decide.specs import prove
@@ -46,7 +47,7 @@ def on_job_report(ctx: StepContext, event: JobReport) -> None:
     if ctx.record.state is JobState.LAUNCHING:
         _note_milestones_of_all(ctx, event)
     _note_stall(ctx, event.progress)
-    _note_step(ctx, "", event.progress)
+    _note_step(ctx, None, event.progress)
     numerics.observe(ctx, event.progress)
 
 
@@ -95,16 +96,16 @@ def _all_stepped(ctx: StepContext) -> None:
         record.clock.observe_launch(record.tier, ctx.now - record.ledger.began)
     begin_running(ctx)
     if record.incident:
-        record.incident.mark("groups", passed.groups_at)
-        record.incident.mark("loaded", passed.loaded_at)
-        record.incident.mark("firstStep", passed.first_step_at)
+        record.incident.mark(Milestone.GROUPS, passed.groups_at)
+        record.incident.mark(Milestone.LOADED, passed.loaded_at)
+        record.incident.mark(Milestone.FIRST_STEP, passed.first_step_at)
     drain.swap_if_possible(ctx)
 
 
 def begin_running(ctx: StepContext) -> None:
     """The launch is over: from now on time is productive."""
     ctx.record.state = JobState.RUNNING
-    ctx.clear_deadline("startup")
+    ctx.clear_deadline(Timer.STARTUP)
     ctx.record.ledger.switch(GoodputPhase.PRODUCTIVE, ctx.now)
     ctx.live.progress_at = ctx.now
     growth.look_for_nodes(ctx)
@@ -132,7 +133,7 @@ def _note_stall(ctx: StepContext, rank: RankProgress) -> None:
         ledger.move(GoodputPhase.PRODUCTIVE, GoodputPhase.CHECKPOINT_STALL, grown)
 
 
-def _note_step(ctx: StepContext, node: str, rank: RankProgress) -> None:
+def _note_step(ctx: StepContext, node: str | None, rank: RankProgress) -> None:
     record, live = ctx.record, ctx.live
     left = live.phases.note(node, rank.phase)
     if left and rank.progress_at:
@@ -147,7 +148,7 @@ def _note_step(ctx: StepContext, node: str, rank: RankProgress) -> None:
         record.clock.observe_step(rank.step_seconds)
         live.step, live.progress_at = rank.step, _seen_between(ctx, rank.progress_at)
         if record.incident and not ctx.policy.reports_steps:
-            record.incident.mark("firstStep", rank.first_step_at or ctx.now)
+            record.incident.mark(Milestone.FIRST_STEP, rank.first_step_at or ctx.now)
         _note_pace(ctx)
         if rank.step > record.best_step:
             record.best_step = rank.step
@@ -180,10 +181,10 @@ def _stall_over(ctx: StepContext) -> None:
     if record.state is not JobState.DIAGNOSING:
         return
     record.state = JobState.RUNNING
-    ctx.clear_deadline("evidence", "flap")
+    ctx.clear_deadline(Timer.EVIDENCE, Timer.FLAP)
     record.ledger.switch(GoodputPhase.PRODUCTIVE, ctx.now)
     if record.incident:
-        record.incident.action = "none"
+        record.incident.action = Action.NONE
         # in shadow mode it tells what would have been done
         record.incident.decision = record.incident.decision or "steps went on before anything was done"
         close_incident(ctx, "recovered by itself")
@@ -195,7 +196,7 @@ def _maybe_back_to_speed(ctx: StepContext, rank: RankProgress) -> None:
     if incident is None or ctx.record.state is not JobState.RUNNING:
         return
     if rank.step > incident.fault_step and (normal is None or rank.step_seconds <= _BACK_TO_SPEED * normal):
-        incident.mark("backToSpeed", rank.progress_at or ctx.now)
+        incident.mark(Milestone.BACK_TO_SPEED, rank.progress_at or ctx.now)
         close_incident(ctx, "recovered")
 
 
@@ -208,12 +209,12 @@ def _arm_hang(ctx: StepContext) -> None:
         live.phases.current(), steps=policy.hang_steps, margin_s=policy.hang_margin_s
     )
     if not policy.reports_steps and (bound is None or live.step >= policy.steps):
-        ctx.clear_deadline("hang")
+        ctx.clear_deadline(Timer.HANG)
         return
     if bound is None and not policy.reports_steps:
         return
     since = max(live.progress_at, live.quiet_until)
-    ctx.record.deadlines["hang"] = since + (policy.startup_s if bound is None else bound)
+    ctx.record.deadlines[Timer.HANG] = since + (policy.startup_s if bound is None else bound)
 
 
 def on_commit(ctx: StepContext, event: CommitDone) -> None:

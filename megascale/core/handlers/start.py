@@ -6,23 +6,26 @@ from typing import Final
 
 from megascale.core.act.graceful_stop import save_and_stop
 from megascale.core.act.lifecycle import assemble
+from megascale.core.contract import effects as fx
 from megascale.core.contract.events import DriverStarted
-from megascale.core.decide.nodecheck import CHECK, CHECK_S
+from megascale.core.contract.vocabulary import PlanKind, Timer
+from megascale.core.decide.nodecheck import CHECK_S
 from megascale.core.handlers.diagnosis import EVIDENCE_S
 from megascale.core.handlers.membership import expect
+from megascale.core.handlers.newer_record import leave_unknown_state, take_out_unknown
 from megascale.core.state.context import StepContext
 from megascale.core.state.record import JobState, Plan
 
 _WAITS_FOR_NODES: Final = (
-    "kill",
-    "startup",
-    "evidence",
-    "flap",
-    "save",
-    "leaving",
-    "shrink",
-    "acquired",
-    CHECK,
+    Timer.KILL,
+    Timer.STARTUP,
+    Timer.EVIDENCE,
+    Timer.FLAP,
+    Timer.SAVE,
+    Timer.LEAVING,
+    Timer.SHRINK,
+    Timer.ACQUIRED,
+    Timer.CHECK,
 )
 
 
@@ -32,10 +35,13 @@ def on_driver_started(ctx: StepContext, event: DriverStarted) -> None:
     succeeds = record.ledger.started_at > 0
     record.term = event.term
     record.ledger.start(ctx.now)
+    unknown = take_out_unknown(ctx)
     ctx.effects += ctx.pending_effects()
+    if unknown:
+        ctx.emit(fx.Page, f"a newer version wrote the job record; left out of it: {', '.join(unknown)}")
     resumed = record.lineage.get(record.attempt)
     live.step, live.progress_at = resumed.step if resumed else 0, ctx.now
-    live.evidence_id = next((i for i, p in record.pending.items() if p.kind == "CollectEvidence"), "")
+    live.evidence_id = next((i for i, p in record.pending.items() if p.kind == "CollectEvidence"), None)
     if record.state is JobState.FINISHED:
         return
     for name in (*record.assignment, *record.spares):
@@ -45,33 +51,34 @@ def on_driver_started(ctx: StepContext, event: DriverStarted) -> None:
         assemble(ctx)
         return
     # Agents reconnect within the grace time; until then missing nodes are not replaced.
-    ctx.set_deadline("reconnect", policy.reconnect_grace_s)
+    ctx.set_deadline(Timer.RECONNECT, policy.reconnect_grace_s)
     for name in _WAITS_FOR_NODES:
         if name in record.deadlines:
             record.deadlines[name] = max(
                 record.deadlines[name], ctx.now + policy.reconnect_grace_s + _slack(ctx, name)
             )
-    ctx.clear_deadline("hang")
+    ctx.clear_deadline(Timer.HANG)
     if record.waiting_since:
         record.waiting_since = ctx.now
+    leave_unknown_state(ctx)
     if record.state is JobState.RUNNING:
-        ctx.set_deadline("hang", policy.reconnect_grace_s + policy.startup_s)
+        ctx.set_deadline(Timer.HANG, policy.reconnect_grace_s + policy.startup_s)
     if policy.suspend:
-        save_and_stop(ctx, Plan("suspend", "spec.suspend is set"))
+        save_and_stop(ctx, Plan(PlanKind.SUSPEND, "spec.suspend is set"))
     elif (record.state is JobState.SUSPENDED and record.suspended_by_spec) or (
         record.state is JobState.ASSEMBLING and not record.assignment
     ):
         assemble(ctx)
 
 
-def _slack(ctx: StepContext, timer: str) -> float:
+def _slack(ctx: StepContext, timer: Timer) -> float:
     """What the answer is allowed to take when asked again."""
     policy = ctx.policy
     known = {
-        "kill": policy.kill_s,
-        "evidence": EVIDENCE_S,
-        "save": policy.save_s,
-        CHECK: CHECK_S,
-        "shrink": policy.shrink_after_s - policy.reconnect_grace_s,
+        Timer.KILL: policy.kill_s,
+        Timer.EVIDENCE: EVIDENCE_S,
+        Timer.SAVE: policy.save_s,
+        Timer.CHECK: CHECK_S,
+        Timer.SHRINK: policy.shrink_after_s - policy.reconnect_grace_s,
     }
     return max(0.0, known.get(timer, policy.silence_s))

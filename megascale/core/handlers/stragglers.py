@@ -8,6 +8,7 @@ from megascale.core.act.lifecycle import replenish
 from megascale.core.act.swap import idle_nodes, swap_out
 from megascale.core.contract import effects as fx
 from megascale.core.contract.events import ProbeResult, SegmentTimes
+from megascale.core.contract.vocabulary import Action, Cause, Detector
 from megascale.core.decide.blame import notify_refusal
 from megascale.core.decide.breakers import exclusion_bound
 from megascale.core.decide.shadow import suppressed_by_shadow_mode
@@ -67,26 +68,26 @@ def on_probe(ctx: StepContext, event: ProbeResult) -> None:
         return
     fault = _fault(ctx, suspicion, event)
     if event.healthy:
-        note_aside(ctx, fault, "none", "the probe found the node sound")
+        note_aside(ctx, fault, Action.NONE, "the probe found the node sound")
     elif event.healthy is None:
-        incident = note_aside(ctx, fault, "none", "the probe could not tell; a person decides")
+        incident = note_aside(ctx, fault, Action.NONE, "the probe could not tell; a person decides")
         ctx.emit(fx.Page, f"{suspicion.reason}; the probe could not tell", incident=incident.id)
-    elif suppressed_by_shadow_mode(ctx, "straggler", fault, "replace the node"):
+    elif suppressed_by_shadow_mode(ctx, Detector.STRAGGLER, fault, "replace the node"):
         return
     elif bound := exclusion_bound(ctx):
-        incident = note_aside(ctx, fault, "none", bound)
+        incident = note_aside(ctx, fault, Action.NONE, bound)
         words = f"{suspicion.node} is slow but not replaced: {bound}"
         notify_refusal(ctx, suspicion.node, words, incident)
     elif ctx.record.state is JobState.RUNNING and idle_nodes(ctx):
         swap_out(ctx, fault, "slower than its peers, and the probe confirmed it")
     else:
-        note_aside(ctx, fault, "none", "no spare is there: a slow node is better than none")
+        note_aside(ctx, fault, Action.NONE, "no spare is there: a slow node is better than none")
         replenish(ctx)
 
 
 def _fault(ctx: StepContext, suspicion: Suspicion, event: ProbeResult) -> Fault:
     return Fault(
-        "straggler",
+        Cause.STRAGGLER,
         suspicion.reason,
         node=suspicion.node,
         rank=suspicion.ranks[0],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from megascale.core.contract import effects as fx
 from megascale.core.contract.events import RankProgress
+from megascale.core.contract.vocabulary import Action, Cause
 from megascale.core.state.context import StepContext
 from megascale.core.state.incidents import Fault, note_aside
 from megascale.core.state.record import JobState
@@ -15,6 +16,8 @@ def observe(ctx: StepContext, rank: RankProgress) -> None:
         return
     anomaly = ctx.live.speed.observe(rank.step, 1.0 / rank.step_seconds)
     if anomaly is not None:
-        fault = Fault("slow", anomaly.reason, at=ctx.now)
-        incident = note_aside(ctx, fault, "none", "MFU decays with the pace; a person looks for the cause")
+        fault = Fault(Cause.SLOW, anomaly.reason, at=ctx.now)
+        incident = note_aside(
+            ctx, fault, Action.NONE, "MFU decays with the pace; a person looks for the cause"
+        )
         ctx.emit(fx.Page, f"MFU decays: {anomaly.reason}", incident=incident.id)

@@ -9,6 +9,7 @@ from typing import Any, Final, TypeVar, cast
 from megascale.core.contract import effects as fx
 from megascale.core.contract.codec import Json, decode, encode
 from megascale.core.contract.policy import Policy
+from megascale.core.contract.vocabulary import Detector, Timer
 from megascale.core.state.record import JobRecord, JobState, Live, Node, NodeStatus, Pending
 
 E = TypeVar("E", bound=fx.Effect)
@@ -49,6 +50,19 @@ class StepContext:
         """Every effect that was not answered yet, in the order in which they were decided."""
         return [self._restored(pending) for pending in self.record.pending.values()]
 
+    def drop_unknown_pending(self) -> list[str]:
+        """Forget effects that another version decided and this one cannot read; returns their kinds."""
+        unknown = {i: p.kind for i, p in self.record.pending.items() if not self._is_readable(p)}
+        self.record.pending = {i: p for i, p in self.record.pending.items() if i not in unknown}
+        return list(unknown.values())
+
+    def _is_readable(self, pending: Pending) -> bool:
+        try:
+            self._restored(pending)
+        except (KeyError, ValueError):
+            return False
+        return True
+
     def _restored(self, pending: Pending) -> fx.Effect:
         data = dict(pending.data)
         if pending.without is not None:
@@ -65,12 +79,12 @@ class StepContext:
     def is_pending(self, kind: type[fx.Effect]) -> bool:
         return any(pending.kind == kind.__name__ for pending in self.record.pending.values())
 
-    def set_deadline(self, name: str, seconds: float) -> None:
-        """(Re)arm the named timer."""
-        self.record.deadlines[name] = self.now + seconds
+    def set_deadline(self, timer: Timer, seconds: float) -> None:
+        """Arm the timer, or move it: it is due in `seconds` from now."""
+        self.record.deadlines[timer] = self.now + seconds
 
-    def clear_deadline(self, *names: str) -> None:
-        for name in names:
+    def clear_deadline(self, *timers: Timer) -> None:
+        for name in timers:
             self.record.deadlines.pop(name, None)
 
     def is_excluded(self, node: str) -> bool:
@@ -83,10 +97,10 @@ class StepContext:
         names = [name for name, node in self.live.nodes.items() if node.status is ready and name not in out]
         return sorted(names, key=natural_key)
 
-    def node(self, name: str, incarnation: str) -> Node | None:
+    def node(self, name: str, incarnation: str | None) -> Node | None:
         """The live node if `incarnation` is its current one; a stale agent gets None.
 
-        "" on either side is an incarnation not known (yet), which fits any.
+        None on either side is an incarnation not known (yet), which fits any.
         """
         node = self.live.nodes.get(name)
         if node is None or (node.incarnation and incarnation and node.incarnation != incarnation):
@@ -119,7 +133,7 @@ class StepContext:
             self.ranks_active() or self.record.state is JobState.STOPPING
         )
 
-    def is_shadowed(self, detector: str) -> bool:
+    def is_shadowed(self, detector: Detector) -> bool:
         """Whether the detector only records what it would do."""
         return detector in self.policy.shadow
 

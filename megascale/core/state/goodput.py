@@ -11,6 +11,8 @@ import enum
 from dataclasses import dataclass, field
 from typing import Final
 
+from megascale.core.contract.vocabulary import Cause
+
 _MARKS_KEPT: Final = 64
 _ACCOUNTS_KEPT: Final = 48
 _OTHERS: Final = "others"
@@ -18,7 +20,7 @@ _HOUR_S: Final = 3600.0
 
 
 class GoodputPhase(enum.StrEnum):
-    """Closed set (contracts 7)."""
+    """What a second of a job was spent on."""
 
     PRODUCTIVE = "productive"
     STARTUP = "startup"
@@ -46,8 +48,8 @@ class Ledger:
     since: float = 0.0
     began: float = 0.0
     started_at: float = 0.0
-    cause: str = ""
-    node: str = ""
+    cause: Cause | None = None
+    node: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     by_cause: dict[str, dict[str, float]] = field(default_factory=dict)
     by_node: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -64,14 +66,16 @@ class Ledger:
             self._book(self.phase, now - self.since)
             self.since = now
 
-    def switch(self, phase: GoodputPhase, now: float, *, cause: str = "", node: str = "") -> None:
+    def switch(
+        self, phase: GoodputPhase, now: float, *, cause: Cause | None = None, node: str | None = None
+    ) -> None:
         """End the running phase and begin `phase`; cause and node say whom the time is charged to."""
         self.charge(now)
         if phase is not self.phase:
             self.began = now
         self.phase, self.cause, self.node = phase, cause, node
 
-    def blame(self, cause: str, node: str) -> None:
+    def blame(self, cause: Cause, node: str | None) -> None:
         """Charge what is booked from now on to `cause` and `node`."""
         self.cause, self.node = cause, node
 

@@ -1,6 +1,6 @@
 """When a lack of progress becomes suspicious: bounds learnt from the job's own steps.
 
-A stall is suspected after `hang_steps` x the step time + margin (design 4). Phases that are long by
+A stall is suspected after `hang_steps` x the step time + margin. Phases that are long by
 nature have bounds of their own, learnt from how long they took before: a long evaluation is no hang.
 """
 
@@ -11,17 +11,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
+from megascale.core.contract.vocabulary import RankPhase, Tier
+
 _STEPS_KEPT: Final = 64
 _PHASE_FACTOR: Final = 3.0
 _LAUNCH_FACTOR: Final = 5.0
 _LAUNCH_FLOOR_S: Final = 60.0
 _PHASE_FLOOR_S: Final = {
-    "startup": 600.0,
-    "compile": 1800.0,
-    "checkpoint": 300.0,
-    "evaluation": 1800.0,
-    "data": 120.0,
-    "idle": 600.0,
+    RankPhase.STARTUP: 600.0,
+    RankPhase.COMPILE: 1800.0,
+    RankPhase.CHECKPOINT: 300.0,
+    RankPhase.EVALUATION: 1800.0,
+    RankPhase.DATA: 120.0,
+    RankPhase.IDLE: 600.0,
 }
 
 
@@ -38,12 +40,12 @@ class StepClock:
             self.durations_s.append(seconds)
             del self.durations_s[:-_STEPS_KEPT]
 
-    def observe_phase(self, phase: str, seconds: float) -> None:
+    def observe_phase(self, phase: RankPhase, seconds: float) -> None:
         """Learn how long a phase took without a step being completed."""
         if phase in _PHASE_FLOOR_S:
             self._learn(phase, seconds)
 
-    def observe_launch(self, tier: str, seconds: float) -> None:
+    def observe_launch(self, tier: Tier, seconds: float) -> None:
         """Learn how long a launch that restored from this tier took to its first step."""
         self._learn(f"launch from {tier}", seconds)
 
@@ -57,7 +59,7 @@ class StepClock:
         ordered = sorted(self.durations_s)
         return ordered[min(len(ordered) - 1, int(0.9 * len(ordered)))]
 
-    def bound_s(self, phases: Iterable[str], *, steps: float, margin_s: float) -> float | None:
+    def bound_s(self, phases: Iterable[RankPhase], *, steps: float, margin_s: float) -> float | None:
         """Seconds without progress after which a job with ranks in `phases` is suspected.
 
         Ranks wait for the one in the longest phase, so that one's bound counts. None while nothing is learnt.
@@ -67,12 +69,12 @@ class StepClock:
             return None
         return max([steps * expected + margin_s, *(self._phase_bound_s(p, margin_s) for p in phases)])
 
-    def _phase_bound_s(self, phase: str, margin_s: float) -> float:
+    def _phase_bound_s(self, phase: RankPhase, margin_s: float) -> float:
         if phase in self.longest_s:
             return _PHASE_FACTOR * self.longest_s[phase] + margin_s
         return _PHASE_FLOOR_S.get(phase, 0.0)
 
-    def launch_bound_s(self, tier: str, limit_s: float) -> float:
+    def launch_bound_s(self, tier: Tier, limit_s: float) -> float:
         """Seconds a launch that restores from this tier may take to its first step, at most `limit_s`."""
         longest = self.longest_s.get(f"launch from {tier}")
         return limit_s if longest is None else min(limit_s, max(_LAUNCH_FLOOR_S, _LAUNCH_FACTOR * longest))
@@ -85,17 +87,17 @@ class StepClock:
 
 @dataclass(slots=True)
 class PhaseBoard:
-    """Which long phases ranks are in, by whoever reported them (a node, or "" for all at once)."""
+    """Which long phases ranks are in, by whoever reported them (a node, or None for all at once)."""
 
-    by_node: dict[str, str] = field(default_factory=dict)
-    counts: Counter[str] = field(default_factory=Counter)
+    by_node: dict[str | None, RankPhase] = field(default_factory=dict)
+    counts: Counter[RankPhase] = field(default_factory=Counter)
 
-    def note(self, node: str, phase: str) -> str:
-        """Remember the phase of `node`; returns the long phase it left, "" if none."""
-        before = self.by_node.get(node, "")
+    def note(self, node: str | None, phase: RankPhase) -> RankPhase | None:
+        """Remember the phase of `node`; returns the long phase it left, None if it left none."""
+        before = self.by_node.get(node)
         if phase == before:
-            return ""
-        if before:
+            return None
+        if before is not None:
             self.counts[before] -= 1
             del self.by_node[node]
         if phase in _PHASE_FLOOR_S:
@@ -103,6 +105,6 @@ class PhaseBoard:
             self.counts[phase] += 1
         return before
 
-    def current(self) -> list[str]:
+    def current(self) -> list[RankPhase]:
         """Long phases that some rank is in, by name."""
         return sorted(phase for phase, count in self.counts.items() if count > 0)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megascale.core.contract.lineage import Commit
+from megascale.core.contract.vocabulary import Action, Cause, Milestone, Source
+from megascale.core.rules import model as rules
 from megascale.core.state.context import StepContext
 from megascale.core.state.goodput import GoodputPhase
 from megascale.core.state.record import INCIDENTS_KEPT, TEXT_KEPT, Incident, JobState, MilestoneTime
@@ -18,24 +20,24 @@ class Fault:
         at: when it happened; `source` says how that is known: observed, estimated or injected.
         node_gone: the node cannot be used any more, whatever is decided.
         consequence: may well be an echo of another rank's fault (a broken collective).
-        action, rule, category: what the rules say of the event or log line behind it, "" = nothing.
-        error_type: of the rank's last words.
+        action, rule, category: what the log rules say of the event or line behind it, None = nothing.
+        error_type: of the rank's exit report.
         commits: checkpoints that are no longer trusted; None = if it comes to a roll-back, the newest.
     """
 
-    cause: str
+    cause: Cause
     reason: str
-    node: str = ""
+    node: str | None = None
     rank: int | None = None
     at: float = 0.0
-    source: str = "observed"
+    source: Source = Source.OBSERVED
     node_gone: bool = False
     consequence: bool = False
     evidence: tuple[str, ...] = ()
-    action: str = ""
-    rule: str = ""
-    category: str = ""
-    error_type: str = ""
+    action: rules.Action | None = None
+    rule: str | None = None
+    category: str | None = None
+    error_type: str | None = None
     commits: tuple[Commit, ...] | None = None
 
     @property
@@ -44,13 +46,13 @@ class Fault:
 
         A failing disk shows on the same node again; a file system that all share fails on a node at random.
         """
-        return bool(self.node) and not self.consequence and self.category != "network"
+        return self.node is not None and not self.consequence and self.category != "network"
 
 
 def open_incident(ctx: StepContext, fault: Fault) -> Incident:
     """A new incident; an open one was interrupted by it, but a stall under diagnosis was its first sign."""
     record = ctx.record
-    if record.state is JobState.DIAGNOSING and record.incident and record.incident.cause == "hang":
+    if record.state is JobState.DIAGNOSING and record.incident and record.incident.cause == Cause.HANG:
         relabel(record.incident, fault)
         record.ledger.switch(GoodputPhase.RECOVERY, ctx.now, cause=fault.cause, node=fault.node)
         return record.incident
@@ -60,11 +62,11 @@ def open_incident(ctx: StepContext, fault: Fault) -> Incident:
     return record.incident
 
 
-def note_aside(ctx: StepContext, fault: Fault, action: str, decision: str) -> Incident:
+def note_aside(ctx: StepContext, fault: Fault, action: Action, decision: str) -> Incident:
     """An incident that did not interrupt training: it goes straight to the history."""
     incident = _new(ctx, fault)
     incident.action, incident.decision = action, decision
-    incident.mark("decided", ctx.now)
+    incident.mark(Milestone.DECIDED, ctx.now)
     incident.close("training was not interrupted")
     _archive(ctx, incident)
     return incident
@@ -76,8 +78,8 @@ def relabel(incident: Incident, fault: Fault) -> None:
     incident.cause, incident.reason = fault.cause, fault.reason[:TEXT_KEPT]
     incident.consequence = fault.consequence
     incident.node, incident.rank = fault.node, fault.rank
-    if fault.at and fault.at < incident.milestones["detected"].at:
-        incident.milestones["fault"] = MilestoneTime(fault.at, fault.source)
+    if fault.at and fault.at < incident.milestones[Milestone.DETECTED].at:
+        incident.milestones[Milestone.FAULT] = MilestoneTime(fault.at, fault.source)
     for line in fault.evidence:
         incident.add_evidence(line)
 
@@ -110,8 +112,8 @@ def _new(ctx: StepContext, fault: Fault) -> Incident:
         consequence=fault.consequence,
     )
     record.next_incident += 1
-    incident.mark("fault", min(fault.at or ctx.now, ctx.now), fault.source)
-    incident.mark("detected", ctx.now)
+    incident.mark(Milestone.FAULT, min(fault.at or ctx.now, ctx.now), fault.source)
+    incident.mark(Milestone.DETECTED, ctx.now)
     for line in fault.evidence:
         incident.add_evidence(line)
     return incident
@@ -122,7 +124,7 @@ def _charge_detection(ctx: StepContext, incident: Incident) -> None:
     ledger = ctx.record.ledger
     ledger.charge(ctx.now)
     if ledger.phase is GoodputPhase.PRODUCTIVE:
-        unseen_s = ctx.now - max(incident.milestones["fault"].at, ledger.began)
+        unseen_s = ctx.now - max(incident.milestones[Milestone.FAULT].at, ledger.began)
         ledger.blame(incident.cause, incident.node)
         ledger.move(GoodputPhase.PRODUCTIVE, GoodputPhase.DETECTION, unseen_s)
     ledger.switch(GoodputPhase.RECOVERY, ctx.now, cause=incident.cause, node=incident.node)

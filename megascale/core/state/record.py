@@ -10,6 +10,17 @@ from megascale.core.contract.codec import Json
 from megascale.core.contract.events import RankEvidence
 from megascale.core.contract.lineage import Commit
 from megascale.core.contract.policy import Policy
+from megascale.core.contract.vocabulary import (
+    Action,
+    Cause,
+    FinishState,
+    Milestone,
+    PlanKind,
+    RankPhase,
+    Source,
+    Tier,
+    Timer,
+)
 from megascale.core.rules import RuleMatch
 from megascale.core.state.goodput import Ledger
 from megascale.core.state.hang import PhaseBoard, StepClock
@@ -52,15 +63,16 @@ class NodeStatus(enum.StrEnum):
 
 @dataclass(slots=True)
 class Node:
-    """An agent's place.
+    """A node that the job has or had, as its agent reports it.
 
     Attributes:
+        incarnation: of its agent, None = not known yet.
         heard_until: its last own heartbeat; absent: summarised reports leave it out.
         look_at: when its silence is judged next; an earlier entry in `Live.silence` is stale.
         released: it was given back to the fleet.
     """
 
-    incarnation: str
+    incarnation: str | None
     status: NodeStatus
     heard_until: float
     labels: dict[str, str] = field(default_factory=dict)
@@ -79,13 +91,13 @@ class Blame:
 
 @dataclass(frozen=True, slots=True)
 class Exclusion:
-    """Why this job does not use a node ("" when long ago: the event log has it).
+    """Why this job does not use a node (None when long ago: the event log has it).
 
     Attributes:
         retired: passing the checks does not bring it back, only a person does.
     """
 
-    reason: str
+    reason: str | None
     incident: str
     at: float
     retired: bool = False
@@ -93,10 +105,10 @@ class Exclusion:
 
 @dataclass(slots=True)
 class MilestoneTime:
-    """When a milestone of an incident was reached; `source`: observed, estimated or injected."""
+    """When a milestone of an incident was reached, and how that is known."""
 
     at: float
-    source: str = "observed"
+    source: Source = Source.OBSERVED
 
 
 @dataclass(slots=True)
@@ -104,29 +116,27 @@ class Incident:
     """One record from the fault to the first good step.
 
     Attributes:
-        cause: crash, user_code, hang, node_lost, hardware, straggler, numerics, checkpoint_corrupt,
-            launch_failed, manual, planned.
-        action: restart_in_place, restart_container, replace_node, roll_back, shrink, fail_job, none
-        milestones: fault, detected, decided, stopped, launched, groups, loaded, firstStep, backToSpeed.
-        fault_step: newest step before the fault; outcome: "" while open.
+        node, rank: at fault, None = not known, or none is.
+        action, decision: None and "" until it is decided.
+        fault_step: newest step before the fault; outcome: None while open.
         consequence: may be an echo of a fault not seen yet.
     """
 
     id: str
-    cause: str
+    cause: Cause
     reason: str
-    node: str = ""
+    node: str | None = None
     rank: int | None = None
-    action: str = ""
+    action: Action | None = None
     decision: str = ""
     attempt: int = 0
     fault_step: int = 0
     consequence: bool = False
     evidence: list[str] = field(default_factory=list)
-    milestones: dict[str, MilestoneTime] = field(default_factory=dict)
-    outcome: str = ""
+    milestones: dict[Milestone, MilestoneTime] = field(default_factory=dict)
+    outcome: str | None = None
 
-    def mark(self, milestone: str, at: float, source: str = "observed") -> None:
+    def mark(self, milestone: Milestone, at: float, source: Source = Source.OBSERVED) -> None:
         """Note when `milestone` was reached; the first time counts."""
         self.milestones.setdefault(milestone, MilestoneTime(at, source))
 
@@ -146,16 +156,16 @@ class Incident:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What follows once the ranks are stopped: relaunch, suspend, or finish with `state` and `reason`."""
+    """What follows once the ranks are stopped; `state` is what a FINISH ends in, None for the others."""
 
-    then: str
+    then: PlanKind
     reason: str
-    state: str = ""
+    state: FinishState | None = None
 
     @property
     def asked_for(self) -> bool:
         """Whether a person or the manifest asked for it; no fault overrules that."""
-        return self.then == "suspend" or self.state in ("stopped", "completed")
+        return self.then is PlanKind.SUSPEND or self.state in (FinishState.STOPPED, FinishState.COMPLETED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,9 +183,9 @@ class Pending:
 
 @dataclass(frozen=True, slots=True)
 class NodeLoss:
-    """A node that was lost while it held ranks; `domain`: its part of the network, "" = not known."""
+    """A node that was lost while it held ranks; `domain`: its part of the network, None = not known."""
 
-    domain: str
+    domain: str | None
     at: float
     reason: str
 
@@ -189,9 +199,9 @@ class Spec:
         before: the policy to fall back to.
     """
 
-    running: str = ""
-    waiting: str = ""
-    previous: str = ""
+    running: str | None = None
+    waiting: str | None = None
+    previous: str | None = None
     step: int = 0
     before: Policy | None = None
 
@@ -206,7 +216,7 @@ class Saves:
 
 @dataclass(slots=True)
 class JobRecord:
-    """The job record's part of the state (contracts 7).
+    """What a driver must know to go on where the one before it stopped; stored as the job record.
 
     Attributes:
         tainted: attempt -> step from which on its checkpoints may hold wrong numbers.
@@ -236,7 +246,7 @@ class JobRecord:
     tainted: dict[int, int] = field(default_factory=dict)
     memory_from: int = 0
     assignment: tuple[str, ...] = ()
-    tier: str = "durable"
+    tier: Tier = Tier.DURABLE
     ranks: int = 0
     spares: tuple[str, ...] = ()
     excluded: dict[str, Exclusion] = field(default_factory=dict)
@@ -260,7 +270,7 @@ class JobRecord:
     incident: Incident | None = None
     incidents: list[Incident] = field(default_factory=list)
     pending: dict[str, Pending] = field(default_factory=dict)
-    deadlines: dict[str, float] = field(default_factory=dict)
+    deadlines: dict[Timer, float] = field(default_factory=dict)
     next_effect: int = 1
     next_incident: int = 1
     outstanding: int = 0
@@ -270,7 +280,7 @@ class JobRecord:
     shadowed: dict[str, int] = field(default_factory=dict)
     anomaly_step: int = -1
     roll_backs: list[float] = field(default_factory=list)
-    finish_state: str = ""
+    finish_state: FinishState | None = None
     finish_reason: str = ""
     ledger: Ledger = field(default_factory=Ledger)
 
@@ -300,7 +310,7 @@ class NumericsWatch:
     grad_norm: SpikeDetector = field(default_factory=lambda: SpikeDetector("gradient norm", sigmas=0.0))
     step: int = 0
     good_step: int = 0
-    kind: str = ""
+    kind: str | None = None
     count: int = 0
     reason: str = ""
 
@@ -336,7 +346,7 @@ class Live:
     step: int = 0
     reported_at: float = 0.0
     progress_at: float = 0.0
-    phase: str = "startup"
+    phase: RankPhase = RankPhase.STARTUP
     phases: PhaseBoard = field(default_factory=PhaseBoard)
     pace: list[tuple[int, float]] = field(default_factory=list)
     unpriced: bool = False
@@ -345,7 +355,7 @@ class Live:
     stall_s: float = 0.0
     snapshot_s: float = 0.0
     snapshots: dict[str, tuple[Commit, ...]] = field(default_factory=dict)
-    evidence_id: str = ""
+    evidence_id: str | None = None
     asked: frozenset[str] = frozenset()
     evidence: dict[str, tuple[RankEvidence, ...]] = field(default_factory=dict)
     signals: list[RuleMatch] = field(default_factory=list)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from megascale.core.contract import events as ev
+from megascale.core.contract.vocabulary import Command
 from megascale.core.state.record import JobState
 from megascale.driver.driver import Driver
 from megascale.errors import FencedError, ManifestError
@@ -100,7 +101,7 @@ class CommandWatcher:
         if job["metadata"].get("deletionTimestamp") and not self._deleting:
             self._deleting = True
             if driver.core.record.state is not JobState.FINISHED:
-                driver.post(ev.ManualCommand("stop", "the TrainingJob was deleted"))
+                driver.post(ev.ManualCommand(Command.STOP, "the TrainingJob was deleted"))
 
     def _change_spec(self, driver: Driver, job: Obj) -> None:
         generation = int(job["metadata"]["generation"])

@@ -9,6 +9,7 @@ import random
 import time
 from typing import Any, Final
 
+from megascale.core.contract.vocabulary import Milestone
 from megascale.core.state.record import Incident, JobState
 from megascale.driver.driver import Driver
 from megascale.driver.status import incidents_of
@@ -152,20 +153,23 @@ class StatusWriter:
 def _open(incident: Incident | None) -> Obj | None:
     if incident is None:
         return None
-    found = {"id": incident.id, "reason": _line(incident.reason), "action": _line(incident.action)}
+    found = {"id": incident.id, "reason": _line(incident.reason), "action": _line(incident.action or "")}
     return {key: value for key, value in found.items() if value}
 
 
 def _closed(incident: Incident) -> Obj:
     stages = incident.milestones
-    fault, ended = stages["fault"].at, stages.get("backToSpeed") or stages.get("firstStep")
+    fault, ended = (
+        stages[Milestone.FAULT].at,
+        stages.get(Milestone.BACK_TO_SPEED) or stages.get(Milestone.FIRST_STEP),
+    )
     found: dict[str, Any] = {
         "id": incident.id,
         "reason": _line(incident.reason),
-        "action": _line(incident.action),
+        "action": _line(incident.action or ""),
         "node": incident.node,
         "rank": incident.rank,
-        "time": stamp(stages["detected"].at),
+        "time": stamp(stages[Milestone.DETECTED].at),
         "seconds": _number(ended.at - fault, 2) if ended else None,
     }
     return {key: value for key, value in found.items() if value not in ("", None)}

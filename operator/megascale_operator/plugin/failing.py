@@ -60,7 +60,7 @@ async def first_failing(access: Access, name: str, count: int) -> FailingRank:
         source, text = (f"pod {pod}", mine) if mine else (source, text)
     uri = (found.job["spec"].get("checkpoint") or {}).get("uri") or "the run's checkpoints"
     stored = f"{uri}/logs/attempt-{last.attempt}/rank-{last.rank if last.rank is not None else '*'}.log"
-    return FailingRank(last.id, last.reason, last.rank, last.node, last.attempt, source, text, stored)
+    return FailingRank(last.id, last.reason, last.rank, last.node or "", last.attempt, source, text, stored)
 
 
 async def _pod_on(access: Access, job: str, node: str) -> str:

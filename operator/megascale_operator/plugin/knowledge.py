@@ -112,7 +112,9 @@ def why(known: Known) -> list[str]:
     last = incidents[-1]
     lines.append(f"{last.id}: {last.reason}")
     lines += [f"  evidence: {line[:_LINE]}" for line in last.evidence]
-    lines.append(f"  decision: {last.action.replace('_', ' ') or 'none yet'}: {last.decision or 'under way'}")
+    lines.append(
+        f"  decision: {(last.action or 'none yet').replace('_', ' ')}: {last.decision or 'under way'}"
+    )
     if last.consequence:
         lines.append("  this may be an echo of a fault that was not seen itself")
     lines.append(f"  outcome: {last.outcome or 'not over yet'}")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -135,8 +136,9 @@ def test_damage_in_the_middle_is_refused(make_log: MakeLog) -> None:
         ('{"step": 1, "loss": 2.0}\n', "not a line that this version"),
         ("[1, 2]\n", "not a line that this version"),
         ('{"at": 1.0, "event": {"kind": "Tick"}}\n', "begins with a header"),
-        ('{"header": {"job": "x", "policy": {"size": 3}, "snapshot": null}}\n', "no field 'size'"),
-        ('{"header": {"job": "x", "policy": {}, "snapshot": {"colour": 1}}}\n', "no field 'colour'"),
+        ('{"header": {"job": "x", "policy": {"size": 3}}}\n', "Header lacks snapshot"),
+        ('{"header": {"job": "x", "policy": {}, "snapshot": {"state": 1}}}\n', "expected JobState"),
+        ('{"header": {"job": "x", "policy": {}, "snapshot": null, "schema_version": 9}}\n', "schema 9"),
     ],
 )
 def test_what_is_not_a_log_is_refused(tmp_path: Path, text: str, words: str) -> None:
@@ -154,13 +156,38 @@ def test_unknown_run_names_those_that_there_are(make_log: MakeLog) -> None:
         run("replay", "other", "--runs", runs)
 
 
-def test_log_of_another_core_version_says_so(make_log: MakeLog) -> None:
-    def edit(lines: list[str]) -> list[str]:
-        header = parse_line(lines[0])
-        assert isinstance(header, Header)
-        return [header_line(Header(header.job, header.policy, header.snapshot, core_version=1)), *lines[1:]]
+def of_version(line: str, version: int) -> str:
+    header = parse_line(line)
+    assert isinstance(header, Header)
+    return header_line(replace(header, core_version=version))
 
-    assert "recorded by core version 1" in run("replay", make_log(edit=edit))[1]
+
+def test_log_of_another_core_version_is_not_verified_and_says_so(make_log: MakeLog) -> None:
+    log = make_log(edit=lambda lines: [of_version(lines[0], 1), *lines[1:]])
+    with pytest.raises(InputError, match="recorded by core version 1, and this program decides by version"):
+        run("replay", log)
+    out, err = run("show", log)
+    assert "rank 1 on node-1 was killed by SIGKILL" in out
+    assert "recorded by core version 1, shown by" in err
+
+
+def test_lives_of_this_version_are_verified_though_others_are_not(make_log: MakeLog) -> None:
+    def edit(lines: list[str]) -> list[str]:
+        changed = lines[5].replace('"kind"', '"kind" ')  # the life of version 1 may differ as it likes
+        return [of_version(lines[0], 1), *lines[1:5], changed, *lines[6:]]
+
+    log = make_log(CRASH + DRIVER_DIES, edit=edit)
+    out, err = run("replay", log, "--json")
+    assert json.loads(out) | {"lives": 1, "otherVersions": 1, "ok": True} == json.loads(out)
+    assert "driver lives recorded by core version 1: 1" in err
+
+
+def test_lines_of_a_kind_that_is_not_known_end_the_verification(make_log: MakeLog) -> None:
+    foreign = json.dumps({"at": 1_000_000.5, "event": {"kind": "MoonRose"}})
+    log = make_log(edit=lambda lines: [*lines[:5], foreign, *lines[5:]])
+    _, err = run("replay", log)
+    assert "not verified from line 6 on: this version does not know MoonRose" in err
+    assert "lines that this version cannot read, left out: 1" in run("show", log)[1]
 
 
 def test_every_incident_is_told_in_a_paragraph(make_log: MakeLog) -> None:

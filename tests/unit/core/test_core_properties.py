@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from megascale.core.contract import effects as fx
 from megascale.core.contract import events as ev
 from megascale.core.contract.policy import Policy
+from megascale.core.contract.vocabulary import Command
 from megascale.core.eventlog import Entry, Header, entry_line, header_line, parse_line, replay
 from megascale.core.machine import Core
 from megascale.core.state.record import JobState
@@ -155,7 +156,7 @@ class World:
         self.tell(ev.CommitDone(step, max(0, self.core.record.attempt + back), self.now))
 
     def on_command(self, command, node):
-        self.tell(ev.ManualCommand(command, "why", node))
+        self.tell(ev.ManualCommand(Command(command), "why", node))
 
     def on_xid(self, node, code):
         self.tell(ev.HardwareEvent(node, "xid", code, at=self.now))
@@ -168,7 +169,7 @@ class World:
         self.tell(ev.ProbeResult(pending[0] if pending else "e-0", node, healthy))
 
     def on_evidence(self, node, state):
-        self.tell(ev.Evidence(self.core.live.evidence_id, node, (ev.RankEvidence(0, state),)))
+        self.tell(ev.Evidence(self.core.live.evidence_id or "e-0", node, (ev.RankEvidence(0, state),)))
 
     def on_spec(self, suspend, restart):
         policy = Policy(**{**{f: getattr(POLICY, f) for f in POLICY.__slots__}, "suspend": suspend})
@@ -233,8 +234,8 @@ def test_every_kind_of_line_comes_back_equal():
 
 
 @pytest.mark.parametrize(
-    "line", ["", "{", '{"at": 1}', '{"at":1,"event":{"kind":"Nonsense"}}', '{"header":{"job":1}}']
+    "line", ["", "{", '{"at": 1}', '{"at":1,"event":{"kind":"NodeGone"}}', '{"header":{"job":1}}']
 )
-def test_torn_or_foreign_lines_are_refused(line):
+def test_torn_or_misshapen_lines_are_refused(line):
     with pytest.raises((ValueError, KeyError)):
         parse_line(line)

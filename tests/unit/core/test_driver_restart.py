@@ -6,6 +6,7 @@ import pytest
 
 from megascale.core.contract import effects as fx
 from megascale.core.contract.lineage import Commit
+from megascale.core.contract.policy import Policy
 from megascale.core.machine import Core
 from megascale.core.state.record import JobState, NodeStatus
 
@@ -185,4 +186,4 @@ def test_snapshot_comes_back_equal(running):
 
 def test_record_of_another_shape_is_refused():
     with pytest.raises(ValueError, match="JobState"):
-        Core.restore(Core.__new__(Core), {"state": "dancing"})
+        Core.restore(Policy(), {"state": 3})

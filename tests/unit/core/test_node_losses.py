@@ -19,7 +19,7 @@ def test_switch_that_takes_its_nodes_is_one_incident_and_blames_none(running):
         job.now += 2.0
     assert job.record.next_incident == 2
     assert "4 nodes of switch=s-1" in job.incident.reason
-    assert job.incident.node == ""
+    assert job.incident.node is None
     job.done(fx.Kill)
     assert job.state is JobState.LAUNCHING
     assert not job.record.excluded

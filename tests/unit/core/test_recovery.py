@@ -343,7 +343,7 @@ def test_quarantine_follows_the_mode(running):
 def test_launch_failed_on_several_nodes_blames_none(running):
     job = running(2)
     job.exit(0, sig=9).done(fx.Kill).fails(fx.Launch, "no store", ("n-0", "n-1"))
-    assert job.incident.node == ""
+    assert job.incident.node is None
     assert "n-1" not in job.record.blame
 
 

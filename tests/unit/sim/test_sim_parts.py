@@ -140,7 +140,7 @@ def _until(queue: EventQueue, seconds: float) -> None:
 def test_a_run_passes_its_milestones_saves_and_ends() -> None:
     queue, storage, watcher, run = _run(Workload(steps=10, step_s=2.0, every_steps=4, save_stall_s=1.0))
     _until(queue, 9.0)
-    assert run.reached == {"groups": 1.0, "load": 3.0, "firstStep": 6.0}
+    assert run.reached == {"groups": 1.0, "loaded": 3.0, "firstStep": 6.0}
     assert run.position() == (2, 8.0)
     _until(queue, 100.0)
     assert sorted(storage.landed) == [Commit(4, 1), Commit(8, 1)]
