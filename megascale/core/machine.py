@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from megascale.core.act import commands, graceful_stop, growth
+from megascale.core.act import commands, graceful_stop, node_changes
 from megascale.core.act.lifecycle import stopped
 from megascale.core.contract import events as ev
 from megascale.core.contract.codec import Json, decode, encode
@@ -13,7 +13,6 @@ from megascale.core.contract.effects import Effect
 from megascale.core.contract.names import pack, unpack
 from megascale.core.contract.policy import Policy
 from megascale.core.contract.vocabulary import Timer
-from megascale.core.decide import memory_tier
 from megascale.core.handlers import (
     diagnosis,
     effect_results,
@@ -127,7 +126,7 @@ _TIMERS: Final[dict[Timer, Callable[[StepContext], None]]] = {
     Timer.RECONNECT: effect_results.reassemble,
     Timer.CHECK: numerics.on_check_overdue,
     Timer.APPLY_SPEC: commands.on_spec_due,
-    Timer.GROW: growth.on_due,
+    Timer.GROW: node_changes.on_grow_due,
 }
 
 _HANDLERS: Final[dict[type, Callable[[StepContext, Any], None]]] = {
@@ -142,7 +141,7 @@ _HANDLERS: Final[dict[type, Callable[[StepContext, Any], None]]] = {
     ev.HardwareEvent: hardware_events.on_hardware,
     ev.ProbeResult: _on_probe,
     ev.Evidence: diagnosis.on_evidence,
-    ev.SnapshotReady: memory_tier.on_ready,
+    ev.SnapshotReady: progress.on_snapshot,
     ev.CommitDone: progress.on_commit,
     ev.FleetRefused: effect_results.on_refused,
     ev.ManualCommand: commands.on_command,

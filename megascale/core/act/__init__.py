@@ -1,1 +1,4 @@
-"""Moves between the states of a job: assemble, launch, stop, recover, swap a node, grow, suspend, finish."""
+"""Commands on the state: assemble, launch, stop, recover, exclude and replace nodes, suspend, finish.
+
+They change the record and emit effects; what to do is asked of `decide`.
+"""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from megascale.core.act.exclusion import exclude, readmit
 from megascale.core.act.graceful_stop import call_off_suspension, save, save_and_stop
 from megascale.core.act.lifecycle import assemble, reopen, replenish
-from megascale.core.act.swap import swap_out
+from megascale.core.act.node_changes import swap_out
+from megascale.core.act.specs import take_in
 from megascale.core.contract.events import ManualCommand, SpecChanged
 from megascale.core.contract.vocabulary import Action, Cause, Command, FinishState, PlanKind
-from megascale.core.decide.blame import exclude, readmit
-from megascale.core.decide.specs import take_in
 from megascale.core.state.context import StepContext
 from megascale.core.state.incidents import Fault, note_aside
 from megascale.core.state.record import JobState, Plan

@@ -5,6 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
+from megascale.core.act import node_checks
+from megascale.core.act.exclusion import release_unwanted
+from megascale.core.act.lineage import begin_attempt
+from megascale.core.act.node_losses import release_shared, settle
+from megascale.core.act.specs import apply_waiting
 from megascale.core.contract import effects as fx
 from megascale.core.contract.vocabulary import (
     Action,
@@ -15,14 +20,9 @@ from megascale.core.contract.vocabulary import (
     Tier,
     Timer,
 )
-from megascale.core.decide import nodecheck
-from megascale.core.decide.blame import release_unwanted
 from megascale.core.decide.cadence import measured
-from megascale.core.decide.memory_tier import forget
-from megascale.core.decide.node_losses import release_shared, settle
 from megascale.core.decide.placement import choose_nodes
-from megascale.core.decide.restore import begin_attempt, nothing_trusted, restore_point
-from megascale.core.decide.specs import apply_waiting
+from megascale.core.decide.restore import nothing_trusted, restore_point
 from megascale.core.state.context import StepContext
 from megascale.core.state.goodput import GoodputPhase
 from megascale.core.state.hang import PhaseBoard
@@ -42,7 +42,7 @@ def assemble(ctx: StepContext) -> None:
     if ctx.policy.suspend:
         suspend(ctx, "spec.suspend is set")
         return
-    if nodecheck.is_under_way(ctx):
+    if node_checks.is_under_way(ctx):
         return
     if nothing_trusted(ctx):
         reason = "no checkpoint is trusted any more; starting over from scratch is not decided here"
@@ -240,7 +240,7 @@ def stopped(ctx: StepContext) -> None:
         finish(ctx, plan.state, plan.reason)
     elif plan.then == PlanKind.SUSPEND:
         suspend(ctx, plan.reason)
-    elif not nodecheck.begin(ctx, incident):
+    elif not node_checks.begin(ctx, incident):
         assemble(ctx)
 
 
@@ -251,7 +251,7 @@ def _restart_container(ctx: StepContext, name: str, reason: str) -> None:
         return
     node.status, node.incarnation = NodeStatus.UNKNOWN, _RESTARTING
     node.heard_until = ctx.now + ctx.policy.startup_s
-    forget(ctx, name)
+    ctx.live.snapshots.pop(name, None)
     ctx.emit(fx.RestartSlot, reason, node=name)
 
 
@@ -261,7 +261,7 @@ def suspend(ctx: StepContext, reason: str) -> None:
     record.state, record.plan = JobState.SUSPENDED, None
     record.suspended_by_spec = ctx.policy.suspend
     record.ledger.switch(GoodputPhase.SUSPENDED, ctx.now)
-    nodecheck.end(ctx)
+    node_checks.end(ctx)
     ctx.clear_deadline(Timer.SHRINK, Timer.ACQUIRE_RETRY, Timer.ACQUIRED, Timer.APPLY_SPEC)
     ctx.drop_pending(fx.Acquire)
     record.outstanding, record.waiting_since, record.refusals = 0, 0.0, 0

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from megascale.core.act.budgets import note_failure, take_back_failure
+from megascale.core.act.exclusion import add_blame, exclude, take_back_blame
 from megascale.core.act.lifecycle import assemble, finish, stop
+from megascale.core.act.lineage import roll_back
+from megascale.core.act.specs import revert
 from megascale.core.contract import effects as fx
 from megascale.core.contract.vocabulary import Action, Cause, FinishState, Milestone, PlanKind
 from megascale.core.decide.attribution import explained
-from megascale.core.decide.blame import add_blame, exclude, lemon_reason, take_back_blame
-from megascale.core.decide.breakers import note_failure, take_back_failure
+from megascale.core.decide.blame import lemon_reason
 from megascale.core.decide.ladder import FREE_OF_BUDGET, Decision, decide
-from megascale.core.decide.restore import roll_back
-from megascale.core.decide.specs import revert
 from megascale.core.state.context import StepContext
 from megascale.core.state.incidents import Fault, open_incident, relabel
 from megascale.core.state.record import Incident, JobState, Plan

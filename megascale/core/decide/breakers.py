@@ -7,14 +7,11 @@ from typing import Final
 
 from megascale.core.contract.vocabulary import Cause
 from megascale.core.state.context import StepContext
-from megascale.core.state.incidents import Fault
 
 HOUR_S: Final = 3600.0
-_MAY_REPEAT: Final = frozenset(
-    {Cause.CRASH, Cause.USER_CODE, Cause.HANG, Cause.LAUNCH_FAILED, Cause.NUMERICS}
-)
+MAY_REPEAT: Final = frozenset({Cause.CRASH, Cause.USER_CODE, Cause.HANG, Cause.LAUNCH_FAILED, Cause.NUMERICS})
 _ANYWHERE: Final = 3
-_WEEK_S: Final = 7 * 86400.0
+WEEK_S: Final = 7 * 86400.0
 
 
 def spent_budget(ctx: StepContext) -> str | None:
@@ -46,39 +43,10 @@ def no_progress(ctx: StepContext) -> str | None:
     return None
 
 
-def note_failure(ctx: StepContext, fault: Fault) -> None:
-    """Charge a restart to its budget; failing again where it failed before is no progress."""
-    record, live = ctx.record, ctx.live
-    record.restarts[fault.cause] = record.restarts.get(fault.cause, 0) + 1
-    record.failures += 1
-    if not ctx.policy.reports_steps and ctx.now - live.progress_at > ctx.policy.startup_s:
-        note_progress(ctx)
-    record.failures_in_row += 1
-    if fault.cause in _MAY_REPEAT:
-        again = abs(live.step - record.failed_step) <= 1
-        record.failures_at_step = record.failures_at_step + 1 if again else 1
-        record.failed_step = live.step
-
-
-def take_back_failure(ctx: StepContext, cause: Cause) -> None:
-    """The failure charged last was none of its own."""
-    record = ctx.record
-    record.restarts[cause] = max(0, record.restarts.get(cause, 0) - 1)
-    record.failures = max(0, record.failures - 1)
-    record.failures_in_row = max(0, record.failures_in_row - 1)
-    if cause in _MAY_REPEAT:
-        record.failures_at_step = max(0, record.failures_at_step - 1)
-
-
-def note_progress(ctx: StepContext) -> None:
-    """A step was completed that never was before."""
-    ctx.record.failures_in_row = ctx.record.failures_at_step = 0
-
-
 def exclusion_bound(ctx: StepContext) -> str | None:
     """Which bound forbids excluding one more node, None if none does."""
     policy = ctx.policy
-    this_week = [t for t in ctx.record.exclusion_times if t > ctx.now - _WEEK_S]
+    this_week = [t for t in ctx.record.exclusion_times if t > ctx.now - WEEK_S]
     if sum(1 for t in this_week if t > ctx.now - HOUR_S) >= policy.max_nodes_per_hour:
         return f"remediation.maxNodesPerHour = {policy.max_nodes_per_hour} is reached"
     most = max(policy.max_nodes_per_hour, math.ceil(policy.max_excluded_share * policy.nodes))

@@ -5,17 +5,11 @@ A lost node is judged only when the next attempt is launched: by then its neighb
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import Final
 
-from megascale.core.contract import effects as fx
-from megascale.core.contract.vocabulary import Cause
-from megascale.core.decide.blame import add_blame, exclude
 from megascale.core.state.context import StepContext
-from megascale.core.state.record import Incident, NodeLoss
 
-_ANYWHERE: Final = "the cluster"
-_ANYWHERE_FACTOR: Final = 2
+ANYWHERE: Final = "the cluster"
 
 
 def domain_of(ctx: StepContext, name: str) -> str | None:
@@ -25,61 +19,8 @@ def domain_of(ctx: StepContext, name: str) -> str | None:
     return next((f"{key}={labels[key]}" for key in ctx.policy.topology_keys if labels.get(key)), None)
 
 
-def note_node_loss(ctx: StepContext, name: str, reason: str) -> None:
-    """Remember that a node with ranks was lost; forgive it when many are lost at once."""
-    record = ctx.record
-    record.lost[name] = NodeLoss(domain_of(ctx, name), ctx.now, reason)
-    together = [n for n, loss in record.lost.items() if loss.at > ctx.now - ctx.policy.correlate_s]
-    by_domain: dict[str | None, list[str]] = defaultdict(list)
-    for other in together:
-        by_domain[record.lost[other].domain].append(other)
-    for domain, names in by_domain.items():
-        if domain and len(names) >= ctx.policy.shared_cause_nodes:
-            _forgive(ctx, domain, names)
-    if len(together) >= _ANYWHERE_FACTOR * ctx.policy.shared_cause_nodes:
-        _forgive(ctx, _ANYWHERE, together)
-
-
-def _forgive(ctx: StepContext, domain: str, names: list[str]) -> None:
-    record = ctx.record
-    record.shared[domain] = ctx.now
-    if record.incident and record.incident.cause == Cause.NODE_LOST:
-        record.incident.node = None
-        record.incident.reason = (
-            f"{len(names)} nodes of {domain} were lost within {ctx.policy.correlate_s:g} s: "
-            "a cause they share, none of them is blamed"
-        )
-
-
 def is_shared(ctx: StepContext, name: str) -> bool:
     """Whether the lost node was lost together with many others."""
     shared, loss = ctx.record.shared, ctx.record.lost[name]
-    seen_at = max(shared.get(domain, 0.0) for domain in (loss.domain, _ANYWHERE) if domain)
+    seen_at = max(shared.get(domain, 0.0) for domain in (loss.domain, ANYWHERE) if domain)
     return abs(loss.at - seen_at) <= ctx.policy.correlate_s
-
-
-def release_shared(ctx: StepContext) -> None:
-    """Nodes that share a cause may be used again as soon as they are back."""
-    ctx.record.lost = {name: loss for name, loss in ctx.record.lost.items() if not is_shared(ctx, name)}
-
-
-def _give_back(ctx: StepContext, name: str) -> None:
-    """The fleet may still hold a node that only went silent."""
-    node = ctx.live.nodes.get(name)
-    if node is not None and not node.released:
-        node.released = True
-        ctx.emit(fx.Release, ctx.record.lost[name].reason, node=name)
-
-
-def settle(ctx: StepContext, incident: Incident | None) -> None:
-    """Before a launch: blame and exclude the nodes that were lost for a reason of their own."""
-    release_shared(ctx)
-    for name in sorted(ctx.record.lost):
-        if incident is not None:
-            add_blame(ctx, name, Cause.NODE_LOST)
-            if exclude(ctx, name, incident, reason=ctx.record.lost[name].reason):
-                _give_back(ctx, name)
-    ctx.record.lost = {}
-    ctx.record.shared = {
-        d: at for d, at in ctx.record.shared.items() if at > ctx.now - ctx.policy.correlate_s
-    }

@@ -1,19 +1,16 @@
-"""Refusing to act: when most nodes fall silent at once, it is this driver that is cut off.
+"""Whether this driver is cut off: when most nodes fall silent at once, that is likelier than losing them all.
 
-Training may well go on without it, and nothing it decides would reach the nodes. So it pages and waits a
-few times the silence bound before it believes that they are all lost.
+Training may well go on without the driver, and nothing that it decides would reach the nodes.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from megascale.core.contract import effects as fx
 from megascale.core.state.context import StepContext
 from megascale.core.state.record import NodeStatus
 
 _AT_LEAST: Final = 3
-_PATIENCE: Final = 4.0
 _SILENT_SHARE: Final = 0.5
 
 
@@ -27,17 +24,14 @@ def last_heard(ctx: StepContext, name: str) -> float:
     return max(node.heard_until, ctx.live.heard_all_at, min(ctx.live.quiet_until, ctx.now))
 
 
-def waits_until(ctx: StepContext) -> float:
-    """Until when silence is not believed, because most nodes are silent; 0.0 = it is believed."""
-    live, policy = ctx.live, ctx.policy
-    if ctx.now < live.cut_off_until:
-        return live.cut_off_until
-    if ctx.now - live.cut_off_until < policy.silence_s or not _most_are_silent(ctx):
-        return 0.0
-    live.cut_off_until = ctx.now + policy.silence_s * _PATIENCE
-    wait = f"{policy.silence_s * _PATIENCE:g} s"
-    ctx.emit(fx.Page, f"most nodes fell silent at once: this driver may be cut off, it waits {wait}")
-    return live.cut_off_until
+def is_waited_out(ctx: StepContext) -> bool:
+    """Whether silence is not believed for now, because most nodes fell silent at once."""
+    return ctx.now < ctx.live.cut_off_until
+
+
+def seems_cut_off(ctx: StepContext) -> bool:
+    """Whether most nodes are silent, and that was not waited out just now."""
+    return ctx.now - ctx.live.cut_off_until >= ctx.policy.silence_s and _most_are_silent(ctx)
 
 
 def _most_are_silent(ctx: StepContext) -> bool:

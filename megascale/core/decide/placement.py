@@ -16,6 +16,12 @@ Domain = tuple[str, ...]
 """Label values of a node, from the widest to the narrowest domain; "" = not known."""
 
 
+def idle_nodes(ctx: StepContext) -> list[str]:
+    """Usable nodes that hold no ranks."""
+    held = set(ctx.record.assignment)
+    return [node for node in ctx.usable() if node not in held]
+
+
 def choose_nodes(ctx: StepContext, count: int) -> tuple[str, ...] | None:
     """`count` usable nodes in rank order, None if there are fewer."""
     if len(ctx.live.nodes) < count:

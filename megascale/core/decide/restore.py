@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from megascale.core.contract import effects as fx
-from megascale.core.contract.lineage import Commit, Lineage, is_on_lineage, newest
+from megascale.core.contract.lineage import Commit, is_on_lineage, newest
 from megascale.core.contract.vocabulary import Tier
-from megascale.core.decide.memory_tier import in_common
 from megascale.core.state.context import StepContext
-from megascale.core.state.record import COMMITS_KEPT, LINEAGE_KEPT, Incident, JobRecord
 
 
 def resume_point(ctx: StepContext) -> Commit | None:
@@ -19,10 +16,29 @@ def resume_point(ctx: StepContext) -> Commit | None:
 def restore_point(ctx: StepContext, nodes: tuple[str, ...]) -> tuple[Commit | None, Tier]:
     """What an attempt on `nodes` restores, and from which tier: from memory only what is newer."""
     commit = resume_point(ctx)
-    snapshot = max((s for s in in_common(ctx, nodes) if _is_trusted(ctx, s)), default=None)
+    snapshot = max((s for s in _snapshots_in_common(ctx, nodes) if _is_trusted(ctx, s)), default=None)
     if snapshot is not None and (commit is None or snapshot.step > commit.step):
         return snapshot, Tier.MEMORY
     return commit, Tier.DURABLE
+
+
+def _snapshots_in_common(ctx: StepContext, nodes: tuple[str, ...]) -> set[Commit]:
+    """Snapshots in memory, on the lineage, that ranks on `nodes` can go on from.
+
+    Each rank reads only the snapshots of its own node, so all nodes must hold the same one and keep their
+    place in rank order. Ranks may be a step apart when they are killed; each keeps its two newest snapshots,
+    so they have one in common.
+    """
+    record, policy = ctx.record, ctx.policy
+    same_ranks = nodes == record.assignment and record.ranks == len(nodes) * policy.ranks_per_node
+    if not policy.memory_snapshots or not same_ranks or record.spec.waiting:
+        return set()
+    common = set.intersection(*(set(ctx.live.snapshots.get(node, ())) for node in nodes))
+    return {
+        snapshot
+        for snapshot in common
+        if snapshot.attempt >= record.memory_from and is_on_lineage(snapshot, record.lineage, record.attempt)
+    }
 
 
 def _is_trusted(ctx: StepContext, commit: Commit) -> bool:
@@ -36,77 +52,3 @@ def nothing_trusted(ctx: StepContext) -> bool:
     return resume_point(ctx) is None and any(
         is_on_lineage(commit, record.lineage, record.attempt) for commit in record.commits
     )
-
-
-def remember_commit(ctx: StepContext, commit: Commit) -> bool:
-    """Keep a commit that may be restored one day; False for one known or off the lineage.
-
-    A commit beyond the step at which a later attempt took over never counts again, so it must not push
-    out those that do.
-    """
-    record = ctx.record
-    if commit in record.commits or not is_on_lineage(commit, record.lineage, record.attempt):
-        return False
-    kept = [c for c in record.commits if is_on_lineage(c, record.lineage, record.attempt)]
-    record.commits = sorted([*kept, commit])[-COMMITS_KEPT:]
-    return True
-
-
-def taint(ctx: StepContext, step: int) -> None:
-    """Distrust what this attempt saves from `step` on, also what becomes known only later."""
-    tainted, attempt = ctx.record.tainted, ctx.record.attempt
-    tainted[attempt] = min(step, tainted.get(attempt, step))
-
-
-def roll_back(ctx: StepContext, incident: Incident, commits: tuple[Commit, ...] | None) -> None:
-    """Never restore these commits again, nor any snapshot; None = the commit that would be restored now."""
-    record = ctx.record
-    record.memory_from = record.attempt + 1
-    if commits is None:
-        current = resume_point(ctx)
-        commits = (current,) if current else ()
-    for commit in commits:
-        if commit not in record.distrusted:
-            record.distrusted.append(commit)
-            ctx.emit(
-                fx.Page,
-                f"checkpoint of step {commit.step}, attempt {commit.attempt} is not restored again: "
-                f"{incident.reason}",
-                incident=incident.id,
-            )
-    del record.distrusted[:-COMMITS_KEPT]
-
-
-def begin_attempt(ctx: StepContext, resume: Commit | None) -> None:
-    """The next attempt's number, and where it hangs on the lineage: only its ancestors are kept."""
-    record = ctx.record
-    record.attempt += 1
-    record.lineage[record.attempt] = resume
-    kept = _ancestors(record.lineage, record.attempt)
-    if len(kept) > LINEAGE_KEPT:
-        _leave_out_idle(record, kept)
-    record.lineage = dict(sorted(kept.items())[-LINEAGE_KEPT:])
-    record.tainted = {attempt: step for attempt, step in record.tainted.items() if attempt in kept}
-
-
-def _ancestors(lineage: Lineage, attempt: int) -> dict[int, Commit | None]:
-    """The lineage without the attempts that `attempt` does not descend from."""
-    kept: dict[int, Commit | None] = {}
-    current: int | None = attempt
-    while current is not None and current in lineage:
-        parent = kept[current] = lineage[current]
-        current = parent.attempt if parent else None
-    return kept
-
-
-def _leave_out_idle(record: JobRecord, lineage: dict[int, Commit | None]) -> None:
-    """Link over ancestors that handed on a snapshot in memory but committed nothing.
-
-    A long row of restarts from memory must not push out of the record the last attempt that did commit.
-    The newest two may still be needed: their snapshots exist.
-    """
-    committed = {commit.attempt for commit in record.commits}
-    for attempt in sorted(lineage)[:-1]:
-        parent = lineage[attempt]
-        if parent is not None and parent.attempt in lineage and parent.attempt not in committed:
-            lineage[attempt] = lineage.pop(parent.attempt)

@@ -13,11 +13,10 @@ from megascale.core.contract.vocabulary import Action, Cause, Detector, Source, 
 from megascale.core.decide.attribution import hardware_fault, suspicious
 from megascale.core.decide.ladder import decide
 from megascale.core.decide.partition_guard import nobody_is_heard
-from megascale.core.decide.shadow import count
 from megascale.core.decide.triage import Suspect, suspects
 from megascale.core.state.context import StepContext
 from megascale.core.state.goodput import GoodputPhase
-from megascale.core.state.incidents import Fault, open_incident, relabel
+from megascale.core.state.incidents import Fault, count_suppressed, open_incident, relabel
 from megascale.core.state.record import Incident, JobState
 
 EVIDENCE_S: Final = 10.0
@@ -128,7 +127,7 @@ def _act(ctx: StepContext, incident: Incident, fault: Fault) -> None:
 def _hold_back(ctx: StepContext, incident: Incident, decision: str) -> None:
     """Nothing is done, so a person is told; looked at again for as long as the stall lasts."""
     if not incident.decision:
-        count(ctx, Detector.HANG)
+        count_suppressed(ctx, Detector.HANG)
         ctx.emit(fx.Page, f"{incident.reason}; {decision}", incident=incident.id)
     incident.action, incident.decision = Action.NONE, decision
     ctx.set_deadline(Timer.FLAP, ctx.policy.startup_s)

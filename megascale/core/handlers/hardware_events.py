@@ -5,18 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Final, cast
 
-from megascale.core.act import drain
+from megascale.core.act import node_changes
+from megascale.core.act.exclusion import exclude, notify_refusal
 from megascale.core.act.lifecycle import replenish
 from megascale.core.act.recovery import reattribute, respond
 from megascale.core.contract.events import HardwareEvent, LogMatch
 from megascale.core.contract.vocabulary import Action, Cause, Detector, Milestone
 from megascale.core.decide.attribution import EXPLAINABLE, MACHINE, correlated, hardware_fault
-from megascale.core.decide.blame import exclude, notify_refusal
 from megascale.core.decide.breakers import exclusion_bound
-from megascale.core.decide.shadow import suppressed_by_shadow_mode
 from megascale.core.rules import HardwareIncident, RuleMatch, RuleSet, classify_text, rule_set
 from megascale.core.state.context import StepContext
-from megascale.core.state.incidents import Fault, note_aside
+from megascale.core.state.incidents import Fault, note_aside, note_suppressed
 from megascale.core.state.record import JobState
 
 _SIGNALS_KEPT: Final = 256
@@ -46,7 +45,7 @@ def on_log(ctx: StepContext, event: LogMatch) -> None:
 def on_hardware(ctx: StepContext, event: HardwareEvent) -> None:
     """A device event, judged by the agent's rules or else by sign, code and text."""
     if event.sign == "drain":
-        drain.on_notice(ctx, event.node, event.text or "its owner announced it")
+        node_changes.on_drain_notice(ctx, event.node, event.text or "its owner announced it")
     else:
         _take(ctx, match_of(event, ctx.now, rule_set(ctx.policy.log_rules)))
 
@@ -163,7 +162,8 @@ def _sharpens_open_incident(ctx: StepContext, fault: Fault) -> bool:
 
 def _convict(ctx: StepContext, node: str, fault: Fault) -> None:
     """A sure sign: the node goes, whether it has failed yet or not."""
-    if suppressed_by_shadow_mode(ctx, Detector.HARDWARE, fault, "replace the node"):
+    if ctx.is_shadowed(Detector.HARDWARE):
+        note_suppressed(ctx, Detector.HARDWARE, fault, "replace the node")
         return
     if bound := exclusion_bound(ctx):
         incident = note_aside(ctx, fault, Action.NONE, bound)

@@ -5,20 +5,18 @@ from __future__ import annotations
 import heapq
 from typing import Final
 
-from megascale.core.act import drain, growth
+from megascale.core.act import node_changes
+from megascale.core.act.exclusion import readmit
 from megascale.core.act.lifecycle import assemble, nobody_left_to_stop, replenish, stopped
+from megascale.core.act.node_losses import note_node_loss
 from megascale.core.act.recovery import reattribute, respond
 from megascale.core.contract import effects as fx
 from megascale.core.contract.events import JobReport, NodeGone, NodeJoined, ProbeResult
 from megascale.core.contract.vocabulary import Cause, Detector, Source, Timer
 from megascale.core.decide.attribution import EXPLAINABLE
-from megascale.core.decide.blame import readmit
-from megascale.core.decide.memory_tier import forget
-from megascale.core.decide.node_losses import note_node_loss
-from megascale.core.decide.partition_guard import last_heard, waits_until
-from megascale.core.decide.shadow import suppressed_by_shadow_mode
+from megascale.core.decide.partition_guard import is_waited_out, last_heard, seems_cut_off
 from megascale.core.state.context import StepContext
-from megascale.core.state.incidents import Fault
+from megascale.core.state.incidents import Fault, note_suppressed
 from megascale.core.state.record import JobState, Node, NodeStatus
 
 PROBE_S: Final = 5.0
@@ -27,6 +25,7 @@ ACQUIRE_RETRY_S: Final = 5.0
 """Nodes are asked for again after this time, and after ever longer ones when the fleet refuses."""
 _SUSPECT_SHARE: Final = 2.0 / 3.0
 _SILENT_SHARE: Final = 0.5
+_PARTITION_PATIENCE: Final = 4.0
 
 
 def on_joined(ctx: StepContext, event: NodeJoined) -> None:
@@ -53,8 +52,8 @@ def on_joined(ctx: StepContext, event: NodeJoined) -> None:
     elif record.state is JobState.ASSEMBLING:
         assemble(ctx)
     else:
-        drain.swap_if_possible(ctx)
-        growth.look_for_nodes(ctx)
+        node_changes.replace_draining(ctx)
+        node_changes.grow_later(ctx)
 
 
 def _turn_away(ctx: StepContext, event: NodeJoined) -> None:
@@ -95,7 +94,7 @@ def lose(ctx: StepContext, name: str, fault: Fault) -> None:
     record = ctx.record
     planned = fault.cause == Cause.PLANNED
     ctx.live.nodes[name].status = NodeStatus.GONE
-    forget(ctx, name)
+    ctx.live.snapshots.pop(name, None)
     record.draining.pop(name, None)
     if name in record.assignment and not planned and record.state is not JobState.SUSPENDED:
         note_node_loss(ctx, name, fault.reason)
@@ -206,7 +205,9 @@ def _judge_silence(ctx: StepContext, name: str, node: Node) -> bool:
     fault = Fault(cause, reason, node=name, at=last, source=Source.ESTIMATED, node_gone=True)
     # compared as `_watch` computed it: a difference of two times may round to the other side
     if ctx.now >= last + ctx.policy.silence_s:
-        return not waits_until(ctx) and _lose_silent(ctx, name, node, fault)
+        if seems_cut_off(ctx):
+            _wait_out_partition(ctx)
+        return not is_waited_out(ctx) and _lose_silent(ctx, name, node, fault)
     if ctx.now < last + ctx.policy.silence_s * _SUSPECT_SHARE:
         if node.status is NodeStatus.SUSPECT:
             _usable_again(ctx, node)
@@ -216,11 +217,18 @@ def _judge_silence(ctx: StepContext, name: str, node: Node) -> bool:
     return False
 
 
+def _wait_out_partition(ctx: StepContext) -> None:
+    """Page, and believe no silence for a few times its bound."""
+    wait_s = ctx.policy.silence_s * _PARTITION_PATIENCE
+    ctx.live.cut_off_until = ctx.now + wait_s
+    ctx.emit(fx.Page, f"most nodes fell silent at once: this driver may be cut off, it waits {wait_s:g} s")
+
+
 def _lose_silent(ctx: StepContext, name: str, node: Node, fault: Fault) -> bool:
     """Lose it, unless silence is only watched: then it stays a suspect, which is never used."""
     if ctx.holds_ranks(name) and ctx.is_shadowed(Detector.SILENCE):
         if node.status is not NodeStatus.UNKNOWN:
-            suppressed_by_shadow_mode(ctx, Detector.SILENCE, fault, "replace the node")
+            note_suppressed(ctx, Detector.SILENCE, fault, "replace the node")
         node.status, node.heard_until = NodeStatus.UNKNOWN, ctx.now
         return False
     lose(ctx, name, fault)

@@ -10,21 +10,20 @@ from __future__ import annotations
 import math
 from typing import Final
 
+from megascale.core.act import node_checks
+from megascale.core.act.exclusion import exclude
 from megascale.core.act.lifecycle import assemble
+from megascale.core.act.lineage import taint
 from megascale.core.act.recovery import reattribute, respond
 from megascale.core.contract import effects as fx
 from megascale.core.contract.codec import Json
 from megascale.core.contract.events import RankProgress
 from megascale.core.contract.lineage import Commit
 from megascale.core.contract.vocabulary import Action, Cause, Detector
-from megascale.core.decide import nodecheck
-from megascale.core.decide.blame import exclude
 from megascale.core.decide.replay import plan_replay
-from megascale.core.decide.restore import taint
-from megascale.core.decide.shadow import suppressed_by_shadow_mode
 from megascale.core.state.context import StepContext
 from megascale.core.state.goodput import GoodputPhase
-from megascale.core.state.incidents import Fault, note_aside
+from megascale.core.state.incidents import Fault, note_aside, note_suppressed
 from megascale.core.state.record import JobState, NumericsWatch
 from megascale.core.stats.spikes import JUMP, Anomaly
 
@@ -83,7 +82,8 @@ def _act(ctx: StepContext, watch: NumericsWatch) -> None:
         if again:
             ctx.emit(fx.Page, f"{fault.reason}: code or data, not a machine; training goes on")
         return
-    if suppressed_by_shadow_mode(ctx, Detector.NUMERICS, fault, "roll back"):
+    if ctx.is_shadowed(Detector.NUMERICS):
+        note_suppressed(ctx, Detector.NUMERICS, fault, "roll back")
         return
     record.anomaly_step = first_step
     taint(ctx, first_step - 1)
@@ -106,7 +106,7 @@ def _count_roll_back(ctx: StepContext, replay: tuple[str, ...]) -> None:
 def on_checked(ctx: StepContext, convicted: Json) -> None:
     """The nodes have answered: those that compute wrong numbers are taken out, then ranks run again."""
     incident, found = ctx.record.incident, convicted if isinstance(convicted, dict) else {}
-    nodecheck.end(ctx)
+    node_checks.end(ctx)
     if ctx.record.state is not JobState.ASSEMBLING or incident is None:
         return
     ctx.record.ledger.switch(GoodputPhase.RECOVERY, ctx.now, cause=incident.cause)

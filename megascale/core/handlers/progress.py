@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from typing import Final
 
-from megascale.core.act import drain, growth
-from megascale.core.contract.events import CommitDone, JobReport, NodeReport, RankProgress
+from megascale.core.act import node_changes
+from megascale.core.act.budgets import note_progress
+from megascale.core.act.lineage import remember_commit
+from megascale.core.act.specs import prove
+from megascale.core.contract import effects as fx
+from megascale.core.contract.events import CommitDone, JobReport, NodeReport, RankProgress, SnapshotReady
 from megascale.core.contract.lineage import Commit
-from megascale.core.contract.vocabulary import Action, Milestone, Timer
-from megascale.core.decide.breakers import note_progress
-from megascale.core.decide.restore import remember_commit
-from megascale.core.decide.specs import prove
-from megascale.core.handlers import numerics, throughput_decay
+from megascale.core.contract.vocabulary import Action, Cause, Milestone, Timer
+from megascale.core.handlers import numerics
 from megascale.core.handlers.membership import heard, heard_all
 from megascale.core.state.context import StepContext
 from megascale.core.state.goodput import GoodputPhase
-from megascale.core.state.incidents import close_incident
+from megascale.core.state.incidents import Fault, close_incident, note_aside
 from megascale.core.state.record import JobState
 
 _BACK_TO_SPEED: Final = 1.2
 _PACE_KEPT: Final = 512
+_SNAPSHOTS_KEPT: Final = 2
 
 
 def on_report(ctx: StepContext, event: NodeReport) -> None:
@@ -99,7 +101,7 @@ def _all_stepped(ctx: StepContext) -> None:
         record.incident.mark(Milestone.GROUPS, passed.groups_at)
         record.incident.mark(Milestone.LOADED, passed.loaded_at)
         record.incident.mark(Milestone.FIRST_STEP, passed.first_step_at)
-    drain.swap_if_possible(ctx)
+    node_changes.replace_draining(ctx)
 
 
 def begin_running(ctx: StepContext) -> None:
@@ -108,7 +110,7 @@ def begin_running(ctx: StepContext) -> None:
     ctx.clear_deadline(Timer.STARTUP)
     ctx.record.ledger.switch(GoodputPhase.PRODUCTIVE, ctx.now)
     ctx.live.progress_at = ctx.now
-    growth.look_for_nodes(ctx)
+    node_changes.grow_later(ctx)
 
 
 def begin_unwatched(ctx: StepContext) -> None:
@@ -156,9 +158,22 @@ def _note_step(ctx: StepContext, node: str | None, rank: RankProgress) -> None:
             prove(ctx)
         _stall_over(ctx)
         _maybe_back_to_speed(ctx, rank)
-        throughput_decay.observe(ctx, rank)
+        _watch_throughput(ctx, rank)
     live.reported_at = ctx.now
     _arm_hang(ctx)
+
+
+def _watch_throughput(ctx: StepContext, rank: RankProgress) -> None:
+    """Page when steps get slower than the job has held: restarting does not cure code (MegaScale 6.3)."""
+    if ctx.record.state is not JobState.RUNNING or rank.step_seconds <= 0:
+        return
+    anomaly = ctx.live.speed.observe(rank.step, 1.0 / rank.step_seconds)
+    if anomaly is not None:
+        fault = Fault(Cause.SLOW, anomaly.reason, at=ctx.now)
+        incident = note_aside(
+            ctx, fault, Action.NONE, "MFU decays with the pace; a person looks for the cause"
+        )
+        ctx.emit(fx.Page, f"MFU decays: {anomaly.reason}", incident=incident.id)
 
 
 def _seen_between(ctx: StepContext, at: float) -> float:
@@ -226,3 +241,10 @@ def on_commit(ctx: StepContext, event: CommitDone) -> None:
     reached = [productive for step, productive in ctx.live.pace if step >= event.step]
     ledger.charge(ctx.now)
     ledger.mark_step(event.step, reached[0] if reached else ledger.productive_s())
+
+
+def on_snapshot(ctx: StepContext, event: SnapshotReady) -> None:
+    """Remember the newest snapshots in memory of the node; the agent overwrites them in this order, too."""
+    known = {*ctx.live.snapshots.get(event.node, ()), Commit(event.step, event.attempt)}
+    newest = sorted(known, key=lambda snapshot: (snapshot.attempt, snapshot.step))
+    ctx.live.snapshots[event.node] = tuple(newest[-_SNAPSHOTS_KEPT:])

@@ -6,10 +6,10 @@ from typing import Final
 
 from megascale.core.act.graceful_stop import save_and_stop
 from megascale.core.act.lifecycle import assemble
+from megascale.core.act.node_checks import CHECK_S
 from megascale.core.contract import effects as fx
 from megascale.core.contract.events import DriverStarted
 from megascale.core.contract.vocabulary import PlanKind, Timer
-from megascale.core.decide.nodecheck import CHECK_S
 from megascale.core.handlers.diagnosis import EVIDENCE_S
 from megascale.core.handlers.membership import expect
 from megascale.core.handlers.newer_record import leave_unknown_state, take_out_unknown

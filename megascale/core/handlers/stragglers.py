@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from megascale.core.act.exclusion import notify_refusal
 from megascale.core.act.lifecycle import replenish
-from megascale.core.act.swap import idle_nodes, swap_out
+from megascale.core.act.node_changes import swap_out
 from megascale.core.contract import effects as fx
 from megascale.core.contract.events import ProbeResult, SegmentTimes
 from megascale.core.contract.vocabulary import Action, Cause, Detector
-from megascale.core.decide.blame import notify_refusal
 from megascale.core.decide.breakers import exclusion_bound
-from megascale.core.decide.shadow import suppressed_by_shadow_mode
+from megascale.core.decide.placement import idle_nodes
 from megascale.core.handlers.membership import PROBE_S
 from megascale.core.state.context import StepContext
-from megascale.core.state.incidents import Fault, note_aside
+from megascale.core.state.incidents import Fault, note_aside, note_suppressed
 from megascale.core.state.record import JobState
 
 if TYPE_CHECKING:
@@ -72,7 +72,8 @@ def on_probe(ctx: StepContext, event: ProbeResult) -> None:
     elif event.healthy is None:
         incident = note_aside(ctx, fault, Action.NONE, "the probe could not tell; a person decides")
         ctx.emit(fx.Page, f"{suspicion.reason}; the probe could not tell", incident=incident.id)
-    elif suppressed_by_shadow_mode(ctx, Detector.STRAGGLER, fault, "replace the node"):
+    elif ctx.is_shadowed(Detector.STRAGGLER):
+        note_suppressed(ctx, Detector.STRAGGLER, fault, "replace the node")
         return
     elif bound := exclusion_bound(ctx):
         incident = note_aside(ctx, fault, Action.NONE, bound)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megascale.core.contract.lineage import Commit
-from megascale.core.contract.vocabulary import Action, Cause, Milestone, Source
+from megascale.core.contract.vocabulary import Action, Cause, Detector, Milestone, Source
 from megascale.core.rules import model as rules
 from megascale.core.state.context import StepContext
 from megascale.core.state.goodput import GoodputPhase
@@ -70,6 +70,17 @@ def note_aside(ctx: StepContext, fault: Fault, action: Action, decision: str) ->
     incident.close("training was not interrupted")
     _archive(ctx, incident)
     return incident
+
+
+def note_suppressed(ctx: StepContext, detector: Detector, fault: Fault, would: str) -> None:
+    """Shadow mode of `detector`: count the fault and put what would have been done into the history."""
+    count_suppressed(ctx, detector)
+    note_aside(ctx, fault, Action.NONE, f"shadow mode: would {would}")
+
+
+def count_suppressed(ctx: StepContext, detector: Detector) -> None:
+    """One more time that `detector` would have acted."""
+    ctx.record.shadowed[detector] = ctx.record.shadowed.get(detector, 0) + 1
 
 
 def relabel(incident: Incident, fault: Fault) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from megascale.core.act.budgets import note_progress
 from megascale.core.contract import effects as fx
 from megascale.core.contract.events import SpecChanged
 from megascale.core.contract.vocabulary import Timer
-from megascale.core.decide.breakers import note_progress
 from megascale.core.state.context import StepContext
 from megascale.core.state.record import Incident
 

@@ -1,0 +1,37 @@
+"""Charging restarts to their budgets, and the count of failures without progress."""
+
+from __future__ import annotations
+
+from megascale.core.contract.vocabulary import Cause
+from megascale.core.decide.breakers import MAY_REPEAT
+from megascale.core.state.context import StepContext
+from megascale.core.state.incidents import Fault
+
+
+def note_failure(ctx: StepContext, fault: Fault) -> None:
+    """Charge a restart to its budget; failing again where it failed before is no progress."""
+    record, live = ctx.record, ctx.live
+    record.restarts[fault.cause] = record.restarts.get(fault.cause, 0) + 1
+    record.failures += 1
+    if not ctx.policy.reports_steps and ctx.now - live.progress_at > ctx.policy.startup_s:
+        note_progress(ctx)
+    record.failures_in_row += 1
+    if fault.cause in MAY_REPEAT:
+        again = abs(live.step - record.failed_step) <= 1
+        record.failures_at_step = record.failures_at_step + 1 if again else 1
+        record.failed_step = live.step
+
+
+def take_back_failure(ctx: StepContext, cause: Cause) -> None:
+    """The failure charged last was none of its own."""
+    record = ctx.record
+    record.restarts[cause] = max(0, record.restarts.get(cause, 0) - 1)
+    record.failures = max(0, record.failures - 1)
+    record.failures_in_row = max(0, record.failures_in_row - 1)
+    if cause in MAY_REPEAT:
+        record.failures_at_step = max(0, record.failures_at_step - 1)
+
+
+def note_progress(ctx: StepContext) -> None:
+    """A step was completed that never was before."""
+    ctx.record.failures_in_row = ctx.record.failures_at_step = 0
