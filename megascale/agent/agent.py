@@ -19,7 +19,6 @@ from megascale.agent.kernel_log import KernelLog
 from megascale.agent.link import Link, heartbeat_is_due
 from megascale.agent.log_uploader import LogUploader
 from megascale.agent.logtail import rules_of
-from megascale.agent.processes import become_subreaper
 from megascale.agent.ranks import Ranks
 from megascale.agent.reaper import Reaper
 from megascale.agent.segments import PERIOD_S
@@ -29,6 +28,7 @@ from megascale.checkpoint.snapshot_folders import remove_folders
 from megascale.errors import MegascaleError
 from megascale.job import load_job
 from megascale.observe.rundir import RunDir
+from megascale.prctl import become_subreaper
 from megascale.rpc import megascale_pb2 as pb
 
 _SAMPLE_S: Final = 0.05

@@ -22,13 +22,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from megascale.agent.processes import die_with_parent
 from megascale.core.contract.lineage import Commit
 from megascale.engine.context import RankLaunch
 from megascale.job.network import Network
 from megascale.network.profile import environment as network_environment
 from megascale.network.profile import explain
 from megascale.observe.rankfile import RankFile
+from megascale.prctl import die_with_parent
 
 MESSAGE_BYTES: Final = 1 << 20
 _PID: Final = struct.Struct("<q")

@@ -25,10 +25,10 @@ from typing import Final, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from megascale.data.forking import die_with_parent
 from megascale.data.ramp import BatchSizes
 from megascale.data.reading import Samples
 from megascale.errors import DataError
+from megascale.prctl import die_with_parent
 
 SLOTS: Final = 2
 _STEP: Final = struct.Struct("<q")

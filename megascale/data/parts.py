@@ -22,10 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megascale.data.documents import Document, Span, read_documents
-from megascale.data.forking import die_with_parent
 from megascale.data.indexed import IndexedWriter, bin_path, idx_path
 from megascale.data.tokenizer import Tokenizer, open_tokenizer
 from megascale.errors import DataError
+from megascale.prctl import die_with_parent
 
 _PARTS: Final = 64
 _LEAST_BYTES: Final = 1 << 20

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NoReturn, TextIO
 
-from megascale.agent.processes import die_with_parent
+from megascale.prctl import die_with_parent
 
 FAULTS: Final = ("wrong-bits", "slow", "hang")
 _SLOWED: Final = 6

@@ -7,17 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import grpc
 
 from megascale.core.eventlog import Entry, Header
 from megascale.driver.record import RecordStore
+from megascale.driver.running import RunningDriver
 from megascale.errors import MegascaleError
 from megascale.fleet.base import Fleet
-
-if TYPE_CHECKING:
-    from megascale.driver.driver import Driver
 
 
 class NotAdmittedError(MegascaleError):
@@ -57,7 +55,7 @@ class Listener(Protocol):
 class BackgroundService(Protocol):
     """Something that lives beside the driver: publishes its status, brings it orders from elsewhere."""
 
-    async def run(self, driver: Driver) -> None:
+    async def run(self, driver: RunningDriver) -> None:
         """Serve until cancelled. An error ends the driver; FencedError when a successor was seen."""
 
 

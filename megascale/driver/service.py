@@ -5,18 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import grpc
 
 from megascale.driver.links import AgentLink
 from megascale.driver.ports import Listener, NotAdmittedError
+from megascale.driver.running import RunningDriver
 from megascale.rpc import megascale_pb2 as pb
 from megascale.rpc.connect import METADATA_KEY
 from megascale.rpc.megascale_pb2_grpc import DriverServicer
-
-if TYPE_CHECKING:
-    from megascale.driver.driver import Driver
 
 _WATCH_S: Final = 0.25
 _HELLO_S: Final = 10.0
@@ -25,7 +23,7 @@ _HELLO_S: Final = 10.0
 class Service(DriverServicer):
     """Has the listener check every caller and hands everything to the driver."""
 
-    def __init__(self, driver: Driver, listener: Listener) -> None:
+    def __init__(self, driver: RunningDriver, listener: Listener) -> None:
         self._driver, self._listener = driver, listener
 
     async def _authenticate(self, context: grpc.aio.ServicerContext, node: str = "") -> None:

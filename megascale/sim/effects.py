@@ -5,18 +5,36 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 from megascale.core.contract import effects as fx
 from megascale.core.contract import events as ev
 from megascale.core.contract.codec import Json
+from megascale.sim.cluster import Cluster
 from megascale.sim.machines import Machine
 from megascale.sim.training import Run
 
-if TYPE_CHECKING:
-    from megascale.sim.driver import SimDriver
-
 _FEW: Final = 8
+
+
+class PerformingDriver(Protocol):
+    """The driver life that an effect is performed for, and answered to."""
+
+    cluster: Cluster
+    term: int
+    alive: bool
+
+    def feed(self, event: ev.Event) -> None:
+        """Hand an event to the core at once."""
+
+    def later(self, stage: str, event: ev.Event) -> None:
+        """Hand it over after the delay of this name."""
+
+    def done(self, effect: fx.Effect, stage: str = "answer") -> None:
+        """Answer EffectDone after the delay of this name."""
+
+    def scan_storage(self) -> None:
+        """Feed the commits that nobody reported."""
 
 
 @dataclass(slots=True)
@@ -27,12 +45,12 @@ class Gathering:
     failed: dict[str, str] = field(default_factory=dict)
 
 
-def perform(driver: SimDriver, effect: fx.Effect) -> None:
+def perform(driver: PerformingDriver, effect: fx.Effect) -> None:
     """Begin `effect`; its answer comes later through `driver.feed`."""
     _PERFORMERS[type(effect)](driver, effect)
 
 
-def _launch(driver: SimDriver, effect: fx.Launch) -> None:
+def _launch(driver: PerformingDriver, effect: fx.Launch) -> None:
     cluster = driver.cluster
     if effect.attempt not in cluster.runs:
         cluster.runs[effect.attempt] = Run(
@@ -51,7 +69,7 @@ def _launch(driver: SimDriver, effect: fx.Launch) -> None:
 class _Launching:
     """A Launch under way: every agent accepts or refuses it on receipt, and forks its ranks later."""
 
-    def __init__(self, driver: SimDriver, effect: fx.Launch, run: Run) -> None:
+    def __init__(self, driver: PerformingDriver, effect: fx.Launch, run: Run) -> None:
         self._driver, self._effect, self._run = driver, effect, run
         self._waiting = set(effect.nodes)
         self._answered = False
@@ -107,7 +125,7 @@ class _Launching:
             self._driver.feed(ev.EffectFailed(self._effect.effect_id, "no answer to Launch", late))
 
 
-def _kill(driver: SimDriver, effect: fx.Kill) -> None:
+def _kill(driver: PerformingDriver, effect: fx.Kill) -> None:
     cluster = driver.cluster
     gathering = Gathering(set(effect.nodes))
 
@@ -133,7 +151,7 @@ def _kill(driver: SimDriver, effect: fx.Kill) -> None:
 
 
 def _to_each(
-    driver: SimDriver,
+    driver: PerformingDriver,
     nodes: tuple[str, ...],
     stage: str,
     action: Callable[[Machine], None],
@@ -156,12 +174,12 @@ def _to_each(
     cluster.queue.after(cluster.delays.sample(stage), all_at_once)
 
 
-def _in_step(driver: SimDriver, nodes: int) -> bool:
+def _in_step(driver: PerformingDriver, nodes: int) -> bool:
     """Whether many agents may be treated as one: nothing is lost on the way to any of them."""
     return not driver.cluster.network.loss.drop and nodes > _FEW
 
 
-def _collect(driver: SimDriver, effect: fx.CollectEvidence) -> None:
+def _collect(driver: PerformingDriver, effect: fx.CollectEvidence) -> None:
     cluster = driver.cluster
 
     def answer(machine: Machine) -> None:
@@ -176,7 +194,7 @@ def _collect(driver: SimDriver, effect: fx.CollectEvidence) -> None:
     driver.done(effect, "evidence")
 
 
-def _probe(driver: SimDriver, effect: fx.Probe) -> None:
+def _probe(driver: PerformingDriver, effect: fx.Probe) -> None:
     machine = driver.cluster.machines.get(effect.node)
     known = machine is not None and machine.linked
     healthy: bool | None = None
@@ -190,7 +208,7 @@ def _probe(driver: SimDriver, effect: fx.Probe) -> None:
     driver.done(effect, "probe")
 
 
-def _check(driver: SimDriver, effect: fx.CheckNodes) -> None:
+def _check(driver: PerformingDriver, effect: fx.CheckNodes) -> None:
     """A check finds most of the nodes that compute nonsense, and no other: it compares bit for bit."""
     cluster = driver.cluster
 
@@ -207,7 +225,7 @@ def _check(driver: SimDriver, effect: fx.CheckNodes) -> None:
     cluster.queue.after(cluster.delays.sample("nodeCheck"), answer)
 
 
-def _save(driver: SimDriver, effect: fx.SaveNow) -> None:
+def _save(driver: PerformingDriver, effect: fx.SaveNow) -> None:
     run = driver.cluster.runs.get(effect.attempt)
     if run is not None:
         delay = driver.cluster.delays.sample("network")
@@ -215,7 +233,7 @@ def _save(driver: SimDriver, effect: fx.SaveNow) -> None:
     driver.done(effect)
 
 
-def _acquire(driver: SimDriver, effect: fx.Acquire) -> None:
+def _acquire(driver: PerformingDriver, effect: fx.Acquire) -> None:
     def ask() -> None:
         if not driver.alive:
             return
@@ -228,14 +246,14 @@ def _acquire(driver: SimDriver, effect: fx.Acquire) -> None:
     driver.cluster.queue.after(driver.cluster.delays.sample("acquire"), ask)
 
 
-def _release(driver: SimDriver, effect: fx.Release) -> None:
+def _release(driver: PerformingDriver, effect: fx.Release) -> None:
     machine = driver.cluster.machines.get(effect.node)
     if machine is not None:
         driver.cluster.release(machine)
     driver.done(effect)
 
 
-def _restart_slot(driver: SimDriver, effect: fx.RestartSlot) -> None:
+def _restart_slot(driver: PerformingDriver, effect: fx.RestartSlot) -> None:
     machine = driver.cluster.machines.get(effect.node)
     if machine is not None and machine.held:
         machine.stop_agent()
@@ -244,11 +262,11 @@ def _restart_slot(driver: SimDriver, effect: fx.RestartSlot) -> None:
     driver.done(effect)
 
 
-def _note(driver: SimDriver, effect: fx.Effect) -> None:
+def _note(driver: PerformingDriver, effect: fx.Effect) -> None:
     driver.done(effect)
 
 
-def _finish(driver: SimDriver, effect: fx.Finish) -> None:
+def _finish(driver: PerformingDriver, effect: fx.Finish) -> None:
     for machine in driver.cluster.machines.values():
         if machine.held:
             driver.cluster.release(machine)

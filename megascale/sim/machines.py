@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from megascale.core.contract.events import RankExited
-
-if TYPE_CHECKING:
-    from megascale.sim.training import Run
+from megascale.sim.training import Run
 
 RUNNING, STOPPED, UNINTERRUPTIBLE = "R", "T", "D"
 
@@ -73,7 +70,7 @@ class Machine:
         """Its ranks are gone; whoever waits for them waits for ever."""
         run, self.run, self.ranks = self.run, None, {}
         if run is not None:
-            run.lost(self)
+            run.lost(self.name)
 
     @property
     def reachable(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import Final, Protocol
 
 from megascale.core.contract.events import RankProgress
 from megascale.core.contract.lineage import Commit
@@ -13,9 +13,6 @@ from megascale.core.contract.vocabulary import Milestone, RankPhase
 from megascale.sim.delays import Delays
 from megascale.sim.event_queue import EventQueue, Timer
 from megascale.sim.storage import Storage
-
-if TYPE_CHECKING:
-    from megascale.sim.machines import Machine
 
 _DELAYS: Final = {Milestone.GROUPS: "groups", Milestone.LOADED: "load", Milestone.FIRST_STEP: "firstStep"}
 SOUND_LOSS = 2.0
@@ -109,10 +106,10 @@ class Run:
         if len(self.forked) == len(self.nodes):
             self._go_on()
 
-    def lost(self, machine: Machine) -> None:
-        """The ranks of a machine are gone: this attempt can never complete another step."""
+    def lost(self, node: str) -> None:
+        """The ranks of a node are gone: this attempt can never complete another step."""
         if not self.ended:
-            self.block(f"lost {machine.name}")
+            self.block(f"lost {node}")
 
     def block(self, why: str) -> None:
         """Nothing completes until `unblock`; a step under way stops where it is."""

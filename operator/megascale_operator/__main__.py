@@ -13,8 +13,8 @@ from megascale.errors import MegascaleError
 from megascale_operator.main import Options, serve
 from megascale_operator.probes import ANY
 from megascale_operator.quarantine.breaker import Limits
-from megascale_operator.quarantine.mark import MODES
 from megascale_operator.reconcile.defaults import DetectionDefaults
+from megascale_operator.reconcile.mark import MODES
 from megascale_operator.reconcile.observed import Settings
 from megascale_operator.reconcile.storage import CheckpointRoot
 

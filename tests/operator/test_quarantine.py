@@ -14,9 +14,9 @@ from megascale_operator.kube.resources import Obj
 from megascale_operator.quarantine import patches
 from megascale_operator.quarantine.breaker import Limits, closed_because
 from megascale_operator.quarantine.decide import Decision, JobRequest, decide, put_back_by_person
-from megascale_operator.quarantine.mark import mark_of
 from megascale_operator.quarantine.patches import reason_class
 from megascale_operator.reconcile import names
+from megascale_operator.reconcile.mark import mark_of
 from megascale_operator.reconcile.records import node_record
 
 NOW = 1_800_000_000.0

@@ -9,8 +9,8 @@ from typing import Final, Literal
 
 from megascale_operator.checks.verdict import Verdict, verdict_of
 from megascale_operator.crd.nodecheck import NodeCheckSpec
-from megascale_operator.quarantine.mark import mark_of
 from megascale_operator.quarantine.patches import reason_class
+from megascale_operator.reconcile.mark import mark_of
 from megascale_operator.reconcile.records import NodeRecord, PodRecord
 
 _SURE: Final = ("straggler", "hang", "network", "lost")

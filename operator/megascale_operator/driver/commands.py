@@ -10,7 +10,7 @@ from typing import Any, Final
 from megascale.core.contract import events as ev
 from megascale.core.contract.vocabulary import Command
 from megascale.core.state.record import JobState
-from megascale.driver.driver import Driver
+from megascale.driver.running import RunningDriver
 from megascale.errors import FencedError, ManifestError
 from megascale.job import TrainingJob, from_mapping
 from megascale.rpc import megascale_pb2 as pb
@@ -81,13 +81,13 @@ class CommandWatcher:
         status.last_command = said.get("lastCommand")
         status.generation = int(job["metadata"].get("generation", 0))
 
-    async def run(self, driver: Driver) -> None:
+    async def run(self, driver: RunningDriver) -> None:
         async for found in follow(self._api, TRAINING_JOBS, self._name, self._namespace):
             if found is None or found["metadata"]["uid"] != self._uid:
                 raise FencedError(f"the TrainingJob {self._name} was deleted")
             self.take(driver, found)
 
-    def take(self, driver: Driver, job: Obj) -> None:
+    def take(self, driver: RunningDriver, job: Obj) -> None:
         """A new version of the object."""
         status = job.get("status") or {}
         if int((status.get("driver") or {}).get("term") or 0) > driver.term:
@@ -103,7 +103,7 @@ class CommandWatcher:
             if driver.core.record.state is not JobState.FINISHED:
                 driver.post(ev.ManualCommand(Command.STOP, "the TrainingJob was deleted"))
 
-    def _change_spec(self, driver: Driver, job: Obj) -> None:
+    def _change_spec(self, driver: RunningDriver, job: Obj) -> None:
         generation = int(job["metadata"]["generation"])
         try:
             manifest = manifest_of(job, self._uri, self._detection)
@@ -114,7 +114,7 @@ class CommandWatcher:
         self._status.generation = generation
         driver.changed.set()
 
-    def _handle_command(self, driver: Driver, text: str) -> None:
+    def _handle_command(self, driver: RunningDriver, text: str) -> None:
         """Each order once: its id is what was answered last."""
         order = _parsed(text)
         last = (self._status.last_command or {}).get("id")

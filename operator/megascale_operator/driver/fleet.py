@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from megascale.driver.driver import Driver
+from megascale.driver.running import RunningDriver
 from megascale.fleet.base import FleetRefusedError, Health, SlotEvent
 from megascale.rpc import megascale_pb2 as pb
 from megascale_operator.driver.slots import Gone, Slot, Slots
@@ -31,7 +31,7 @@ class KubernetesFleet:
 
     def __init__(self, slots: Slots, topology_keys: Sequence[str] = ()) -> None:
         self._slots, self._topology_keys = slots, tuple(topology_keys)
-        self._driver: Driver | None = None
+        self._driver: RunningDriver | None = None
         self._on_event: Callable[[SlotEvent], None] = lambda _event: None
         self.changed: Callable[[], None] = lambda: None
         self._release: list[str] = []
@@ -43,7 +43,7 @@ class KubernetesFleet:
         self._told: dict[str, str] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def bind(self, driver: Driver) -> None:
+    def bind(self, driver: RunningDriver) -> None:
         """The driver whose nodes these are."""
         self._driver = driver
 

@@ -12,7 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from megascale.driver.driver import Driver
+from megascale.driver.running import RunningDriver
 from megascale_operator.reconcile.driver_pod import METRICS_PORT
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class MetricsServer:
     def __init__(self, host: str, port: int) -> None:
         self._host, self._port = host, port
 
-    async def run(self, driver: Driver) -> None:
+    async def run(self, driver: RunningDriver) -> None:
         """Serve until cancelled."""
         registry = CollectorRegistry()
         registry.register(_JobCollector(driver.board.overview))

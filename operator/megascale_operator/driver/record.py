@@ -8,8 +8,8 @@ import random
 from typing import Any, Final
 
 from megascale.core.contract.codec import Json
-from megascale.driver.driver import Driver
 from megascale.driver.record import RECORD_VERSION, Claim
+from megascale.driver.running import RunningDriver
 from megascale.errors import FencedError, InputError, UnreachableError
 from megascale_operator.driver.follow import follow
 from megascale_operator.kube.api import KubeApi
@@ -105,7 +105,7 @@ class RecordWatch:
     def __init__(self, api: KubeApi, namespace: str, job: str) -> None:
         self._api, self._namespace, self._job = api, namespace, job
 
-    async def run(self, driver: Driver) -> None:
+    async def run(self, driver: RunningDriver) -> None:
         async for found in follow(self._api, CONFIG_MAPS, names.record_map(self._job), self._namespace):
             if found:
                 check_term(found, driver.term)

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from megascale.core.contract.vocabulary import Milestone
 from megascale.core.state.record import Incident, JobState
-from megascale.driver.driver import Driver
+from megascale.driver.running import RunningDriver
 from megascale.driver.status import incidents_of
 from megascale_operator.driver.fleet import KubernetesFleet
 from megascale_operator.driver.record import check_term
@@ -61,7 +61,7 @@ class StatusWriter:
         self._written: Obj = {}
         self._written_at = self._told_at = float("-inf")
 
-    async def run(self, driver: Driver) -> None:
+    async def run(self, driver: RunningDriver) -> None:
         """Write until cancelled; an API server that is away is tried again, with back-off."""
         self._fleet.changed = driver.changed.set
         tries = 0
@@ -80,7 +80,7 @@ class StatusWriter:
     def _next_write_s(self) -> float:
         return max(0.05, self._written_at + _PERIOD_S - time.monotonic())
 
-    async def _write_if_due(self, driver: Driver) -> bool:
+    async def _write_if_due(self, driver: RunningDriver) -> bool:
         """Whether the status is as it should be."""
         status = self.status(driver)
         urgent = any(status.get(key) != self._written.get(key) for key in _URGENT)
@@ -107,7 +107,7 @@ class StatusWriter:
         self._told_at = self._written_at
         return True
 
-    async def finish(self, driver: Driver) -> None:
+    async def finish(self, driver: RunningDriver) -> None:
         """The job ended: the operator has to learn it, so it is tried for five minutes."""
         end = time.monotonic() + _FINAL_S
         tries = 0
@@ -115,7 +115,7 @@ class StatusWriter:
             tries += 1
             await asyncio.sleep(min(_RETRY_LIMIT_S, _RETRY_S * 2 ** min(tries, 6)) * random.uniform(0.5, 1.0))
 
-    def status(self, driver: Driver) -> Obj:
+    def status(self, driver: RunningDriver) -> Obj:
         """The document but for its time; floats are strings."""
         core, record, live = driver.core, driver.core.record, driver.board.overview()
         ended = record.state is JobState.FINISHED

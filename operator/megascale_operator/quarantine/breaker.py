@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from megascale_operator.quarantine.mark import history_of, mark_of
+from megascale_operator.reconcile.mark import history_of, mark_of
 from megascale_operator.reconcile.records import NodeRecord
 
 HOUR_S: Final = 3600.0

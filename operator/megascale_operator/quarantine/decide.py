@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from megascale_operator.quarantine import patches
-from megascale_operator.quarantine.mark import MODES, Mark, mark_of
 from megascale_operator.quarantine.patches import Operations
+from megascale_operator.reconcile.mark import MODES, Mark, mark_of
 from megascale_operator.reconcile.records import NodeRecord
 
 OVERRIDE_S: Final = 3600.0

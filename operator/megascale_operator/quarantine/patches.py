@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any, Final
 
-from megascale_operator.quarantine.mark import HISTORY_KEPT, Mark, history_of, mark_of
 from megascale_operator.reconcile import names
+from megascale_operator.reconcile.mark import HISTORY_KEPT, Mark, history_of, mark_of
 from megascale_operator.reconcile.records import NodeRecord
 
 Operations = list[dict[str, Any]]

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from megascale_operator.kube.resources import PODS, Obj
-from megascale_operator.quarantine.mark import mark_of
 from megascale_operator.reconcile.departures import conviction, departure_of
 from megascale_operator.reconcile.job import Job, Requests
+from megascale_operator.reconcile.mark import mark_of
 from megascale_operator.reconcile.observed import Observed
 from megascale_operator.reconcile.plan import Action, Delete
 from megascale_operator.reconcile.records import NodeRecord, Nodes, PodRecord
