@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from megascale.errors import ManifestError
-from megascale.job.loader import from_mapping
-from megascale.job.schema import MANAGER
+from megascale.job.api import MANAGER, from_mapping
 from megascale_operator.kube.api import KubeApi
 from megascale_operator.kube.clock import Clock
 from megascale_operator.kube.errors import NotFoundError, RefusedError

@@ -155,7 +155,7 @@ def doctor(
 
     Exit code 1 when something must change.
     """
-    from megascale.cli.doctor import report
+    from megascale.cli.api import report
     from megascale_operator.cluster.doctor import examine, utc_now
 
     kubectl, manifests = _open(kubeconfig, context, source)

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from ruamel.yaml import YAML
 
-from megascale.diagnose.nic import Finding
+from megascale.cli.api import Finding
 from megascale_operator.cluster.kubectl import Kubectl
 from megascale_operator.cluster.manifests import CRDS, NAMESPACE, OPERATOR, Manifests
 from megascale_operator.cluster.uninstall import jobs, quarantined

@@ -12,8 +12,7 @@ from pydantic import BaseModel
 from ruamel.yaml import YAML
 from ruamel.yaml.representer import SafeRepresenter
 
-from megascale.job.describe import Place, explain
-from megascale.job.schema import TrainingJob
+from megascale.job.api import Place, TrainingJob, explain
 from megascale_operator.crd import nodecheck, training
 from megascale_operator.crd.cel_rule import CelRule, attach
 from megascale_operator.crd.status import JobStatus

@@ -6,8 +6,7 @@ from typing import Final
 
 from pydantic.alias_generators import to_camel
 
-from megascale.job.data import BYTE_VOCAB_SIZE
-from megascale.job.presets import PRESETS
+from megascale.job.api import BYTE_VOCAB_SIZE, PRESETS
 from megascale_operator.crd.cel_rule import CelRule, either, implies, table
 
 

@@ -6,8 +6,19 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from megascale.job.base import Label, LabelValue, Natural, NodeName, Problem, Section, Text, refuse, repeated
-from megascale.job.template import Resources, Toleration
+from megascale.job.api import (
+    Label,
+    LabelValue,
+    Natural,
+    NodeName,
+    Problem,
+    Resources,
+    Section,
+    Text,
+    Toleration,
+    refuse,
+    repeated,
+)
 from megascale_operator.crd.cel_rule import CelRule
 from megascale_operator.crd.status import Conditions, SeenGeneration, Time, Word, at_most
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from megascale.core.contract.policy import MACHINE_CLASSES
-from megascale.job.recovery import CAUSES
+from megascale.core.api import MACHINE_CLASSES
+from megascale.job.api import CAUSES
 from megascale_operator.crd.cel_rule import CelRule, implies, texts
 
 _CAUSE_LIST: Final = ", ".join(CAUSES)

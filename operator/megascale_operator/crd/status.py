@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from megascale.job.base import Natural, NodeName, Section
+from megascale.job.api import Natural, NodeName, Section
 
 Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 Word = Annotated[str, Field(max_length=64)]

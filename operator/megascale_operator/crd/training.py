@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from megascale.job.template import OWN_FOLDERS, OWN_PREFIX
+from megascale.job.api import OWN_FOLDERS, OWN_PREFIX
 from megascale_operator.crd.cel_rule import CelRule, either, implies, text, texts
 from megascale_operator.crd.megatron import DATA, OPTIMIZER, PARALLELISM, megatron_rules, model_rules
 from megascale_operator.crd.recovery import LOG_RULE, LOG_RULE_IDS, OVERRIDE_MATCH, RECOVERY, SHADOW

@@ -12,12 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from megascale.driver.driver import Driver
-from megascale.driver.ports import DriverPorts
-from megascale.driver.store_log import StoreLog
+from megascale.driver.api import Driver, DriverPorts, RunDir, StoreLog
 from megascale.errors import FencedError, MegascaleError
-from megascale.job import TrainingJob
-from megascale.observe.rundir import RunDir
+from megascale.job.api import TrainingJob
 from megascale_operator.driver.commands import CommandWatcher, checkpoint_uri, manifest_of
 from megascale_operator.driver.fleet import KubernetesFleet
 from megascale_operator.driver.listener import ClusterListener

@@ -7,12 +7,11 @@ import logging
 from pathlib import Path
 from typing import Any, Final
 
-from megascale.core.contract import events as ev
-from megascale.core.contract.vocabulary import Command
-from megascale.core.state.record import JobState
-from megascale.driver.running import RunningDriver
+from megascale.core.api import Command, JobState
+from megascale.core.api import events as ev
+from megascale.driver.api import RunningDriver
 from megascale.errors import FencedError, ManifestError
-from megascale.job import TrainingJob, from_mapping
+from megascale.job.api import TrainingJob, from_mapping
 from megascale.rpc import megascale_pb2 as pb
 from megascale_operator.driver.fleet import KubernetesFleet
 from megascale_operator.driver.follow import follow

@@ -7,8 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from megascale.driver.running import RunningDriver
-from megascale.fleet.base import FleetRefusedError, Health, SlotEvent
+from megascale.driver.api import FleetRefusedError, Health, RunningDriver, SlotEvent
 from megascale.rpc import megascale_pb2 as pb
 from megascale_operator.driver.slots import Gone, Slot, Slots
 from megascale_operator.kube.resources import Obj

@@ -10,7 +10,7 @@ from typing import Final
 
 import grpc
 
-from megascale.driver.listener import bind
+from megascale.driver.api import bind
 from megascale.errors import FencedError
 from megascale_operator.driver.certificate import ServerKey
 from megascale_operator.driver.config_map import update

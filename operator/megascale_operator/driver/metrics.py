@@ -12,7 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from megascale.driver.running import RunningDriver
+from megascale.driver.api import RunningDriver
 from megascale_operator.reconcile.driver_pod import METRICS_PORT
 
 log = logging.getLogger(__name__)

@@ -7,9 +7,8 @@ import json
 import random
 from typing import Any, Final
 
-from megascale.core.contract.codec import Json
-from megascale.driver.record import RECORD_VERSION, Claim
-from megascale.driver.running import RunningDriver
+from megascale.core.api import Json
+from megascale.driver.api import RECORD_VERSION, Claim, RunningDriver
 from megascale.errors import FencedError, InputError, UnreachableError
 from megascale_operator.driver.follow import follow
 from megascale_operator.kube.api import KubeApi

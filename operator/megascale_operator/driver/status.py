@@ -9,10 +9,8 @@ import random
 import time
 from typing import Any, Final
 
-from megascale.core.contract.vocabulary import Milestone
-from megascale.core.state.record import Incident, JobState
-from megascale.driver.running import RunningDriver
-from megascale.driver.status import incidents_of
+from megascale.core.api import Incident, JobState, Milestone
+from megascale.driver.api import RunningDriver, incidents_of
 from megascale_operator.driver.fleet import KubernetesFleet
 from megascale_operator.driver.record import check_term
 from megascale_operator.kube.api import KubeApi

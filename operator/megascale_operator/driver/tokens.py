@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import jwt
 
-from megascale.driver.ports import NotAdmittedError
+from megascale.driver.api import NotAdmittedError
 from megascale_operator.driver.slots import Slots
 from megascale_operator.kube.errors import ApiError, ApiUnreachableError
 from megascale_operator.kube.resources import Obj

@@ -59,7 +59,7 @@ def incidents(
     as_json: Json = False,
 ) -> None:
     """Show the last 20 incidents of a job with their stages."""
-    from megascale.driver.status import incident_document
+    from megascale.driver.api import incident_document
     from megascale_operator.plugin.access import Target, ask
     from megascale_operator.plugin.knowledge import known
     from megascale_operator.plugin.show import incident_lines

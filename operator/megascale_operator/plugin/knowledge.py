@@ -6,10 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from megascale.core.contract.policy import Policy
-from megascale.core.machine import Core
-from megascale.core.state.record import Incident, JobRecord, JobState
-from megascale.driver.status import incident_document
+from megascale.core.api import Core, Incident, JobRecord, JobState, Policy
+from megascale.driver.api import incident_document
 from megascale.errors import InputError
 from megascale_operator.driver.record import record_in
 from megascale_operator.kube.errors import NotFoundError

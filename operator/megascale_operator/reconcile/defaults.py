@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from megascale.job.loader import parse_detection
+from megascale.job.api import parse_detection
 from megascale_operator.kube.resources import Obj
 
 DEFAULTS_FILE: Final = "detection-defaults.json"

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from megascale.driver.policy import spare_nodes
-from megascale.job import TrainingJob
-from megascale.job.schema import JobSpec
+from megascale.job.api import JobSpec, TrainingJob
 from megascale_operator.kube.clock import unix_s
 from megascale_operator.kube.resources import TRAINING_JOBS, Obj
 from megascale_operator.reconcile import names

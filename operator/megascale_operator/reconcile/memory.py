@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from megascale.job.schema import JobSpec
-from megascale.model.inventory import stage_parameter_count
-from megascale.model.layout import Layout
-from megascale.model.memory import STATE_BYTES
-from megascale.model.shape import ModelShape
+from megascale.job.api import JobSpec
+from megascale.model.api import STATE_BYTES, Layout, ModelShape, stage_parameter_count
 
 _MIB: Final = 2**20
 _LEAST: Final = 256 * _MIB

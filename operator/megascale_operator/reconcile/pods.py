@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from megascale.job.template import Container
+from megascale.job.api import Container
 from megascale_operator.kube.resources import Obj
 from megascale_operator.reconcile import names
 from megascale_operator.reconcile.job import Job

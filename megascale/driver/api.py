@@ -1,0 +1,43 @@
+"""What a program that runs drivers elsewhere, such as the Kubernetes operator, uses of this package.
+
+It takes over a job with `Driver.take_over`, gives it ports of its own (record, fleet, listener, event log)
+and services that live beside it, and reads its status.
+"""
+
+from megascale.driver.driver import Driver
+from megascale.driver.listener import bind
+from megascale.driver.ports import (
+    BackgroundService,
+    DriverPorts,
+    EventSink,
+    Listener,
+    NotAdmittedError,
+)
+from megascale.driver.record import RECORD_VERSION, Claim, RecordStore
+from megascale.driver.running import RunningDriver
+from megascale.driver.status import incident_document, incidents_of
+from megascale.driver.store_log import StoreLog
+from megascale.fleet.base import Fleet, FleetRefusedError, Health, SlotEvent
+from megascale.observe.rundir import RunDir
+
+__all__ = [
+    "RECORD_VERSION",
+    "BackgroundService",
+    "Claim",
+    "Driver",
+    "DriverPorts",
+    "EventSink",
+    "Fleet",
+    "FleetRefusedError",
+    "Health",
+    "Listener",
+    "NotAdmittedError",
+    "RecordStore",
+    "RunDir",
+    "RunningDriver",
+    "SlotEvent",
+    "StoreLog",
+    "bind",
+    "incident_document",
+    "incidents_of",
+]
