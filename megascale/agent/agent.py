@@ -118,7 +118,7 @@ class Agent:
             async with asyncio.timeout(self._config.grace_s):
                 await asyncio.wait((ended, alone), return_when=asyncio.FIRST_COMPLETED)
                 if not ended.done():
-                    self._ranks.request_save(self._ranks.attempt, leave=True)
+                    self._ranks.request_save(self._ranks.attempt, then_stop=True)
                     await ended
         self._leaving.set()
 
@@ -162,12 +162,12 @@ class Agent:
     async def _handle_command(self, message: pb.DriverMessage) -> None:
         body = message.WhichOneof("body")
         if body == "welcome":
-            self._report_s = message.welcome.report_s
-        elif body == "leave":
-            self._exit_code = RESTART_ME if message.leave.restart else 0
+            self._report_s = message.welcome.report_period_s
+        elif body == "shutdown":
+            self._exit_code = RESTART_ME if message.shutdown.restart else 0
             self._leaving.set()
         elif body == "save":
-            self._ranks.request_save(message.save.attempt, leave=message.save.leave)
+            self._ranks.request_save(message.save.attempt, then_stop=message.save.then_stop)
             self._answer(message, ok=True)
         elif body == "collect_evidence":
             self._start(self._collect(message))
@@ -202,7 +202,7 @@ class Agent:
             unreaped = await self._ranks.kill(message.kill.attempt, message.kill.deadline_s)
             return {"unreaped": unreaped, "snapshots": self._ranks.snapshots(self._job)}
         if body == "check_numbers":
-            return {"wrong": await wrong_numbers(message.check_numbers.deadline_s)}
+            return {"wrong_numbers": await wrong_numbers(message.check_numbers.deadline_s)}
         raise ZygoteError(f"the driver sent an order this agent does not know: {body}")
 
     async def _collect(self, message: pb.DriverMessage) -> None:
@@ -213,11 +213,11 @@ class Agent:
         """Beside the ranks, and never in the way of an order."""
         asked = message.measure_speed
         try:
-            speed = await node_speed(asked.seconds, asked.deadline_s)
+            speed = await node_speed(asked.duration_s, asked.deadline_s)
         except OSError as error:
             self._answer(message, ok=False, reason=str(error))
         else:
-            self._answer(message, ok=True, speed=speed)
+            self._answer(message, ok=True, gemm_speed=speed)
 
     def _answer(self, message: pb.DriverMessage, *, ok: bool, reason: str = "", **fields: Any) -> None:  # noqa: ANN401
         result = pb.CommandResult(command_id=message.command_id, ok=ok, reason=reason, **fields)
@@ -253,7 +253,7 @@ class Agent:
                 self._link.last_contact = loop.time()
             if loop.time() - self._link.last_contact < orphan_s:
                 continue
-            self._ranks.request_save(self._ranks.attempt, leave=True)
+            self._ranks.request_save(self._ranks.attempt, then_stop=True)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._ranks.ended(), _SAVE_ON_ORPHAN_S)
             remove_folders(self._config.run.root, only=self._node)

@@ -162,15 +162,15 @@ class Ranks:
         self._on_exit(report)
 
     def _exit_report(self, entry: Rank, how: Exit) -> pb.RankExit:
-        words = entry.file.read_exit_report()
+        left = entry.file.read_exit_report()
         fired = self._fired_fault(entry.launch, how)
         report = pb.RankExit(
             rank=entry.launch.rank,
             attempt=entry.launch.attempt,
             at=float(fired["time"]) if fired else time.time(),
             step=entry.file.read().step,
-            words=json.dumps(words) if words else "",
-            tail=entry.log.last_lines(_TAIL_LINES),
+            exit_report=json.dumps(left) if left else "",
+            log_tail=entry.log.last_lines(_TAIL_LINES),
             injected=fired is not None,
         )
         if how.signal is not None:
@@ -216,11 +216,11 @@ class Ranks:
         """Wait until every rank process has ended."""
         await asyncio.gather(*(entry.child.ended.wait() for entry in self._ranks.values()))
 
-    def request_save(self, attempt: int, *, leave: bool) -> None:
+    def request_save(self, attempt: int, *, then_stop: bool) -> None:
         """Ask the ranks to save after the same coming step."""
         if attempt == self.attempt:
             for entry in self._ranks.values():
-                entry.file.control = Control.SAVE_AND_EXIT if leave else Control.SAVE
+                entry.file.control = Control.SAVE_AND_EXIT if then_stop else Control.SAVE
 
     def report(self) -> pb.Report:
         """The records of all ranks."""

@@ -17,6 +17,7 @@ from megascale.driver.record import RECORD_VERSION, Claim, RecordStore
 from megascale.driver.running import RunningDriver
 from megascale.driver.status import incident_document, incidents_of
 from megascale.driver.store_log import StoreLog
+from megascale.driver.wire import shutdown_order
 from megascale.fleet.base import Fleet, FleetRefusedError, Health, SlotEvent
 from megascale.observe.rundir import RunDir
 
@@ -40,4 +41,5 @@ __all__ = [
     "bind",
     "incident_document",
     "incidents_of",
+    "shutdown_order",
 ]

@@ -8,8 +8,8 @@ from typing import Final
 
 from megascale.core.contract import effects as fx
 from megascale.driver.links import Links, NodeLostError, OrderFailedError
+from megascale.driver.wire import measure_order
 from megascale.fleet.base import Health
-from megascale.rpc import megascale_pb2 as pb
 
 PEERS: Final = 4
 _SECONDS: Final = 2.0
@@ -41,12 +41,8 @@ async def compare_speed(links: Links, probe: fx.Probe, term: int) -> Health | No
 
 
 async def _speed(links: Links, node: str, probe: fx.Probe, term: int) -> float:
-    order = pb.DriverMessage(
-        term=term,
-        command_id=f"{probe.effect_id}/speed",
-        measure_speed=pb.MeasureSpeed(seconds=_SECONDS, deadline_s=_DEADLINE_S),
-    )
+    order = measure_order(term, probe, _SECONDS, _DEADLINE_S)
     try:
-        return (await links.order(node, order, _DEADLINE_S + 1.0)).speed
+        return (await links.order(node, order, _DEADLINE_S + 1.0)).gemm_speed
     except (OrderFailedError, NodeLostError, TimeoutError):
         return 0.0

@@ -7,6 +7,7 @@ import json
 import random
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,12 +15,12 @@ import grpc
 
 from megascale.checkpoint.store import CheckpointStore
 from megascale.core.contract import events as ev
-from megascale.core.contract.codec import as_member
 from megascale.core.contract.lineage import Commit
-from megascale.core.contract.vocabulary import Command, RankPhase
+from megascale.core.contract.vocabulary import Command
 from megascale.core.eventlog import Entry, Header
 from megascale.core.machine import Core
 from megascale.core.state.record import JobState
+from megascale.driver import wire
 from megascale.driver.executor import EffectExecutor
 from megascale.driver.inbox import Inbox
 from megascale.driver.links import AgentLink, Links
@@ -30,14 +31,6 @@ from megascale.driver.segments import SegmentBoard
 from megascale.driver.service import Service
 from megascale.driver.status import StatusBoard
 from megascale.driver.summary import summarise
-from megascale.driver.translate import (
-    exit_event,
-    hardware_event,
-    log_event,
-    most_advanced_rank,
-    node_progress,
-    snapshot_events,
-)
 from megascale.errors import FencedError, UnreachableError
 from megascale.fleet.base import SlotEvent
 from megascale.job import TrainingJob
@@ -81,7 +74,7 @@ class Driver:
             term=self.term,
             post=self.post,
             scan_commits=self._scan_commits,
-            page=lambda page: self.board.alert(page.reason),
+            alert=self.board.alert,
             finish=self._finish,
         )
 
@@ -198,16 +191,13 @@ class Driver:
         nodes = self.core.policy.nodes + self.core.policy.spare_nodes
         heartbeat_s = float(self._job.spec.health.heartbeat_seconds)
         report_s = min(heartbeat_s, 0.2 + 0.004 * nodes)
-        welcome = pb.Welcome(attempt=self.core.record.attempt, report_s=report_s)
+        welcome = pb.Welcome(attempt=self.core.record.attempt, report_period_s=report_s)
         link.send(pb.DriverMessage(term=self.term, welcome=welcome))
         self.links.attach(link)
-        hello = message.hello
-        labels = {**self._ports.fleet.labels(link.node), **hello.labels}
-        ranks = tuple(int(rank) for rank in hello.ranks)
         # Before the node itself, which may be what the next launch waits for.
-        for event in snapshot_events(link.node, hello.snapshots):
+        for event in wire.snapshot_events(link.node, message.hello.snapshots):
             self.post(event)
-        self.post(ev.NodeJoined(link.node, link.incarnation, message.fence.attempt, ranks, labels))
+        self.post(wire.joined_event(link, message, self._ports.fleet.labels(link.node)))
         return True
 
     def detach(self, link: AgentLink) -> None:
@@ -222,18 +212,18 @@ class Driver:
             case "report":
                 self._on_report(link, message.report)
             case "exit":
-                self.post(exit_event(link, message.exit))
+                self.post(wire.exit_event(link, message.exit))
             case "log":
                 self.board.alert(
                     f"{link.node}, rank {message.log.rank}, {message.log.rule}: {message.log.line}"
                 )
-                self.post(log_event(link, message.log))
+                self.post(wire.log_event(link, message.log))
             case "result":
                 link.answered(message.result)
             case "evidence":
-                self._on_evidence(link, message.evidence)
+                self.post(wire.evidence_event(link, message.evidence))
             case "hardware":
-                self.post(hardware_event(link, message.hardware))
+                self.post(wire.hardware_event(link, message.hardware))
             case "segments":
                 self._on_segments(message.segments)
 
@@ -247,35 +237,20 @@ class Driver:
         link.report = report
         # Reading a message's list makes its entries anew, and this runs for every heartbeat of every node.
         ranks = list(report.ranks)
-        self.post(ev.NodeReport(link.node, link.incarnation, link.attempt, node_progress(ranks)))
+        self.post(wire.report_event(link, ranks))
         if ranks:
-            self.board.sample(most_advanced_rank(ranks))
-        for saved in {(rank.saved_step, rank.saved_attempt) for rank in ranks if rank.saved_step >= 0}:
-            self._see_commit(Commit(*saved))
+            self.board.sample(wire.most_advanced_rank(ranks))
+        for commit in wire.saved_commits(ranks):
+            self._see_commit(commit)
 
     def _on_segments(self, segments: pb.SegmentTimes) -> None:
         record = self.core.record
         for event in self._segments.take(segments, record.attempt, record.ranks):
             self.post(event)
 
-    def _on_evidence(self, link: AgentLink, evidence: pb.Evidence) -> None:
-        ranks = tuple(
-            ev.RankEvidence(
-                rank=rank.rank,
-                process_state=rank.process_state or None,
-                step=rank.step,
-                phase=as_member(RankPhase, rank.phase) if rank.phase else None,
-                micro_batch=rank.micro_batch,
-                stack=tuple(rank.stack),
-                collectives=rank.collectives,
-            )
-            for rank in evidence.ranks
-        )
-        self.post(ev.Evidence(evidence.command_id, link.node, ranks))
-
     def _see_commit(self, commit: Commit) -> None:
         if commit not in self.core.record.commits:
-            self.post(ev.CommitDone(commit.step, commit.attempt, time.time()))
+            self.post(wire.commit_event(commit, time.time()))
 
     def _scan_commits(self) -> None:
         for commit in self.store.commits():
@@ -283,22 +258,15 @@ class Driver:
 
     def _on_slot_event(self, event: SlotEvent) -> None:
         if event.leaving:
-            self.post(ev.HardwareEvent(event.node, "drain", text=event.reason, at=event.at))
+            self.post(wire.slot_event(event, None))
             return
         link = self.links.get(event.node)
         node = self.core.live.nodes.get(event.node)
         incarnation = link.incarnation if link else node.incarnation if node else ""
         injected_at = self._injected_at(event.node)
-        self.post(
-            ev.NodeGone(
-                event.node,
-                incarnation,
-                event.reason,
-                at=injected_at or event.at,
-                planned=event.planned,
-                injected=injected_at is not None,
-            )
-        )
+        if injected_at is not None:
+            event = replace(event, at=injected_at, injected=True)
+        self.post(wire.slot_event(event, incarnation))
         self.links.lost(event.node)
 
     def _injected_at(self, node: str) -> float | None:
@@ -325,11 +293,7 @@ class Driver:
             return False, f"no node {request.node!r}; known: {', '.join(sorted(known))}"
         if self.core.record.state is JobState.FINISHED:
             return False, f"the job is {self.core.record.finish_state}"
-        self.post(
-            ev.ManualCommand(
-                Command(request.command), request.reason, request.node or None, request.by or None
-            )
-        )
+        self.post(wire.command_event(request))
         return True, "accepted"
 
     async def _finish(self) -> None:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, Final
 
 from megascale.core.contract import effects as fx
 from megascale.core.contract import events as ev
-from megascale.core.contract.lineage import Commit
+from megascale.driver import wire
 from megascale.driver.compare import compare_speed
 from megascale.driver.links import Links, NodeLostError, OrderFailedError
-from megascale.driver.translate import snapshot_events
 from megascale.fleet.base import Fleet, FleetRefusedError
 from megascale.rpc import megascale_pb2 as pb
 
@@ -26,7 +25,7 @@ class EffectExecutor:
     Args:
         post: takes the answering event.
         scan_commits: feeds the core the commits it has not seen; called before a Kill is answered.
-        page: shows a message to people.
+        alert: shows a message to people.
         finish: writes the summary and lets every node go.
     """
 
@@ -38,11 +37,11 @@ class EffectExecutor:
         term: int,
         post: Callable[[ev.Event], None],
         scan_commits: Callable[[], None],
-        page: Callable[[fx.Page], None],
+        alert: Callable[[str], None],
         finish: Callable[[], Awaitable[None]],
     ) -> None:
         self._links, self._fleet, self._term = links, fleet, term
-        self._post, self._scan_commits, self._page, self._finish = post, scan_commits, page, finish
+        self._post, self._scan_commits, self._alert, self._finish = post, scan_commits, alert, finish
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     def start(self, effect: fx.Effect) -> None:
@@ -80,11 +79,11 @@ class EffectExecutor:
             case fx.CheckNodes():
                 return await self._check(effect)
             case fx.SaveNow():
-                self._broadcast(effect, save=pb.Save(attempt=effect.attempt, leave=effect.then_stop))
+                self._broadcast(effect.attempt, wire.save_order(self._term, effect))
             case fx.CollectEvidence():
-                self._broadcast(effect, collect_evidence=pb.CollectEvidence(attempt=effect.attempt))
+                self._broadcast(effect.attempt, wire.evidence_order(self._term, effect), effect.nodes)
             case fx.Page():
-                self._page(effect)
+                self._alert(effect.reason)
             case fx.Finish():
                 await self._finish()
             case fx.Exclude():
@@ -110,46 +109,26 @@ class EffectExecutor:
                     health = await compare_speed(self._links, effect, self._term) or health
                 self._post(ev.ProbeResult(effect.effect_id, effect.node, health.healthy, health.detail))
 
-    def _message(self, effect: fx.Effect, **body: Any) -> pb.DriverMessage:  # noqa: ANN401 - a message body
-        return pb.DriverMessage(term=self._term, command_id=effect.effect_id, **body)
-
-    def _broadcast(self, effect: fx.SaveNow | fx.CollectEvidence, **body: Any) -> None:  # noqa: ANN401
+    def _broadcast(self, attempt: int, order: pb.DriverMessage, nodes: Collection[str] | None = None) -> None:
+        """Send to every agent that runs `attempt`, or to those of `nodes` that do."""
         for link in self._links:
-            if link.attempt == effect.attempt:
-                link.send(self._message(effect, **body))
+            if link.attempt == attempt and (nodes is None or link.node in nodes):
+                link.send(order)
 
     async def _launch(self, effect: fx.Launch) -> None:
         host = effect.nodes[0]
-        store = await self._each(
-            effect, (host,), lambda _rank: {"host_store": pb.HostStore(attempt=effect.attempt)}
-        )
+        (store,) = await self._each((host,), [wire.host_store_order(self._term, effect)])
         address = (await self._links.wait_for(host)).address
-        resume = _commit(effect.resume) if effect.resume else None
-        lineage = [_lineage_entry(attempt, commit) for attempt, commit in effect.lineage.items()]
-
-        def order(node_rank: int) -> dict[str, Any]:
-            return {
-                "launch": pb.Launch(
-                    attempt=effect.attempt,
-                    node_rank=node_rank,
-                    nodes=len(effect.nodes),
-                    store_host=address,
-                    store_port=store[0].store_port,
-                    resume=resume,
-                    lineage=lineage,
-                    tier=effect.tier,
-                )
-            }
-
-        await self._each(effect, effect.nodes, order)
+        orders = wire.launch_orders(self._term, effect, address, store.store_port)
+        await self._each(effect.nodes, orders)
 
     async def _each(
-        self, effect: fx.Launch, nodes: tuple[str, ...], body: Callable[[int], dict[str, Any]]
+        self, nodes: tuple[str, ...], messages: Sequence[pb.DriverMessage]
     ) -> list[pb.CommandResult]:
-        """The same order to several nodes at once; the first failure names its node."""
+        """An order to each node, all at once; the first failure names its node."""
         orders = [
-            self._links.order(node, self._message(effect, **body(rank)), _LAUNCH_TIMEOUT_S)
-            for rank, node in enumerate(nodes)
+            self._links.order(node, message, _LAUNCH_TIMEOUT_S)
+            for node, message in zip(nodes, messages, strict=True)
         ]
         results = await asyncio.gather(*orders, return_exceptions=True)
         failed = [(n, r) for n, r in zip(nodes, results, strict=True) if isinstance(r, BaseException)]
@@ -162,14 +141,14 @@ class EffectExecutor:
         return [result for result in results if isinstance(result, pb.CommandResult)]
 
     async def _kill(self, effect: fx.Kill) -> dict[str, Any]:
-        order = self._message(effect, kill=pb.Kill(attempt=effect.attempt, deadline_s=effect.deadline_s))
+        order = wire.kill_order(self._term, effect)
         waits = [self._kill_on(node, order, effect.deadline_s + _KILL_SLACK_S) for node in effect.nodes]
         unreaped = [node for node in await asyncio.gather(*waits) if node]
         self._scan_commits()
         return {"unreaped": unreaped}
 
     async def _check(self, effect: fx.CheckNodes) -> dict[str, Any]:
-        order = self._message(effect, check_numbers=pb.CheckNumbers(deadline_s=effect.deadline_s))
+        order = wire.check_order(self._term, effect)
         answers = await asyncio.gather(
             *(self._links.order(node, order, effect.deadline_s) for node in effect.nodes),
             return_exceptions=True,
@@ -177,9 +156,9 @@ class EffectExecutor:
         # A node that does not answer is not known to compute wrong numbers.
         return {
             "convicted": {
-                node: answer.wrong
+                node: answer.wrong_numbers
                 for node, answer in zip(effect.nodes, answers, strict=True)
-                if isinstance(answer, pb.CommandResult) and answer.wrong
+                if isinstance(answer, pb.CommandResult) and answer.wrong_numbers
             }
         }
 
@@ -191,14 +170,6 @@ class EffectExecutor:
             return ""
         except (OrderFailedError, TimeoutError):
             return node
-        for event in snapshot_events(node, result.snapshots):
+        for event in wire.snapshot_events(node, result.snapshots):
             self._post(event)
         return node if result.unreaped else ""
-
-
-def _commit(commit: Commit) -> pb.Commit:
-    return pb.Commit(step=commit.step, attempt=commit.attempt)
-
-
-def _lineage_entry(attempt: int, commit: Commit | None) -> pb.LineageEntry:
-    return pb.LineageEntry(attempt=attempt, resumed_from=_commit(commit) if commit else None)

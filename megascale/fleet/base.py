@@ -1,4 +1,4 @@
-"""What a driver needs of its environment (contracts 3)."""
+"""What a driver needs of its environment: nodes to train on, and word of what becomes of them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,21 @@ class FleetRefusedError(MegascaleError):
 
 @dataclass(frozen=True, slots=True)
 class SlotEvent:
-    """A slot lost its node, or with `leaving` will lose it soon; `planned` = drain or preemption."""
+    """A slot lost its node, or will lose it soon.
+
+    Attributes:
+        at: Unix seconds.
+        planned: drain or preemption, no fault of the node.
+        leaving: the node is still there.
+        injected: the job's own `faults` did it.
+    """
 
     node: str
     reason: str
     at: float
     planned: bool = False
     leaving: bool = False
+    injected: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,15 +118,15 @@ class Report(_message.Message):
     def __init__(self, ranks: _Optional[_Iterable[_Union[RankStatus, _Mapping]]] = ...) -> None: ...
 
 class RankExit(_message.Message):
-    __slots__ = ("rank", "attempt", "exit_code", "signal", "at", "step", "words", "tail", "injected")
+    __slots__ = ("rank", "attempt", "exit_code", "signal", "at", "step", "exit_report", "log_tail", "injected")
     RANK_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     EXIT_CODE_FIELD_NUMBER: _ClassVar[int]
     SIGNAL_FIELD_NUMBER: _ClassVar[int]
     AT_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
-    WORDS_FIELD_NUMBER: _ClassVar[int]
-    TAIL_FIELD_NUMBER: _ClassVar[int]
+    EXIT_REPORT_FIELD_NUMBER: _ClassVar[int]
+    LOG_TAIL_FIELD_NUMBER: _ClassVar[int]
     INJECTED_FIELD_NUMBER: _ClassVar[int]
     rank: int
     attempt: int
@@ -134,10 +134,10 @@ class RankExit(_message.Message):
     signal: int
     at: float
     step: int
-    words: str
-    tail: _containers.RepeatedScalarFieldContainer[str]
+    exit_report: str
+    log_tail: _containers.RepeatedScalarFieldContainer[str]
     injected: bool
-    def __init__(self, rank: _Optional[int] = ..., attempt: _Optional[int] = ..., exit_code: _Optional[int] = ..., signal: _Optional[int] = ..., at: _Optional[float] = ..., step: _Optional[int] = ..., words: _Optional[str] = ..., tail: _Optional[_Iterable[str]] = ..., injected: _Optional[bool] = ...) -> None: ...
+    def __init__(self, rank: _Optional[int] = ..., attempt: _Optional[int] = ..., exit_code: _Optional[int] = ..., signal: _Optional[int] = ..., at: _Optional[float] = ..., step: _Optional[int] = ..., exit_report: _Optional[str] = ..., log_tail: _Optional[_Iterable[str]] = ..., injected: _Optional[bool] = ...) -> None: ...
 
 class LogMatch(_message.Message):
     __slots__ = ("rank", "attempt", "rule", "category", "action", "line", "at")
@@ -194,24 +194,24 @@ class RankSegments(_message.Message):
     def __init__(self, rank: _Optional[int] = ..., first_step: _Optional[int] = ..., compute_s: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class CommandResult(_message.Message):
-    __slots__ = ("command_id", "ok", "reason", "unreaped", "store_port", "snapshots", "wrong", "speed")
+    __slots__ = ("command_id", "ok", "reason", "unreaped", "store_port", "snapshots", "wrong_numbers", "gemm_speed")
     COMMAND_ID_FIELD_NUMBER: _ClassVar[int]
     OK_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     UNREAPED_FIELD_NUMBER: _ClassVar[int]
     STORE_PORT_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOTS_FIELD_NUMBER: _ClassVar[int]
-    WRONG_FIELD_NUMBER: _ClassVar[int]
-    SPEED_FIELD_NUMBER: _ClassVar[int]
+    WRONG_NUMBERS_FIELD_NUMBER: _ClassVar[int]
+    GEMM_SPEED_FIELD_NUMBER: _ClassVar[int]
     command_id: str
     ok: bool
     reason: str
     unreaped: _containers.RepeatedScalarFieldContainer[int]
     store_port: int
     snapshots: _containers.RepeatedCompositeFieldContainer[Commit]
-    wrong: str
-    speed: float
-    def __init__(self, command_id: _Optional[str] = ..., ok: _Optional[bool] = ..., reason: _Optional[str] = ..., unreaped: _Optional[_Iterable[int]] = ..., store_port: _Optional[int] = ..., snapshots: _Optional[_Iterable[_Union[Commit, _Mapping]]] = ..., wrong: _Optional[str] = ..., speed: _Optional[float] = ...) -> None: ...
+    wrong_numbers: str
+    gemm_speed: float
+    def __init__(self, command_id: _Optional[str] = ..., ok: _Optional[bool] = ..., reason: _Optional[str] = ..., unreaped: _Optional[_Iterable[int]] = ..., store_port: _Optional[int] = ..., snapshots: _Optional[_Iterable[_Union[Commit, _Mapping]]] = ..., wrong_numbers: _Optional[str] = ..., gemm_speed: _Optional[float] = ...) -> None: ...
 
 class RankEvidence(_message.Message):
     __slots__ = ("rank", "process_state", "step", "phase", "micro_batch", "stack", "collectives")
@@ -240,7 +240,7 @@ class Evidence(_message.Message):
     def __init__(self, command_id: _Optional[str] = ..., ranks: _Optional[_Iterable[_Union[RankEvidence, _Mapping]]] = ...) -> None: ...
 
 class DriverMessage(_message.Message):
-    __slots__ = ("term", "command_id", "welcome", "host_store", "launch", "kill", "save", "collect_evidence", "leave", "check_numbers", "measure_speed")
+    __slots__ = ("term", "command_id", "welcome", "host_store", "launch", "kill", "save", "collect_evidence", "shutdown", "check_numbers", "measure_speed")
     TERM_FIELD_NUMBER: _ClassVar[int]
     COMMAND_ID_FIELD_NUMBER: _ClassVar[int]
     WELCOME_FIELD_NUMBER: _ClassVar[int]
@@ -249,7 +249,7 @@ class DriverMessage(_message.Message):
     KILL_FIELD_NUMBER: _ClassVar[int]
     SAVE_FIELD_NUMBER: _ClassVar[int]
     COLLECT_EVIDENCE_FIELD_NUMBER: _ClassVar[int]
-    LEAVE_FIELD_NUMBER: _ClassVar[int]
+    SHUTDOWN_FIELD_NUMBER: _ClassVar[int]
     CHECK_NUMBERS_FIELD_NUMBER: _ClassVar[int]
     MEASURE_SPEED_FIELD_NUMBER: _ClassVar[int]
     term: int
@@ -260,18 +260,18 @@ class DriverMessage(_message.Message):
     kill: Kill
     save: Save
     collect_evidence: CollectEvidence
-    leave: Leave
+    shutdown: Shutdown
     check_numbers: CheckNumbers
     measure_speed: MeasureSpeed
-    def __init__(self, term: _Optional[int] = ..., command_id: _Optional[str] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., host_store: _Optional[_Union[HostStore, _Mapping]] = ..., launch: _Optional[_Union[Launch, _Mapping]] = ..., kill: _Optional[_Union[Kill, _Mapping]] = ..., save: _Optional[_Union[Save, _Mapping]] = ..., collect_evidence: _Optional[_Union[CollectEvidence, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., check_numbers: _Optional[_Union[CheckNumbers, _Mapping]] = ..., measure_speed: _Optional[_Union[MeasureSpeed, _Mapping]] = ...) -> None: ...
+    def __init__(self, term: _Optional[int] = ..., command_id: _Optional[str] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., host_store: _Optional[_Union[HostStore, _Mapping]] = ..., launch: _Optional[_Union[Launch, _Mapping]] = ..., kill: _Optional[_Union[Kill, _Mapping]] = ..., save: _Optional[_Union[Save, _Mapping]] = ..., collect_evidence: _Optional[_Union[CollectEvidence, _Mapping]] = ..., shutdown: _Optional[_Union[Shutdown, _Mapping]] = ..., check_numbers: _Optional[_Union[CheckNumbers, _Mapping]] = ..., measure_speed: _Optional[_Union[MeasureSpeed, _Mapping]] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("attempt", "report_s")
+    __slots__ = ("attempt", "report_period_s")
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
-    REPORT_S_FIELD_NUMBER: _ClassVar[int]
+    REPORT_PERIOD_S_FIELD_NUMBER: _ClassVar[int]
     attempt: int
-    report_s: float
-    def __init__(self, attempt: _Optional[int] = ..., report_s: _Optional[float] = ...) -> None: ...
+    report_period_s: float
+    def __init__(self, attempt: _Optional[int] = ..., report_period_s: _Optional[float] = ...) -> None: ...
 
 class HostStore(_message.Message):
     __slots__ = ("attempt",)
@@ -280,7 +280,7 @@ class HostStore(_message.Message):
     def __init__(self, attempt: _Optional[int] = ...) -> None: ...
 
 class Launch(_message.Message):
-    __slots__ = ("attempt", "node_rank", "nodes", "store_host", "store_port", "resume", "lineage", "tier")
+    __slots__ = ("attempt", "node_rank", "nodes", "store_host", "store_port", "resume", "lineage", "tier", "revision", "save_every_steps")
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     NODE_RANK_FIELD_NUMBER: _ClassVar[int]
     NODES_FIELD_NUMBER: _ClassVar[int]
@@ -289,6 +289,8 @@ class Launch(_message.Message):
     RESUME_FIELD_NUMBER: _ClassVar[int]
     LINEAGE_FIELD_NUMBER: _ClassVar[int]
     TIER_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    SAVE_EVERY_STEPS_FIELD_NUMBER: _ClassVar[int]
     attempt: int
     node_rank: int
     nodes: int
@@ -297,7 +299,9 @@ class Launch(_message.Message):
     resume: Commit
     lineage: _containers.RepeatedCompositeFieldContainer[LineageEntry]
     tier: str
-    def __init__(self, attempt: _Optional[int] = ..., node_rank: _Optional[int] = ..., nodes: _Optional[int] = ..., store_host: _Optional[str] = ..., store_port: _Optional[int] = ..., resume: _Optional[_Union[Commit, _Mapping]] = ..., lineage: _Optional[_Iterable[_Union[LineageEntry, _Mapping]]] = ..., tier: _Optional[str] = ...) -> None: ...
+    revision: str
+    save_every_steps: int
+    def __init__(self, attempt: _Optional[int] = ..., node_rank: _Optional[int] = ..., nodes: _Optional[int] = ..., store_host: _Optional[str] = ..., store_port: _Optional[int] = ..., resume: _Optional[_Union[Commit, _Mapping]] = ..., lineage: _Optional[_Iterable[_Union[LineageEntry, _Mapping]]] = ..., tier: _Optional[str] = ..., revision: _Optional[str] = ..., save_every_steps: _Optional[int] = ...) -> None: ...
 
 class Commit(_message.Message):
     __slots__ = ("step", "attempt")
@@ -324,12 +328,12 @@ class Kill(_message.Message):
     def __init__(self, attempt: _Optional[int] = ..., deadline_s: _Optional[float] = ...) -> None: ...
 
 class Save(_message.Message):
-    __slots__ = ("attempt", "leave")
+    __slots__ = ("attempt", "then_stop")
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
-    LEAVE_FIELD_NUMBER: _ClassVar[int]
+    THEN_STOP_FIELD_NUMBER: _ClassVar[int]
     attempt: int
-    leave: bool
-    def __init__(self, attempt: _Optional[int] = ..., leave: _Optional[bool] = ...) -> None: ...
+    then_stop: bool
+    def __init__(self, attempt: _Optional[int] = ..., then_stop: _Optional[bool] = ...) -> None: ...
 
 class CollectEvidence(_message.Message):
     __slots__ = ("attempt",)
@@ -337,7 +341,7 @@ class CollectEvidence(_message.Message):
     attempt: int
     def __init__(self, attempt: _Optional[int] = ...) -> None: ...
 
-class Leave(_message.Message):
+class Shutdown(_message.Message):
     __slots__ = ("reason", "restart")
     REASON_FIELD_NUMBER: _ClassVar[int]
     RESTART_FIELD_NUMBER: _ClassVar[int]
@@ -352,12 +356,12 @@ class CheckNumbers(_message.Message):
     def __init__(self, deadline_s: _Optional[float] = ...) -> None: ...
 
 class MeasureSpeed(_message.Message):
-    __slots__ = ("seconds", "deadline_s")
-    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("duration_s", "deadline_s")
+    DURATION_S_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_S_FIELD_NUMBER: _ClassVar[int]
-    seconds: float
+    duration_s: float
     deadline_s: float
-    def __init__(self, seconds: _Optional[float] = ..., deadline_s: _Optional[float] = ...) -> None: ...
+    def __init__(self, duration_s: _Optional[float] = ..., deadline_s: _Optional[float] = ...) -> None: ...
 
 class WatchRequest(_message.Message):
     __slots__ = ()
@@ -388,3 +392,17 @@ class CommandReply(_message.Message):
     ok: bool
     message: str
     def __init__(self, ok: _Optional[bool] = ..., message: _Optional[str] = ...) -> None: ...
+
+class RevisionRequest(_message.Message):
+    __slots__ = ("node", "revision")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    node: str
+    revision: str
+    def __init__(self, node: _Optional[str] = ..., revision: _Optional[str] = ...) -> None: ...
+
+class RevisionReply(_message.Message):
+    __slots__ = ("manifest",)
+    MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    manifest: str
+    def __init__(self, manifest: _Optional[str] = ...) -> None: ...

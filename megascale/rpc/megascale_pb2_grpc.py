@@ -49,6 +49,11 @@ class DriverStub:
                 request_serializer=megascale_dot_rpc_dot_megascale__pb2.CommandRequest.SerializeToString,
                 response_deserializer=megascale_dot_rpc_dot_megascale__pb2.CommandReply.FromString,
                 _registered_method=True)
+        self.Revision = channel.unary_unary(
+                '/megascale.v1.Driver/Revision',
+                request_serializer=megascale_dot_rpc_dot_megascale__pb2.RevisionRequest.SerializeToString,
+                response_deserializer=megascale_dot_rpc_dot_megascale__pb2.RevisionReply.FromString,
+                _registered_method=True)
 
 
 class DriverServicer:
@@ -74,6 +79,13 @@ class DriverServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Revision(self, request, context):
+        """The manifest of a revision that a Launch named and that the agent does not have.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DriverServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -91,6 +103,11 @@ def add_DriverServicer_to_server(servicer, server):
                     servicer.Command,
                     request_deserializer=megascale_dot_rpc_dot_megascale__pb2.CommandRequest.FromString,
                     response_serializer=megascale_dot_rpc_dot_megascale__pb2.CommandReply.SerializeToString,
+            ),
+            'Revision': grpc.unary_unary_rpc_method_handler(
+                    servicer.Revision,
+                    request_deserializer=megascale_dot_rpc_dot_megascale__pb2.RevisionRequest.FromString,
+                    response_serializer=megascale_dot_rpc_dot_megascale__pb2.RevisionReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -174,6 +191,33 @@ class Driver:
             '/megascale.v1.Driver/Command',
             megascale_dot_rpc_dot_megascale__pb2.CommandRequest.SerializeToString,
             megascale_dot_rpc_dot_megascale__pb2.CommandReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Revision(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/megascale.v1.Driver/Revision',
+            megascale_dot_rpc_dot_megascale__pb2.RevisionRequest.SerializeToString,
+            megascale_dot_rpc_dot_megascale__pb2.RevisionReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
 from megascale.core.contract import effects as fx
@@ -12,9 +12,34 @@ from megascale.core.contract import events as ev
 from megascale.core.contract.codec import Json
 from megascale.sim.cluster import Cluster
 from megascale.sim.machines import Machine
-from megascale.sim.training import Run
+from megascale.sim.training import Run, Workload
 
 _FEW: Final = 8
+_IN_LOG: Final = "for people: the event log has it"
+_BY_CORE: Final = "the core's own timer ends the wait"
+_IN_RECORD: Final = "the job record has it; nothing in the simulated world depends on it"
+
+UNUSED: Final[Mapping[type, Mapping[str, str]]] = {
+    fx.Launch: {
+        "reason": _IN_LOG,
+        "lineage": "the simulated storage keeps every commit; which of them counts is the core's decision",
+        "revision": "simulated ranks run no program",
+        "tier": "loading takes as long from memory as from storage",
+    },
+    fx.Kill: {"reason": _IN_LOG},
+    fx.CollectEvidence: {"reason": _IN_LOG, "deadline_s": _BY_CORE, "attempt": "agents tell what runs now"},
+    fx.Probe: {"reason": _IN_LOG, "deadline_s": _BY_CORE},
+    fx.CheckNodes: {"reason": _IN_LOG, "deadline_s": _BY_CORE},
+    fx.SaveNow: {"reason": _IN_LOG, "deadline_s": _BY_CORE},
+    fx.Acquire: {"reason": _IN_LOG},
+    fx.Release: {"reason": _IN_LOG},
+    fx.RestartSlot: {"reason": _IN_LOG},
+    fx.Exclude: dict.fromkeys(("reason", "node", "incident"), _IN_RECORD),
+    fx.RequestQuarantine: dict.fromkeys(("reason", "node", "incident"), "simulated fleets have one job"),
+    fx.Page: dict.fromkeys(("reason", "incident"), "nobody is there to be paged"),
+    fx.Finish: dict.fromkeys(("reason", "state"), _IN_RECORD),
+}
+"""Effect -> field that changes nothing in the simulated world -> why; compared with what does by a test."""
 
 
 class PerformingDriver(Protocol):
@@ -57,13 +82,17 @@ def _launch(driver: PerformingDriver, effect: fx.Launch) -> None:
             effect.attempt,
             effect.nodes,
             effect.resume,
-            work=cluster.work,
+            work=_workload(cluster.work, effect.save_every_steps),
             queue=cluster.queue,
             delays=cluster.delays,
             storage=cluster.storage,
             watcher=cluster,
         )
     _Launching(driver, effect, cluster.runs[effect.attempt]).order()
+
+
+def _workload(work: Workload, save_every_steps: int) -> Workload:
+    return replace(work, every_steps=save_every_steps) if save_every_steps else work
 
 
 class _Launching:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from megascale.driver.api import FleetRefusedError, Health, RunningDriver, SlotEvent
-from megascale.rpc import megascale_pb2 as pb
+from megascale.driver.api import FleetRefusedError, Health, RunningDriver, SlotEvent, shutdown_order
 from megascale_operator.driver.slots import Gone, Slot, Slots
 from megascale_operator.kube.resources import Obj
 from megascale_operator.reconcile.departures import Departure
@@ -19,6 +18,14 @@ _OBEY_S: Final = 20.0
 _ANSWER_S: Final = 600.0
 _OURS: Final = ("released", "restart")
 """Kinds of leaving that this driver asked for itself."""
+_DERIVED: Final = (
+    "`requests` derives slots and nodes to avoid from the job record, so that a successor asks for the same"
+)
+
+UNUSED: Final[Mapping[str, Mapping[str, str]]] = {
+    "Acquire": {"count": _DERIVED, "avoid": _DERIVED},
+}
+"""Effect -> field that a fleet is given and that this one does not use -> why (beside `wire.LOCAL_ONLY`)."""
 
 
 class KubernetesFleet:
@@ -114,7 +121,7 @@ class KubernetesFleet:
             "quarantine": list(self._quarantine.values())[-_MOST:],
         }
 
-    async def acquire(self, count: int, avoid: tuple[str, ...]) -> None:  # noqa: ARG002 - see `requests`
+    async def acquire(self, count: int, avoid: tuple[str, ...]) -> None:  # noqa: ARG002 - see `UNUSED`
         self.changed()
 
     async def release(self, node: str) -> None:
@@ -123,7 +130,7 @@ class KubernetesFleet:
             self._release.append(slot.pod)
         link = self._driver.links.get(node) if self._driver else None
         if self._driver and link is not None:
-            link.send(pb.DriverMessage(term=self._driver.term, leave=pb.Leave(reason="released")))
+            link.send(shutdown_order(self._driver.term, "released"))
         self.changed()
 
     async def restart(self, node: str) -> None:
@@ -132,10 +139,9 @@ class KubernetesFleet:
             raise FleetRefusedError(f"{node} has no slot")
         link = self._driver.links.get(node) if self._driver else None
         if self._driver is None or link is None:
-            self._wish_restart(slot.pod)
+            self._request_restart(slot.pod)
             return
-        order = pb.Leave(reason="its container is to be restarted", restart=True)
-        link.send(pb.DriverMessage(term=self._driver.term, leave=order))
+        link.send(shutdown_order(self._driver.term, "its container is to be restarted", restart=True))
         task = asyncio.create_task(self._escalate_restart(node, link.incarnation, slot))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -148,9 +154,9 @@ class KubernetesFleet:
         if link is not None and link.incarnation != incarnation:
             return
         if now is not None and now.uid == slot.uid and now.restarts == slot.restarts:
-            self._wish_restart(slot.pod)
+            self._request_restart(slot.pod)
 
-    def _wish_restart(self, pod: str) -> None:
+    def _request_restart(self, pod: str) -> None:
         term = self._driver.term if self._driver else 0
         self._restart.setdefault(pod, f"r-{term}-{len(self._restart) + 1}")
         self.changed()
@@ -211,6 +217,6 @@ class KubernetesFleet:
         """Agents leave by themselves; the operator removes their pods once the status is final."""
         if self._driver is not None:
             for link in self._driver.links:
-                link.send(pb.DriverMessage(term=self._driver.term, leave=pb.Leave(reason="the job ended")))
+                link.send(shutdown_order(self._driver.term, "the job ended"))
         for task in self._tasks:
             task.cancel()

@@ -47,5 +47,5 @@ def test_a_rank_that_failed_before_it_was_killed_is_heard(
         return await ranks.kill(1, 10.0)
 
     assert asyncio.run(main()) == []
-    found = [(exit_.exit_code, exit_.HasField("signal"), json.loads(exit_.words)) for exit_ in told]
+    found = [(exit_.exit_code, exit_.HasField("signal"), json.loads(exit_.exit_report)) for exit_ in told]
     assert found == ([] if words is None else [(1, False, words)])

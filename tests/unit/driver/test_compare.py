@@ -21,9 +21,9 @@ def ask(speeds: dict[str, float | None]) -> Health | None:
     async def obey(link: AgentLink, speed: float | None) -> None:
         order = await link.outgoing()
         assert order is not None
-        assert order.measure_speed.seconds > 0
+        assert order.measure_speed.duration_s > 0
         ok = speed is not None
-        link.answered(pb.CommandResult(command_id=order.command_id, ok=ok, speed=speed or 0.0))
+        link.answered(pb.CommandResult(command_id=order.command_id, ok=ok, gemm_speed=speed or 0.0))
 
     async def scenario() -> Health | None:
         links = Links()

@@ -88,11 +88,11 @@ class SimulatedAgent:
         body = message.WhichOneof("body")
         fields: dict[str, Any] = {}
         if body == "welcome":
-            self._report_s = max(self._heartbeat_s, message.welcome.report_s)
+            self._report_s = max(self._heartbeat_s, message.welcome.report_period_s)
             return
-        if body == "leave":
+        if body == "shutdown":
             if not self._leaving.done():
-                self._leaving.set_result(75 if message.leave.restart else 0)
+                self._leaving.set_result(75 if message.shutdown.restart else 0)
             return
         if body == "collect_evidence":
             self._link.send(self._fenced(evidence=self._evidence(message.command_id)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from megascale.driver.translate import node_progress
+from megascale.driver.wire import node_progress
 from megascale.rpc import megascale_pb2 as pb
 
 
