@@ -19,6 +19,7 @@ from megascale.agent.kernel_log import KernelLog
 from megascale.agent.link import Link, heartbeat_is_due
 from megascale.agent.log_uploader import LogUploader
 from megascale.agent.logtail import rules_of
+from megascale.agent.manifests import Manifests
 from megascale.agent.ranks import Ranks
 from megascale.agent.reaper import Reaper
 from megascale.agent.segments import PERIOD_S
@@ -46,8 +47,9 @@ class Agent:
         self._incarnation = secrets.token_hex(4)
         self._job = load_job(config.job_file)
         self._zygote = Zygote(engine=self._job.spec.runtime.megatron is not None)
-        self._ranks = Ranks(config, self._zygote, self._on_exit)
         self._link = Link(config, self._hello_messages, self._handle_command)
+        manifests = Manifests(config.job_file, self._link.fetch_revision)
+        self._ranks = Ranks(config, self._zygote, manifests, self._on_exit)
         self._report_s = float(self._job.spec.health.heartbeat_seconds)
         self._leaving = asyncio.Event()
         self._ending: pb.HardwareEvent | None = None

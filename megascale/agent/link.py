@@ -14,11 +14,13 @@ from megascale.agent.config import AgentConfig
 from megascale.errors import FencedError, UnreachableError
 from megascale.rpc import megascale_pb2 as pb
 from megascale.rpc.connect import bearer, channel_to, read_address, read_token, stub_on
+from megascale.rpc.megascale_pb2_grpc import DriverStub
 
 _BACKOFF_S: Final = 0.05
 _BACKOFF_LIMIT_S: Final = 2.0
 _OUTBOX: Final = 1024
 _SLOTS: Final = 20
+_REVISION_S: Final = 30.0
 
 
 def heartbeat_is_due(sent_at: float, now: float, period_s: float) -> bool:
@@ -52,6 +54,7 @@ class Link:
         self._outbox: asyncio.Queue[pb.AgentMessage] = asyncio.Queue(_OUTBOX)
         self._highest_term = 0
         self._refusal = ""
+        self._call: tuple[DriverStub, tuple[tuple[str, str], ...]] | None = None
 
     def send(self, message: pb.AgentMessage) -> None:
         """Queue a message for the current stream."""
@@ -65,6 +68,29 @@ class Link:
     @property
     def highest_term(self) -> int:
         return self._highest_term
+
+    async def fetch_revision(self, revision: str) -> str:
+        """The manifest of a revision as the driver keeps it.
+
+        Raises:
+            UnreachableError: no driver is connected, it does not answer, or does not have it.
+        """
+        what = f"revision {revision[:12]} of the manifest"
+        if self._call is None:
+            raise UnreachableError(f"{what}: no driver is connected")
+        stub, metadata = self._call
+        request = pb.RevisionRequest(node=self._config.node, revision=revision)
+        try:
+            reply = await stub.Revision(request, metadata=metadata, timeout=_REVISION_S)
+        except grpc.aio.AioRpcError as error:
+            raise UnreachableError(f"{what}: {error.details()}") from error
+        except asyncio.CancelledError as error:
+            # A channel that closes cancels its calls; that is not this task's own cancellation.
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise UnreachableError(f"{what}: the stream to the driver ended") from error
+        return str(reply.manifest)
 
     async def serve(self) -> None:
         """Attach, again and again, with full jitter between tries; runs until cancelled."""
@@ -87,10 +113,12 @@ class Link:
             return False
         came_up = False
         async with channel:
-            call = stub_on(channel).Attach(metadata=bearer(token))
+            stub, metadata = stub_on(channel), bearer(token)
+            call = stub.Attach(metadata=metadata)
             try:
                 for message in self._hello_messages():
                     await call.write(message)
+                self._call = stub, metadata
                 self.disconnected.clear()
                 came_up = await self._converse(call)
             except (grpc.aio.AioRpcError, asyncio.InvalidStateError, asyncio.CancelledError) as error:
@@ -99,6 +127,7 @@ class Link:
                     raise
             finally:
                 self.disconnected.set()
+                self._call = None
                 self._drain()
         return came_up
 

@@ -16,6 +16,7 @@ from typing import Any, Final
 from megascale.agent.command import command_environment, kill_strays, spawn
 from megascale.agent.config import AgentConfig
 from megascale.agent.logtail import LogTail, rules_of
+from megascale.agent.manifests import Manifests
 from megascale.agent.processes import Child, Exit, kill_all, process_state
 from megascale.agent.segments import SegmentFeed
 from megascale.agent.stacks import stack_of
@@ -25,7 +26,7 @@ from megascale.checkpoint.snapshot import held
 from megascale.checkpoint.snapshot_folders import make_folders, snapshot_file
 from megascale.core.contract.lineage import Commit
 from megascale.engine.context import RankLaunch
-from megascale.job import TrainingJob, load_job
+from megascale.job import TrainingJob
 from megascale.network.profile import FLIGHT_RECORDS, explain
 from megascale.observe.rankfile import Control, Phase, RankFile, RankRecord
 from megascale.rpc import megascale_pb2 as pb
@@ -46,10 +47,17 @@ class Rank:
 class Ranks:
     """All rank processes of a node. `on_exit` gets every exit this agent did not cause itself."""
 
-    def __init__(self, config: AgentConfig, zygote: Zygote, on_exit: Callable[[pb.RankExit], None]) -> None:
+    def __init__(
+        self,
+        config: AgentConfig,
+        zygote: Zygote,
+        manifests: Manifests,
+        on_exit: Callable[[pb.RankExit], None],
+    ) -> None:
         self.attempt = 0
         self.exits: list[pb.RankExit] = []
-        self._config, self._run, self._zygote, self._on_exit = config, config.run, zygote, on_exit
+        self._config, self._run, self._zygote = config, config.run, zygote
+        self._manifests, self._on_exit = manifests, on_exit
         self._ranks: dict[int, Rank] = {}
         self._commands: set[Path] = set()
         self._segments = SegmentFeed()
@@ -77,13 +85,13 @@ class Ranks:
 
         Raises:
             ZygoteError: the zygote cannot fork them.
-            ManifestError: job.yaml was made unreadable.
+            InputError, UnreachableError: the manifest to run is not here and cannot be fetched.
         """
         if order.attempt == self.attempt and (self._ranks or self.exits):
             return
+        job = await self._manifests.get(order.revision)
         await self.kill(order.attempt - 1, deadline_s=5.0)
         self.attempt, self.exits = order.attempt, []
-        job = await asyncio.to_thread(load_job, self._config.job_file)
         for folder in (self._run.logs(order.attempt), self._run.root / FLIGHT_RECORDS):
             folder.mkdir(parents=True, exist_ok=True)
         for local_rank in range(job.spec.ranks_per_node):
@@ -113,6 +121,7 @@ class Ranks:
                 for entry in order.lineage
             },
             tier=order.tier or "durable",
+            save_every_steps=order.save_every_steps,
             snapshot_folders=self._snapshot_folders(job),
             interface=self._config.interface,
         )

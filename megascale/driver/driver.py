@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -16,6 +17,8 @@ import grpc
 from megascale.checkpoint.store import CheckpointStore
 from megascale.core.contract import events as ev
 from megascale.core.contract.lineage import Commit
+from megascale.core.contract.names import short_revision
+from megascale.core.contract.policy import Policy
 from megascale.core.contract.vocabulary import Command
 from megascale.core.eventlog import Entry, Header
 from megascale.core.machine import Core
@@ -27,17 +30,20 @@ from megascale.driver.links import AgentLink, Links
 from megascale.driver.policy import needs_restart, policy_of
 from megascale.driver.ports import DriverPorts
 from megascale.driver.record import Claim
+from megascale.driver.revisions import Revisions
 from megascale.driver.segments import SegmentBoard
 from megascale.driver.service import Service
 from megascale.driver.status import StatusBoard
 from megascale.driver.summary import summarise
-from megascale.errors import FencedError, UnreachableError
+from megascale.errors import FencedError, InputError, UnreachableError
 from megascale.fleet.base import SlotEvent
-from megascale.job import TrainingJob
+from megascale.job import TrainingJob, revision_of
 from megascale.observe.rundir import RunDir, write_atomically
 from megascale.rpc import megascale_pb2 as pb
 from megascale.rpc.connect import SERVER_OPTIONS
 from megascale.rpc.megascale_pb2_grpc import add_DriverServicer_to_server
+
+log = logging.getLogger(__name__)
 
 _RETRY_S: Final = 0.5
 _RETRY_LIMIT_S: Final = 4.0
@@ -58,11 +64,14 @@ class Driver:
         self.done = asyncio.Event()
         self.changed = asyncio.Event()
         self._fenced = asyncio.Event()
-        self._run, self._job, self._ports = run, job, ports
+        self._run, self._ports = run, ports
         self.term = claim.term
-        policy = policy_of(job, shared_machine=ports.shared_machine)
+        self.revisions = Revisions(claim.revisions)
+        policy = self._policy_of(job)
         self.core = Core.restore(policy, claim.snapshot) if claim.snapshot else Core(policy)
-        ports.log.begin(Header(job.metadata.name, policy, claim.snapshot), claim.term)
+        self._given, self._job = job, self._in_force(job)
+        self.core.policy = self._policy_of(self._job)
+        ports.log.begin(Header(job.metadata.name, self.core.policy, claim.snapshot), claim.term)
         self.links = Links()
         self.board = StatusBoard(job, self.core, self.links)
         self.store = CheckpointStore(run.checkpoints(job.spec.checkpoint.uri))
@@ -87,6 +96,24 @@ class Driver:
         """
         return cls(run, job, ports, await ports.record.claim())
 
+    def _policy_of(self, job: TrainingJob) -> Policy:
+        return policy_of(job, shared_machine=self._ports.shared_machine)
+
+    def _in_force(self, job: TrainingJob) -> TrainingJob:
+        """The manifest that the core decides by: the last one it took in, `job` before any.
+
+        A person who starts an ended job again starts it with `job`, unless that was rolled back.
+        """
+        record = self.core.record
+        if record.state is JobState.FINISHED and revision_of(job) != record.spec.rejected:
+            return job
+        revision = record.spec.waiting or record.spec.running
+        try:
+            return (revision and self.revisions.job(revision)) or job
+        except InputError as error:
+            log.warning("%s; going on with the manifest that was given", error)
+            return job
+
     async def run(self) -> None:
         """Serve until the job ends.
 
@@ -95,6 +122,10 @@ class Driver:
         """
         # Ahead of everything that agents and slots tell: the core knows no nodes before it.
         self.post(ev.DriverStarted(self.term))
+        record = self.core.record
+        if self._ports.reopens and record.state is JobState.FINISHED and not record.pending:
+            self.post(ev.ManualCommand(Command.REOPEN, "the job was started again"))
+        self.change_spec(self._given)
         server = grpc.aio.server(options=SERVER_OPTIONS)
         add_DriverServicer_to_server(Service(self, self._ports.listener), server)  # type: ignore[no-untyped-call]
         endpoint = await self._ports.listener.open(server)
@@ -103,9 +134,6 @@ class Driver:
         self._run.summary_file.unlink(missing_ok=True)
         await self._ports.fleet.start(self._on_slot_event)
         self._scan_commits()
-        record = self.core.record
-        if self._ports.reopens and record.state is JobState.FINISHED and not record.pending:
-            self.post(ev.ManualCommand(Command.REOPEN, "the job was started again"))
         work = [asyncio.create_task(self._pump())]
         work += [asyncio.create_task(service.run(self)) for service in self._ports.background_services]
         ends = [asyncio.create_task(self.done.wait()), asyncio.create_task(self._fenced.wait())]
@@ -150,7 +178,7 @@ class Driver:
         entry = Entry(now, event, tuple(effects))
         waited_s = await self._write(lambda: self._append(entry))
         if effects or before != (record.state, record.attempt, len(record.commits), len(record.pending)):
-            waited_s += await self._write(lambda: self._ports.record.write(self.core.snapshot()))
+            waited_s += await self._write(self._write_record)
             self.changed.set()
         for effect in effects:
             self._executor.start(effect)
@@ -160,6 +188,10 @@ class Driver:
         elif waited_s > self.core.policy.silence_s / 3.0:
             # Beats were not heard in the meantime: as after a restart, that is held against nobody.
             await self._apply(ev.DriverStarted(self.term))
+
+    async def _write_record(self) -> None:
+        referred = self.revisions.referred(self.core.record.spec)
+        await self._ports.record.write(self.core.snapshot(), referred)
 
     async def _append(self, entry: Entry) -> None:
         self._ports.log.append(entry)
@@ -277,12 +309,22 @@ class Driver:
                 return float(marker["time"])
         return None
 
-    def change_spec(self, job: TrainingJob, revision: str) -> None:
-        """The manifest changed: thresholds count at once, what ranks run at the next launch."""
-        policy = policy_of(job, shared_machine=self._ports.shared_machine)
-        restart = needs_restart(self._job, job)
-        self._job = job
-        self.post(ev.SpecChanged(policy, revision, restart))
+    def change_spec(self, job: TrainingJob) -> None:
+        """The manifest may have changed: thresholds count at once, what ranks run at the next launch.
+
+        Raises:
+            InputError: it is too large.
+        """
+        spec, revision = self.core.record.spec, self.revisions.add(job)
+        if revision == spec.rejected:
+            self.board.alert(
+                f"revision {short_revision(revision)} of the manifest made no progress and was rolled back; "
+                f"{short_revision(spec.running)} runs until the manifest is changed again"
+            )
+        elif revision != (spec.waiting or spec.running):
+            restart = needs_restart(self._in_force(self._job), job)
+            self._job = job
+            self.post(ev.SpecChanged(self._policy_of(job), revision, restart))
 
     def command(self, request: pb.CommandRequest) -> tuple[bool, str]:
         """Queue a person's command; returns whether it was accepted, and why not."""

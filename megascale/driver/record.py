@@ -1,11 +1,12 @@
-"""The local job record: `record.json`, guarded by a lock for the driver's life."""
+"""The local job record: `record.json` and the manifests it refers to, locked for the driver's life."""
 
 from __future__ import annotations
 
 import fcntl
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from megascale.core.contract.codec import Json
@@ -18,10 +19,16 @@ RECORD_VERSION: Final = 1
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A driver's hold on the record: its term, and the core's snapshot (None = a new job)."""
+    """What a driver finds when the record becomes its own.
+
+    Attributes:
+        term: the driver's; snapshot: of the core, None = a new job.
+        revisions: the manifests that were stored with the record, as canonical JSON.
+    """
 
     term: int
     snapshot: Json
+    revisions: Mapping[str, str] = field(default_factory=dict)
 
 
 class RecordStore(Protocol):
@@ -31,10 +38,10 @@ class RecordStore(Protocol):
         """Raise the term by compare-and-swap; raises FencedError when another driver holds the record."""
 
     async def close(self) -> None:
-        """Give up the hold."""
+        """Release the record so that the next driver can claim it."""
 
-    async def write(self, snapshot: Json) -> None:
-        """Store durably.
+    async def write(self, snapshot: Json, revisions: Mapping[str, str]) -> None:
+        """Store durably: the snapshot, and with it exactly these manifests.
 
         Raises:
             OSError, UnreachableError: the store is full or away; try again.
@@ -60,10 +67,22 @@ class LocalRecord:
         self._term = int(record["term"]) + 1 if record else 1
         snapshot = record["core"] if record else None
         self._store(snapshot)
-        return Claim(self._term, snapshot)
+        return Claim(self._term, snapshot, self._stored_revisions())
 
-    async def write(self, snapshot: Json) -> None:
+    def _stored_revisions(self) -> dict[str, str]:
+        return {path.stem: path.read_text() for path in self._run.revisions.glob("*.json")}
+
+    async def write(self, snapshot: Json, revisions: Mapping[str, str]) -> None:
+        # What the record refers to is there before it, and what it does not refer to goes after it.
+        self._run.revisions.mkdir(exist_ok=True)
+        for revision, text in revisions.items():
+            path = self._run.revisions / f"{revision}.json"
+            if not path.exists():
+                write_atomically(path, text)
         self._store(snapshot)
+        for path in self._run.revisions.glob("*.json"):
+            if path.stem not in revisions:
+                path.unlink(missing_ok=True)
 
     async def close(self) -> None:
         os.close(self._lock)

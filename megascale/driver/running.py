@@ -8,6 +8,7 @@ from typing import Protocol
 from megascale.core.contract import events as ev
 from megascale.core.machine import Core
 from megascale.driver.links import AgentLink, Links
+from megascale.driver.revisions import Revisions
 from megascale.driver.status import StatusBoard
 from megascale.job import TrainingJob
 from megascale.rpc import megascale_pb2 as pb
@@ -19,6 +20,7 @@ class RunningDriver(Protocol):
     Attributes:
         done: set when the job ended and every node was let go.
         changed: set whenever something was decided; whoever shows the status clears it.
+        revisions: the manifests that agents may ask for.
     """
 
     done: asyncio.Event
@@ -27,6 +29,7 @@ class RunningDriver(Protocol):
     core: Core
     board: StatusBoard
     links: Links
+    revisions: Revisions
 
     def post(self, event: ev.Event) -> None:
         """Queue an event for the core."""
@@ -43,5 +46,9 @@ class RunningDriver(Protocol):
     def command(self, request: pb.CommandRequest) -> tuple[bool, str]:
         """What a person asks for; whether it was accepted, and why not."""
 
-    def change_spec(self, job: TrainingJob, revision: str) -> None:
-        """The manifest changed: thresholds count at once, what ranks run at the next launch."""
+    def change_spec(self, job: TrainingJob) -> None:
+        """The manifest may have changed: thresholds count at once, what ranks run at the next launch.
+
+        Raises:
+            InputError: it is too large.
+        """

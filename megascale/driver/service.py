@@ -75,6 +75,15 @@ class Service(DriverServicer):
         ok, message = self._driver.command(request)
         return pb.CommandReply(ok=ok, message=message)
 
+    async def Revision(  # noqa: N802
+        self, request: pb.RevisionRequest, context: grpc.aio.ServicerContext
+    ) -> pb.RevisionReply:
+        await self._authenticate(context, request.node)
+        manifest = self._driver.revisions.text(request.revision)
+        if manifest is None:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "the driver does not have that revision")
+        return pb.RevisionReply(manifest=manifest)
+
 
 async def _first_of(requests: AsyncIterator[pb.AgentMessage]) -> pb.AgentMessage | None:
     """The message that says who speaks, None when none comes in time."""

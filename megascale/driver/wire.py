@@ -81,7 +81,7 @@ def launch_orders(term: int, effect: fx.Launch, store_host: str, store_port: int
             for attempt, commit in effect.lineage.items()
         ],
         "tier": effect.tier,
-        "revision": effect.revision,
+        "revision": effect.revision or "",
         "save_every_steps": effect.save_every_steps,
     }
     return [

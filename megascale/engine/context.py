@@ -25,6 +25,7 @@ class RankLaunch:
         resume: the commit to restore, None = start from scratch.
         lineage: attempt -> commit it resumed from, up to and including this attempt.
         tier: where `resume` is: "durable" (the checkpoint store) or "memory" (this rank's own snapshot).
+        save_every_steps: steps between checkpoints, 0 = as the manifest says.
         snapshot_folders: where to keep snapshots, best first; () = take none.
         interface: network interface over which other nodes reach this one, "" = not known.
     """
@@ -46,5 +47,6 @@ class RankLaunch:
     resume: Commit | None
     lineage: dict[int, Commit | None]
     tier: str = "durable"
+    save_every_steps: int = 0
     snapshot_folders: tuple[Path, ...] = ()
     interface: str = ""

@@ -138,7 +138,8 @@ class Loop:
 
     def _is_save_due(self) -> bool:
         step = self._state.step
-        return step % self._plan.spec.checkpoint.every_steps == 0 or step == self._plan.spec.steps
+        every = self._launch.save_every_steps or self._plan.spec.checkpoint.every_steps
+        return step % every == 0 or step == self._plan.spec.steps
 
     def _step(self, step: int) -> StepResult:
         self._faults.reach("step", step)

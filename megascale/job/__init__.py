@@ -3,7 +3,6 @@
 from megascale.job.faults import Fault
 from megascale.job.inject import parse_inject
 from megascale.job.loader import (
-    digest,
     from_mapping,
     load_job,
     load_log_rules,
@@ -12,19 +11,22 @@ from megascale.job.loader import (
     to_mapping,
     with_faults,
 )
+from megascale.job.revision import canonical_json, read_revision, revision_of
 from megascale.job.schema import JobSpec, TrainingJob
 
 __all__ = [
     "Fault",
     "JobSpec",
     "TrainingJob",
-    "digest",
+    "canonical_json",
     "from_mapping",
     "load_job",
     "load_log_rules",
     "parse_inject",
     "parse_job",
+    "read_revision",
     "resolved_yaml",
+    "revision_of",
     "to_mapping",
     "with_faults",
 ]

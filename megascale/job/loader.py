@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -130,12 +128,6 @@ def resolved_yaml(job: TrainingJob) -> str:
     stream = io.StringIO()
     writer.dump(to_mapping(job), stream)
     return stream.getvalue()
-
-
-def digest(job: TrainingJob) -> str:
-    """sha256 of the resolved manifest, the same for files that mean the same."""
-    canonical = json.dumps(to_mapping(job), sort_keys=True, separators=(",", ":"))
-    return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()}"
 
 
 def _read(path: Path) -> bytes:

@@ -24,6 +24,11 @@ class RunDir:
         return self.root / "record.json"
 
     @property
+    def revisions(self) -> Path:
+        """One `<revision>.json` per manifest that the job record refers to."""
+        return self.root / "revisions"
+
+    @property
     def driver_file(self) -> Path:
         return self.root / "driver.json"
 

@@ -28,6 +28,15 @@ def test_preload_leaves_one_thread(zygote: Zygote) -> None:
     assert zygote.threads == 1
 
 
+@pytest.mark.parametrize(("launch", "steps"), [({}, [2, 4, 5]), ({"saveEverySteps": 3}, [3, 5])])
+def test_ranks_save_as_often_as_their_launch_says(
+    new_job: Any, spec: Any, launch: dict[str, int], steps: list[int]
+) -> None:
+    job = new_job()
+    job.complete(spec(2), 2, **launch)
+    assert [commit.step for commit in CheckpointStore(job.folder / "checkpoints").commits()] == steps
+
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "parallel-lamb": {},
     "serial-adamw": {

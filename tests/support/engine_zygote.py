@@ -1,7 +1,8 @@
 """Forks engine ranks for tests: imports the engine once, then runs one attempt per line of stdin.
 
-A line is {"runDir", "spec", "attempt", "world", "resume", "lineage", "port"}, and "tier" and "snapshots"
-(a folder) where ranks keep snapshots in memory, "slow" (a rank) that takes 0.1 s longer for each attention;
+A line is {"runDir", "spec", "attempt", "world", "resume", "lineage", "port"}, and optionally "tier" and
+"snapshots" (a folder) where ranks keep snapshots in memory, "slow" (a rank) that takes 0.1 s longer for each
+attention, "saveEverySteps" where the launch sets how often to save;
 the answer on stdout is
 {"statuses": [...]}, one wait status per rank: an exit code, or minus the signal. Rank r's output goes to
 <runDir>/rank-<r>.log, its rank file is <runDir>/ranks/<r>, made by the caller.
@@ -47,6 +48,7 @@ def _launch(request: dict[str, Any], rank: int) -> RankLaunch:
         resume=_commit(request["resume"]),
         lineage={int(attempt): _commit(pair) for attempt, pair in request["lineage"].items()},
         tier=request.get("tier", "durable"),
+        save_every_steps=request.get("saveEverySteps", 0),
         snapshot_folders=tuple(Path(request[key]) / str(rank) for key in ("snapshots",) if key in request),
     )
 

@@ -8,6 +8,7 @@ from megascale.core.act.lifecycle import assemble, reopen, replenish
 from megascale.core.act.node_changes import swap_out
 from megascale.core.act.specs import take_in
 from megascale.core.contract.events import ManualCommand, SpecChanged
+from megascale.core.contract.names import short_revision
 from megascale.core.contract.vocabulary import Action, Cause, Command, FinishState, PlanKind
 from megascale.core.state.context import StepContext
 from megascale.core.state.incidents import Fault, note_aside
@@ -58,7 +59,8 @@ def _evict(ctx: StepContext, node: str, reason: str) -> None:
 def on_spec_changed(ctx: StepContext, event: SpecChanged) -> None:
     """New thresholds count at once, new sizes at the next launch; `suspend` acts."""
     was_suspended = ctx.policy.suspend
-    take_in(ctx, event)
+    if not take_in(ctx, event):
+        return
     if event.policy.suspend and not was_suspended:
         save_and_stop(ctx, Plan(PlanKind.SUSPEND, "spec.suspend was set"))
     elif was_suspended and not event.policy.suspend:
@@ -71,4 +73,5 @@ def on_spec_changed(ctx: StepContext, event: SpecChanged) -> None:
 
 def on_spec_due(ctx: StepContext) -> None:
     """No restart came along in time to apply the changed spec: make one."""
-    save_and_stop(ctx, Plan(PlanKind.RELAUNCH, f"changed spec {ctx.record.spec.waiting} is applied"))
+    what = short_revision(ctx.record.spec.waiting)
+    save_and_stop(ctx, Plan(PlanKind.RELAUNCH, f"changed spec {what} is applied"))

@@ -293,5 +293,5 @@ def reopen(ctx: StepContext) -> None:
     record.finish_state, record.finish_reason = None, ""
     record.restarts, record.outstanding, record.refusals = {}, 0, 0
     record.failures_in_row = record.failures_at_step = 0
-    record.spec = replace(record.spec, waiting=None)
+    record.spec = replace(record.spec, waiting=None, previous=None, before=None)
     assemble(ctx)

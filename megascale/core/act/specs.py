@@ -5,22 +5,33 @@ from __future__ import annotations
 from megascale.core.act.budgets import note_progress
 from megascale.core.contract import effects as fx
 from megascale.core.contract.events import SpecChanged
+from megascale.core.contract.names import short_revision
 from megascale.core.contract.vocabulary import Timer
 from megascale.core.state.context import StepContext
 from megascale.core.state.record import Incident
 
 
-def take_in(ctx: StepContext, event: SpecChanged) -> None:
-    """Thresholds count at once; what ranks run changes at the next launch."""
+def take_in(ctx: StepContext, event: SpecChanged) -> bool:
+    """Thresholds count at once, what ranks run at the next launch; False = it was rolled back before."""
     spec, before = ctx.record.spec, ctx.policy
-    ctx.policy = event.policy
+    if event.revision and event.revision == spec.rejected:
+        return False
+    ctx.policy, spec.rejected = event.policy, None
     if event.restart and event.revision not in (spec.running, spec.waiting):
         if not spec.waiting:
             spec.before = before
         spec.waiting = event.revision
         ctx.set_deadline(Timer.APPLY_SPEC, ctx.policy.apply_within_s)
-    elif not spec.waiting:
-        spec.running = spec.running or event.revision
+    elif spec.waiting and event.revision == spec.running:
+        spec.waiting = None
+        spec.before = spec.before if spec.previous else None
+        ctx.clear_deadline(Timer.APPLY_SPEC)
+    elif spec.waiting:
+        spec.waiting = event.revision or spec.waiting
+    else:
+        # Ranks are launched alike from either of them.
+        spec.running = event.revision or spec.running
+    return True
 
 
 def apply_waiting(ctx: StepContext) -> None:
@@ -43,8 +54,9 @@ def prove(ctx: StepContext) -> None:
 def revert(ctx: StepContext, incident: Incident) -> None:
     """Back to the revision that made progress, with its policy."""
     spec = ctx.record.spec
-    ctx.emit(fx.Page, f"spec {spec.running} made no progress, back to {spec.previous}", incident=incident.id)
-    spec.running, spec.previous = spec.previous, None
+    text = f"spec {short_revision(spec.running)} made no progress, back to {short_revision(spec.previous)}"
+    ctx.emit(fx.Page, text, incident=incident.id)
+    spec.rejected, spec.running, spec.previous = spec.running, spec.previous, None
     if spec.before is not None:
         ctx.policy, spec.before = spec.before, None
     note_progress(ctx)

@@ -1,4 +1,6 @@
-"""Long lists of node names in few bytes: what all have in common is told once.
+"""Names in few letters: lists of nodes in the job record, revisions of the manifest where people read them.
+
+What all names of a long list have in common is told once.
 
 Keeps the job record of 1,536 nodes with cloud host names far below its 64 KiB.
 """
@@ -11,6 +13,7 @@ from typing import Final
 from megascale.core.contract.codec import Json
 
 _WORTH_PACKING: Final = 64
+_SHOWN: Final = 12
 
 
 def pack(names: Sequence[str]) -> Json:
@@ -22,6 +25,11 @@ def pack(names: Sequence[str]) -> Json:
     suffix = _shared_start([name[::-1] for name in names])[:room][::-1]
     middles = [name[len(prefix) : len(name) - len(suffix)] for name in names]
     return {"prefix": prefix, "suffix": suffix, "names": " ".join(middles)}
+
+
+def short_revision(revision: str | None) -> str:
+    """The first letters of a revision, enough to tell it from others of the job."""
+    return (revision or "none")[:_SHOWN]
 
 
 def _shared_start(names: Sequence[str]) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from megascale.core.contract.codec import as_member
+from megascale.core.contract.names import short_revision
 from megascale.core.contract.patterns import linear_pattern
 from megascale.core.contract.policy import RecoveryOverride
 from megascale.core.contract.vocabulary import Action, Cause
@@ -43,7 +44,9 @@ def _refused(ctx: StepContext, fault: Fault) -> Decision | None:
     spec = ctx.record.spec
     if spec.previous and ctx.record.best_step <= spec.step:
         return Decision(
-            Action.REVERT_SPEC, f"{stuck} with the changed spec {spec.running}; {spec.previous} worked"
+            Action.REVERT_SPEC,
+            f"{stuck} with the changed spec {short_revision(spec.running)}; "
+            f"{short_revision(spec.previous)} worked",
         )
     return Decision(Action.FAIL_JOB, stuck)
 

@@ -195,6 +195,7 @@ class Spec:
     """Which revision of the manifest the ranks run, which waits, and which to fall back to.
 
     Attributes:
+        rejected: the revision that was rolled back last; it is not applied again until another one came.
         step: best step of the job when `running` was applied.
         before: the policy to fall back to.
     """
@@ -202,6 +203,7 @@ class Spec:
     running: str | None = None
     waiting: str | None = None
     previous: str | None = None
+    rejected: str | None = None
     step: int = 0
     before: Policy | None = None
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 from megascale.core.api import Command, JobState
 from megascale.core.api import events as ev
 from megascale.driver.api import RunningDriver
-from megascale.errors import FencedError, ManifestError
+from megascale.errors import FencedError, InputError
 from megascale.job.api import TrainingJob, from_mapping
 from megascale.rpc import megascale_pb2 as pb
 from megascale_operator.driver.fleet import KubernetesFleet
@@ -105,11 +105,9 @@ class CommandWatcher:
     def _change_spec(self, driver: RunningDriver, job: Obj) -> None:
         generation = int(job["metadata"]["generation"])
         try:
-            manifest = manifest_of(job, self._uri, self._detection)
-        except ManifestError as error:
+            driver.change_spec(manifest_of(job, self._uri, self._detection))
+        except InputError as error:
             driver.board.alert(f"generation {generation} of the spec is not good and not used: {error}")
-        else:
-            driver.change_spec(manifest, f"generation-{generation}")
         self._status.generation = generation
         driver.changed.set()
 

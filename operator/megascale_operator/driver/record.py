@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import functools
 import json
+import logging
 import random
+import zlib
+from collections.abc import Mapping
 from typing import Any, Final
 
 from megascale.core.api import Json
@@ -16,7 +21,11 @@ from megascale_operator.kube.errors import ApiError, ApiUnreachableError, Confli
 from megascale_operator.kube.resources import CONFIG_MAPS, Obj
 from megascale_operator.reconcile import names
 
+log = logging.getLogger(__name__)
+
 KEY: Final = "record.json"
+REVISIONS: Final = "revisions.json"
+"""Revision -> its manifest, compressed; beside the record, so that one write stores both or neither."""
 _CLAIM_S: Final = 600.0
 _RETRY_S: Final = 0.5
 _RETRY_LIMIT_S: Final = 10.0
@@ -45,7 +54,7 @@ class KubernetesRecord:
                 record = record_in(self._object)
                 self._refuse_later(str(record.get("pod", "")))
                 self._term = int(record.get("term", 0)) + 1
-                await self._store(record.get("core"))
+                await self._store(record.get("core"), (self._object.get("data") or {}).get(REVISIONS, ""))
             except ConflictError:
                 delay_s = _RETRY_S
             except (ApiError, ApiUnreachableError) as error:
@@ -53,7 +62,7 @@ class KubernetesRecord:
                     raise UnreachableError(f"the job record cannot be claimed: {error}") from error
                 delay_s = min(_RETRY_LIMIT_S, 2 * delay_s)
             else:
-                return Claim(self._term, record.get("core"))
+                return Claim(self._term, record.get("core"), revisions_in(self._object))
             await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))
 
     def _refuse_later(self, pod: str) -> None:
@@ -61,10 +70,11 @@ class KubernetesRecord:
         if names.incarnation_of(pod) > names.incarnation_of(self._pod):
             raise FencedError(f"{pod} is this job's driver now, not {self._pod}")
 
-    async def write(self, snapshot: Json) -> None:
+    async def write(self, snapshot: Json, revisions: Mapping[str, str]) -> None:
+        packed = _packed(tuple(revisions.items()))
         for _ in range(_CONFLICTS):
             try:
-                await self._store(snapshot)
+                await self._store(snapshot, packed)
             except ConflictError:
                 await self._look_again()
             except (ApiError, ApiUnreachableError) as error:
@@ -82,7 +92,7 @@ class KubernetesRecord:
         check_term(found, self._term)
         self._object = found
 
-    async def _store(self, snapshot: Json) -> None:
+    async def _store(self, snapshot: Json, revisions: str) -> None:
         document = {
             "version": RECORD_VERSION,
             "job": self._job,
@@ -91,7 +101,10 @@ class KubernetesRecord:
             "core": snapshot,
         }
         text = json.dumps(document, separators=(",", ":"))
-        body = {**self._object, "data": {**(self._object.get("data") or {}), KEY: text}}
+        data = {**(self._object.get("data") or {}), KEY: text}
+        if revisions:
+            data[REVISIONS] = revisions
+        body = {**self._object, "data": data}
         self._object = await self._api.replace(CONFIG_MAPS, body, self._namespace)
 
     async def close(self) -> None:
@@ -137,3 +150,27 @@ def record_in(config_map: Obj) -> dict[str, Any]:
     if version != RECORD_VERSION:
         raise InputError(f"ConfigMap {name}: version {version}, this program reads {RECORD_VERSION}")
     return record
+
+
+def revisions_in(config_map: Obj) -> dict[str, str]:
+    """The manifests beside the record; {} when there are none, or none that can be read."""
+    text = (config_map.get("data") or {}).get(REVISIONS, "")
+    try:
+        packed = json.loads(text or "{}")
+        return {
+            str(revision): zlib.decompress(base64.b64decode(manifest)).decode()
+            for revision, manifest in packed.items()
+        }
+    except (ValueError, AttributeError, TypeError, zlib.error) as error:
+        log.warning("ConfigMap %s: %s cannot be read: %r", config_map["metadata"]["name"], REVISIONS, error)
+        return {}
+
+
+@functools.lru_cache(maxsize=4)
+def _packed(revisions: tuple[tuple[str, str], ...]) -> str:
+    """The value of `REVISIONS`; records are written much more often than manifests change."""
+    packed = {
+        revision: base64.b64encode(zlib.compress(manifest.encode())).decode()
+        for revision, manifest in revisions
+    }
+    return json.dumps(packed, sort_keys=True) if packed else ""

@@ -70,6 +70,81 @@ def test_spec_that_made_progress_is_not_rolled_back(running):
     assert job.record.finish_state == "failed"
 
 
+def rolled_back(running):
+    job = running(1, no_progress_limit=2, node_blame_limit=99.0)
+    change(job, "r1", restart=False)
+    job.train(5).commit(5)
+    change(job, "r2", steps=7777)
+    job.exit(0, sig=9).done(fx.Kill)
+    for _ in range(3):
+        job.done(fx.Launch).exit(0, 1, error="ValueError", message="bad config").done(fx.Kill)
+    assert job.heard(fx.Launch)[-1].revision == "r1"
+    return job
+
+
+def test_a_spec_that_was_rolled_back_is_not_taken_again(running):
+    job = rolled_back(running)
+    change(job, "r2", steps=7777)
+    job.launches().train(3).exit(0, sig=9).done(fx.Kill)
+    assert job.heard(fx.Launch)[-1].revision == "r1"
+    assert job.core.policy.steps == 1000
+
+
+def test_another_spec_after_a_rollback_is_taken_and_then_the_first_one_too(running):
+    job = rolled_back(running)
+    change(job, "r3", steps=2000)
+    assert (job.record.spec.waiting, job.record.spec.rejected, job.core.policy.steps) == ("r3", "", 2000)
+    change(job, "r2", steps=7777)
+    assert (job.record.spec.waiting, job.core.policy.steps) == ("r2", 7777)
+
+
+def test_a_change_that_is_taken_back_before_it_was_applied_is_not_applied(running):
+    job = running(1)
+    change(job, "r1", restart=False)
+    change(job, "r2", apply_within_s=50.0)
+    change(job, "r1")
+    assert (job.record.spec.waiting, job.record.spec.before) == ("", None)
+    job.train(60)
+    assert job.state is JobState.RUNNING
+    job.exit(0, sig=9).done(fx.Kill)
+    assert job.heard(fx.Launch)[-1].revision == "r1"
+
+
+def test_new_thresholds_rename_the_running_revision_and_the_waiting_one(running):
+    job = running(1)
+    change(job, "r1", restart=False)
+    change(job, "r2", restart=False)
+    assert job.record.spec.running == "r2"
+    change(job, "r3")
+    change(job, "r4", restart=False)
+    assert (job.record.spec.running, job.record.spec.waiting) == ("r2", "r4")
+    change(job, "", restart=False)
+    assert (job.record.spec.running, job.record.spec.waiting) == ("r2", "r4")
+
+
+def test_a_job_that_is_started_again_keeps_what_ran_and_has_nothing_to_go_back_to(running):
+    job = running(1)
+    change(job, "r1", restart=False)
+    change(job, "r2")
+    job.exit(0, sig=9).done(fx.Kill)
+    assert job.record.spec.previous == "r1"
+    job.record.state = JobState.FINISHED
+    job.tell(ev.ManualCommand("reopen", "again"))
+    assert (job.record.spec.running, job.record.spec.previous, job.record.spec.before) == ("r2", "", None)
+
+
+def test_people_see_the_first_letters_of_a_revision(running):
+    job = running(1, no_progress_limit=2, node_blame_limit=99.0)
+    change(job, "a" * 64, restart=False)
+    job.train(5).commit(5)
+    change(job, "b" * 64)
+    job.exit(0, sig=9).done(fx.Kill)
+    for _ in range(3):
+        job.done(fx.Launch).exit(0, 1, error="ValueError", message="bad config").done(fx.Kill)
+    pages = [page.reason for page in job.heard(fx.Page)]
+    assert f"spec {'b' * 12} made no progress, back to {'a' * 12}" in pages
+
+
 def test_new_size_is_acquired_now_and_used_at_the_next_launch(running):
     job = running(1)
     job.heard(fx.Acquire)

@@ -28,7 +28,7 @@ def test_terms_rise_and_the_snapshot_comes_back(run: RunDir) -> None:
     async def scenario() -> None:
         first = LocalRecord(run, "job")
         assert (await first.claim()).term == 1
-        await first.write({"attempt": 4})
+        await first.write({"attempt": 4}, {})
         with pytest.raises(FencedError):
             await LocalRecord(run, "job").claim()
         await first.close()

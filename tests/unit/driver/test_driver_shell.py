@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 import grpc
@@ -57,12 +57,12 @@ class Record(LocalRecord):
     away = False
     fenced = False
 
-    async def write(self, snapshot: Json) -> None:
+    async def write(self, snapshot: Json, revisions: Mapping[str, str]) -> None:
         if self.fenced:
             raise FencedError("a driver of term 9 took over")
         if self.away:
             raise UnreachableError("the record's store is away")
-        await super().write(snapshot)
+        await super().write(snapshot, revisions)
 
 
 async def until(holds: Callable[[], bool], timeout_s: float = 60.0) -> None:

@@ -11,15 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megascale.errors import ManifestError
+from megascale.errors import InputError, ManifestError
 from megascale.job import (
     Fault,
     TrainingJob,
-    digest,
+    canonical_json,
     from_mapping,
     load_job,
     parse_job,
+    read_revision,
     resolved_yaml,
+    revision_of,
     to_mapping,
     with_faults,
 )
@@ -57,7 +59,7 @@ def test_every_way_back_gives_the_same_job(path: Path) -> None:
     assert parse_job(resolved_yaml(job)) == job
     assert from_mapping(to_mapping(job)) == job
     assert TrainingJob.model_validate(job.model_dump(by_alias=True)) == job
-    assert digest(parse_job(resolved_yaml(job))) == digest(job)
+    assert revision_of(parse_job(resolved_yaml(job))) == revision_of(job)
 
 
 def test_the_full_corpus_file_leaves_no_field_at_its_default() -> None:
@@ -155,8 +157,23 @@ def test_empty_documents_around_the_job_are_ignored() -> None:
     assert parse_job(f"---\n{COMMAND.read_text()}\n---\n") == load_job(COMMAND)
 
 
-def test_digest_changes_with_any_value() -> None:
-    assert digest(from_mapping(mapping(seed=1))) != digest(from_mapping(mapping(seed=2)))
+def test_a_revision_changes_with_any_value_of_the_spec_and_with_the_name_alone() -> None:
+    first = from_mapping(mapping(seed=1))
+    assert revision_of(first) != revision_of(from_mapping(mapping(seed=2)))
+    stored = mapping(seed=1)
+    stored["metadata"] |= {"resourceVersion": "7", "labels": {"team": "a"}}
+    assert revision_of(from_mapping(stored)) == revision_of(first)
+    stored["metadata"]["name"] = "another"
+    assert revision_of(from_mapping(stored)) != revision_of(first)
+
+
+def test_a_revision_is_read_back_and_refused_when_it_is_another() -> None:
+    job = from_mapping(mapping(seed=1))
+    text, revision = canonical_json(job), revision_of(job)
+    assert len(revision) == 64
+    assert revision_of(read_revision(text, revision)) == revision
+    with pytest.raises(InputError, match=f"revision {revision[:12]} of the manifest is damaged"):
+        read_revision(text + " ", revision)
 
 
 @settings(deadline=None)

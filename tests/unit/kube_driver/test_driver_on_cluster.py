@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -199,3 +201,57 @@ def test_a_line_of_the_kernel_log_replaces_the_node(stage: KubeStage) -> None:
     status = stage.until(lambda status: status["attempt"] == 2 and status["jobState"] == "running")
     assert status["lastFaultNode"] == "worker-1"
     assert status["requests"]["avoidNodes"] == ["worker-1"]
+
+
+def launched_args(stage: KubeStage, slot: Slot) -> list[str]:
+    """The program that the slot's rank was launched with last, by the launch file of the rank itself."""
+    launch = json.loads((stage.folder / f"work-{slot.pod}" / "ranks" / f"{slot.node}-0.json").read_text())
+    return list(launch["spec"]["spec"]["runtime"]["command"]["args"])
+
+
+def change_spec(stage: KubeStage, **changes: Any) -> None:
+    """A person edits the object; the agents' own file follows, as the operator and the kubelet see to."""
+    job = stage.api.merge(stage.job_path, {"spec": changes})
+    manifest = json.loads((stage.folder / "job.yaml").read_text())
+    (stage.folder / "job.yaml").write_text(json.dumps(manifest | {"spec": job["spec"]}))
+
+
+def kill_rank(stage: KubeStage, slot: Slot) -> None:
+    mark = (
+        f"MEGASCALE_RANK_FILE={stage.folder / f'work-{slot.pod}' / 'ranks' / f'{slot.node}-0.rank'}".encode()
+    )
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if mark in (process / "environ").read_bytes().split(b"\0"):
+                os.kill(int(process.name), signal.SIGKILL)
+
+
+def test_a_changed_spec_without_progress_is_rolled_back_and_the_ranks_run_the_old_one(
+    stage: KubeStage,
+) -> None:
+    driver = train(stage)
+    slot = stage.slots[0]
+    good = launched_args(stage, slot)
+    bad = ["python", "-c", "raise ValueError('the new config is bad')"]
+    change_spec(stage, suspend=True, runtime={"command": {"args": bad}})
+    stage.until(lambda status: status["jobState"] == "suspended")
+    change_spec(stage, suspend=False)
+    eventually(lambda: launched_args(stage, slot) == bad)
+    step = stage.rank_step()
+    stage.until(lambda status: status["jobState"] == "running" and status["attempt"] > 3)
+    eventually(lambda: stage.rank_step() > step + 3)
+    assert [launched_args(stage, each) for each in stage.slots] == [good, good]
+    logs = stage.folder.glob("work-*/logs/attempt-2/rank-*.log")
+    assert any("the new config is bad" in log.read_text() for log in logs)
+
+    # A successor keeps the ranks on the old revision, although the object still says the other.
+    assert driver.process is not None
+    driver.process.kill()
+    driver.process.wait()
+    stage.start_driver(1)
+    status = stage.until(lambda status: status["term"] == 2 and status["jobState"] == "running")
+    assert "was rolled back" in str(status["alerts"])
+    kill_rank(stage, slot)
+    attempt = status["attempt"]
+    stage.until(lambda status: status["attempt"] == attempt + 1 and status["jobState"] == "running")
+    assert [launched_args(stage, each) for each in stage.slots] == [good, good]
