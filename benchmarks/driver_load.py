@@ -104,7 +104,7 @@ async def _serve(folder: Path) -> None:
     run = RunDir(folder)
     listener = _TlsListener(run, key.private_pem, certificate.encode())
     log = StoreLog(str(folder / "store"))
-    ports = DriverPorts(LocalRecord(run, "load"), _NoFleet(), listener, log)
+    ports = DriverPorts(LocalRecord(run, "load"), _NoFleet(), listener, log, background_services=(log,))
     driver = await Driver.take_over(run, load_job(run.job_file), ports)
 
     async def tell() -> None:

@@ -101,3 +101,9 @@ class CheckpointCorruptError(CheckpointError):
         self.step = step
         self.attempt = attempt
         self.tier = tier
+
+
+def first_error(problems: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first error of a TaskGroup's, which is what made it cancel the others."""
+    first = problems.exceptions[0]
+    return first_error(first) if isinstance(first, BaseExceptionGroup) else first

@@ -26,7 +26,7 @@ from megascale.agent.segments import PERIOD_S
 from megascale.agent.selfcheck import wrong_numbers
 from megascale.agent.zygote_client import Zygote, ZygoteError
 from megascale.checkpoint.snapshot_folders import remove_folders
-from megascale.errors import MegascaleError
+from megascale.errors import MegascaleError, first_error
 from megascale.job import load_job
 from megascale.observe.rundir import RunDir
 from megascale.prctl import become_subreaper
@@ -55,6 +55,7 @@ class Agent:
         self._ending: pb.HardwareEvent | None = None
         self._exit_code = 0
         self._order = asyncio.Lock()
+        self._group: asyncio.TaskGroup | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._reaper = Reaper()
         self._kernel_log = KernelLog(config.kernel_log, rules_of(self._job)) if config.kernel_log else None
@@ -65,25 +66,37 @@ class Agent:
         return self._config.run.checkpoints(self._job.spec.checkpoint.uri)
 
     async def run(self) -> int:
-        """Serve until the agent is to end and its ranks are reaped; returns the exit code."""
+        """Serve until the agent is to end and its ranks are reaped; returns the exit code.
+
+        An error in any of its tasks ends the agent, and is raised here.
+        """
         become_subreaper()
         self._reaper.watch()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._on_terminate)
-        await self._prepare()
-        serving = [self._link.serve(), self._report_changes()]
-        serving += [self._log_uploader.serve()] if self._log_uploader else [self._watch_for_orphanhood()]
-        for work in serving:
-            self._start(work)
-        await self._leaving.wait()
-        for task in tuple(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        try:
+            await self._serve()
+        except BaseExceptionGroup as problems:
+            raise first_error(problems) from problems
+        finally:
+            await self._close()
+        return self._exit_code
+
+    async def _serve(self) -> None:
+        async with asyncio.TaskGroup() as self._group:
+            await self._prepare()
+            self._start(self._link.serve())
+            self._start(self._report_changes())
+            self._start(self._log_uploader.serve() if self._log_uploader else self._watch_for_orphanhood())
+            await self._leaving.wait()
+            for task in tuple(self._tasks):
+                task.cancel()
+
+    async def _close(self) -> None:
         await self._ranks.kill(self._ranks.attempt, deadline_s=5.0)
         await self._zygote.close()
         if self._log_uploader:
             await self._log_uploader.close()
         self._reaper.close()
-        return self._exit_code
 
     async def _prepare(self) -> None:
         """Everything a launch needs that takes long: the engine in memory, in a pod also the data."""
@@ -114,14 +127,14 @@ class Agent:
 
     async def _save_before_the_end(self) -> None:
         """With a driver the whole job saves and swaps the node; without one the ranks do so on their own."""
-        ended = asyncio.create_task(self._ranks.ended())
-        alone = asyncio.create_task(self._link.disconnected.wait())
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._config.grace_s):
+            async with asyncio.timeout(self._config.grace_s), asyncio.TaskGroup() as tasks:
+                ended = tasks.create_task(self._ranks.ended())
+                alone = tasks.create_task(self._link.disconnected.wait())
                 await asyncio.wait((ended, alone), return_when=asyncio.FIRST_COMPLETED)
+                alone.cancel()
                 if not ended.done():
                     self._ranks.request_save(self._ranks.attempt, then_stop=True)
-                    await ended
         self._leaving.set()
 
     def _fenced(self, **body: Any) -> pb.AgentMessage:  # noqa: ANN401 - one of the message bodies
@@ -144,10 +157,13 @@ class Agent:
             host=self._config.host if self._config.pod else "",
             pod=self._config.pod,
         )
-        # Ahead of the exits: ranks that left because their pod ends are no fault of the node.
-        ending = [self._fenced(hardware=self._ending)] if self._ending else []
-        exits = [self._fenced(exit=report) for report in self._ranks.exits]
-        return [self._fenced(hello=hello), *ending, self._fenced(report=self._ranks.report()), *exits]
+        greeting = [self._fenced(hello=hello)]
+        if self._ending:
+            # Ahead of the exits: ranks that left because their pod ends are no fault of the node.
+            greeting.append(self._fenced(hardware=self._ending))
+        greeting.append(self._fenced(report=self._ranks.report()))
+        greeting += [self._fenced(exit=report) for report in self._ranks.exits]
+        return greeting
 
     def _on_exit(self, report: pb.RankExit) -> None:
         # How far the rank came goes ahead: what ends the job must not come before its last step.
@@ -179,7 +195,9 @@ class Agent:
             self._start(self._perform(message))
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
+        if self._group is None:
+            raise AssertionError("tasks are started while the agent serves")
+        task = self._group.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import stat
-import sys
 import time
 from collections import deque
 from pathlib import Path
@@ -14,6 +14,8 @@ from typing import Final
 
 from megascale.core.rules import LineClassifier, RuleSet, Verdict, rule_set
 from megascale.rpc import megascale_pb2 as pb
+
+log = logging.getLogger(__name__)
 
 _BUILTIN: Final = rule_set()
 _READ_BYTES: Final = 64 * 1024
@@ -41,12 +43,18 @@ class KernelLog:
             self._is_device = stat.S_ISCHR(os.fstat(self._descriptor).st_mode)
             os.lseek(self._descriptor, 0, os.SEEK_END)
         except OSError as error:
-            sys.stderr.write(f"agent: {path}: {error.strerror}; hardware events of this node are not seen\n")
+            log.warning("%s: %s; hardware events of this node are not seen", path, error.strerror)
 
     def new_events(self) -> list[pb.HardwareEvent]:
         """What the new lines say about devices, the same thing at most once in ten seconds."""
         found: list[pb.HardwareEvent] = []
-        for line in self._new_lines():
+        try:
+            lines = self._new_lines()
+        except OSError as error:
+            log.warning("the kernel log cannot be read any more: %s", error)
+            self.close()
+            return []
+        for line in lines:
             verdict = self._classifier.feed(line[:_LINE_BYTES].decode(errors="replace"))
             if len(found) < _FINDINGS and _concerns_hardware(verdict) and self._is_news(verdict):
                 found.append(_event_of(verdict))

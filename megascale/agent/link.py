@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import random
-import sys
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -15,6 +16,8 @@ from megascale.errors import FencedError, UnreachableError
 from megascale.rpc import megascale_pb2 as pb
 from megascale.rpc.connect import bearer, channel_to, read_address, read_token, stub_on
 from megascale.rpc.megascale_pb2_grpc import DriverStub
+
+log = logging.getLogger(__name__)
 
 _BACKOFF_S: Final = 0.05
 _BACKOFF_LIMIT_S: Final = 2.0
@@ -85,9 +88,7 @@ class Link:
         except grpc.aio.AioRpcError as error:
             raise UnreachableError(f"{what}: {error.details()}") from error
         except asyncio.CancelledError as error:
-            # A channel that closes cancels its calls; that is not this task's own cancellation.
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
+            if _is_being_cancelled():
                 raise
             raise UnreachableError(f"{what}: the stream to the driver ended") from error
         return str(reply.manifest)
@@ -121,9 +122,12 @@ class Link:
                 self._call = stub, metadata
                 self.disconnected.clear()
                 came_up = await self._converse(call)
-            except (grpc.aio.AioRpcError, asyncio.InvalidStateError, asyncio.CancelledError) as error:
-                if isinstance(error, asyncio.CancelledError):
-                    call.cancel()
+            except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                # The driver went away while it was greeted: the next try finds it or its successor.
+                pass
+            except asyncio.CancelledError:
+                call.cancel()
+                if _is_being_cancelled():
                     raise
             finally:
                 self.disconnected.set()
@@ -134,35 +138,52 @@ class Link:
     async def _converse(self, call: grpc.aio.StreamStreamCall) -> bool:
         """Send and obey until the stream ends; whether the driver said anything."""
         heard = False
-        writer = asyncio.create_task(self._write(call))
-        try:
-            async for message in call:
-                heard = True
-                self.last_contact = asyncio.get_running_loop().time()
-                if message.term < self._highest_term:
-                    raise FencedError(f"driver of term {message.term} after {self._highest_term}")
-                self._highest_term = message.term
-                await self._handle_command(message)
-        except FencedError:
-            call.cancel()
-        except grpc.aio.AioRpcError as error:
-            self._note(error)
-            return heard
-        finally:
-            writer.cancel()
+        async with asyncio.TaskGroup() as tasks:
+            writer = tasks.create_task(self._write(call))
+            try:
+                async for message in call:
+                    heard = True
+                    await self._take(message)
+            except FencedError as error:
+                log.warning("%s", error)
+                call.cancel()
+            except grpc.aio.AioRpcError as error:
+                self._note(error)
+            finally:
+                writer.cancel()
         return heard
+
+    async def _take(self, message: pb.DriverMessage) -> None:
+        """Obey a driver of the highest term seen so far.
+
+        Raises:
+            FencedError: the driver is an older one.
+        """
+        self.last_contact = asyncio.get_running_loop().time()
+        if message.term < self._highest_term:
+            raise FencedError(f"a driver of term {message.term} speaks after one of {self._highest_term}")
+        self._highest_term = message.term
+        await self._handle_command(message)
 
     def _note(self, error: grpc.aio.AioRpcError) -> None:
         """Why the driver does not want this agent, said once."""
         refused = error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.INVALID_ARGUMENT)
         if refused and error.details() != self._refusal:
             self._refusal = str(error.details())
-            sys.stderr.write(f"agent: the driver refused the stream: {self._refusal}\n")
+            log.warning("the driver refused the stream: %s", self._refusal)
 
     async def _write(self, call: grpc.aio.StreamStreamCall) -> None:
-        while True:
-            await call.write(await self._outbox.get())
+        """Send what is queued until the stream ends; its reader hears of the end as well."""
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            while True:
+                await call.write(await self._outbox.get())
 
     def _drain(self) -> None:
         while not self._outbox.empty():
             self._outbox.get_nowait()
+
+
+def _is_being_cancelled() -> bool:
+    """Whether a CancelledError is this task's own; gRPC also raises one for a call that it has cancelled."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

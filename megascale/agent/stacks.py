@@ -18,16 +18,12 @@ async def stack_of(pid: int) -> list[str]:
     program = shutil.which("py-spy", path=str(Path(sys.executable).parent)) or shutil.which("py-spy")
     if program is None:
         return ["no stack: py-spy is not installed"]
-    process = await asyncio.create_subprocess_exec(
-        program,
-        "dump",
-        "--json",
-        "--nonblocking",
-        "--pid",
-        str(pid),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
+    command = (program, "dump", "--json", "--nonblocking", "--pid", str(pid))
+    pipe = asyncio.subprocess.PIPE
+    try:
+        process = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe)
+    except OSError as error:
+        return [f"no stack: {program}: {error.strerror}"]
     try:
         output, problem = await asyncio.wait_for(process.communicate(), _TIMEOUT_S)
     except TimeoutError:
@@ -36,7 +32,19 @@ async def stack_of(pid: int) -> list[str]:
         return [f"no stack: py-spy did not answer in {_TIMEOUT_S:g} s"]
     if process.returncode != 0:
         return [f"no stack: {problem.decode(errors='replace').strip()[:200]}"]
-    threads = json.loads(output)
-    main = next((t for t in threads if t.get("thread_name") == "MainThread"), threads[0] if threads else {})
-    frames = main.get("frames", [])[:_FRAMES]
-    return [f"{frame['name']} ({frame['short_filename']}:{frame['line']})" for frame in frames]
+    return _frames_in(output)
+
+
+def _frames_in(output: bytes) -> list[str]:
+    """The main thread's frames in what py-spy printed."""
+    try:
+        threads = json.loads(output)
+        main = next(
+            (t for t in threads if t.get("thread_name") == "MainThread"), threads[0] if threads else {}
+        )
+        return [
+            f"{frame['name']} ({frame['short_filename']}:{frame['line']})"
+            for frame in main.get("frames", [])[:_FRAMES]
+        ]
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        return [f"no stack: what py-spy printed cannot be read: {error!r}"]

@@ -27,6 +27,7 @@ from megascale.driver import wire
 from megascale.driver.executor import EffectExecutor
 from megascale.driver.inbox import Inbox
 from megascale.driver.links import AgentLink, Links
+from megascale.driver.offload import StorageThread
 from megascale.driver.policy import needs_restart, policy_of
 from megascale.driver.ports import DriverPorts
 from megascale.driver.record import Claim
@@ -34,8 +35,8 @@ from megascale.driver.revisions import Revisions
 from megascale.driver.segments import SegmentBoard
 from megascale.driver.service import Service
 from megascale.driver.status import StatusBoard
-from megascale.driver.summary import summarise
-from megascale.errors import FencedError, InputError, UnreachableError
+from megascale.driver.summary import counted_steps, summarise
+from megascale.errors import FencedError, InputError, UnreachableError, first_error
 from megascale.fleet.base import SlotEvent
 from megascale.job import TrainingJob, revision_of
 from megascale.observe.rundir import RunDir, write_atomically
@@ -47,6 +48,8 @@ log = logging.getLogger(__name__)
 
 _RETRY_S: Final = 0.5
 _RETRY_LIMIT_S: Final = 4.0
+_FIRST_SCAN_S: Final = 10.0
+_METRICS_S: Final = 60.0
 _COMMANDS: Final = frozenset(
     {Command.EVICT, Command.RELEASE, Command.SAVE, Command.STOP, Command.SUSPEND, Command.RESUME}
 )
@@ -63,7 +66,7 @@ class Driver:
     def __init__(self, run: RunDir, job: TrainingJob, ports: DriverPorts, claim: Claim) -> None:
         self.done = asyncio.Event()
         self.changed = asyncio.Event()
-        self._fenced = asyncio.Event()
+        self._ended, self._fenced = asyncio.Event(), False
         self._run, self._ports = run, ports
         self.term = claim.term
         self.revisions = Revisions(claim.revisions)
@@ -74,7 +77,7 @@ class Driver:
         ports.log.begin(Header(job.metadata.name, self.core.policy, claim.snapshot), claim.term)
         self.links = Links()
         self.board = StatusBoard(job, self.core, self.links)
-        self.store = CheckpointStore(run.checkpoints(job.spec.checkpoint.uri))
+        self._store = StorageThread("the checkpoint store")
         self._inbox = Inbox()
         self._segments = SegmentBoard()
         self._executor = EffectExecutor(
@@ -128,73 +131,76 @@ class Driver:
         self.change_spec(self._given)
         server = grpc.aio.server(options=SERVER_OPTIONS)
         add_DriverServicer_to_server(Service(self, self._ports.listener), server)  # type: ignore[no-untyped-call]
+        try:
+            await self._open(server)
+            async with asyncio.TaskGroup() as tasks:
+                serving = [tasks.create_task(each.run(self)) for each in self._ports.background_services]
+                serving.append(tasks.create_task(self._pump(tasks)))
+                await self._ended.wait()
+                for task in serving:
+                    task.cancel()
+                self._executor.cancel()
+        except BaseExceptionGroup as problems:
+            raise first_error(problems) from problems
+        finally:
+            await self._close(server)
+        if self._fenced:
+            raise FencedError(f"a driver with a higher term than {self.term} took over")
+
+    async def _open(self, server: grpc.aio.Server) -> None:
+        """Listen to agents and to the fleet, and find the commits that no agent will tell of."""
         endpoint = await self._ports.listener.open(server)
         await server.start()
         await self._ports.listener.announce(endpoint, self.term)
         self._run.summary_file.unlink(missing_ok=True)
         await self._ports.fleet.start(self._on_slot_event)
-        self._scan_commits()
-        work = [asyncio.create_task(self._pump())]
-        work += [asyncio.create_task(service.run(self)) for service in self._ports.background_services]
-        ends = [asyncio.create_task(self.done.wait()), asyncio.create_task(self._fenced.wait())]
-        await asyncio.wait([*work, *ends], return_when=asyncio.FIRST_COMPLETED)
-        problem = next((task.exception() for task in work if task.done() and task.exception()), None)
-        await self._close(server, [*work, *ends])
-        if problem is not None:
-            raise problem
-        if self._fenced.is_set():
-            raise FencedError(f"a driver with a higher term than {self.term} took over")
+        await self._scan_commits(_FIRST_SCAN_S)
 
-    async def _close(self, server: grpc.aio.Server, tasks: list[asyncio.Task[Any]]) -> None:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await self._executor.close()
+    async def _close(self, server: grpc.aio.Server) -> None:
         await server.stop(grace=0.5)
         await self._ports.log.close()
         await self._ports.record.close()
 
     def fence(self) -> None:
         """A higher term was seen: stop at once."""
-        self._fenced.set()
+        self._fenced = True
+        self._ended.set()
 
     def post(self, event: ev.Event) -> None:
         """Queue an event for the core."""
         self._inbox.post(event)
 
-    async def _pump(self) -> None:
+    async def _pump(self, tasks: asyncio.TaskGroup) -> None:
         while True:
-            await self._apply(await self._next_event())
+            await self._apply(await self._next_event(), tasks)
 
     async def _next_event(self) -> ev.Event:
         deadline = self.core.next_deadline()
         return await self._inbox.next(None if deadline is None else max(0.0, deadline - time.time()))
 
-    async def _apply(self, event: ev.Event) -> None:
+    async def _apply(self, event: ev.Event, tasks: asyncio.TaskGroup) -> None:
         """Decide, write down, then act."""
         record, now = self.core.record, time.time()
         before = (record.state, record.attempt, len(record.commits), len(record.pending))
         effects = self.core.step(event, now)
         entry = Entry(now, event, tuple(effects))
-        waited_s = await self._write(lambda: self._append(entry))
+        waited_s = await self._write(lambda: self._ports.log.append(entry))
         if effects or before != (record.state, record.attempt, len(record.commits), len(record.pending)):
             waited_s += await self._write(self._write_record)
             self.changed.set()
         for effect in effects:
-            self._executor.start(effect)
+            self._executor.start(effect, tasks)
         # What waits may reopen the job: the end is only the end when nothing does.
         if record.state is JobState.FINISHED and not record.pending and not self._inbox:
             self.done.set()
+            self._ended.set()
         elif waited_s > self.core.policy.silence_s / 3.0:
             # Beats were not heard in the meantime: as after a restart, that is held against nobody.
-            await self._apply(ev.DriverStarted(self.term))
+            await self._apply(ev.DriverStarted(self.term), tasks)
 
     async def _write_record(self) -> None:
         referred = self.revisions.referred(self.core.record.spec)
         await self._ports.record.write(self.core.snapshot(), referred)
-
-    async def _append(self, entry: Entry) -> None:
-        self._ports.log.append(entry)
 
     async def _write(self, write: Callable[[], Awaitable[None]]) -> float:
         """Nothing is done that is not written down: on a full disk, or without the record's store,
@@ -213,7 +219,7 @@ class Driver:
                 delay_s = min(_RETRY_LIMIT_S, _RETRY_S * 2 ** min(tries, 8))
                 await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))
             else:
-                return time.monotonic() - began if tries else 0.0
+                return time.monotonic() - began
 
     def attach(self, link: AgentLink, message: pb.AgentMessage) -> bool:
         """A new stream; whether its agent may stay."""
@@ -263,7 +269,7 @@ class Driver:
         """Whether the sender knows no higher term; if it does, this driver stops at once."""
         if fence.term > self.term:
             self.fence()
-        return not self._fenced.is_set()
+        return not self._fenced
 
     def _on_report(self, link: AgentLink, report: pb.Report) -> None:
         link.report = report
@@ -284,8 +290,15 @@ class Driver:
         if commit not in self.core.record.commits:
             self.post(wire.commit_event(commit, time.time()))
 
-    def _scan_commits(self) -> None:
-        for commit in self.store.commits():
+    async def _scan_commits(self, timeout_s: float) -> None:
+        """Feed the core the commits that the store holds, unless it takes too long to say."""
+        uri = self._run.checkpoints(self._given.spec.checkpoint.uri)
+        try:
+            commits = await self._store.call(lambda: CheckpointStore(uri).commits(), timeout_s)
+        except (UnreachableError, OSError) as error:
+            self.board.alert(f"checkpoints that no agent told of may be overlooked: {error}")
+            return
+        for commit in commits:
             self._see_commit(commit)
 
     def _on_slot_event(self, event: SlotEvent) -> None:
@@ -339,13 +352,21 @@ class Driver:
         return True, "accepted"
 
     async def _finish(self) -> None:
-        await self._ports.fleet.close()
-        summary = summarise(self._job, self.core, self._run.metrics_file, time.time())
+        """Let every node go and write the summary, which says that the job needs no driver any more."""
+        try:
+            await self._ports.fleet.close()
+        finally:
+            files = StorageThread("the run folder")
+            steps = await self._counted_steps(files)
+            text = json.dumps(summarise(self._job, self.core, steps, time.time()), indent=2)
+            await self._write(lambda: files.call(lambda: write_atomically(self._run.summary_file, text)))
 
-        async def write() -> None:
-            write_atomically(self._run.summary_file, json.dumps(summary, indent=2))
-
-        await self._write(write)
+    async def _counted_steps(self, files: StorageThread) -> dict[int, dict[str, Any]]:
+        try:
+            return await files.call(lambda: counted_steps(self._run.metrics_file), _METRICS_S)
+        except (UnreachableError, OSError) as error:
+            self.board.alert(f"the summary has no rates: {error}")
+            return {}
 
 
 def _read_marker(path: Path) -> dict[str, Any]:

@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, Final
+
+import grpc
 
 from megascale.core.contract import effects as fx
 from megascale.core.contract import events as ev
 from megascale.driver import wire
 from megascale.driver.compare import compare_speed
 from megascale.driver.links import Links, NodeLostError, OrderFailedError
+from megascale.errors import FencedError, MegascaleError
 from megascale.fleet.base import Fleet, FleetRefusedError
 from megascale.rpc import megascale_pb2 as pb
 
 _LAUNCH_TIMEOUT_S: Final = 120.0
 _KILL_SLACK_S: Final = 2.0
+_SCAN_SLACK_S: Final = 4.0
+_LEAST_SCAN_S: Final = 1.0
 _FleetEffect = fx.Acquire | fx.Release | fx.RestartSlot | fx.RequestQuarantine | fx.Probe
 
 
 class EffectExecutor:
-    """Turns effects into orders to agents and calls to the fleet; every effect is answered by an event.
+    """Turns effects into orders to agents and calls to the fleet.
+
+    Every effect is answered by EffectDone, EffectFailed or FleetRefused, whatever its orders and calls raise.
+    An error that none of them is known to raise ends the task group, and with it the driver.
 
     Args:
         post: takes the answering event.
-        scan_commits: feeds the core the commits it has not seen; called before a Kill is answered.
+        scan_commits: feeds the core the commits it has not seen, for at most so many seconds; called before a
+            Kill is answered.
         alert: shows a message to people.
         finish: writes the summary and lets every node go.
     """
@@ -36,7 +46,7 @@ class EffectExecutor:
         *,
         term: int,
         post: Callable[[ev.Event], None],
-        scan_commits: Callable[[], None],
+        scan_commits: Callable[[float], Awaitable[None]],
         alert: Callable[[str], None],
         finish: Callable[[], Awaitable[None]],
     ) -> None:
@@ -44,29 +54,32 @@ class EffectExecutor:
         self._post, self._scan_commits, self._alert, self._finish = post, scan_commits, alert, finish
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
-    def start(self, effect: fx.Effect) -> None:
-        """Begin performing; an effect under way is not started twice."""
+    def start(self, effect: fx.Effect, tasks: asyncio.TaskGroup) -> None:
+        """Begin performing as one of `tasks`; an effect under way is not started twice."""
         if effect.effect_id in self._tasks:
             return
-        task = asyncio.create_task(self._perform(effect), name=effect.effect_id)
+        task = tasks.create_task(self._perform(effect), name=effect.effect_id)
         self._tasks[effect.effect_id] = task
         task.add_done_callback(lambda _task: self._tasks.pop(effect.effect_id, None))
 
-    async def close(self) -> None:
-        """Cancel what is under way."""
-        tasks = [task for task in self._tasks.values() if task is not asyncio.current_task()]
-        for task in tasks:
+    def cancel(self) -> None:
+        """Stop what is under way; a successor begins it again."""
+        for task in self._tasks.values():
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _perform(self, effect: fx.Effect) -> None:
         try:
             detail = await self._carry_out(effect)
         except FleetRefusedError as error:
             self._post(ev.FleetRefused(effect.effect_id, str(error)))
-        except (OrderFailedError, NodeLostError, TimeoutError) as error:
+        except FencedError:
+            raise
+        except (MegascaleError, OSError, grpc.RpcError) as error:
             nodes = tuple(getattr(error, "nodes", ()))
             self._post(ev.EffectFailed(effect.effect_id, str(error) or type(error).__name__, nodes))
+        except asyncio.CancelledError:
+            self._post(ev.EffectFailed(effect.effect_id, "the driver ended before it was done"))
+            raise
         else:
             self._post(ev.EffectDone(effect.effect_id, detail))
 
@@ -118,7 +131,8 @@ class EffectExecutor:
     async def _launch(self, effect: fx.Launch) -> None:
         host = effect.nodes[0]
         (store,) = await self._each((host,), [wire.host_store_order(self._term, effect)])
-        address = (await self._links.wait_for(host)).address
+        async with asyncio.timeout(_LAUNCH_TIMEOUT_S):
+            address = (await self._links.wait_for(host)).address
         orders = wire.launch_orders(self._term, effect, address, store.store_port)
         await self._each(effect.nodes, orders)
 
@@ -133,18 +147,20 @@ class EffectExecutor:
         results = await asyncio.gather(*orders, return_exceptions=True)
         failed = [(n, r) for n, r in zip(nodes, results, strict=True) if isinstance(r, BaseException)]
         if failed:
+            _raise_unexpected(results)
             node, problem = failed[0]
-            if not isinstance(problem, OrderFailedError | NodeLostError | TimeoutError):
-                raise problem
             reason = str(problem) or f"{node} did not answer in {_LAUNCH_TIMEOUT_S:g} s"
             raise OrderFailedError(reason, tuple(name for name, _ in failed))
         return [result for result in results if isinstance(result, pb.CommandResult)]
 
     async def _kill(self, effect: fx.Kill) -> dict[str, Any]:
+        began = time.monotonic()
         order = wire.kill_order(self._term, effect)
         waits = [self._kill_on(node, order, effect.deadline_s + _KILL_SLACK_S) for node in effect.nodes]
         unreaped = [node for node in await asyncio.gather(*waits) if node]
-        self._scan_commits()
+        # The core waits a little longer than the deadline; what the kill left of that is for the scan.
+        left_s = effect.deadline_s + _SCAN_SLACK_S - (time.monotonic() - began)
+        await self._scan_commits(max(_LEAST_SCAN_S, left_s))
         return {"unreaped": unreaped}
 
     async def _check(self, effect: fx.CheckNodes) -> dict[str, Any]:
@@ -153,6 +169,7 @@ class EffectExecutor:
             *(self._links.order(node, order, effect.deadline_s) for node in effect.nodes),
             return_exceptions=True,
         )
+        _raise_unexpected(answers)
         # A node that does not answer is not known to compute wrong numbers.
         return {
             "convicted": {
@@ -173,3 +190,12 @@ class EffectExecutor:
         for event in wire.snapshot_events(node, result.snapshots):
             self._post(event)
         return node if result.unreaped else ""
+
+
+def _raise_unexpected(results: Sequence[pb.CommandResult | BaseException]) -> None:
+    """Raise the first error that an order to a node is not known to end with."""
+    for result in results:
+        if isinstance(result, BaseException) and not isinstance(
+            result, OrderFailedError | NodeLostError | TimeoutError
+        ):
+            raise result

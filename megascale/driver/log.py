@@ -5,15 +5,20 @@ from __future__ import annotations
 import os
 
 from megascale.core.eventlog import Entry, Header, entry_line, header_line
+from megascale.driver.offload import StorageThread
 from megascale.observe.rundir import RunDir
 
 
 class EventLog:
-    """Implements `EventSink` with a file. Appends whole lines; `fsync` only where effects follow."""
+    """Implements `EventSink` with a file. Appends whole lines; `fsync` only where effects follow.
+
+    A disk that hangs holds up decisions, which wait for `append`, and nothing else.
+    """
 
     def __init__(self, run: RunDir) -> None:
         self._descriptor = os.open(run.events_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         self._end_torn_line(run)
+        self._disk = StorageThread(str(run.events_file))
 
     def _end_torn_line(self, run: RunDir) -> None:
         """A driver that was killed while writing leaves half a line: keep it from swallowing the next."""
@@ -29,11 +34,16 @@ class EventLog:
         self._append(header_line(header))
         os.fsync(self._descriptor)
 
-    def append(self, entry: Entry) -> None:
+    async def append(self, entry: Entry) -> None:
         """Raises OSError when the disk is full."""
-        self._append(entry_line(entry))
-        if entry.effects:
-            os.fdatasync(self._descriptor)
+        line = entry_line(entry)
+
+        def write() -> None:
+            self._append(line)
+            if entry.effects:
+                os.fdatasync(self._descriptor)
+
+        await self._disk.call(write)
 
     def _append(self, line: str) -> None:
         raw = line.encode() + b"\n"

@@ -1,6 +1,6 @@
-"""What a driver is plugged into: where it listens and writes, where its nodes come from, who lives beside it.
+"""What a driver needs of its environment: where it listens and writes, its nodes, and services beside it.
 
-On a workstation these are files and local processes. A cluster plugs its own in; the driver knows neither.
+On a workstation these are files and local processes, on a cluster ConfigMaps and pods.
 """
 
 from __future__ import annotations
@@ -23,13 +23,17 @@ class NotAdmittedError(MegascaleError):
 
 
 class EventSink(Protocol):
-    """Where the event log goes. Raises OSError when it cannot be written and decisions have to wait."""
+    """Where the event log goes."""
 
     def begin(self, header: Header, term: int) -> None:
         """The first line of a driver's life."""
 
-    def append(self, entry: Entry) -> None:
-        """One event with its effects, before they are performed."""
+    async def append(self, entry: Entry) -> None:
+        """One event with its effects, before they are performed.
+
+        Raises:
+            OSError: it cannot be written, and decisions have to wait.
+        """
 
     async def close(self) -> None:
         """Write what is left, within a bound of time."""
@@ -53,10 +57,14 @@ class Listener(Protocol):
 
 
 class BackgroundService(Protocol):
-    """Something that lives beside the driver: publishes its status, brings it orders from elsewhere."""
+    """A task beside the driver's own: publishes its status, brings it commands from elsewhere."""
 
     async def run(self, driver: RunningDriver) -> None:
-        """Serve until cancelled. An error ends the driver; FencedError when a successor was seen."""
+        """Serve until cancelled.
+
+        Raises:
+            FencedError: a successor was seen. This and any other error ends the driver.
+        """
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from megascale.core.contract.codec import Json
+from megascale.driver.offload import StorageThread
 from megascale.errors import FencedError, InputError
 from megascale.observe.rundir import RunDir, write_atomically
 
@@ -56,6 +57,7 @@ class LocalRecord:
         self._run, self._job = run, job
         self._lock = -1
         self._term = 0
+        self._disk = StorageThread(str(run.record_file))
 
     async def claim(self) -> Claim:
         self._lock = os.open(self._run.driver_lock, os.O_RDWR | os.O_CREAT, 0o644)
@@ -73,6 +75,9 @@ class LocalRecord:
         return {path.stem: path.read_text() for path in self._run.revisions.glob("*.json")}
 
     async def write(self, snapshot: Json, revisions: Mapping[str, str]) -> None:
+        await self._disk.call(lambda: self._write(snapshot, revisions))
+
+    def _write(self, snapshot: Json, revisions: Mapping[str, str]) -> None:
         # What the record refers to is there before it, and what it does not refer to goes after it.
         self._run.revisions.mkdir(exist_ok=True)
         for revision, text in revisions.items():

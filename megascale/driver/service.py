@@ -43,15 +43,14 @@ class Service(DriverServicer):
         await self._authenticate(context, first.fence.node)
         address = first.hello.host or _host(context.peer())
         link = AgentLink(first.fence.node, first.fence.incarnation, address, first.hello.pod)
-        writer = asyncio.create_task(_forward(link, context))
-        try:
-            if not self._driver.attach(link, first):
-                return
-            async for message in requests:
-                self._driver.receive(link, message)
-        finally:
-            self._driver.detach(link)
-            await writer
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(_forward(link, context))
+            try:
+                if self._driver.attach(link, first):
+                    async for message in requests:
+                        self._driver.receive(link, message)
+            finally:
+                self._driver.detach(link)  # which ends the other task
 
     async def Watch(  # noqa: N802
         self, _request: pb.WatchRequest, context: grpc.aio.ServicerContext

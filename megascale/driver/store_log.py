@@ -9,6 +9,8 @@ from typing import Final
 
 from megascale.checkpoint.storage import open_storage
 from megascale.core.eventlog import Entry, Header, entry_line, header_line
+from megascale.driver.offload import StorageThread
+from megascale.driver.running import RunningDriver
 
 _PERIOD_S: Final = 2.0
 _HELD_BYTES: Final = 64 << 20
@@ -16,7 +18,7 @@ _CLOSE_S: Final = 10.0
 
 
 class StoreLog:
-    """Implements `EventSink` with `events/<term>.jsonl` of a checkpoint URI.
+    """Implements `EventSink` with `events/<term>.jsonl` of a checkpoint URI; `run` is what writes it.
 
     Decisions do not wait for the store. What it cannot take is held in memory up to a bound; beyond it the
     log has a gap, which is said, and `dropped` counts the lines.
@@ -28,15 +30,14 @@ class StoreLog:
         self._lines: deque[bytes] = deque()
         self._held = 0
         self.dropped = 0
-        self._writer: asyncio.Task[None] | None = None
+        self._store = StorageThread(f"the store of {uri}")
         self._complained = False
 
     def begin(self, header: Header, term: int) -> None:
         self._name = f"events/{term}.jsonl"
         self._add(header_line(header))
-        self._writer = asyncio.create_task(self._write_on())
 
-    def append(self, entry: Entry) -> None:
+    async def append(self, entry: Entry) -> None:
         self._add(entry_line(entry))
 
     def _add(self, line: str) -> None:
@@ -49,7 +50,8 @@ class StoreLog:
         self._lines.append(raw)
         self._held += len(raw)
 
-    async def _write_on(self) -> None:
+    async def run(self, _driver: RunningDriver) -> None:
+        """Write what has come every two seconds, until cancelled."""
         while True:
             await asyncio.sleep(_PERIOD_S)
             await self._flush()
@@ -61,7 +63,7 @@ class StoreLog:
             return
         raw = b"".join(batch)
         try:
-            await asyncio.to_thread(self._storage.append, self._name, raw)
+            await self._store.call(lambda: self._storage.append(self._name, raw))
         except OSError as error:
             self._lines = batch + self._lines
             if not self._complained:
@@ -73,8 +75,6 @@ class StoreLog:
 
     async def close(self) -> None:
         """Write the rest; a store that hangs is not waited for."""
-        if self._writer is not None:
-            self._writer.cancel()
         try:
             await asyncio.wait_for(self._flush(), _CLOSE_S)
         except TimeoutError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ from megascale.driver.status import goodput_seconds, incident_document, incident
 from megascale.job import TrainingJob
 
 
-def summarise(job: TrainingJob, core: Core, metrics: Path, now: float) -> dict[str, Any]:
-    """JSON values; rates are averages over the steps that count (the newest attempt of each step)."""
+def summarise(
+    job: TrainingJob, core: Core, steps: Mapping[int, dict[str, Any]], now: float
+) -> dict[str, Any]:
+    """JSON values; rates are averages over `steps`, as `counted_steps` gives them."""
     record = core.record
     seconds = goodput_seconds(core, now)
     wall = sum(seconds.values())
     newest = max(record.commits, default=None)
-    steps = counted_steps(metrics)
     last = steps[max(steps)] if steps else {}
     busy = sum(float(line["stepSeconds"]) for line in steps.values())
     return {
@@ -57,12 +59,12 @@ def counted_steps(metrics: Path) -> dict[int, dict[str, Any]]:
     return steps
 
 
-def _tokens(steps: dict[int, dict[str, Any]]) -> float:
+def _tokens(steps: Mapping[int, dict[str, Any]]) -> float:
     """Tokens of the counted steps; `tokens` in a line counts from the start of the job."""
     newest = max(steps, default=0)
     return float(steps[newest]["tokens"]) / newest * len(steps) if newest else 0.0
 
 
-def _mean_mfu(steps: dict[int, dict[str, Any]]) -> float | None:
+def _mean_mfu(steps: Mapping[int, dict[str, Any]]) -> float | None:
     shares = [line["flops"] / line["peakFlops"] for line in steps.values() if line.get("peakFlops")]
     return sum(shares) / len(shares) if shares else None

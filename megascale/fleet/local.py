@@ -53,7 +53,8 @@ class LocalFleet:
         self._run.agents.mkdir(parents=True, exist_ok=True)
         for path in sorted(self._run.agents.glob("*.json")):
             self._adopt(path)
-        remove_folders(self._run.root, keep=self._slots)
+        keep = tuple(self._slots)
+        await asyncio.to_thread(remove_folders, self._run.root, keep=keep)
 
     def _adopt(self, path: Path) -> None:
         try:
@@ -120,7 +121,7 @@ class LocalFleet:
 
     async def release(self, node: str) -> None:
         await self._end(node)
-        remove_folders(self._run.root, only=node)
+        await asyncio.to_thread(remove_folders, self._run.root, only=node)
 
     async def _end(self, node: str) -> None:
         slot = self._slots.get(node)
@@ -163,7 +164,7 @@ class LocalFleet:
         await asyncio.gather(*(self.release(node) for node in list(self._slots)))
         for path in self._run.agents.glob("*.json"):
             path.unlink(missing_ok=True)
-        remove_folders(self._run.root)
+        await asyncio.to_thread(remove_folders, self._run.root)
 
 
 def _exit_words(code: int) -> str:

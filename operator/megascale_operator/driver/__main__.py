@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import logging
 import signal
 import sys
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from megascale.driver.api import Driver, DriverPorts, RunDir, StoreLog
-from megascale.errors import FencedError, MegascaleError
+from megascale.errors import FencedError, MegascaleError, first_error
 from megascale.job.api import TrainingJob
 from megascale_operator.driver.commands import CommandWatcher, checkpoint_uri, manifest_of
 from megascale_operator.driver.fleet import KubernetesFleet
@@ -90,6 +89,7 @@ async def serve(options: Options) -> None:
         fleet = KubernetesFleet(slots, manifest.spec.scheduling.topology_keys)
         status = StatusWriter(api, options.namespace, options.job, options.pod, fleet)
         tokens = Tokens(api.get_path, slots, names.audience(options.namespace, str(job["metadata"]["uid"])))
+        events = StoreLog(run.checkpoints(manifest.spec.checkpoint.uri))
         ports = DriverPorts(
             record=KubernetesRecord(api, options.namespace, options.job, options.pod),
             fleet=fleet,
@@ -102,8 +102,10 @@ async def serve(options: Options) -> None:
                 slots=slots,
                 tokens=tokens,
             ),
-            log=StoreLog(run.checkpoints(manifest.spec.checkpoint.uri)),
+            log=events,
             background_services=(
+                events,
+                fleet,
                 RecordWatch(api, options.namespace, options.job),
                 CommandWatcher(api, options.namespace, job, fleet, status, uri, detection),
                 status,
@@ -122,18 +124,20 @@ async def _drive(
     status: StatusWriter,
     stopping: asyncio.Event,
 ) -> None:
-    following = asyncio.create_task(slots.run())
-    driver = await Driver.take_over(run, manifest, ports)
-    fleet.bind(driver)
-    driving = asyncio.create_task(driver.run())
-    ends = [following, driving, asyncio.create_task(stopping.wait())]
-    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-    ended = driving.done()
-    for task in ends:
-        task.cancel()
-    for task in ends:
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+    """Drive until the job has ended or this process is to end."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            following = tasks.create_task(slots.run())
+            driver = await Driver.take_over(run, manifest, ports)
+            fleet.bind(driver)
+            driving = tasks.create_task(driver.run())
+            stopped = tasks.create_task(stopping.wait())
+            await asyncio.wait((driving, stopped), return_when=asyncio.FIRST_COMPLETED)
+            ended = driving.done()
+            for task in (following, driving, stopped):
+                task.cancel()
+    except BaseExceptionGroup as problems:
+        raise first_error(problems) from problems
     if ended:
         await status.finish(driver)
 

@@ -47,7 +47,13 @@ class KubernetesFleet:
         self._answered = asyncio.Event()
         self._seen_gone: set[str] = set()
         self._told: dict[str, str] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._later: asyncio.TaskGroup | None = None
+
+    async def run(self, _driver: RunningDriver) -> None:
+        """A service of the driver, in which agents that do not obey are seen to; until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            self._later = tasks
+            await asyncio.Event().wait()
 
     def bind(self, driver: RunningDriver) -> None:
         """The driver whose nodes these are."""
@@ -142,9 +148,8 @@ class KubernetesFleet:
             self._request_restart(slot.pod)
             return
         link.send(shutdown_order(self._driver.term, "its container is to be restarted", restart=True))
-        task = asyncio.create_task(self._escalate_restart(node, link.incarnation, slot))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        if self._later is not None:
+            self._later.create_task(self._escalate_restart(node, link.incarnation, slot))
 
     async def _escalate_restart(self, node: str, incarnation: str, slot: Slot) -> None:
         """An agent that does not go by itself is replaced by the operator."""
@@ -218,5 +223,3 @@ class KubernetesFleet:
         if self._driver is not None:
             for link in self._driver.links:
                 link.send(shutdown_order(self._driver.term, "the job ended"))
-        for task in self._tasks:
-            task.cancel()

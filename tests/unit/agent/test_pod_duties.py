@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from megascale.agent import kernel_log
 from megascale.agent.__main__ import _parser, config_of
 from megascale.agent.config import AgentConfig
 from megascale.agent.kernel_log import KernelLog
@@ -54,10 +55,29 @@ def test_a_line_that_repeats_is_told_once_and_floods_are_bounded(tmp_path: Path)
     log.close()
 
 
-def test_no_kernel_log_is_said_and_no_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_no_kernel_log_is_said_and_no_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     log = KernelLog(tmp_path / "absent")
     assert log.new_events() == []
-    assert "hardware events of this node are not seen" in capfd.readouterr().err
+    assert "hardware events of this node are not seen" in caplog.text
+
+
+def test_a_kernel_log_that_cannot_be_read_any_more_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "kmsg"
+    path.touch()
+    log = KernelLog(path)
+
+    def broken(*_arguments: int) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kernel_log.os, "read", broken)
+        assert log.new_events() == []
+    with path.open("a") as handle:
+        handle.write(KMSG)
+    assert log.new_events() == []
+    assert caplog.text.count("the kernel log cannot be read any more") == 1
 
 
 def test_children_that_nobody_waits_for_are_reaped_and_others_are_not() -> None:

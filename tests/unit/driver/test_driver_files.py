@@ -51,8 +51,12 @@ def test_a_torn_line_does_not_swallow_the_next(run: RunDir) -> None:
     log = EventLog(run)
     log.begin(Header("job", policy, None), 1)
     event = ev.DriverStarted(1)
-    log.append(Entry(10.0, event, tuple(core.step(event, 10.0))))
-    asyncio.run(log.close())
+
+    async def write() -> None:
+        await log.append(Entry(10.0, event, tuple(core.step(event, 10.0))))
+        await log.close()
+
+    asyncio.run(write())
     with run.events_file.open("a") as handle:
         handle.write('{"at":11.0,"eve')
     successor = EventLog(run)

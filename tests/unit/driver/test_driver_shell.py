@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 import json
-from collections.abc import Awaitable, Callable, Mapping
+import os
+import threading
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 import grpc
@@ -19,7 +24,7 @@ from megascale.core.state.record import JobState
 from megascale.driver.driver import Driver
 from megascale.driver.listener import LocalListener, bind
 from megascale.driver.log import EventLog
-from megascale.driver.ports import DriverPorts
+from megascale.driver.ports import BackgroundService, DriverPorts
 from megascale.driver.record import LocalRecord
 from megascale.errors import FencedError, InputError, UnreachableError
 from megascale.fleet.base import Health, SlotEvent
@@ -73,7 +78,12 @@ async def until(holds: Callable[[], bool], timeout_s: float = 60.0) -> None:
     raise AssertionError("waited in vain")
 
 
-def drive(folder: Path, scenario: Callable[[Driver, Record], Awaitable[None]]) -> None:
+def drive(
+    folder: Path,
+    scenario: Callable[[Driver, Record], Awaitable[None]],
+    services: Sequence[BackgroundService] = (),
+    fleet: Fleet | None = None,
+) -> None:
     """Run `scenario` beside a driver of two nodes that train."""
     run = RunDir(folder)
     health = {"heartbeatSeconds": 1, "silenceSeconds": SILENCE_S}
@@ -84,7 +94,7 @@ def drive(folder: Path, scenario: Callable[[Driver, Record], Awaitable[None]]) -
 
     async def main() -> None:
         record = Record(run, "j")
-        ports = DriverPorts(record, Fleet(), LocalListener(run), EventLog(run))
+        ports = DriverPorts(record, fleet or Fleet(), LocalListener(run), EventLog(run), services)
         driver = await Driver.take_over(run, load_job(run.job_file), ports)
         world = World(Pace(0.05, 0.05, 0.1), 10**6)
         async with asyncio.timeout(100.0):
@@ -93,13 +103,17 @@ def drive(folder: Path, scenario: Callable[[Driver, Record], Awaitable[None]]) -
                 asyncio.create_task(SimulatedAgent(AgentConfig.local(folder, f"n{n}"), world, 1, 0.5).run())
                 for n in range(2)
             ]
+            playing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             try:
-                await until(lambda: driver.core.record.state is JobState.RUNNING)
-                await scenario(driver, record)
+                await until(lambda: driver.core.record.state is JobState.RUNNING or driving.done())
+                playing = asyncio.ensure_future(scenario(driver, record))
+                await asyncio.wait((playing, driving), return_when=asyncio.FIRST_COMPLETED)
+                if not driving.done():
+                    await playing
             finally:
-                for task in (driving, *agents):
+                for task in (driving, playing, *agents):
                     task.cancel()
-                ends = await asyncio.gather(driving, *agents, return_exceptions=True)
+                ends = await asyncio.gather(driving, playing, *agents, return_exceptions=True)
         if isinstance(ends[0], Exception):
             raise ends[0]
 
@@ -144,3 +158,67 @@ def test_a_reachable_address_needs_tls() -> None:
         assert bind(server, "127.0.0.1", None).startswith("127.0.0.1:")
 
     asyncio.run(scenario())
+
+
+def test_a_store_that_hangs_stops_neither_heartbeats_nor_the_answer_to_a_kill(tmp_path: Path) -> None:
+    """A commit that is a FIFO: whoever opens it to read waits for a writer, as on a server that is gone."""
+    fifo = tmp_path / "checkpoints" / "commits" / "5.1.json"
+
+    def scans() -> int:
+        return sum(1 for thread in threading.enumerate() if thread.name == "the checkpoint store")
+
+    async def scenario(driver: Driver, _record: Record) -> None:
+        fifo.parent.mkdir(parents=True)
+        os.mkfifo(fifo)
+        driver.core.policy = dataclasses.replace(driver.core.policy, kill_s=1.0)
+        for attempt in (1, 2):
+            node = driver.core.live.nodes["n0"]
+            began, heard = asyncio.get_running_loop().time(), node.heard_until
+            driver.post(ev.RankExited("n0", node.incarnation, attempt, 0, signal=9, at=time.time()))
+            await until(lambda: driver.core.record.state is JobState.STOPPING)
+            await until(lambda: driver.core.live.nodes["n0"].heard_until > heard)  # noqa: B023
+            assert driver.core.record.state is JobState.STOPPING
+            await until(lambda: driver.core.record.attempt == attempt + 1)  # noqa: B023
+            assert asyncio.get_running_loop().time() - began < 10.0
+            assert scans() == 1
+            await until(lambda: driver.core.record.state is JobState.RUNNING)
+        alerts = [one["message"] for one in driver.board.document()["alerts"]]
+        assert any("the checkpoint store did not answer within" in alert for alert in alerts)
+
+    try:
+        drive(tmp_path, scenario)
+    finally:
+        with contextlib.suppress(OSError):  # nobody reads: the thread has ended
+            os.close(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))
+
+
+def test_a_service_that_fails_ends_the_driver(tmp_path: Path) -> None:
+    class Broken:
+        async def run(self, driver: Driver) -> None:
+            await until(lambda: driver.core.record.state is JobState.RUNNING)
+            raise KeyError("a defect")
+
+    async def scenario(driver: Driver, _record: Record) -> None:
+        await asyncio.Event().wait()
+
+    with pytest.raises(KeyError, match="a defect"):
+        drive(tmp_path, scenario, services=(Broken(),))
+
+
+def test_an_effect_that_meets_a_defect_ends_the_driver(tmp_path: Path) -> None:
+    class Broken(Fleet):
+        lost = False
+
+        async def acquire(self, _count: int, _avoid: tuple[str, ...]) -> None:
+            if self.lost:
+                raise KeyError("a defect")
+
+    fleet = Broken()
+
+    async def scenario(driver: Driver, _record: Record) -> None:
+        fleet.lost = True
+        driver.post(ev.NodeGone("n1", driver.core.live.nodes["n1"].incarnation, "it burns", at=time.time()))
+        await asyncio.Event().wait()
+
+    with pytest.raises(KeyError, match="a defect"):
+        drive(tmp_path, scenario, fleet=fleet)

@@ -22,13 +22,10 @@ class Recorder:
 
     def __init__(self) -> None:
         self.seen: list[Any] = []
-        self.done = asyncio.Event()
 
     def take(self, answer: ev.Event) -> None:
         """Every effect of this test can be carried out."""
         assert isinstance(answer, ev.EffectDone | ev.ProbeResult)
-        if isinstance(answer, ev.EffectDone):
-            self.done.set()
 
     async def acquire(self, count: int, avoid: tuple[str, ...]) -> None:
         self.seen.append(("acquire", count, avoid))
@@ -45,6 +42,9 @@ class Recorder:
     async def probe(self, node: str) -> Health:
         self.seen.append(("probe", node))
         return Health(healthy=None, detail="could not tell")
+
+    async def scan(self, _timeout_s: float) -> None:
+        """No commits to be found."""
 
     async def finish(self) -> None:
         self.seen.append("finish")
@@ -69,11 +69,11 @@ def carry_out(effect: fx.Effect) -> list[Any]:
             links.attach(link)
             agents.append(asyncio.create_task(world.agent(link)))
         executor = EffectExecutor(
-            links, world, term=3, post=world.take, scan_commits=lambda: None,
+            links, world, term=3, post=world.take, scan_commits=world.scan,
             alert=world.seen.append, finish=world.finish,
         )  # fmt: skip
-        executor.start(effect)
-        await world.done.wait()
+        async with asyncio.TaskGroup() as tasks:
+            executor.start(effect, tasks)
         for link in links:
             link.close()
         await asyncio.gather(*agents)

@@ -52,6 +52,10 @@ def slot(number: int) -> Slot:
     )
 
 
+async def _no_store(_timeout_s: float) -> None:
+    """No commits to be found."""
+
+
 def outcome(effect: fx.Effect) -> list[Any]:
     """What the operator and the agents are told, and what the core is answered."""
 
@@ -79,12 +83,12 @@ def outcome(effect: fx.Effect) -> list[Any]:
                 ended.set()
 
         executor = EffectExecutor(
-            driver.links, fleet, term=3, post=post, scan_commits=lambda: None, alert=seen.append,
+            driver.links, fleet, term=3, post=post, scan_commits=_no_store, alert=seen.append,
             finish=fleet.close,
         )  # fmt: skip
-        executor.start(effect)
-        await ended.wait()
-        await executor.close()
+        async with asyncio.TaskGroup() as tasks:
+            executor.start(effect, tasks)
+            await ended.wait()
         for link in driver.links:
             link.close()
             while (message := await link.outgoing()) is not None:
