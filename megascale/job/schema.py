@@ -186,7 +186,8 @@ class JobSpec(Section):
     """Limits and times of automatic recovery, and exceptions to the recovery ladder."""
     log_rules: Annotated[list[LogRule], Field(max_length=MAX_LOG_RULES)] = Field(default_factory=list)
     """What lines of the ranks' logs and of the kernel's log mean; the first match wins, ahead of the built-in
-    rules. The driver uses a changed list at once, agents use it from the next launch on."""
+    rules. A changed list counts at once in the driver, from the next launch on for the ranks' logs, and from
+    the next start of an agent on for the kernel's log."""
     remediation: Remediation = Remediation()
     """What the job may do to nodes, and how many it may give up."""
     faults: Annotated[list[Fault], Field(max_length=256)] = Field(default_factory=list)

@@ -4,6 +4,7 @@ import pytest
 
 from megascale.core.contract import effects as fx
 from megascale.core.contract.events import RankExited
+from megascale.core.contract.policy import LogRuleSpec
 from megascale.core.handlers.exits import fault_of
 from megascale.core.rules import rule_set
 from megascale.core.state.record import JobState
@@ -132,3 +133,11 @@ def test_injected_faults_are_marked(running):
     job = running(2)
     job.exit(1, sig=9, injected=True)
     assert job.incident.milestones["fault"].source == "injected"
+
+
+def test_the_rules_of_the_job_judge_an_exit():
+    quota = LogRuleSpec("quota", pattern="out of .* tokens", category="data", action="fail_job")
+    event = RankExited("n-1", "x", 1, 3, 3, None, 5.0, 7, "", "", {}, ("ready", "out of quota for tokens"))
+    fault = fault_of(event, rule_set((quota,)))
+    assert (fault.rule, fault.category, fault.action) == ("quota", "data", "fail_job")
+    assert fault_of(event, rule_set()).rule == ""

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from megascale.core.contract import effects as fx
-from megascale.core.contract.policy import RecoveryOverride
+from megascale.core.contract.policy import LogRuleSpec, RecoveryOverride
 from megascale.core.state.record import JobState
 
 
@@ -132,6 +132,14 @@ def test_two_network_alerts_in_five_minutes_evict_but_one_is_tolerated(running):
     assert "2 network alerts" in job.incident.reason
 
 
+def test_alerts_are_kept_for_as_long_as_they_are_counted(running):
+    job = running(2, spare_nodes=1, alert_window_s=3600.0, attribution_before_s=60.0)
+    job.hardware("n-1", "nic", text="port flapped").train(310)
+    job.hardware("n-1", "nic", text="port flapped")
+    assert job.state is JobState.STOPPING
+    assert "2 network alerts on n-1 within 60 min" in job.incident.reason
+
+
 def test_two_network_alerts_far_apart_are_tolerated(running):
     job = running(2, spare_nodes=1)
     job.hardware("n-1", "nic", text="port flapped").train(310).hardware("n-1", "nic", text="port flapped")
@@ -199,10 +207,24 @@ def test_benign_lines_explain_nothing(running):
     assert job.incident.cause == "crash"
 
 
-def test_rule_of_the_manifest_on_an_xid(running):
+def test_override_of_the_manifest_on_an_xid(running):
     job = running(2, overrides=(RecoveryOverride("fail_job", xid=94),))
     job.hardware("n-1", "xid", 94).exit(1, sig=6)
     assert job.incident.action == "fail_job"
+
+
+def test_log_rules_of_the_manifest_change_what_a_device_event_calls_for(running):
+    milder = LogRuleSpec("logRules[0]", rule="xid-79", action="alert")
+    job = running(2, spare_nodes=1, log_rules=(milder,))
+    job.hardware("n-1", "xid", 79)
+    assert job.state is JobState.RUNNING
+
+
+def test_log_rules_of_the_manifest_classify_texts_of_device_events(running):
+    pump = LogRuleSpec("pump", pattern="pump .* failed", category="host", action="replace_node")
+    job = running(2, spare_nodes=1, log_rules=(pump,))
+    job.hardware("n-1", "memory", text="coolant pump 4 failed")
+    assert (job.incident.action, job.incident.reason) == ("replace_node", "pump on n-1")
 
 
 def test_hardware_in_shadow_mode_is_counted_and_left_alone(running):
