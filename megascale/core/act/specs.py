@@ -1,4 +1,4 @@
-"""Changed manifests: stored, applied at the next restart or in time, rolled back when they cost progress."""
+"""Changes of the manifest: stored, applied at a restart, and reverted when they make no progress."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from megascale.core.state.record import Incident
 
 
 def take_in(ctx: StepContext, event: SpecChanged) -> None:
-    """Thresholds count at once; what ranks run changes at the next launch."""
+    """Apply the thresholds at once, and keep what changes the ranks for the next launch."""
     spec, before = ctx.record.spec, ctx.policy
     ctx.policy = event.policy
     if event.restart and event.revision not in (spec.running, spec.waiting):
@@ -24,7 +24,7 @@ def take_in(ctx: StepContext, event: SpecChanged) -> None:
 
 
 def apply_waiting(ctx: StepContext) -> None:
-    """At a launch: the waiting revision becomes the running one, the one before is kept to go back to."""
+    """At a launch: run the waiting revision, and keep the one before to revert to."""
     spec = ctx.record.spec
     ctx.clear_deadline(Timer.APPLY_SPEC)
     if spec.waiting:
@@ -34,14 +34,14 @@ def apply_waiting(ctx: StepContext) -> None:
 
 
 def prove(ctx: StepContext) -> None:
-    """A step that was never completed before: the running revision works."""
+    """Accept the running revision once the job has completed a step beyond those before it."""
     spec = ctx.record.spec
     if spec.previous and ctx.record.best_step > spec.step:
         spec.previous, spec.before = None, None
 
 
 def revert(ctx: StepContext, incident: Incident) -> None:
-    """Back to the revision that made progress, with its policy."""
+    """Return to the revision before, with its policy, and page."""
     spec = ctx.record.spec
     ctx.emit(fx.Page, f"spec {spec.running} made no progress, back to {spec.previous}", incident=incident.id)
     spec.running, spec.previous = spec.previous, None
