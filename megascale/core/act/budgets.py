@@ -1,4 +1,4 @@
-"""Charging restarts to their budgets, and the count of failures without progress."""
+"""Counts restarts against their budgets, and failures without progress."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from megascale.core.state.incidents import Fault
 
 
 def note_failure(ctx: StepContext, fault: Fault) -> None:
-    """Charge a restart to its budget; failing again where it failed before is no progress."""
+    """Count a restart against the budget of its cause, and failures in a row at the same step."""
     record, live = ctx.record, ctx.live
     record.restarts[fault.cause] = record.restarts.get(fault.cause, 0) + 1
     record.failures += 1
@@ -23,7 +23,7 @@ def note_failure(ctx: StepContext, fault: Fault) -> None:
 
 
 def take_back_failure(ctx: StepContext, cause: Cause) -> None:
-    """The failure charged last was none of its own."""
+    """Undo the last `note_failure` of `cause`: the incident turned out to have another cause."""
     record = ctx.record
     record.restarts[cause] = max(0, record.restarts.get(cause, 0) - 1)
     record.failures = max(0, record.failures - 1)
@@ -33,5 +33,5 @@ def take_back_failure(ctx: StepContext, cause: Cause) -> None:
 
 
 def note_progress(ctx: StepContext) -> None:
-    """A step was completed that never was before."""
+    """The job completed a step that it had not completed before: reset the counts of failures in a row."""
     ctx.record.failures_in_row = ctx.record.failures_at_step = 0

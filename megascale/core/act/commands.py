@@ -1,4 +1,4 @@
-"""What people and the manifest ask for while the job runs."""
+"""Handles what people ask for and what changes in the manifest while the job runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from megascale.core.state.record import JobState, Plan
 
 
 def on_command(ctx: StepContext, event: ManualCommand) -> None:
-    """Obey; a command that makes no sense in the current stage changes nothing."""
+    """Carry out a person's command; one that does not apply in the current job state is ignored."""
     state = ctx.record.state
     who = f" by {event.by}" if event.by else ""
     node = event.node
@@ -57,7 +57,7 @@ def _evict(ctx: StepContext, node: str, reason: str) -> None:
 
 
 def on_spec_changed(ctx: StepContext, event: SpecChanged) -> None:
-    """New thresholds count at once, new sizes at the next launch; `suspend` acts."""
+    """Apply new thresholds at once and new sizes at the next launch; `suspend` stops or resumes the job."""
     was_suspended = ctx.policy.suspend
     if not take_in(ctx, event):
         return
@@ -72,6 +72,6 @@ def on_spec_changed(ctx: StepContext, event: SpecChanged) -> None:
 
 
 def on_spec_due(ctx: StepContext) -> None:
-    """No restart came along in time to apply the changed spec: make one."""
+    """Restart the ranks to apply the changed spec, since nothing else restarted them in time."""
     what = short_revision(ctx.record.spec.waiting)
     save_and_stop(ctx, Plan(PlanKind.RELAUNCH, f"changed spec {what} is applied"))

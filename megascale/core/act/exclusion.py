@@ -1,4 +1,4 @@
-"""Blaming nodes, taking them out of the job, and giving back those that it does not use."""
+"""Blames nodes, excludes them from the job, readmits them, and releases those that the job does not use."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _REFUSALS_TOLD: Final = 16
 
 
 def add_blame(ctx: StepContext, node: str, cause: Cause) -> None:
-    """Blame `node` for an incident of `cause`, and remember when."""
+    """Add the weight of `cause` to the node's blame, and note the time for lemon detection."""
     weight = WEIGHTS.get(cause, 0.0)
     if not weight:
         return
@@ -42,7 +42,7 @@ def add_blame(ctx: StepContext, node: str, cause: Cause) -> None:
 
 
 def take_back_blame(ctx: StepContext, node: str, cause: Cause, at: float) -> None:
-    """The incident for which the node was blamed at `at` was not its own."""
+    """Undo `add_blame` of an incident that was decided at `at` and turned out to have another cause."""
     weight = WEIGHTS.get(cause, 0.0)
     if node in ctx.record.blame and weight:
         ctx.record.blame[node] = Blame(max(0.0, blame_of(ctx, node) - weight), ctx.now)
@@ -60,7 +60,7 @@ def exclude(
     forced: bool = False,
     retired: bool = False,
 ) -> bool:
-    """Take the node out of this job; past a bound page instead. Whether it is out.
+    """Exclude the node from this job, or page when a bound forbids it; returns whether it is excluded.
 
     Args:
         reason: why, where the incident's reason is about more than this node.
@@ -91,7 +91,7 @@ def exclude(
 
 
 def notify_refusal(ctx: StepContext, node: str, words: str, incident: Incident) -> None:
-    """Page because automation may not take the node out: once an hour for a node, and for so many nodes."""
+    """Page that a bound forbids excluding the node: once an hour for each node, for at most 16 nodes."""
     record = ctx.record
     record.refused = {name: at for name, at in record.refused.items() if at > ctx.now - HOUR_S}
     if node in record.refused or len(record.refused) >= _REFUSALS_TOLD:
@@ -103,7 +103,7 @@ def notify_refusal(ctx: StepContext, node: str, words: str, incident: Incident) 
 
 
 def readmit(ctx: StepContext, node: str, *, by_person: bool) -> None:
-    """The node passed the checks, or a person released it; only a person brings back a retired one."""
+    """Allow the node again after it passed the checks or a person released it; a retired one needs a person."""
     exclusion = ctx.record.excluded.get(node)
     if exclusion is None or (exclusion.retired and not by_person):
         return
@@ -113,7 +113,7 @@ def readmit(ctx: StepContext, node: str, *, by_person: bool) -> None:
 
 
 def release_unwanted(ctx: StepContext) -> None:
-    """Give back excluded and draining nodes that hold no ranks any more."""
+    """Release excluded and draining nodes that no longer hold ranks to the fleet."""
     record = ctx.record
     reasons: dict[str, str | None] = {name: out.reason for name, out in record.excluded.items()}
     reasons |= {name: why for name, why in record.draining.items() if name not in reasons}

@@ -1,4 +1,4 @@
-"""Ending an attempt on purpose: save first if steps are being made, and see to it that it ends."""
+"""Ends an attempt on purpose: the ranks save first if they make steps, and are killed if they do not end."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ _STRENGTH: Final = {PlanKind.RELAUNCH: 0, PlanKind.SUSPEND: 1, PlanKind.FINISH: 
 
 
 def save_and_stop(ctx: StepContext, plan: Plan) -> None:
-    """Save and stop if steps are known to be made, else just stop; then `plan`, or the stronger one."""
+    """Have the ranks save and exit if they make steps, else kill them; then carry out `plan`.
+
+    A plan that is already under way stays if it is stronger: finish over suspend over relaunch.
+    """
     record = ctx.record
     unwatched = not ctx.policy.reports_steps and record.best_step == 0
     if record.state is JobState.RUNNING and not unwatched:
@@ -35,19 +38,19 @@ def save_and_stop(ctx: StepContext, plan: Plan) -> None:
 
 
 def save(ctx: StepContext, reason: str, *, then_stop: bool) -> None:
-    """Ask all ranks for a checkpoint."""
+    """Have all ranks save a checkpoint."""
     ctx.emit(
         fx.SaveNow, reason, attempt=ctx.record.attempt, then_stop=then_stop, deadline_s=ctx.policy.save_s
     )
 
 
 def on_save_overdue(ctx: StepContext) -> None:
-    """The ranks did not save and leave in time: stop them, the newest commit is what remains."""
+    """Kill the ranks, which did not save and exit in time; the job goes on from the newest commit."""
     stop(ctx, ctx.record.plan or Plan(PlanKind.RELAUNCH, "save timed out"))
 
 
 def call_off_suspension(ctx: StepContext) -> None:
-    """A suspension under way is called off: the ranks are launched again instead."""
+    """Turn a suspension that is under way into a relaunch."""
     plan = ctx.record.plan
     if plan is not None and plan.then == PlanKind.SUSPEND:
         ctx.record.plan = Plan(PlanKind.RELAUNCH, "the suspension was called off")

@@ -1,4 +1,4 @@
-"""From nodes to ranks and back: assemble, launch, stop, suspend, finish."""
+"""Moves the job between its states: assemble nodes, launch, stop, suspend, finish, reopen."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _shrunk(ctx: StepContext) -> tuple[str, ...] | None:
 
 
 def replenish(ctx: StepContext) -> None:
-    """Ask the fleet for the nodes missing from training and spares."""
+    """Ask the fleet for the nodes that are missing from training and spares."""
     record, policy = ctx.record, ctx.policy
     held_off = Timer.ACQUIRE_RETRY in record.deadlines or Timer.RECONNECT in record.deadlines
     if held_off or record.state in (JobState.SUSPENDED, JobState.FINISHED):
@@ -110,7 +110,7 @@ def replenish(ctx: StepContext) -> None:
 
 
 def launch(ctx: StepContext, nodes: tuple[str, ...]) -> None:
-    """Begin the next attempt from the newest trusted state on the lineage."""
+    """Begin the next attempt on `nodes`, from the newest trusted checkpoint or snapshot on the lineage."""
     record, incident = ctx.record, ctx.record.incident
     resume, tier = restore_point(ctx, nodes)
     settle(ctx, incident)
@@ -158,15 +158,16 @@ def launch(ctx: StepContext, nodes: tuple[str, ...]) -> None:
 
 
 def _startup_bound_s(ctx: StepContext, *, resumes: bool, tier: Tier, warm: bool) -> float:
-    """What was learnt counts for launches like those before: on nodes that have run the job already."""
+    """Seconds from launch to first step; the learnt bound applies only to nodes that ran the job before."""
     limit_s = ctx.policy.startup_s
     return ctx.record.clock.launch_bound_s(tier, limit_s) if resumes and warm else limit_s
 
 
 def _price_lost_work(ctx: StepContext, step: int) -> None:
-    """Productive time spent after `step`, which comes next again, was lost.
+    """Move the productive time spent after `step`, where the job resumes, to lost work.
 
-    A script that resumes from checkpoints of its own shows only by its first step how far it fell back.
+    A script that resumes from checkpoints of its own shows only by its first step how far it fell back, so
+    its marks are kept until then.
     """
     ledger = ctx.record.ledger
     if step == 0 and not ctx.policy.reports_steps:
@@ -199,7 +200,7 @@ def _forget_attempt(ctx: StepContext, step: int) -> None:
 
 
 def stop(ctx: StepContext, plan: Plan) -> None:
-    """Kill the ranks of the current attempt; `plan` follows when they are reaped."""
+    """Kill the ranks of the current attempt, and carry out `plan` once they are reaped."""
     record = ctx.record
     record.plan = plan
     record.state = JobState.STOPPING
@@ -218,14 +219,14 @@ def _is_reachable(ctx: StepContext, name: str) -> bool:
 
 
 def nobody_left_to_stop(ctx: StepContext) -> bool:
-    """Every node that a Kill would still wait for is gone."""
+    """Whether the job is stopping and every node that has to answer the Kill is gone."""
     return ctx.record.state is JobState.STOPPING and not any(
         _is_reachable(ctx, name) for name in ctx.record.assignment
     )
 
 
 def stopped(ctx: StepContext) -> None:
-    """Every rank that can be reaped is: go on with the plan."""
+    """All ranks that can be reaped are reaped: carry out the plan."""
     record, incident = ctx.record, ctx.record.incident
     plan = record.plan or Plan(PlanKind.RELAUNCH, "")
     record.state = JobState.ASSEMBLING
@@ -245,7 +246,7 @@ def stopped(ctx: StepContext) -> None:
 
 
 def _restart_container(ctx: StepContext, name: str, reason: str) -> None:
-    """Its agent comes back under a new incarnation; until then nothing is known of the node."""
+    """Restart the node's container; the node is UNKNOWN until its agent joins with a new incarnation."""
     node = ctx.live.nodes.get(name)
     if node is None or node.status is NodeStatus.GONE or ctx.is_excluded(name):
         return
@@ -256,7 +257,7 @@ def _restart_container(ctx: StepContext, name: str, reason: str) -> None:
 
 
 def suspend(ctx: StepContext, reason: str) -> None:
-    """Hold no ranks until resumed."""
+    """Hold no ranks until the job is resumed."""
     record = ctx.record
     record.state, record.plan = JobState.SUSPENDED, None
     record.suspended_by_spec = ctx.policy.suspend
@@ -269,7 +270,7 @@ def suspend(ctx: StepContext, reason: str) -> None:
 
 
 def finish(ctx: StepContext, state: FinishState, reason: str) -> None:
-    """The job ended; every node goes back."""
+    """End the job and have the shell release every node."""
     record = ctx.record
     record.state, record.plan = JobState.FINISHED, None
     record.finish_state, record.finish_reason = state, reason
@@ -284,9 +285,9 @@ def finish(ctx: StepContext, state: FinishState, reason: str) -> None:
 
 
 def reopen(ctx: StepContext) -> None:
-    """An ended job is started again: it goes on from its newest commit, with fresh budgets and trust.
+    """Start an ended job again from its newest commit, with budgets reset and every checkpoint trusted.
 
-    Whoever reopens it has dealt with the cause; a checkpoint that is damaged all the same is found again.
+    Whoever reopens a job has dealt with the cause of its end; a damaged checkpoint is detected again.
     """
     record = ctx.record
     record.distrusted, record.tainted = [], {}

@@ -1,4 +1,4 @@
-"""The lineage of attempts and its commits: remember, distrust, begin the next attempt."""
+"""Changes the lineage of attempts and its commits: remember, distrust, begin the next attempt."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from megascale.core.state.record import (
 
 
 def remember_commit(ctx: StepContext, commit: Commit) -> bool:
-    """Keep a commit that may be restored one day; False for one known or off the lineage.
+    """Keep a commit on the lineage; returns False for one that is known or not on it.
 
-    A commit beyond the step at which a later attempt took over never counts again, so it must not push
-    out those that do.
+    A commit beyond the step at which a later attempt took over can never be restored, so it must not push
+    out those that can.
     """
     record = ctx.record
     if commit in record.commits or not is_on_lineage(commit, record.lineage, record.attempt):
@@ -29,13 +29,13 @@ def remember_commit(ctx: StepContext, commit: Commit) -> bool:
 
 
 def taint(ctx: StepContext, step: int) -> None:
-    """Distrust what this attempt saves from `step` on, also what becomes known only later."""
+    """Distrust every checkpoint that this attempt saves from `step` on, those not committed yet included."""
     tainted, attempt = ctx.record.tainted, ctx.record.attempt
     tainted[attempt] = min(step, tainted.get(attempt, step))
 
 
 def roll_back(ctx: StepContext, incident: Incident, commits: tuple[Commit, ...] | None) -> None:
-    """Never restore these commits again, nor any snapshot; None = the commit that would be restored now."""
+    """Never restore these commits, or any snapshot, again; None = the commit that would be restored now."""
     record = ctx.record
     record.memory_from = record.attempt + 1
     if commits is None:
@@ -54,7 +54,7 @@ def roll_back(ctx: StepContext, incident: Incident, commits: tuple[Commit, ...] 
 
 
 def begin_attempt(ctx: StepContext, resume: Commit | None) -> None:
-    """The next attempt's number, and where it hangs on the lineage: only its ancestors are kept."""
+    """Number the next attempt and record what it resumes from; attempts that are not its ancestors go."""
     record = ctx.record
     record.attempt += 1
     record.lineage[record.attempt] = resume
@@ -76,9 +76,9 @@ def _ancestors(lineage: Lineage, attempt: int) -> dict[int, Commit | None]:
 
 
 def _leave_out_idle(record: JobRecord, lineage: dict[int, Commit | None]) -> None:
-    """Link over ancestors that handed on a snapshot in memory but committed nothing.
+    """Drop ancestors that committed nothing, and link their successor to what they resumed from.
 
-    A long row of restarts from memory must not push out of the record the last attempt that did commit.
+    Many restarts from memory must not push the last attempt that did commit out of the record.
     The newest two may still be needed: their snapshots exist.
     """
     committed = {commit.attempt for commit in record.commits}

@@ -18,7 +18,7 @@ from megascale.core.state.record import JobState, Plan
 
 
 def swap_out(ctx: StepContext, fault: Fault, why: str) -> None:
-    """Save, leave, and launch again on other nodes."""
+    """Save, stop, and launch again without the faulty node."""
     incident = open_incident(ctx, fault)
     decision = Decision(Action.REPLACE_NODE, why)
     note_decision(ctx, incident, decision)
@@ -26,7 +26,7 @@ def swap_out(ctx: StepContext, fault: Fault, why: str) -> None:
 
 
 def on_drain_notice(ctx: StepContext, node: str, reason: str) -> None:
-    """The node will be drained or preempted. A repeated notice changes nothing."""
+    """Prepare for the drain or preemption of the node: no blame, no budget. Repeated notices are ignored."""
     record = ctx.record
     if node not in ctx.live.nodes or node in record.draining:
         return

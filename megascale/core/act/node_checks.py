@@ -1,7 +1,8 @@
-"""Wrong numbers: which node computes them, asked of every node while no ranks run (arXiv 2509.16293).
+"""Starts and ends the check of all nodes after wrong numbers, while no ranks run.
 
-ByteRobust checks machines at the stop after a NaN; a test that compares bit for bit convicts about 70% of
-those that corrupt data silently, and no sound one. What it does not find, a roll-back or a replay has to.
+ByteRobust (arXiv 2509.16293) checks machines at the stop after a NaN. A test that compares bit for bit finds
+about 70% of the nodes that corrupt data silently, and accuses no sound one; the others need a roll-back or a
+replay.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ CHECK_S: Final = 300.0
 
 
 def begin(ctx: StepContext, incident: Incident | None) -> bool:
-    """Ask every node that took part in wrong numbers; `assemble` waits until they have answered.
+    """Check every node of an attempt that had wrong numbers; `assemble` waits until they have answered.
 
-    False = there is nothing to check.
+    Returns False when there is nothing to check.
     """
     if not ctx.policy.check_numbers or incident is None or incident.cause != Cause.NUMERICS:
         return False
@@ -43,6 +44,6 @@ def is_under_way(ctx: StepContext) -> bool:
 
 
 def end(ctx: StepContext) -> None:
-    """The check is over, or was called off."""
+    """End the check, answered or not."""
     ctx.clear_deadline(Timer.CHECK)
     ctx.drop_pending(fx.CheckNodes)

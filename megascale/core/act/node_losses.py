@@ -1,4 +1,4 @@
-"""Nodes lost together: blame for none of them, or for each when it is launched again."""
+"""Records lost nodes, and blames and excludes them at the next launch unless they share a cause."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ANYWHERE_FACTOR: Final = 2
 
 
 def note_node_loss(ctx: StepContext, name: str, reason: str) -> None:
-    """Remember that a node with ranks was lost; forgive it when many are lost at once."""
+    """Record the loss of a node that held ranks; blame none when many are lost within `correlate_s`."""
     record = ctx.record
     record.lost[name] = NodeLoss(domain_of(ctx, name), ctx.now, reason)
     together = [n for n, loss in record.lost.items() if loss.at > ctx.now - ctx.policy.correlate_s]
@@ -45,12 +45,12 @@ def _forgive(ctx: StepContext, domain: str, names: list[str]) -> None:
 
 
 def release_shared(ctx: StepContext) -> None:
-    """Nodes that share a cause may be used again as soon as they are back."""
+    """Allow nodes whose loss has a shared cause to be used again once they are back."""
     ctx.record.lost = {name: loss for name, loss in ctx.record.lost.items() if not is_shared(ctx, name)}
 
 
 def _give_back(ctx: StepContext, name: str) -> None:
-    """The fleet may still hold a node that only went silent."""
+    """Release the node to the fleet, which may still hold one that only went silent."""
     node = ctx.live.nodes.get(name)
     if node is not None and not node.released:
         node.released = True
@@ -58,7 +58,7 @@ def _give_back(ctx: StepContext, name: str) -> None:
 
 
 def settle(ctx: StepContext, incident: Incident | None) -> None:
-    """Before a launch: blame and exclude the nodes that were lost for a reason of their own."""
+    """Before a launch: blame and exclude the nodes whose loss has no shared cause."""
     release_shared(ctx)
     for name in sorted(ctx.record.lost):
         if incident is not None:

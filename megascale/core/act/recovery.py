@@ -1,4 +1,4 @@
-"""From a fault to what is done about it: budgets, blame, exclusions, and the plan after the stop."""
+"""Responds to a fault: opens the incident, decides, and books budgets, blame and exclusions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from megascale.core.state.record import Incident, JobState, Plan
 
 
 def respond(ctx: StepContext, fault: Fault) -> None:
-    """Open an incident for `fault`, choose a rung and act."""
+    """Open an incident for `fault`, decide on an action, and stop the ranks."""
     fault = explained(ctx, fault)
     incident = open_incident(ctx, fault)
     decision = decide(ctx, fault)
@@ -29,13 +29,13 @@ def respond(ctx: StepContext, fault: Fault) -> None:
 
 
 def note_decision(ctx: StepContext, incident: Incident, decision: Decision) -> None:
-    """Write into the incident what was decided, when and why."""
+    """Note in the incident what was decided, when and why."""
     incident.action, incident.decision = decision.action, decision.reason
     incident.mark(Milestone.DECIDED, ctx.now)
 
 
 def charge(ctx: StepContext, fault: Fault, incident: Incident, decision: Decision) -> Plan:
-    """Book the decision on budgets, blame and exclusions; what to do once the ranks are stopped."""
+    """Book the decision on budgets, blame and exclusions; returns the plan for when the ranks are stopped."""
     if decision.action == Action.FAIL_JOB:
         reason = f"{incident.reason}; {decision.reason}"
         ctx.emit(fx.Page, f"job fails: {reason}", incident=incident.id)
@@ -70,9 +70,9 @@ def charge(ctx: StepContext, fault: Fault, incident: Incident, decision: Decisio
 
 
 def reattribute(ctx: StepContext, fault: Fault) -> None:
-    """The open incident is explained by `fault`: move its charges and decide again.
+    """The open incident is explained by `fault`: undo its charges, decide again and charge the new cause.
 
-    A launch under way is taken back: the decision it follows from no longer holds.
+    A launch that is under way is stopped, since the decision behind it no longer holds.
     """
     record, incident = ctx.record, ctx.record.incident
     if incident is None:

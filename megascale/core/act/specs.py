@@ -1,4 +1,4 @@
-"""Changed manifests: stored, applied at the next restart or in time, rolled back when they cost progress."""
+"""Changes of the manifest: stored, applied at a restart, and reverted when they make no progress."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from megascale.core.state.record import Incident
 
 
 def take_in(ctx: StepContext, event: SpecChanged) -> bool:
-    """Thresholds count at once, what ranks run at the next launch; False = it was rolled back before."""
+    """Apply the thresholds at once, and keep what changes the ranks for the next launch.
+
+    Returns False, and changes nothing, for a revision that was rolled back before.
+    """
     spec, before = ctx.record.spec, ctx.policy
     if event.revision and event.revision == spec.rejected:
         return False
@@ -35,7 +38,7 @@ def take_in(ctx: StepContext, event: SpecChanged) -> bool:
 
 
 def apply_waiting(ctx: StepContext) -> None:
-    """At a launch: the waiting revision becomes the running one, the one before is kept to go back to."""
+    """At a launch: run the waiting revision, and keep the one before to revert to."""
     spec = ctx.record.spec
     ctx.clear_deadline(Timer.APPLY_SPEC)
     if spec.waiting:
@@ -45,14 +48,14 @@ def apply_waiting(ctx: StepContext) -> None:
 
 
 def prove(ctx: StepContext) -> None:
-    """A step that was never completed before: the running revision works."""
+    """Accept the running revision once the job has completed a step beyond those before it."""
     spec = ctx.record.spec
     if spec.previous and ctx.record.best_step > spec.step:
         spec.previous, spec.before = None, None
 
 
 def revert(ctx: StepContext, incident: Incident) -> None:
-    """Back to the revision that made progress, with its policy."""
+    """Return to the revision before, with its policy, and page."""
     spec = ctx.record.spec
     text = f"spec {short_revision(spec.running)} made no progress, back to {short_revision(spec.previous)}"
     ctx.emit(fx.Page, text, incident=incident.id)

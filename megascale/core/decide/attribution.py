@@ -1,4 +1,4 @@
-"""What a hardware event or log line explains: an exit shortly before or after it (arXiv 2410.21680)."""
+"""Which hardware event or log line explains a fault shortly before or after it (arXiv 2410.21680)."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _STRENGTH: Final[dict[str, int]] = {"none": 0, "alert": 1, "restart": 2, "fail_j
 
 
 def correlated(ctx: StepContext, matches: Collection[RuleMatch]) -> list[HardwareIncident]:
-    """The hits as incidents: those of one fault together."""
+    """Group rule matches into hardware incidents: the matches of one fault together."""
     switches = {match.node: domain_of(ctx, match.node) or "" for match in matches}
     return correlate(list(matches), ctx.policy.correlate_s, switch_of=switches)
 
 
 def hardware_fault(found: HardwareIncident, *, reason: str = "") -> Fault:
-    """The fault that these hits are evidence of."""
+    """The fault that the matches of `found` are evidence of."""
     main = max(found.matches, key=lambda match: _STRENGTH[match.action])
     return Fault(
         Cause.HARDWARE,
@@ -42,7 +42,7 @@ def hardware_fault(found: HardwareIncident, *, reason: str = "") -> Fault:
 
 
 def suspicious(ctx: StepContext, nodes: Collection[str], since: float) -> HardwareIncident | None:
-    """The strongest sign of a machine fault on one of `nodes` since then, if it is more than an alert."""
+    """The strongest hardware incident on one of `nodes` since `since` that asks for more than an alert."""
     matches = [match for match in ctx.live.signals if match.node in nodes and match.at >= since]
     found = [
         incident
@@ -55,9 +55,9 @@ def suspicious(ctx: StepContext, nodes: Collection[str], since: float) -> Hardwa
 
 
 def explained(ctx: StepContext, fault: Fault) -> Fault:
-    """`fault`, or what is behind it according to the signals of the time before it.
+    """`fault`, or the fault behind it according to the matches of the time before it.
 
-    A rank that only lost its peers is explained by a sign on any other node of the job.
+    A rank that only lost its peers may be explained by a match on any node of the job.
     """
     if fault.cause not in EXPLAINABLE or not fault.node:
         return fault
@@ -74,11 +74,11 @@ def explained(ctx: StepContext, fault: Fault) -> Fault:
             node_gone=fault.node_gone and cause.node == fault.node,
             evidence=cause.evidence + fault.evidence,
         )
-    return _in_words_of_log(ctx, fault)
+    return _as_log_says(ctx, fault)
 
 
-def _in_words_of_log(ctx: StepContext, fault: Fault) -> Fault:
-    """A crash whose log had just named an error of code, data or memory was that error."""
+def _as_log_says(ctx: StepContext, fault: Fault) -> Fault:
+    """Turn a crash into the error of code, data or memory that its log reported just before."""
     since = (fault.at or ctx.now) - ctx.policy.correlate_s
     lines = [
         match

@@ -1,4 +1,4 @@
-"""Which nodes are to blame: decaying blame, lemons, and exclusion from the job."""
+"""How much a node is to blame: a score that decays, and lemons, whose incidents keep coming back."""
 
 from __future__ import annotations
 

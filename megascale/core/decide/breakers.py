@@ -1,4 +1,4 @@
-"""Bounds past which automation stops acting: restart budgets, no progress, too many nodes excluded."""
+"""Bounds beyond which automation stops acting: restart budgets, no progress, excluded nodes."""
 
 from __future__ import annotations
 

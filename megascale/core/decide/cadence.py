@@ -1,7 +1,7 @@
-"""How often to save: Young's optimum from what saving costs and how often the job fails.
+"""How often to save, by Young's optimum: from the cost of a save and the failure rate of the job.
 
 Young 1974: the loss is least at an interval of sqrt(2 x save cost x mean time between failures), here never
-so short that saving costs more than 1% (design 5).
+so short that saving costs more than 1%.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def mtbf_s(failures: int, wall_s: float, *, nodes: int, node_failures_per_day: f
 
 
 def measured(ctx: StepContext) -> Cadence | None:
-    """The cadence that this job's own figures call for; None before it has saved."""
+    """The cadence by this job's own figures; None before its first save."""
     record, step_s = ctx.record, ctx.record.clock.step_s()
     if step_s is None or not record.saves.count:
         return None

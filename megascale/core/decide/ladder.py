@@ -1,4 +1,4 @@
-"""The recovery ladder: which rung a fault calls for, and why (design 3). Decides, changes nothing."""
+"""The recovery ladder: which action a fault calls for, cheapest first, and why."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _CONTAINER_CURES: Final = frozenset({Cause.HANG, Cause.LAUNCH_FAILED, Cause.HARD
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """A rung of the ladder and why it was chosen."""
+    """An action and why it was chosen."""
 
     action: Action
     reason: str
 
 
 def decide(ctx: StepContext, fault: Fault) -> Decision:
-    """The cheapest rung that can cure `fault` and has budget left."""
+    """The cheapest action that can cure `fault` and has budget left."""
     if fault.cause in FREE_OF_BUDGET:
         return Decision(Action.REPLACE_NODE, f"{fault.reason}; no budget charged, no blame")
     return _refused(ctx, fault) or _by_override(ctx, fault) or _by_cause(ctx, fault) or _by_node(ctx, fault)
@@ -135,7 +135,9 @@ def _by_node(ctx: StepContext, fault: Fault) -> Decision:
 
 
 def _container_helps(ctx: StepContext, cause: Cause, node: str) -> bool:
-    """A node's second such fault in a row; never twice within `container_restart_s`."""
+    """Whether a restart of the container is due: a second such fault of the node, and none of its restarts
+    within `container_restart_s`.
+    """
     last = ctx.record.container_restarts.get(node)
     allowed = last is None or ctx.now - last >= ctx.policy.container_restart_s
     return allowed and cause in _CONTAINER_CURES and blame_of(ctx, node) >= 0.5

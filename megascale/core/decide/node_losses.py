@@ -1,6 +1,6 @@
-"""Nodes lost together have a cause in common: a switch or a rack, not the nodes (design 10.5).
+"""Whether nodes that were lost together share a cause, such as a switch or a rack.
 
-A lost node is judged only when the next attempt is launched: by then its neighbours' losses are known.
+A lost node is judged only when the next attempt is launched: by then the losses of its neighbours are known.
 """
 
 from __future__ import annotations

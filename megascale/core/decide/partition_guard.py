@@ -1,6 +1,6 @@
-"""Whether this driver is cut off: when most nodes fall silent at once, that is likelier than losing them all.
+"""Whether this driver is cut off from the nodes, which is likelier than losing most of them at once.
 
-Training may well go on without the driver, and nothing that it decides would reach the nodes.
+Training may go on without the driver, and nothing that the driver decides would reach the nodes.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ def last_heard(ctx: StepContext, name: str) -> float:
 
 
 def is_waited_out(ctx: StepContext) -> bool:
-    """Whether silence is not believed for now, because most nodes fell silent at once."""
+    """Whether the driver waits before it counts silent nodes as lost, because most fell silent at once."""
     return ctx.now < ctx.live.cut_off_until
 
 
 def seems_cut_off(ctx: StepContext) -> bool:
-    """Whether most nodes are silent, and that was not waited out just now."""
+    """Whether most nodes are silent, and the driver has not just waited for them."""
     return ctx.now - ctx.live.cut_off_until >= ctx.policy.silence_s and _most_are_silent(ctx)
 
 
@@ -42,6 +42,6 @@ def _most_are_silent(ctx: StepContext) -> bool:
 
 
 def nobody_is_heard(ctx: StepContext) -> bool:
-    """Whether no node of the attempt was heard lately: then nothing is known of its progress either."""
+    """Whether no node of the attempt was heard lately; then nothing is known of its progress."""
     bound = ctx.now - ctx.policy.silence_s * _SILENT_SHARE
     return all(last_heard(ctx, name) <= bound for name in ctx.record.assignment)

@@ -1,8 +1,8 @@
-"""Which nodes get ranks, and in which order (MegaScale 1.1).
+"""Which nodes get ranks, and in which order.
 
 Ranks are numbered node after node, so the nodes of one pipeline stage are consecutive: its data-parallel
 groups, the heaviest traffic between nodes, stay inside one network domain where it is large enough, and
-stages that talk to each other come next to each other. Survivors keep their place: their snapshots are there.
+stages that exchange activations are neighbours. Surviving nodes keep their place: they hold its snapshots.
 """
 
 from __future__ import annotations

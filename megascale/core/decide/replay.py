@@ -3,7 +3,7 @@
 The job of N nodes is split into groups that each replay the same steps with fewer data-parallel copies,
 tensor and pipeline sizes kept. First horizontally: node x is in group x // m; then vertically: in group
 x mod n, where m = k x pipeline nodes and n = N / m. Groups of both phases hold m nodes. Where m <= n, a
-horizontal and a vertical group share one node, so the pair that computes something else names it.
+horizontal and a vertical group share one node: the two groups whose results differ name the faulty node.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class ReplayPlan:
         columns = {node for index in vertical_bad for node in self.vertical[index]}
         return tuple(node for group in self.horizontal for node in group if node in rows & columns)
 
-    def in_words(self) -> str:
-        """What a person does with it."""
+    def instructions(self) -> str:
+        """What a person does to find the node."""
         groups, size = len(self.horizontal), len(self.horizontal[0])
         return (
             f"replay the steps on {groups} groups of {size} nodes, first neighbours in rank order, then "

@@ -47,7 +47,7 @@ def _is_trusted(ctx: StepContext, commit: Commit) -> bool:
 
 
 def nothing_trusted(ctx: StepContext) -> bool:
-    """Whether there are checkpoints but none may be restored: then starting over is not ours to decide."""
+    """Whether there are checkpoints but none is trusted; only a person may then start the job over."""
     record = ctx.record
     return resume_point(ctx) is None and any(
         is_on_lineage(commit, record.lineage, record.attempt) for commit in record.commits

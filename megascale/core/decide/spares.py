@@ -1,4 +1,4 @@
-"""How many warm spares a job needs: ByteRobust's rule (arXiv 2509.16293, section 2 of our notes).
+"""How many warm spares a job needs: ByteRobust's rule (arXiv 2509.16293).
 
 So many that, in 99 of 100 days, no more nodes fail than there are spares. With about 0.12% of machines
 failing a day this gives 2, 2, 3 and 4 for 128, 256, 512 and 1,024 machines, as published.

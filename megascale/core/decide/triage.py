@@ -1,4 +1,4 @@
-"""Who holds up the others: ranks suspects of a stall from what every rank was doing."""
+"""Which ranks may hold up a stalled job, from what every rank was doing."""
 
 from __future__ import annotations
 
@@ -45,8 +45,7 @@ def suspects(
     """Suspects, surest first; empty = inconclusive.
 
     A stopped or missing process is positive evidence. So is a rank that entered fewer collectives than all
-    others of its pipeline stage: they wait for it inside one it never reached (MegaScale 5: the silent rank
-    is the suspect). A rank in uninterruptible sleep or in another phase than the majority is named, but not
+    others of its pipeline stage: they wait for it inside one that it never reached. A rank in uninterruptible sleep or in another phase than the majority is named, but not
     sure.
 
     Args:
@@ -71,7 +70,7 @@ def suspects(
 
 
 def _alike(evidence: Mapping[str, Sequence[RankEvidence]], ranks: int, stages: int) -> _Groups:
-    """Ranks by what they were found doing: thousands of ranks make a handful of groups."""
+    """Group the ranks by what they were doing; thousands of ranks make a few groups."""
     groups: dict[_Group, list[tuple[str, RankEvidence]]] = defaultdict(list)
     for node, found in evidence.items():
         for rank in found:
@@ -82,7 +81,7 @@ def _alike(evidence: Mapping[str, Sequence[RankEvidence]], ranks: int, stages: i
 
 
 def _behind(peers: _Groups) -> list[Suspect]:
-    """Ranks of one stage that entered fewer collectives; two peers that differ do not tell who is right."""
+    """Ranks of one stage that entered fewer collectives than most; with two peers neither can be named."""
     counts: Counter[int] = Counter()
     for group, members in peers.items():
         if group.collectives >= 0:

@@ -142,7 +142,7 @@ def _how_to_find_the_node(ctx: StepContext) -> tuple[str, ...]:
     nodes, model_nodes = ctx.record.assignment, ctx.policy.model_nodes
     if len(nodes) <= model_nodes or len(nodes) % model_nodes:
         return ()
-    return (plan_replay(nodes, pipeline_nodes=model_nodes).in_words(),)
+    return (plan_replay(nodes, pipeline_nodes=model_nodes).instructions(),)
 
 
 def _loaded_shortly_before(ctx: StepContext, first_step: int) -> tuple[Commit, ...]:

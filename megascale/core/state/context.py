@@ -1,4 +1,4 @@
-"""One event's worth of work: the state, the time, and the effects decided so far."""
+"""What one step of the core works on: the state, the policy, the time, and the effects decided so far."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _KINDS: Final[dict[str, Any]] = {kind.__name__: kind for kind in fx.Effect.__arg
 
 @dataclass(slots=True)
 class StepContext:
-    """Passed to every handler. `now` never goes backwards between turns."""
+    """Passed to every handler. `now` never goes backwards from step to step."""
 
     record: JobRecord
     live: Live
@@ -27,7 +27,7 @@ class StepContext:
     effects: list[fx.Effect] = field(default_factory=list)
 
     def emit(self, kind: type[E], reason: str, **fields: Any) -> E:  # noqa: ANN401 - the effect's own fields
-        """Decide an effect: it gets an id and stays pending until it is answered."""
+        """Decide an effect: it gets the next id and stays pending until it is answered."""
         effect_id = f"e-{self.record.next_effect}"
         self.record.next_effect += 1
         effect = kind(effect_id=effect_id, reason=reason, **fields)
@@ -36,7 +36,7 @@ class StepContext:
         return effect
 
     def _pending(self, effect: fx.Effect) -> Pending:
-        """The effect as JSON; what may be long is left out and told by the record."""
+        """The effect as JSON, without long lists of nodes that the record holds anyway."""
         data = cast(dict[str, Json], encode(effect))
         data.pop("avoid", None)
         nodes: tuple[str, ...] = getattr(effect, "nodes", ())
@@ -47,7 +47,7 @@ class StepContext:
         return Pending(type(effect).__name__, data, tuple(sorted(without)))
 
     def pending_effects(self) -> list[fx.Effect]:
-        """Every effect that was not answered yet, in the order in which they were decided."""
+        """Every effect that was not answered yet, in the order in which it was decided."""
         return [self._restored(pending) for pending in self.record.pending.values()]
 
     def drop_unknown_pending(self) -> list[str]:
@@ -121,7 +121,7 @@ class StepContext:
         return self.ranks_active() and node in self._assigned()
 
     def _assigned(self) -> frozenset[str]:
-        """The assignment as a set, made once for each: every heartbeat of thousands of nodes asks."""
+        """The assignment as a set, kept until the assignment changes: every heartbeat asks for it."""
         names, kept = self.record.assignment, self.live.assigned
         if kept[0] is not names:
             kept = self.live.assigned = names, frozenset(names)

@@ -1,8 +1,7 @@
 """The goodput ledger: every second of a job belongs to exactly one phase.
 
-The phases always sum to wall time. A fault turns productive seconds after the commit it falls back to
-into lost work, and the seconds between fault and detection into detection; both only move seconds
-between phases, so the sum stays.
+The phases always sum to wall time. A fault moves the productive seconds after the commit that is restored
+to lost work, and the seconds between fault and detection to detection, so the sum stays the same.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ class Ledger:
     marks: dict[int, float] = field(default_factory=dict)
 
     def start(self, now: float) -> None:
-        """Begin the account; a second call changes nothing."""
+        """Begin the ledger at `now`; a second call changes nothing."""
         if not self.started_at:
             self.started_at = self.since = self.began = now
 

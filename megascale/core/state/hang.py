@@ -1,7 +1,7 @@
-"""When a lack of progress becomes suspicious: bounds learnt from the job's own steps.
+"""How long a job may go without a step before it is suspected to hang, learnt from its own steps.
 
-A stall is suspected after `hang_steps` x the step time + margin. Phases that are long by
-nature have bounds of their own, learnt from how long they took before: a long evaluation is no hang.
+A stall is suspected after `hang_steps` x the step time + margin. Long phases, such as an evaluation, have
+bounds of their own, learnt from how long they took before.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class StepClock:
         return limit_s if longest is None else min(limit_s, max(_LAUNCH_FLOOR_S, _LAUNCH_FACTOR * longest))
 
     def forget_launches(self) -> None:
-        """A launch was given up: perhaps the bounds were too short, so the next has all the time."""
+        """Forget the learnt bounds of launches: one was given up, and they may have been too short."""
         for name in [name for name in self.longest_s if name.startswith("launch from ")]:
             del self.longest_s[name]
 

@@ -1,4 +1,4 @@
-"""Incidents: one record from the fault to the first good step."""
+"""Incidents: what is known of a fault, from when it happened until the job is back to speed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Fault:
     Attributes:
         at: when it happened; `source` says how that is known: observed, estimated or injected.
         node_gone: the node cannot be used any more, whatever is decided.
-        consequence: may well be an echo of another rank's fault (a broken collective).
+        consequence: may be the consequence of another rank's fault (a broken collective).
         action, rule, category: what the log rules say of the event or line behind it, None = nothing.
         error_type: of the rank's exit report.
         commits: checkpoints that are no longer trusted; None = if it comes to a roll-back, the newest.
@@ -42,15 +42,15 @@ class Fault:
 
     @property
     def blames_node(self) -> bool:
-        """Whether it speaks against the node: echoes and network faults do not, their origin may be a peer.
+        """Whether the node is blamed: not for consequences and network faults, which a peer may have caused.
 
-        A failing disk shows on the same node again; a file system that all share fails on a node at random.
+        Storage faults do count: a failing disk shows on the same node again, a shared file system on any.
         """
         return self.node is not None and not self.consequence and self.category != "network"
 
 
 def open_incident(ctx: StepContext, fault: Fault) -> Incident:
-    """A new incident; an open one was interrupted by it, but a stall under diagnosis was its first sign."""
+    """Open an incident. It closes one that is open, but a stall under diagnosis becomes this incident."""
     record = ctx.record
     if record.state is JobState.DIAGNOSING and record.incident and record.incident.cause == Cause.HANG:
         relabel(record.incident, fault)
@@ -63,7 +63,7 @@ def open_incident(ctx: StepContext, fault: Fault) -> Incident:
 
 
 def note_aside(ctx: StepContext, fault: Fault, action: Action, decision: str) -> Incident:
-    """An incident that did not interrupt training: it goes straight to the history."""
+    """Put an incident that did not interrupt training into the history."""
     incident = _new(ctx, fault)
     incident.action, incident.decision = action, decision
     incident.mark(Milestone.DECIDED, ctx.now)
@@ -84,7 +84,7 @@ def count_suppressed(ctx: StepContext, detector: Detector) -> None:
 
 
 def relabel(incident: Incident, fault: Fault) -> None:
-    """The incident turned out to be `fault`."""
+    """Change the incident to `fault`, which turned out to be behind it."""
     incident.add_evidence(f"first seen as: {incident.reason}")
     incident.cause, incident.reason = fault.cause, fault.reason[:TEXT_KEPT]
     incident.consequence = fault.consequence
@@ -131,7 +131,7 @@ def _new(ctx: StepContext, fault: Fault) -> Incident:
 
 
 def _charge_detection(ctx: StepContext, incident: Incident) -> None:
-    """The time since the fault was not productive; node clocks may be off, so only this phase counts."""
+    """Move the time since the fault to detection, at most since the phase began: node clocks may be off."""
     ledger = ctx.record.ledger
     ledger.charge(ctx.now)
     if ledger.phase is GoodputPhase.PRODUCTIVE:

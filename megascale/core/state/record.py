@@ -1,4 +1,4 @@
-"""What the core knows. `Record` survives a driver restart; `Live` is learnt again from the agents."""
+"""The core's state: `JobRecord` outlives the driver, `Live` is learnt again from the agents."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class JobState(enum.StrEnum):
 
 
 class NodeStatus(enum.StrEnum):
-    """UNKNOWN is a status of its own: a node not heard of since the driver started is not healthy."""
+    """UNKNOWN: expected, but not heard of since this driver started; not taken for healthy."""
 
     UNKNOWN = "unknown"
     READY = "ready"
@@ -113,13 +113,13 @@ class MilestoneTime:
 
 @dataclass(slots=True)
 class Incident:
-    """One record from the fault to the first good step.
+    """A fault and its recovery, from when it happened until the job is back to speed.
 
     Attributes:
         node, rank: at fault, None = not known, or none is.
         action, decision: None and "" until it is decided.
         fault_step: newest step before the fault; outcome: None while open.
-        consequence: may be an echo of a fault not seen yet.
+        consequence: may be the consequence of a fault that is not known yet.
     """
 
     id: str
@@ -147,7 +147,7 @@ class Incident:
             self.evidence.append(line)
 
     def close(self, outcome: str) -> None:
-        """The history keeps less than an open incident: the event log has it all."""
+        """End the incident and shorten its texts for the history; the event log has them in full."""
         self.outcome = outcome
         self.reason = self.reason[: 2 * TEXT_KEPT_CLOSED]
         self.decision = self.decision[:TEXT_KEPT_CLOSED]
@@ -229,7 +229,7 @@ class JobRecord:
         shared: network domains that lost many nodes at once, and when.
         history: times of the incidents a node was blamed for.
         draining: nodes that will go away soon, and why.
-        refused: bad nodes that automation may not take out, and when a person was told.
+        refused: faulty nodes that a bound forbids to exclude, and when a person was paged.
         waiting_since: since when a launch waits for nodes, 0.0 = it does not.
         failures_in_row, failures_at_step: without a new step; of these, at the same step `failed_step`.
         failures: faults charged to a budget over the job's life.
@@ -324,13 +324,13 @@ def pace_detector() -> DecayDetector:
 
 @dataclass(slots=True)
 class Live:
-    """What the agents tell; empty after a driver restart.
+    """What agents reported; empty after a driver restart.
 
     Attributes:
         silence: heap of (when to judge, node); absent: nodes that summarised reports leave out.
-        cut_off_until: most nodes are silent, and until then it is not believed.
+        cut_off_until: most nodes are silent; until then they are not taken for lost.
         pace: (step, productive seconds when it was completed), newest last.
-        unpriced: what the last restart lost is not known before the first step that follows it.
+        unpriced: how much work the last restart lost is not known before the next step.
         stall_s: time the slowest rank was blocked by saves in this attempt; snapshot_s: by snapshots alone.
         snapshots: node -> the newest snapshots that all its ranks hold in memory, oldest first.
         evidence_id: the CollectEvidence that is being answered; asked: the nodes it is for.

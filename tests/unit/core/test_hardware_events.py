@@ -48,6 +48,17 @@ def test_device_found_while_its_crash_is_recovered_from_is_the_same_incident(run
     assert job.record.restarts == {"hardware": 1}
 
 
+def test_what_is_explained_later_is_blamed_once(running):
+    job = running(2)
+    job.exit(1, sig=9)
+    assert (job.incident.cause, job.record.blame["n-1"].score) == ("crash", 1.0)
+    job.hardware("n-1", "xid", 46, "GPU stopped processing")
+    assert (job.incident.id, job.incident.cause, job.incident.action) == ("i-1", "hardware", "restart_in_place")
+    assert job.record.blame["n-1"].score == pytest.approx(1.0)
+    assert job.record.history["n-1"] == [job.now]
+    assert job.record.restarts == {"crash": 0, "hardware": 1}
+
+
 def test_device_of_another_node_found_meanwhile_is_another_incident(running):
     job = _dies_of_the_device(running)
     job.done(fx.Kill)

@@ -9,6 +9,7 @@ from megascale.core.contract.policy import RecoveryOverride
 from megascale.core.state.record import JobState
 
 DAY_S = 86400.0
+HOUR_S = 3600.0
 
 
 def crash(job, rank=1):
@@ -82,6 +83,18 @@ def test_burst_of_incidents_makes_no_lemon(running):
     crash(job).train(20)
     crash(job).train(20)
     assert not job.record.excluded
+
+
+def test_incidents_of_one_burst_count_once_for_a_lemon_later_too(running):
+    patient = {"silence_s": DAY_S, "hang_margin_s": DAY_S}
+    job = running(2, spare_nodes=1, lemon_incidents=3, node_blame_limit=99.0, **patient)
+    for _ in range(3):
+        crash(job).train(20)
+    assert len(job.record.history["n-1"]) == 1
+    job.now += 2 * HOUR_S
+    job.train(1).exit(1, sig=11)
+    assert job.incident.action == "restart_in_place"
+    assert len(job.record.history["n-1"]) == 2
 
 
 def test_same_step_failing_again_fails_the_job(running):
@@ -229,6 +242,24 @@ def test_container_is_restarted_before_the_node_is_given_up(running):
     assert job.state is JobState.LAUNCHING
     job.fails(fx.Launch, "zygote did not answer", ("n-1",))
     assert job.incident.action == "replace_node"
+
+
+def test_container_is_restarted_at_most_once_in_its_time(running):
+    job = running(2, container_restart_s=30.0, node_blame_limit=99.0, no_progress_limit=99)
+
+    def launch_fails() -> str:
+        job.fails(fx.Launch, "zygote did not answer", ("n-1",)).done(fx.Kill)
+        action = job.incident.action
+        if action == "restart_container":
+            job.agent_restarts("n-1")
+        return action
+
+    job.train(5).exit(1, sig=9).done(fx.Kill)
+    assert launch_fails() == "restart_container"
+    job.wait(29.0)
+    assert launch_fails() == "restart_in_place"
+    job.wait(1.0)
+    assert launch_fails() == "restart_container"
 
 
 def test_container_that_cannot_be_restarted_loses_its_node(running):
