@@ -173,7 +173,7 @@ def test_a_stopped_server_is_unreachable_in_bounded_time(kubeconfig: Path, serve
         server.signal(signal.SIGSTOP)
         try:
             async with asyncio.timeout(5):
-                with pytest.raises(ApiUnreachableError, match=r"no answer within 0\.5 s"):
+                with pytest.raises(ApiUnreachableError, match=r"no response within 0\.5 s"):
                     await api.get(PODS, "any", "default")
         finally:
             server.signal(signal.SIGCONT)

@@ -132,7 +132,7 @@ def test_an_api_server_that_hangs_costs_leadership_and_nothing_else(
         eventually("it leads again", lambda: holder(api) == "patient")
         api.delete(f"/api/v1/namespaces/default/pods/{job}-0-0")
         eventually("it acts again", lambda: f"{job}-0-1" in pods_of(api, job))
-        assert "leads no more" in program.log.read_text()
+        assert "is no longer the leader" in program.log.read_text()
 
 
 def test_jobs_get_the_detection_thresholds_of_the_cluster(kubeconfig: Path, api: Rest) -> None:

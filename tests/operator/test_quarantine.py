@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from kube_world import node_object
 from megascale_operator.kube.resources import Obj
 from megascale_operator.quarantine import patches
-from megascale_operator.quarantine.breaker import Limits, closed_because
-from megascale_operator.quarantine.decide import Decision, JobRequest, decide, put_back_by_person
+from megascale_operator.quarantine.breaker import Limits, breaker_open_reason
+from megascale_operator.quarantine.decide import Decision, JobRequest, decide, detect_manual_release
 from megascale_operator.quarantine.patches import reason_class
 from megascale_operator.reconcile import names
 from megascale_operator.reconcile.mark import mark_of
@@ -116,10 +116,10 @@ def test_release_does_not_lift_a_cordon_that_was_there_before() -> None:
 def test_who_uncordons_a_node_gets_it_back_and_is_not_overruled() -> None:
     obj = quarantined(node_object("n1"))
     del obj["spec"]["unschedulable"]
-    operations = put_back_by_person(node_record(obj), NOW + 60)
+    operations = detect_manual_release(node_record(obj), NOW + 60)
     obj = patched(obj, operations)
     assert names.TAINT not in taints(obj)
-    assert put_back_by_person(node_record(obj), NOW + 61) == []
+    assert detect_manual_release(node_record(obj), NOW + 61) == []
     again = decided(obj, now=NOW + 61)
     assert "person" in again.refused
     other = decide(node_record(obj), request(incident="i-9"), "Enforce", "", NOW + 1800)
@@ -142,7 +142,7 @@ def test_a_node_that_was_released_is_not_taken_again_for_the_same_incident() -> 
 def test_who_takes_our_taint_away_keeps_the_cordon() -> None:
     obj = quarantined(node_object("n1"))
     obj["spec"]["taints"] = []
-    obj = patched(obj, put_back_by_person(node_record(obj), NOW))
+    obj = patched(obj, detect_manual_release(node_record(obj), NOW))
     assert obj["spec"]["unschedulable"] is True
     mark = mark_of(node_record(obj))
     assert mark is not None
@@ -152,7 +152,7 @@ def test_who_takes_our_taint_away_keeps_the_cordon() -> None:
 def test_who_takes_our_annotation_away_loses_our_taint() -> None:
     obj = quarantined(node_object("n1"))
     obj["metadata"]["annotations"] = {}
-    obj = patched(obj, put_back_by_person(node_record(obj), NOW))
+    obj = patched(obj, detect_manual_release(node_record(obj), NOW))
     assert names.TAINT not in taints(obj)
     assert obj["spec"]["unschedulable"] is True, "nobody knows any more who cordoned it"
 
@@ -163,7 +163,7 @@ def fleet(total: int, out: int, since: float) -> list[Obj]:
 
 
 def why(nodes: list[Obj], limits: Limits, now: float = NOW) -> str:
-    return closed_because([node_record(obj) for obj in nodes], limits, now)
+    return breaker_open_reason([node_record(obj) for obj in nodes], limits, now)
 
 
 def test_the_breaker_counts_by_the_hour_and_by_the_share() -> None:
@@ -196,9 +196,9 @@ def test_damaged_annotations_are_no_crash() -> None:
         )
         record = node_record(obj)
         mark_of(record)
-        put_back_by_person(record, NOW)
+        detect_manual_release(record, NOW)
         patched(obj, patches.release(record))
-        assert why([obj], Limits()) in ("", "1 of 1 nodes are quarantined, the bound is 1 (10%)")
+        assert why([obj], Limits()) in ("", "1 of 1 nodes are quarantined, the limit is 1 (10%)")
 
 
 def test_the_taint_says_why_in_one_word() -> None:

@@ -471,17 +471,17 @@ def test_a_silent_driver_is_not_shown_as_running() -> None:
     world.now += 100
     plan = world.tick()
     assert world.condition("Running") == "Unknown"
-    assert ("Warning", "DriverSilent") in [(note.type, note.reason) for note in plan.notes]
+    assert ("Warning", "DriverSilent") in [(event.type, event.reason) for event in plan.events]
 
 
 def test_transitions_are_told_once() -> None:
     world = running()
     incident = {"id": "i-1", "reason": "rank 1 was killed", "action": "restart in place"}
     world.driver_says(incident=incident, jobState="stopping")
-    assert [note.reason for note in world.tick().notes] == ["Recovering"]
-    assert world.tick().notes == []
+    assert [event.reason for event in world.tick().events] == ["Recovering"]
+    assert world.tick().events == []
     world.driver_says(incident=None, jobState="running")
-    assert [note.reason for note in world.tick().notes] == ["Running", "Recovered"]
+    assert [event.reason for event in world.tick().events] == ["Running", "Recovered"]
 
 
 def test_refusals_keep_the_time_they_began() -> None:

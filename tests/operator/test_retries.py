@@ -103,7 +103,7 @@ def test_reads_are_repeated_and_not_for_ever(tmp_path: Path) -> None:
 
 def test_what_is_not_json_and_what_is_no_status_is_said_as_such(tmp_path: Path) -> None:
     async def main(api: RestApi) -> None:
-        with pytest.raises(ApiError, match="answered 418"):
+        with pytest.raises(ApiError, match="returned HTTP 418"):
             await api.create(CONFIG_MAPS, BODY, "default")
 
     async def teapot(_request: web.Request) -> web.Response:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from kube_world import job_object
 from megascale_operator.driver.commands import manifest_of
-from megascale_operator.reconcile.storage import PLACE, CheckpointRoot
+from megascale_operator.reconcile.storage import MOUNT_PATH, CheckpointRoot
 
 from megascale.errors import InputError
 from megascale.job import from_mapping
@@ -37,13 +37,13 @@ def test_a_folder_or_a_claim_is_mounted_beside_what_the_job_mounts(root: str, so
     mine = {"name": "mine", "emptyDir": {}}
     slot = {"name": "slot", "volumeMounts": [{"name": "mine", "mountPath": "/mine"}]}
     spec = filled(root, template={"spec": {"volumes": [mine], "containers": [slot]}})
-    assert spec.checkpoint.uri == f"{PLACE}/team/q-uid-job"
+    assert spec.checkpoint.uri == f"{MOUNT_PATH}/team/q-uid-job"
     volumes = [one.model_dump(by_alias=True, exclude_none=True) for one in spec.template.spec.volumes]
     assert volumes == [mine, {"name": "default-checkpoints", **source}]
     mounts = {
         one.name: [mount.mount_path for mount in one.volume_mounts] for one in spec.template.spec.containers
     }
-    assert mounts == {"slot": ["/mine", PLACE], "driver": [PLACE]}
+    assert mounts == {"slot": ["/mine", MOUNT_PATH], "driver": [MOUNT_PATH]}
 
 
 def test_what_a_job_says_itself_counts() -> None:
