@@ -81,18 +81,18 @@ _BY_STATUS: dict[int, type[ApiError]] = {
 
 
 def error_of(
-    operation: str, status: int, answer: Mapping[str, Any] | None, retry_after_s: float | None = None
+    operation: str, status: int, body: Mapping[str, Any] | None, retry_after_s: float | None = None
 ) -> ApiError:
     """Return the exception for an error response.
 
     Args:
         operation: the request, for the message, such as "GET /api/v1/nodes".
         status: HTTP status.
-        answer: the metav1.Status in the response, None if there is none.
+        body: the metav1.Status in the response, None if there is none.
         retry_after_s: seconds from the Retry-After header.
     """
-    reason = str((answer or {}).get("reason", ""))
-    message = str((answer or {}).get("message", "")) or f"the API server returned HTTP {status}"
+    reason = str((body or {}).get("reason", ""))
+    message = str((body or {}).get("message", "")) or f"the API server returned HTTP {status}"
     kind = _BY_STATUS.get(status, OverloadedError if status >= 500 else ApiError)
     if status == 409 and reason == "AlreadyExists":
         kind = AlreadyExistsError

@@ -40,7 +40,7 @@ def departure_of(pod: PodRecord, nodes: Nodes, requests: Requests) -> Departure 
     """Return why the pod is leaving, None if it is not.
 
     If several reasons apply, the most specific one is returned: a request of the driver, a DisruptionTarget
-    condition, a lost node, a failed pod, a drained node, and last the deletion of the pod by somebody.
+    condition, a lost node, a failed pod, a drained node, any other deletion.
     """
     reason = (
         _requested(pod, requests)
