@@ -1,4 +1,4 @@
-"""The CA signs what it should for whom it should, and nothing else."""
+"""The CA: certificates for drivers, refused requests, renewal."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_certificate_is_for_the_driver_alone_and_for_a_week() -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "words"),
+    ("names", "message"),
     [
         (("other.team.driver.megascale",), "expected exactly"),
         ((NAME, "kubernetes.default.svc"), "expected exactly"),
@@ -51,8 +51,8 @@ def test_a_certificate_is_for_the_driver_alone_and_for_a_week() -> None:
         ((), "subjectAltName"),
     ],
 )
-def test_other_names_are_refused(names: tuple[str, ...], words: str) -> None:
-    with pytest.raises(RequestRefusedError, match=words):
+def test_other_names_are_refused(names: tuple[str, ...], message: str) -> None:
+    with pytest.raises(RequestRefusedError, match=message):
         Authority.create(NOW).sign(request(*names)[0], NAME, NOW)
 
 
@@ -80,7 +80,7 @@ def test_certificates_are_renewed_in_time_and_for_a_new_key() -> None:
     assert not authority.is_current("", csr, NOW)
 
 
-def test_it_is_the_same_after_it_was_kept() -> None:
+def test_a_stored_authority_is_loaded_unchanged() -> None:
     authority = Authority.create(NOW)
     kept = Authority.load(authority.certificate_pem.encode(), authority.key_pem.encode())
     csr, _ = request(NAME)

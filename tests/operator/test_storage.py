@@ -1,4 +1,4 @@
-"""Where checkpoints go when a job does not say: the operator's --checkpoint-root."""
+"""Checkpoints of jobs without checkpoint.uri: the operator's --checkpoint-root."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def test_a_folder_or_a_claim_is_mounted_beside_what_the_job_mounts(root: str, so
     assert mounts == {"slot": ["/mine", MOUNT_PATH], "driver": [MOUNT_PATH]}
 
 
-def test_what_a_job_says_itself_counts() -> None:
+def test_the_job_s_own_uri_takes_precedence() -> None:
     spec = filled("/shared/jobs", checkpoint={"uri": "s3://mine/q", "keep": 7})
     assert (spec.checkpoint.uri, spec.checkpoint.keep) == ("s3://mine/q", 7)
     assert not spec.template.spec.volumes
 
 
-def test_the_driver_uses_the_place_of_its_slots() -> None:
+def test_the_driver_uses_the_uri_of_its_slots() -> None:
     assert manifest_of(job_object("q"), "/mnt/x").spec.checkpoint.uri == "/mnt/x"
     assert (
         manifest_of(job_object("q", checkpoint={"uri": "s3://b/q"}), "/mnt/x").spec.checkpoint.uri
@@ -61,6 +61,6 @@ def test_the_driver_uses_the_place_of_its_slots() -> None:
 
 
 @pytest.mark.parametrize("root", ["relative/folder", "claim:", "bucket"])
-def test_a_place_that_is_none_is_refused(root: str) -> None:
+def test_other_forms_are_refused(root: str) -> None:
     with pytest.raises(InputError, match="--checkpoint-root"):
         CheckpointRoot.parse(root)

@@ -1,4 +1,4 @@
-"""Whether a pod fits a node: the filters of the scheduler that matter here."""
+"""The scheduler's filters: whether a pod fits a node."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HOSTNAME = "kubernetes.io/hostname"
 
 
 def tolerates(tolerations: list[Json], taint: Json) -> bool:
-    """Whether any toleration matches a taint."""
+    """Return whether any toleration matches a taint."""
     for one in tolerations:
         if one.get("effect") and one["effect"] != taint["effect"]:
             continue
@@ -26,7 +26,7 @@ def tolerates(tolerations: list[Json], taint: Json) -> bool:
 
 @dataclass
 class Place:
-    """One node as the scheduler sees it."""
+    """A node's state in the scheduler: capacity, taints, labels and pods."""
 
     name: str
     node: Json = field(default_factory=dict)
@@ -48,7 +48,7 @@ class Place:
 
 
 def refusal(pod: Json, place: Place) -> str:
-    """Why `pod` cannot go to `place`, in the scheduler's words; empty when it can."""
+    """Return why `pod` does not fit `place`, worded as by the scheduler; "" if it fits."""
     spec, node = pod["spec"], place.node
     meta, labels = node["metadata"], node["metadata"].get("labels", {})
     tolerations = spec.get("tolerations", [])

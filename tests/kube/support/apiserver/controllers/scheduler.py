@@ -1,4 +1,4 @@
-"""A small scheduler: binds pods that fit somewhere, tells the others why not."""
+"""A small scheduler: binds pods that fit a node, and sets the condition PodScheduled on the others."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.1, 5.0
 
 @dataclass
 class _Wait:
-    """A pod without a node. `seen`: the state of the cluster it was tried on; `due`: monotonic time."""
+    """An unscheduled pod. `seen`: the cluster state it was last tried with; `due`: monotonic time."""
 
     seen: int = -1
     due: float = 0.0
@@ -37,7 +37,7 @@ class _Wait:
 
 
 class Scheduler:
-    """Keeps the state of nodes from events; looks at waiting pods when something changed.
+    """Tracks the state of nodes from events, and retries unscheduled pods after changes.
 
     It takes the first node that fits, starting after the last one it used, instead of scoring all.
     """
@@ -79,7 +79,7 @@ class Scheduler:
             self._change()
 
     def _change(self) -> None:
-        """Something that may let a waiting pod fit."""
+        """Record a change after which an unscheduled pod may fit."""
         self._changes += 1
         self._dirty.mark("nodes")
 
@@ -112,7 +112,7 @@ class Scheduler:
             self._change()
 
     async def run(self) -> None:
-        """Try a pod when it comes, and again after a change, but not more often than its back-off allows."""
+        """Try a pod when it is created, and again after changes, limited by its back-off."""
         while True:
             await self._dirty.take(self._next_due_s())
             tried = 0
@@ -127,19 +127,21 @@ class Scheduler:
                     await asyncio.sleep(0)
 
     def _next_due_s(self) -> float | None:
-        """Until a pod is to be tried again without a further change; None when there is none."""
+        """Return the seconds until the next pod's back-off ends, None if no pod has to be retried."""
         due = [wait.due for wait in self._waiting.values() if wait.seen != self._changes]
         return max(0.0, min(due) - time.monotonic()) if due else None
 
     def _try(self, key: _Key) -> bool:
-        """Whether the pod needs no further try."""
+        """Try to schedule a pod; return whether it needs no retry."""
         stored = self._store.get("pods", *key)
         if stored is None or stored.obj["spec"].get("schedulerName") != "default-scheduler":
             self._waiting.pop(key, None)
             return True
         pod = stored.obj
         if pod["spec"].get("schedulingGates"):
-            self._tell(pod, "SchedulingGated", "Scheduling is blocked due to non-empty scheduling gates")
+            self._set_unschedulable(
+                pod, "SchedulingGated", "Scheduling is blocked due to non-empty scheduling gates"
+            )
             return True
         place, reasons = self._find(pod)
         if place:
@@ -148,11 +150,13 @@ class Scheduler:
         total = sum(reasons.values())
         listed = ", ".join(f"{many} {why}" for why, many in sorted(reasons.items()))
         none = "no nodes available to schedule pods"
-        self._tell(pod, "Unschedulable", f"0/{total} nodes are available: {listed}." if total else none)
+        self._set_unschedulable(
+            pod, "Unschedulable", f"0/{total} nodes are available: {listed}." if total else none
+        )
         return False
 
     def _find(self, pod: Json) -> tuple[Place | None, Counter[str]]:
-        """The next node that fits, or why none does."""
+        """Return the next node that fits, or the reasons why none does."""
         reasons: Counter[str] = Counter()
         count = len(self._order)
         for n in range(count):
@@ -166,7 +170,7 @@ class Scheduler:
                 reasons[why] += 1
         return None, reasons
 
-    def _tell(self, pod: Json, reason: str, message: str) -> None:
+    def _set_unschedulable(self, pod: Json, reason: str, message: str) -> None:
         conditions = pod.get("status", {}).get("conditions", ())
         old: Json = next((one for one in conditions if one["type"] == "PodScheduled"), {})
         if (old.get("reason"), old.get("message")) != (reason, message):
@@ -176,7 +180,7 @@ class Scheduler:
 
 
 def _differs(old: Json, new: Json) -> bool:
-    """Labels and allocatable decide placement; the heartbeat of conditions does not."""
+    """Return whether fields that affect placement differ; heartbeats of conditions do not."""
     if old["metadata"].get("labels") != new["metadata"].get("labels"):
         return True
     return bool(old.get("status", {}).get("allocatable") != new.get("status", {}).get("allocatable"))
