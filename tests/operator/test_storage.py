@@ -14,9 +14,9 @@ from megascale.job import from_mapping
 
 
 def filled(root: str, **spec: Any) -> Any:
-    place = CheckpointRoot.parse(root)
-    assert place is not None
-    obj = place.fill(job_object("q", **spec))
+    checkpoint_root = CheckpointRoot.parse(root)
+    assert checkpoint_root is not None
+    obj = checkpoint_root.fill(job_object("q", **spec))
     return from_mapping({key: value for key, value in obj.items() if key != "status"}).spec
 
 

@@ -156,7 +156,7 @@ class Node:
         await self._post_status()
 
     def _status(self) -> Json:
-        beat = {"lastHeartbeatTime": now(), "lastTransitionTime": now()}
+        heartbeat = {"lastHeartbeatTime": now(), "lastTransitionTime": now()}
         ready = {
             "type": "Ready",
             "status": "True",
@@ -170,7 +170,7 @@ class Node:
                 "reason": f"KubeletHasNo{kind}",
                 "message": "kubelet has enough",
             }
-            | beat
+            | heartbeat
             for kind in ("MemoryPressure", "DiskPressure", "PIDPressure")
         ]
         info = dict.fromkeys(("machineID", "systemUUID", "bootID", "kernelVersion", "osImage"), "")
@@ -183,7 +183,7 @@ class Node:
         return {
             "capacity": self._plan.capacity,
             "allocatable": self._plan.capacity,
-            "conditions": [*pressures, ready | beat],
+            "conditions": [*pressures, ready | heartbeat],
             "addresses": [
                 {"type": "InternalIP", "address": self.host_ip},
                 {"type": "Hostname", "address": self.name},

@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from apiserver import pods
-from apiserver.controllers.placement import Place, refusal
+from apiserver.controllers.placement import NodeInfo, refusal
 from apiserver.controllers.queue import Dirty
 from apiserver.errors import Json
 from apiserver.managed import now_text
@@ -44,7 +44,7 @@ class Scheduler:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._places: dict[str, Place] = {}
+        self._infos: dict[str, NodeInfo] = {}
         self._order: list[str] = []
         self._at = 0
         self._waiting: dict[_Key, _Wait] = {}
@@ -62,7 +62,7 @@ class Scheduler:
         obj = event.after.obj
         if resource == "nodes":
             if event.type == "DELETED":
-                self._places[obj["metadata"]["name"]].node = {}
+                self._infos[obj["metadata"]["name"]].node = {}
             else:
                 self._node(obj)
         elif resource == "pods":
@@ -73,8 +73,8 @@ class Scheduler:
 
     def _node(self, node: Json) -> None:
         name = node["metadata"]["name"]
-        place = self._place(name)
-        old, place.node = place.node, node
+        info = self._info(name)
+        old, info.node = info.node, node
         if not old or old.get("spec") != node.get("spec") or _differs(old, node):
             self._change()
 
@@ -83,11 +83,11 @@ class Scheduler:
         self._changes += 1
         self._dirty.mark("nodes")
 
-    def _place(self, name: str) -> Place:
-        if name not in self._places:
-            self._places[name] = Place(name)
+    def _info(self, name: str) -> NodeInfo:
+        if name not in self._infos:
+            self._infos[name] = NodeInfo(name)
             self._order.append(name)
-        return self._places[name]
+        return self._infos[name]
 
     def _pod(self, pod: Json) -> None:
         key = (pod["metadata"]["namespace"], pod["metadata"]["name"])
@@ -95,7 +95,7 @@ class Scheduler:
         if node:
             self._waiting.pop(key, None)
             self._bound[key] = node
-            self._place(node).add(pod)
+            self._info(node).add(pod)
         elif not pod["metadata"].get("deletionTimestamp"):
             gated = bool(pod["spec"].get("schedulingGates"))
             if key not in self._waiting or self._gated.get(key, False) != gated:
@@ -108,7 +108,7 @@ class Scheduler:
         self._gated.pop(key, None)
         node = self._bound.pop(key, None)
         if node:
-            self._places[node].remove(key)
+            self._infos[node].remove(key)
             self._change()
 
     async def run(self) -> None:
@@ -143,9 +143,9 @@ class Scheduler:
                 pod, "SchedulingGated", "Scheduling is blocked due to non-empty scheduling gates"
             )
             return True
-        place, reasons = self._find(pod)
-        if place:
-            self._store.put("pods", pods.bind(pod, place.name, now_text()))
+        info, reasons = self._find(pod)
+        if info:
+            self._store.put("pods", pods.bind(pod, info.name, now_text()))
             return True
         total = sum(reasons.values())
         listed = ", ".join(f"{many} {why}" for why, many in sorted(reasons.items()))
@@ -155,18 +155,18 @@ class Scheduler:
         )
         return False
 
-    def _find(self, pod: Json) -> tuple[Place | None, Counter[str]]:
+    def _find(self, pod: Json) -> tuple[NodeInfo | None, Counter[str]]:
         """Return the next node that fits, or the reasons why none does."""
         reasons: Counter[str] = Counter()
         count = len(self._order)
         for n in range(count):
             index = (self._at + n) % count
-            place = self._places[self._order[index]]
-            why = refusal(pod, place) if place.node else "gone"
+            info = self._infos[self._order[index]]
+            why = refusal(pod, info) if info.node else "gone"
             if not why:
                 self._at = (index + 1) % count
-                return place, reasons
-            if place.node:
+                return info, reasons
+            if info.node:
                 reasons[why] += 1
         return None, reasons
 
