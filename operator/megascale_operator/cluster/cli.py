@@ -102,7 +102,12 @@ def install(
 
 
 def _detection(file: Path | None) -> str:
-    """The file's content, checked, as the operator takes it; "" without a file."""
+    """Validate the file; return its content as JSON for the operator, "" without a file.
+
+    Raises:
+        InputError: the file cannot be read.
+        ManifestError: a field is unknown or its value is not allowed.
+    """
     from megascale.errors import InputError
     from megascale_operator.reconcile.defaults import DetectionDefaults
 

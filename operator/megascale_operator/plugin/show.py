@@ -35,7 +35,7 @@ def status_lines(view: JobView) -> list[str]:
         ("newest checkpoint", _step(driver.get("checkpointStep"))),
         ("driver", f"{driver.get('pod', '?')}, term {driver.get('term')}" if driver else None),
         ("avoided nodes", ", ".join((driver.get("requests") or {}).get("avoidNodes") or ()) or None),
-        ("detection", _detection(known) or None),
+        ("detection", _detection(view) or None),
         ("reason", driver.get("reason") or None),
     ]
     lines = [f"{view.name}"]
@@ -88,10 +88,10 @@ def check_lines(status: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _detection(known: Known) -> str:
-    """`hang.steps 5 (job), shadow straggler (cluster)`"""
-    given = {path: (_value(entry["value"]), entry["from"]) for path, entry in known.detection.items()}
-    return ", ".join(f"{path} {value} ({origin})" for path, (value, origin) in given.items())
+def _detection(view: JobView) -> str:
+    """Return text such as `hang.steps 5 (job), shadow straggler (cluster)`."""
+    fields = {path: (_value(entry["value"]), entry["from"]) for path, entry in view.detection.items()}
+    return ", ".join(f"{path} {value} ({origin})" for path, (value, origin) in fields.items())
 
 
 def _value(value: Any) -> str:  # noqa: ANN401 - a number, or a list of names

@@ -27,8 +27,8 @@ def with_digest(body: Obj) -> Obj:
 def job_map(job: Job, ca_pem: str, detection: DetectionDefaults | None = None) -> Obj:
     """Return the ConfigMap that driver and agents read.
 
-    It holds the manifest, the CA certificate that agents verify the driver with, and the cluster's defaults of
-    `spec.detection`.
+    It holds the manifest, the CA certificate that agents verify the driver with, and the cluster's defaults
+    of `spec.detection`.
     """
     manifest = {
         "apiVersion": TRAINING_JOBS.api_version,

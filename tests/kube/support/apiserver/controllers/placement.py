@@ -48,7 +48,7 @@ class NodeInfo:
 
 
 def refusal(pod: Json, info: NodeInfo) -> str:
-    """Return why `pod` does not fit `info`, worded as by the scheduler; "" if it fits."""
+    """Return why `pod` does not fit the node, worded as by the scheduler; "" if it fits."""
     spec, node = pod["spec"], info.node
     meta, labels = node["metadata"], node["metadata"].get("labels", {})
     tolerations = spec.get("tolerations", [])
