@@ -1,1 +1,1 @@
-"""The Kubernetes operator: `TrainingJob` and `NodeCheck` objects become pods, node care and conditions."""
+"""The Kubernetes operator: controllers of `TrainingJob` and `NodeCheck` objects and of node quarantine."""

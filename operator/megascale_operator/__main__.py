@@ -21,52 +21,61 @@ from megascale_operator.reconcile.storage import CheckpointRoot
 _EPILOG: Final = """examples:
   python -m megascale_operator --namespace megascale-system --mode Observe --image IMAGE
   python -m megascale_operator --kubeconfig FILE --image IMAGE --metrics-port 0 --health-port 0
-exit codes: 0 told to stop, 1 failed, 2 bad usage or configuration, 130 interrupted"""
+exit codes: 0 stopped by SIGTERM, 1 failed, 2 bad usage or configuration, 130 interrupted"""
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m megascale_operator",
-        description="Look after TrainingJobs and NodeChecks of a cluster. Of several replicas one leads.",
+        description="Reconcile the TrainingJobs and NodeChecks of a cluster. One of several replicas leads.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--namespace", default="megascale-system", help="the operator's own: Lease, CA, check pods")
-    add("--image", required=True, help="image of drivers, slots and checks, unless a job names another")
+    add("--namespace", default="megascale-system", help="the operator's namespace: Lease, CA, check pods")
+    add("--image", required=True, help="image of driver, slot and check pods, unless a job sets another")
     add(
         "--mode",
         choices=MODES,
         default="Observe",
-        help="the most that is done to bad nodes; jobs may lower it",
+        help="strongest action on unhealthy nodes; jobs can lower it (default: %(default)s)",
     )
     add(
         "--checkpoint-root",
         default="",
-        metavar="PLACE",
-        help="for jobs without checkpoint.uri: a URI, a folder that every node has, or claim:NAME",
+        metavar="LOCATION",
+        help="checkpoints of jobs without checkpoint.uri: a URI, a directory that exists on every node, or "
+        "claim:NAME",
     )
     add(
         "--detection-defaults",
         default="",
         metavar="YAML",
-        help="thresholds for what jobs leave out of spec.detection, such as '{shadow: [straggler]}'",
+        help="defaults of fields that a job's spec.detection does not set, such as '{shadow: [straggler]}'",
     )
-    add("--kubeconfig", type=Path, help="API server to use; default: the cluster this pod runs in")
-    add("--identity", default="", help="name in the Lease; default: host name and a random part")
-    add(
-        "--address", default=ANY, help="to listen on; a pod's own, of either IP family (default: %(default)s)"
-    )
+    add("--kubeconfig", type=Path, help="kubeconfig to use; default: the cluster this pod runs in")
+    add("--identity", default="", help="name in the Lease; default: host name and a random suffix")
+    add("--address", default=ANY, help="IPv4 or IPv6 address to listen on (default: %(default)s)")
     add("--metrics-port", type=int, default=8080, help="port of /metrics, 0 = any")
     add("--health-port", type=int, default=8081, help="port of /healthz and /readyz, 0 = any")
-    add("--max-quarantines-per-hour", type=int, default=Limits().per_hour, help="bound of the breaker")
-    add("--max-quarantined-share", type=float, default=Limits().share, help="bound of the breaker, 0 to 1")
+    add(
+        "--max-quarantines-per-hour",
+        type=int,
+        default=Limits().per_hour,
+        help="nodes quarantined in any hour, at most (default: %(default)s)",
+    )
+    add(
+        "--max-quarantined-share",
+        type=float,
+        default=Limits().share,
+        help="share (0 to 1) of all nodes in quarantine, at most, but always one (default: %(default)s)",
+    )
     add("--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
     return parser
 
 
 def main() -> int:
-    """Returns the exit code."""
+    """Run the operator; return its exit code."""
     given = _parser().parse_args()
     logging.basicConfig(
         level=given.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr

@@ -1,4 +1,4 @@
-"""The controller of TrainingJobs: turns changes into keys, and each key into a plan that is carried out."""
+"""The TrainingJob controller: queues jobs whose objects changed, computes their plans and applies them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Final
 
 from megascale.errors import ManifestError
 from megascale.job.api import MANAGER, from_mapping
+from megascale_operator.informers import Informers
 from megascale_operator.kube.api import KubeApi
 from megascale_operator.kube.clock import Clock
 from megascale_operator.kube.errors import NotFoundError, RefusedError
@@ -39,19 +40,27 @@ from megascale_operator.reconcile.records import (
     same_for_jobs,
 )
 from megascale_operator.tls.authority import Authority, RequestRefusedError, utc
-from megascale_operator.watching import Cluster
 
 log = logging.getLogger(__name__)
 
 _SETTLE_S: Final = 0.1
 _SETTLE_PER_POD_S: Final = 0.00025
-"""Changes of pods are looked at together: a look at 1,536 slots takes 0.04 s."""
-_ENDED_KEPT: Final = 4096
+"""A job is reconciled this long after a change of its pods, so that further changes are handled in the same
+reconcile. The delay grows with the number of pods: a reconcile of 1,536 slots takes 0.04 s."""
+_MAX_ENDED: Final = 4096
 
 
 @dataclass(slots=True)
-class _Memory:
-    """What a job's objects do not tell; lost with the process, and then told by `slots.json` instead."""
+class _LocalState:
+    """Per-job state that is not stored in the cluster; after a restart it is rebuilt from `slots.json`.
+
+    Attributes:
+        ended: last records of deleted slot pods that `slots.json` does not list as gone yet, by uid.
+        incarnations: highest incarnation seen of each slot.
+        slots_written_at: Unix seconds of this process' last write of `slots.json`.
+        status_written_at: Unix seconds of its last write of the status.
+        manifest: the validated job, with the (uid, generation) it was parsed from.
+    """
 
     ended: dict[str, PodRecord] = field(default_factory=dict)
     incarnations: dict[int, int] = field(default_factory=dict)
@@ -61,12 +70,16 @@ class _Memory:
 
 
 class JobController:
-    """Owns the objects of jobs. `authority` is set once this process leads."""
+    """Reconciles TrainingJobs and the objects they own.
+
+    Attributes:
+        authority: the CA that signs driver certificates, None until this process becomes the leader.
+    """
 
     def __init__(
         self,
         api: KubeApi,
-        cluster: Cluster,
+        informers: Informers,
         applier: PlanApplier,
         recorder: EventRecorder,
         quarantine: QuarantineController,
@@ -75,16 +88,16 @@ class JobController:
     ) -> None:
         self.queue: KeyedQueue[ObjectKey] = KeyedQueue(clock.monotonic)
         self.authority: Authority | None = None
-        self._api, self._cluster, self._applier = api, cluster, applier
+        self._api, self._informers, self._applier = api, informers, applier
         self._recorder, self._quarantine, self._settings, self._clock = recorder, quarantine, settings, clock
-        self._memories: defaultdict[ObjectKey, _Memory] = defaultdict(_Memory)
+        self._local_states: defaultdict[ObjectKey, _LocalState] = defaultdict(_LocalState)
         self._gone_nodes: set[str] = set()
-        cluster.jobs.on_change(self._on_job)
-        cluster.pods.on_change(self._on_pod)
-        cluster.nodes.on_change(self._on_node)
-        for informer in cluster.owned:
+        informers.jobs.on_change(self._on_job)
+        informers.pods.on_change(self._on_pod)
+        informers.nodes.on_change(self._on_node)
+        for informer in informers.owned:
             informer.on_change(self._on_owned)
-        quarantine.on_answer(self.queue.add)
+        quarantine.on_result(self.queue.add)
 
     def _on_job(self, before: JobRecord | None, after: JobRecord | None) -> None:
         record = after or before
@@ -97,14 +110,14 @@ class JobController:
             return
         key = (pod.namespace, pod.job)
         if pod.role == "slot":
-            memory = self._memories[key]
-            memory.incarnations[pod.slot] = max(pod.incarnation, memory.incarnations.get(pod.slot, 0))
-            if after is None and len(memory.ended) < _ENDED_KEPT:
-                memory.ended[pod.uid] = pod
+            local = self._local_states[key]
+            local.incarnations[pod.slot] = max(pod.incarnation, local.incarnations.get(pod.slot, 0))
+            if after is None and len(local.ended) < _MAX_ENDED:
+                local.ended[pod.uid] = pod
         self._enqueue_after_settle(key)
 
     def _enqueue_after_settle(self, key: ObjectKey) -> None:
-        self.queue.add_after(key, _SETTLE_S + _SETTLE_PER_POD_S * self._cluster.pods.count(key))
+        self.queue.add_after(key, _SETTLE_S + _SETTLE_PER_POD_S * self._informers.pods.count(key))
 
     def _on_node(self, before: NodeRecord | None, after: NodeRecord | None) -> None:
         if before and after and same_for_jobs(before, after):
@@ -113,7 +126,7 @@ class JobController:
         if node is None:
             return
         self._gone_nodes.discard(node.name)
-        for pod in self._cluster.pods.records.values():
+        for pod in self._informers.pods.records.values():
             if pod.node == node.name and pod.job:
                 self._enqueue_after_settle((pod.namespace, pod.job))
 
@@ -126,10 +139,10 @@ class JobController:
         self._enqueue_after_settle((owned_object.namespace, owned_object.job))
 
     async def reconcile(self, key: ObjectKey) -> float | None:
-        """One look at the job of that key; when to look again."""
-        record = self._cluster.jobs.get(key[1], key[0])
+        """Reconcile one TrainingJob; return the seconds after which to reconcile it again, None for never."""
+        record = self._informers.jobs.get(key[1], key[0])
         if record is None:
-            self._memories.pop(key, None)
+            self._local_states.pop(key, None)
             self._quarantine.forget(key)
             self.queue.forget(key)
             return None
@@ -141,68 +154,74 @@ class JobController:
         if (obj["spec"].get("managedBy") or MANAGER) != MANAGER:
             return None
         now = self._clock.utc()
-        memory = self._memories[key]
-        pods = tuple(self._cluster.pods.of(key))
+        local = self._local_states[key]
+        pods = tuple(self._informers.pods.of(key))
         if obj["metadata"].get("deletionTimestamp"):
-            return await self._carry_out(obj, delete(obj, pods, now))
+            return await self._apply_plan(obj, delete(obj, pods, now))
         try:
-            job = self._job(obj, memory)
+            job = self._parse(obj, local)
         except ManifestError as error:
             await self._recorder.record(obj, "Warning", "InvalidSpec", str(error))
             return None
         requests = requests_of(job)
-        self._quarantine.ask(key, job.spec.remediation.mode, requests.quarantine, granted_to(job))
-        observed = await self._observe(job, key, memory, pods, now)
+        self._quarantine.set_requests(key, job.spec.remediation.mode, requests.quarantine, granted_to(job))
+        observed = await self._observe(job, key, local, pods, now)
         plan = reconcile(job, observed, self._settings, now)
-        again_s = await self._carry_out(obj, plan)
-        done_at = self._clock.utc()
+        requeue_s = await self._apply_plan(obj, plan)
+        applied_at = self._clock.utc()
         if _applies(plan, TRAINING_JOBS, job.name):
-            memory.status_written_at = done_at
+            local.status_written_at = applied_at
         if _applies(plan, CONFIG_MAPS, names.slots_map(job.name)):
-            memory.slots_written_at = done_at
+            local.slots_written_at = applied_at
             for pod in observed.ended:
-                memory.ended.pop(pod.uid, None)
-        return again_s
+                local.ended.pop(pod.uid, None)
+        return requeue_s
 
-    def _job(self, obj: Obj, memory: _Memory) -> Job:
-        """The checked manifest, remembered until the spec changes."""
+    def _parse(self, obj: Obj, local: _LocalState) -> Job:
+        """Return the validated job; the result is cached until the spec changes.
+
+        Raises:
+            ManifestError: the spec is invalid.
+        """
         meta = obj["metadata"]
         version = (str(meta["uid"]), int(meta.get("generation", 0)))
-        if memory.manifest and memory.manifest[0] == version:
-            return Job(obj, memory.manifest[1].manifest)
+        if local.manifest and local.manifest[0] == version:
+            return Job(obj, local.manifest[1].manifest)
         job = Job(obj, from_mapping({key: value for key, value in obj.items() if key != "status"}))
-        memory.manifest = (version, job)
+        local.manifest = (version, job)
         return job
 
     async def _observe(
-        self, job: Job, key: ObjectKey, memory: _Memory, pods: tuple[PodRecord, ...], now: float
+        self, job: Job, key: ObjectKey, local: _LocalState, pods: tuple[PodRecord, ...], now: float
     ) -> Observed:
-        await self._look_for_nodes(pods)
+        await self._confirm_missing_nodes(pods)
         owned = {
             (informer.resource.kind, owned_object.name): owned_object
-            for informer in self._cluster.owned
+            for informer in self._informers.owned
             for owned_object in informer.of(key)
         }
         gone = frozenset(pod.node for pod in pods) & self._gone_nodes
-        granted, refused = self._quarantine.answers(key)
-        records = {pod.node: node for pod in pods if (node := self._cluster.nodes.get(pod.node)) is not None}
+        granted, refused = self._quarantine.results(key)
+        records = {
+            pod.node: node for pod in pods if (node := self._informers.nodes.get(pod.node)) is not None
+        }
         return Observed(
             pods=pods,
             nodes=Nodes(records, gone),
             owned=owned,
-            ended=tuple(memory.ended.values()),
-            incarnations=dict(memory.incarnations),
+            ended=tuple(local.ended.values()),
+            incarnations=dict(local.incarnations),
             ca_pem=self.authority.certificate_pem if self.authority else "",
             driver_crt=await self._certificate(job, owned, now),
             granted=granted,
             refused=refused,
-            slots_written_at=memory.slots_written_at,
-            status_written_at=memory.status_written_at,
+            slots_written_at=local.slots_written_at,
+            status_written_at=local.status_written_at,
         )
 
-    async def _look_for_nodes(self, pods: tuple[PodRecord, ...]) -> None:
-        """A node that is not in the local copy may be new; one that the server does not know is gone."""
-        missing = {pod.node for pod in pods if pod.node and self._cluster.nodes.get(pod.node) is None}
+    async def _confirm_missing_nodes(self, pods: tuple[PodRecord, ...]) -> None:
+        """Look up nodes that are not in the cache on the API server, and remember those that do not exist."""
+        missing = {pod.node for pod in pods if pod.node and self._informers.nodes.get(pod.node) is None}
         for node in missing - self._gone_nodes:
             try:
                 await self._api.get(NODES, node)
@@ -210,14 +229,17 @@ class JobController:
                 self._gone_nodes.add(node)
 
     async def _certificate(self, job: Job, owned: dict[tuple[str, str], OwnedObject], now: float) -> str:
-        """The driver's certificate: the one it has while that is good, else a new one; "" = no request."""
+        """Return the driver's certificate as PEM: the current one if it is still valid, else a new one.
+
+        Returns "" if the driver has published no CSR, or one that is refused.
+        """
         driver = owned.get(("ConfigMap", names.driver_map(job.name)))
         slots = owned.get(("ConfigMap", names.slots_map(job.name)))
         csr = driver.text("driver.csr") if driver else ""
         if not csr or self.authority is None:
             return ""
         current = slots.text("driver.crt") if slots else ""
-        if current and self.authority.is_good(current, csr, utc(now)):
+        if current and self.authority.is_current(current, csr, utc(now)):
             return current
         try:
             return self.authority.sign(csr, names.server_name(job.name, job.namespace), utc(now))
@@ -225,15 +247,15 @@ class JobController:
             await self._recorder.record(job.obj, "Warning", "CertificateRefused", str(error))
             return ""
 
-    async def _carry_out(self, obj: Obj, plan: Plan) -> float | None:
+    async def _apply_plan(self, obj: Obj, plan: Plan) -> float | None:
         try:
-            await self._applier.perform(plan)
+            await self._applier.apply(plan)
         except RefusedError as error:
             await self._recorder.record(obj, "Warning", "Refused", str(error))
             raise
         finally:
-            for note in plan.notes:
-                await self._recorder.record(obj, note.type, note.reason, note.message)
+            for event in plan.events:
+                await self._recorder.record(obj, event.type, event.reason, event.message)
         return plan.requeue_s
 
 

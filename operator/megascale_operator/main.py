@@ -1,4 +1,4 @@
-"""The program: watches always, writes only while it leads, ends in order."""
+"""The operator process: it always watches, writes only while it is the leader, and stops in order."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from megascale.errors import MegascaleError
 from megascale_operator.checks.controller import CheckController
+from megascale_operator.informers import Informers
 from megascale_operator.jobs import JobController
 from megascale_operator.kube.client import RestApi
 from megascale_operator.kube.clock import Clock
@@ -29,20 +30,19 @@ from megascale_operator.reconcile import names
 from megascale_operator.reconcile.observed import Settings
 from megascale_operator.tls.authority import utc
 from megascale_operator.tls.secret import load_or_create
-from megascale_operator.watching import Cluster
 from megascale_operator.workers import Workers
 
 log = logging.getLogger(__name__)
 
 _JOB_WORKERS: Final = 8
 _CA_RETRY_S: Final = 5.0
-_STOP_S: Final = 3.0
-_MEASURE_S: Final = 5.0
+_SHUTDOWN_S: Final = 3.0
+_METRICS_PERIOD_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the command line says."""
+    """Command line options (see `__main__`)."""
 
     settings: Settings
     kubeconfig: Path | None = None
@@ -55,23 +55,28 @@ class Options:
 
 
 class Operator:
-    """One replica."""
+    """One replica of the operator."""
 
     def __init__(self, options: Options, api: RestApi, election: Election, clock: Clock) -> None:
         self._options, self._api, self._clock = options, api, clock
         self.election = election
         self.metrics = Metrics()
         settings = options.settings
-        self.cluster = Cluster(api, clock)
+        self.informers = Informers(api, clock)
         recorder = EventRecorder(api, names.OPERATOR, socket.gethostname(), clock)
-        cluster = self.cluster
-        absorb = {informer.resource: informer.absorb for informer in cluster.informers}
+        absorb = {informer.resource: informer.absorb for informer in self.informers.all}
         applier = PlanApplier(api, self.metrics, absorb)
         self.quarantine = QuarantineController(
-            api, self.cluster.nodes, recorder, self.metrics, clock, mode=settings.mode, limits=options.limits
+            api,
+            self.informers.nodes,
+            recorder,
+            self.metrics,
+            clock,
+            mode=settings.mode,
+            limits=options.limits,
         )
-        self.jobs = JobController(api, self.cluster, applier, recorder, self.quarantine, settings, clock)
-        self.checks = CheckController(cluster, applier, recorder, self.quarantine, settings, clock)
+        self.jobs = JobController(api, self.informers, applier, recorder, self.quarantine, settings, clock)
+        self.checks = CheckController(self.informers, applier, recorder, self.quarantine, settings, clock)
         self.workers: list[Workers[Any]] = [
             Workers("jobs", self.jobs.queue, self.jobs.reconcile, clock, self.metrics, count=_JOB_WORKERS),
             Workers("nodes", self.quarantine.queue, self.quarantine.reconcile, clock, self.metrics),
@@ -79,33 +84,33 @@ class Operator:
         ]
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Until `stop`; then the Lease is released."""
+        """Run until `stop` is set; then wait for writes in flight and release the Lease."""
         probes = Probes(self, self._options.address, self._options.metrics_port, self._options.health_port)
         await probes.start()
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(informer.run()) for informer in self.cluster.informers]
+            tasks = [group.create_task(informer.run()) for informer in self.informers.all]
             election = group.create_task(self.election.run())
-            tasks += [group.create_task(self._measure()), election]
-            leading = group.create_task(self._lead())
+            tasks += [group.create_task(self._update_metrics()), election]
+            leading = group.create_task(self._run_while_leading())
             await stop.wait()
-            log.info("told to stop")
+            log.info("stopping")
             election.cancel()
             self.election.fence.close()
-            await self._api.writes_end(_STOP_S)
+            await self._api.wait_for_writes(_SHUTDOWN_S)
             leading.cancel()
-            await asyncio.wait({leading, election}, timeout=_STOP_S)
+            await asyncio.wait({leading, election}, timeout=_SHUTDOWN_S)
             await self.election.release()
             for task in tasks:
                 task.cancel()
         await probes.stop()
 
-    async def _lead(self) -> None:
-        """Whenever this replica leads and knows the cluster, its workers run."""
+    async def _run_while_leading(self) -> None:
+        """Run the workers whenever this replica is the leader and its informers are synced."""
         while True:
             await self.election.leading.wait()
-            for informer in self.cluster.informers:
+            for informer in self.informers.all:
                 await informer.synced.wait()
-            work = asyncio.create_task(self._work())
+            work = asyncio.create_task(self._run_workers())
             resigned = asyncio.create_task(self.election.resigned.wait())
             try:
                 await asyncio.wait({work, resigned}, return_when=asyncio.FIRST_COMPLETED)
@@ -116,13 +121,13 @@ class Operator:
             if not work.cancelled() and (error := work.exception()):
                 raise error
 
-    async def _work(self) -> None:
+    async def _run_workers(self) -> None:
         await self._load_authority()
-        for key in self.cluster.jobs.records:
+        for key in self.informers.jobs.records:
             self.jobs.queue.add(key)
-        for _, check in self.cluster.checks.records:
+        for _, check in self.informers.checks.records:
             self.checks.queue.add(check)
-        for name, node in self.cluster.nodes.records.items():
+        for name, node in self.informers.nodes.records.items():
             if node.quarantine or node.tainted:
                 self.quarantine.queue.add(name[1])
         async with asyncio.TaskGroup() as group:
@@ -130,32 +135,32 @@ class Operator:
                 group.create_task(workers.run())
 
     async def _load_authority(self) -> None:
-        """Without its CA the operator makes no pods: they could not trust their driver."""
+        """Load or create the CA. The workers wait for it, since agents verify their driver with it."""
         while self.jobs.authority is None:
             try:
                 self.jobs.authority = await load_or_create(
                     self._api, self._options.settings.namespace, utc(self._clock.utc())
                 )
             except MegascaleError as error:
-                log.warning("the CA cannot be loaded: %s; again in %g s", error, _CA_RETRY_S)
+                log.warning("the CA cannot be loaded: %s; retry in %g s", error, _CA_RETRY_S)
                 await asyncio.sleep(_CA_RETRY_S)
 
-    async def _measure(self) -> None:
+    async def _update_metrics(self) -> None:
         while True:
             now = self._clock.monotonic()
             self.metrics.leader.set(self.election.leading.is_set())
-            for informer in self.cluster.informers:
-                self.metrics.watch_age.labels(informer.resource.plural).set(now - informer.heard_at)
-            await asyncio.sleep(_MEASURE_S)
+            for informer in self.informers.all:
+                self.metrics.watch_age.labels(informer.resource.plural).set(now - informer.last_response_at)
+            await asyncio.sleep(_METRICS_PERIOD_S)
 
     @property
     def ready(self) -> bool:
-        """Whether the cluster is known."""
-        return all(informer.synced.is_set() for informer in self.cluster.informers)
+        """Whether all informers are synced."""
+        return all(informer.synced.is_set() for informer in self.informers.all)
 
     @property
     def stuck(self) -> list[str]:
-        """Work that makes no progress; an API server that is away is no reason."""
+        """Reconciles that make no progress; waiting for an unreachable API server does not count."""
         return [entry for workers in self.workers for entry in workers.stuck()]
 
 
@@ -163,7 +168,7 @@ async def serve(options: Options) -> None:
     """Run one replica until SIGTERM or SIGINT.
 
     Raises:
-        InputError: there is no usable configuration for an API server.
+        InputError: the API server's configuration cannot be read.
     """
     clock = Clock()
     configuration = await load_configuration(options.kubeconfig)

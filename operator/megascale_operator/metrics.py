@@ -1,4 +1,4 @@
-"""What the operator says of itself to Prometheus."""
+"""The operator's Prometheus metrics."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 
 class Metrics:
-    """One registry of its own. Names begin with megascale_operator_."""
+    """The metrics in a registry of their own. Names begin with megascale_operator_."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -19,7 +19,7 @@ class Metrics:
             buckets=(0.005, 0.02, 0.1, 0.5, 2, 10, 60),
         )
         self.reconcile_errors = Counter(
-            f"{prefix}reconcile_errors_total", "Reconciles that failed and are tried again.", ["controller"],
+            f"{prefix}reconcile_errors_total", "Reconciles that failed and will be retried.", ["controller"],
             registry=self.registry,
         )  # fmt: skip
         self.queue_depth = Gauge(
@@ -27,11 +27,13 @@ class Metrics:
         )
         self.watch_age = Gauge(
             f"{prefix}watch_age_seconds",
-            "Time since the API server last said anything about this kind of object, bookmarks included.",
+            "Time since the last response or watch event (bookmarks included) for this resource.",
             ["resource"],
             registry=self.registry,
         )
-        self.leader = Gauge(f"{prefix}leader", "1 while this replica leads, else 0.", registry=self.registry)
+        self.leader = Gauge(
+            f"{prefix}leader", "1 while this replica is the leader, else 0.", registry=self.registry
+        )
         self.writes = Counter(
             f"{prefix}writes_total", "API writes by kind of object and action.", ["resource", "action"],
             registry=self.registry,
@@ -41,7 +43,7 @@ class Metrics:
         )
         self.breaker_open = Gauge(
             f"{prefix}node_breaker_open",
-            "1 while no more nodes are quarantined because too many were, else 0.",
+            "1 while the breaker refuses further quarantines because too many nodes are quarantined, else 0.",
             registry=self.registry,
         )
         self.quarantined = Gauge(
@@ -53,7 +55,7 @@ class Metrics:
             f"{prefix}node_quarantines_total", "Quarantines by mode.", ["mode"], registry=self.registry
         )
         self.releases = Counter(
-            f"{prefix}node_releases_total", "Nodes put back into service, by who did it.", ["by"],
+            f"{prefix}node_releases_total", "Nodes put back into service, by person or node check.", ["by"],
             registry=self.registry,
         )  # fmt: skip
         self.refusals = Counter(
@@ -62,5 +64,5 @@ class Metrics:
         )  # fmt: skip
 
     def page(self) -> bytes:
-        """The text that is scraped."""
+        """Return the metrics in Prometheus' text format."""
         return generate_latest(self.registry)

@@ -1,4 +1,4 @@
-"""Carries out a plan: step by step, the actions of a step side by side, every write behind the fence."""
+"""Applies plans: steps one after the other, the actions of a step concurrently."""
 
 from __future__ import annotations
 
@@ -17,30 +17,36 @@ from megascale_operator.reconcile.plan import Action, Apply, Create, Delete, Del
 
 log = logging.getLogger(__name__)
 
-IN_FLIGHT: Final = 32
-"""Requests at a time of one plan."""
+MAX_IN_FLIGHT: Final = 32
+"""Concurrent requests of one plan, at most."""
 
 
 class PlanApplier:
-    """Tells `absorb` of each resource what the server answered, so that the next look sees it."""
+    """Sends the requests of plans.
+
+    Args:
+        absorb: per resource, called with the object in each response, so that the informer's cache has the
+            write before the next reconcile.
+    """
 
     def __init__(
         self, api: KubeApi, metrics: Metrics, absorb: Mapping[Resource, Callable[[Obj], None]]
     ) -> None:
-        self._api, self._metrics, self._absorb = api, metrics, absorb
+        self._api, self._metrics, self._absorb_by_resource = api, metrics, absorb
 
-    async def perform(self, plan: Plan) -> None:
-        """Do everything that can be done, or until a step fails that is needed; the first error is raised.
+    async def apply(self, plan: Plan) -> None:
+        """Execute the plan's actions; a failed action does not stop the others, a failed `needed` step does.
 
         Raises:
-            NotLeaderError: at once; nothing more is sent.
+            NotLeaderError: this process is not the leader; the remaining actions are not sent.
+            MegascaleError: the first error of an action.
         """
         errors: list[MegascaleError] = []
         for step in plan.steps:
             actions = iter(step.actions)
-            workers = min(IN_FLIGHT, len(step.actions))
+            workers = min(MAX_IN_FLIGHT, len(step.actions))
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._work(actions)) for _ in range(workers)]
+                tasks = [group.create_task(self._execute_all(actions)) for _ in range(workers)]
             failed = [error for task in tasks for error in task.result()]
             errors += failed
             if any(isinstance(error, NotLeaderError) for error in failed) or (step.needed and failed):
@@ -48,11 +54,11 @@ class PlanApplier:
         if errors:
             raise errors[-1] if isinstance(errors[-1], NotLeaderError) else errors[0]
 
-    async def _work(self, actions: Iterator[Action]) -> list[MegascaleError]:
+    async def _execute_all(self, actions: Iterator[Action]) -> list[MegascaleError]:
         errors: list[MegascaleError] = []
         for action in actions:
             try:
-                await self._one(action)
+                await self._execute(action)
             except NotLeaderError as error:
                 return [*errors, error]
             except MegascaleError as error:
@@ -60,20 +66,22 @@ class PlanApplier:
                 errors.append(error)
         return errors
 
-    async def _one(self, action: Action) -> None:
+    async def _execute(self, action: Action) -> None:
         match action:
             case Create(resource, body):
                 try:
-                    self._seen(resource, "create", await self._api.create(resource, body, namespace_of(body)))
+                    self._absorb_response(
+                        resource, "create", await self._api.create(resource, body, namespace_of(body))
+                    )
                 except AlreadyExistsError:
                     return
                 if resource is PODS:
                     self._metrics.pods_created.labels(body["metadata"]["labels"][names.ROLE]).inc()
             case Apply(resource, body, subresource):
-                answer = await self._api.apply(
+                response = await self._api.apply(
                     resource, body, namespace_of(body), manager=names.OPERATOR, subresource=subresource
                 )
-                self._seen(resource, "apply", answer)
+                self._absorb_response(resource, "apply", response)
             case Patch(resource, namespace, name, patch):
                 await self._patch(resource, namespace, name, patch)
             case Delete(resource, namespace, name, uid, grace_s):
@@ -86,22 +94,22 @@ class PlanApplier:
     async def _patch(self, resource: Resource, namespace: str, name: str, patch: Any) -> None:  # noqa: ANN401
         kind: PatchKind = "json" if isinstance(patch, list) else "merge"
         try:
-            answer = await self._api.patch(resource, name, patch, namespace, kind=kind)
+            response = await self._api.patch(resource, name, patch, namespace, kind=kind)
         except NotFoundError:
             return
-        self._seen(resource, "patch", answer)
+        self._absorb_response(resource, "patch", response)
 
-    def _seen(self, resource: Resource, action: str, answer: Obj) -> None:
+    def _absorb_response(self, resource: Resource, action: str, response: Obj) -> None:
         self._count(resource, action)
-        absorb = self._absorb.get(resource)
-        # Removing the last finalizer answers with an object that is gone.
-        if absorb and not _is_going(answer):
-            absorb(answer)
+        absorb = self._absorb_by_resource.get(resource)
+        # The response to removing the last finalizer is an object that no longer exists.
+        if absorb and not _is_gone(response):
+            absorb(response)
 
     def _count(self, resource: Resource, action: str) -> None:
         self._metrics.writes.labels(resource.plural, action).inc()
 
 
-def _is_going(obj: Obj) -> bool:
+def _is_gone(obj: Obj) -> bool:
     meta = obj.get("metadata") or {}
     return bool(meta.get("deletionTimestamp")) and not meta.get("finalizers")

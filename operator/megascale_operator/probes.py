@@ -1,4 +1,4 @@
-"""/metrics on one port, /healthz and /readyz on the other."""
+"""HTTP endpoints: /metrics on one port, /healthz and /readyz on another."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from megascale_operator.metrics import Metrics
 
-ANY: Final = "0.0.0.0"  # noqa: S104 - the kubelet and Prometheus come from outside of the pod
+ANY: Final = "0.0.0.0"  # noqa: S104 - the kubelet and Prometheus connect from outside the pod
 
 
 class Probed(Protocol):
-    """What is asked about."""
+    """The process that the endpoints report on."""
 
     metrics: Metrics
 
@@ -25,7 +25,7 @@ class Probed(Protocol):
 
 
 class Probes:
-    """Answers as long as the event loop runs; alive = no work is stuck, ready = the cluster is known."""
+    """Serves /metrics, /healthz (200 while no reconcile is stuck) and /readyz (200 once informers synced)."""
 
     def __init__(self, subject: Probed, address: str, metrics_port: int, health_port: int) -> None:
         self._subject, self._address = subject, address
@@ -33,7 +33,7 @@ class Probes:
         self._runners: list[web.AppRunner] = []
 
     async def start(self) -> None:
-        """Listen; port 0 = any."""
+        """Start listening; port 0 selects a free port."""
         metrics, health = web.Application(), web.Application()
         metrics.router.add_get("/metrics", self._metrics)
         health.router.add_get("/healthz", self._healthz)
@@ -50,7 +50,7 @@ class Probes:
 
     @property
     def addresses(self) -> list[int]:
-        """The ports that are listened on: metrics, health."""
+        """The listening ports: metrics, health."""
         return [int(runner.addresses[0][1]) for runner in self._runners]
 
     async def _metrics(self, _request: web.Request) -> web.Response:

@@ -1,4 +1,4 @@
-"""Workers take keys from a queue and reconcile them; what fails is tried again later, and only that."""
+"""Workers take keys from a queue and reconcile them; a key whose reconcile fails is retried with back-off."""
 
 from __future__ import annotations
 
@@ -17,11 +17,17 @@ log = logging.getLogger(__name__)
 
 Key = TypeVar("Key", bound=Hashable)
 STUCK_S: Final = 300.0
-"""No reconcile takes so long: every request in it is bounded."""
+"""A reconcile that runs longer is reported as stuck; each of its requests has a timeout."""
 
 
 class Workers(Generic[Key]):
-    """Runs `reconcile(key)` for keys of a queue; it returns in how many seconds to look again, or None."""
+    """Calls `reconcile(key)` for the keys of a queue.
+
+    Args:
+        name: of the controller, in logs and metrics.
+        reconcile: returns the seconds after which to reconcile the key again, or None.
+        count: number of concurrent workers.
+    """
 
     def __init__(
         self,
@@ -36,37 +42,37 @@ class Workers(Generic[Key]):
         self.name = name
         self._queue, self._reconcile, self._clock, self._count = queue, reconcile, clock, count
         self._metrics = metrics
-        self._busy: dict[Key, float] = {}
+        self._processing: dict[Key, float] = {}
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Process keys until cancelled."""
         async with asyncio.TaskGroup() as group:
             for _ in range(self._count):
                 group.create_task(self._work())
 
     def stuck(self) -> list[str]:
-        """Keys that are in work for impossibly long."""
+        """Return the keys that have been processed for more than STUCK_S seconds."""
         now = self._clock.monotonic()
-        return [f"{self.name} {key}" for key, since in self._busy.items() if now - since > STUCK_S]
+        return [f"{self.name} {key}" for key, since in self._processing.items() if now - since > STUCK_S]
 
     async def _work(self) -> None:
         while True:
             key = await self._queue.get()
             self._metrics.queue_depth.labels(self.name).set(len(self._queue))
             try:
-                await self._one(key)
+                await self._process(key)
             finally:
-                self._busy.pop(key, None)
+                self._processing.pop(key, None)
                 self._queue.done(key)
 
-    async def _one(self, key: Key) -> None:
-        started = self._busy[key] = self._clock.monotonic()
-        # In a task of its own: a mistake in the handling of one object must not end the care for all others.
+    async def _process(self, key: Key) -> None:
+        started = self._processing[key] = self._clock.monotonic()
+        # In a task of its own, so that an unexpected exception for one key does not end the worker.
         task = asyncio.ensure_future(self._reconcile(key))
         try:
             await asyncio.wait({task})
         finally:
-            task.add_done_callback(_retrieve)
+            task.add_done_callback(_consume_exception)
             if not task.done():
                 task.cancel()
                 await asyncio.wait({task})
@@ -74,23 +80,23 @@ class Workers(Generic[Key]):
         error = None if task.cancelled() else task.exception()
         if error is None:
             self._queue.succeeded(key)
-            again_s = None if task.cancelled() else task.result()
-            if again_s is not None:
-                self._queue.add_after(key, again_s)
+            requeue_s = None if task.cancelled() else task.result()
+            if requeue_s is not None:
+                self._queue.add_after(key, requeue_s)
             return
         if isinstance(error, NotLeaderError):
             return
         self._metrics.reconcile_errors.labels(self.name).inc()
         delay_s = self._queue.failed(key)
         if isinstance(error, ConflictError):
-            log.info("%s %s: somebody wrote first, again in %.1f s: %s", self.name, key, delay_s, error)
+            log.info("%s %s: write conflict, retry in %.1f s: %s", self.name, key, delay_s, error)
         elif isinstance(error, MegascaleError):
-            log.warning("%s %s: %s; again in %.1f s", self.name, key, error, delay_s)
+            log.warning("%s %s: %s; retry in %.1f s", self.name, key, error, delay_s)
         else:
-            log.error("%s %s: again in %.1f s", self.name, key, delay_s, exc_info=error)
+            log.error("%s %s: retry in %.1f s", self.name, key, delay_s, exc_info=error)
 
 
-def _retrieve(task: asyncio.Future[float | None]) -> None:
-    """Of a task that is given up, its error is not worth a line in the log."""
+def _consume_exception(task: asyncio.Future[float | None]) -> None:
+    """Read the task's exception so that asyncio does not log it as never retrieved."""
     if not task.cancelled():
         task.exception()

@@ -1,4 +1,4 @@
-"""Fixtures of everything about Kubernetes: a cluster double as a process, and clients for it."""
+"""Fixtures of the Kubernetes tests: an API server double as a process, and clients for it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rest import Cluster, Rest
 
 @pytest.fixture(scope="module")
 def kubeconfig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The administrator's kubeconfig of a fresh API server double."""
+    """Administrator's kubeconfig of a fresh API server double."""
     folder = tmp_path_factory.mktemp("api")
     with api_server(
         folder, "--bookmark-seconds", "0.5", "--node-grace-seconds", "3", "--orphan-grace-seconds", "1"
@@ -22,5 +22,5 @@ def kubeconfig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def api(kubeconfig: Path) -> Rest:
-    """The administrator."""
+    """The administrator's client."""
     return Rest(Cluster.of(kubeconfig))

@@ -1,4 +1,4 @@
-"""Rights in the double: per verb, name and subresource, and not to be given away by who lacks them."""
+"""RBAC in the double: per verb, name and subresource, and no granting of permissions one does not hold."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def rule(resources: str, verbs: str, *names: str, group: str = "") -> Json:
 
 
 def account(api: Rest, *rules: Json, cluster: tuple[Json, ...] = ()) -> Rest:
-    """A client with a fresh ServiceAccount that has these rights."""
+    """Return a client of a fresh ServiceAccount with these permissions."""
     name = fresh("who")
     api.create(f"{NAMESPACE}/serviceaccounts", {"metadata": {"name": name}})
     subject = {"kind": "ServiceAccount", "name": name, "namespace": "default"}
@@ -117,7 +117,7 @@ def test_self_subject_access_review_agrees_with_what_happens(api: Rest) -> None:
     assert client.get(f"{NAMESPACE}/pods")["kind"] == "PodList"
 
 
-def test_without_a_token_nothing_but_health(api: Rest) -> None:
+def test_without_a_token_only_health_is_served(api: Rest) -> None:
     nobody = Rest(Cluster(api.cluster.url, api.cluster.ca_pem))
     assert nobody.get("/livez") == {"text": "ok"}
     assert refusal(lambda: nobody.get("/api/v1/nodes")).code == 401
@@ -139,7 +139,7 @@ def test_keys_of_tokens_are_served_as_nothing_but_a_key_set(api: Rest) -> None:
     assert answer.status == 406
 
 
-def test_a_role_that_is_not_there_cannot_be_given_away(api: Rest) -> None:
+def test_a_missing_role_cannot_be_bound(api: Rest) -> None:
     client = account(api, rule("rolebindings", "create", group="rbac.authorization.k8s.io"))
     ref = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": fresh("none")}
     binding = {"metadata": {"name": fresh("who")}, "roleRef": ref}

@@ -1,4 +1,4 @@
-"""What a cluster does beside its API server: scheduling, eviction, node care, custom resources."""
+"""The double's controllers: scheduling, eviction, node life cycle, custom resources."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def place(api: Rest, group: str, name: str = "", **spec: Any) -> Json:
 
 
 def scheduled(api: Rest, made: Json) -> Json:
-    """The pod when the scheduler has said something."""
+    """Wait until the scheduler has set a condition on the pod; return it."""
 
     def look() -> Json | None:
         found = api.get(f"{PODS}/{made['metadata']['name']}")
@@ -162,7 +162,7 @@ def test_a_custom_resource_from_definition_to_removal(api: Rest) -> None:
 def kubectl(kubeconfig: Path, tmp_path: Path) -> Callable[..., str]:
     program = shutil.which("kubectl")
     if program is None:
-        pytest.skip("kubectl is not installed: what it asks of the API server stays untested")
+        pytest.skip("kubectl is not installed: its requests to the API server are not tested")
 
     def run(*arguments: str, text: str = "") -> str:
         command = [program, "--kubeconfig", str(kubeconfig), "--cache-dir", str(tmp_path), *arguments]

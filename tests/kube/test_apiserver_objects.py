@@ -1,4 +1,4 @@
-"""The double against what a real API server does: objects, conflicts, apply, deletion."""
+"""The double behaves like a real API server: objects, conflicts, apply, deletion."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ CONFIGMAPS = "/api/v1/namespaces/default/configmaps"
 PODS = "/api/v1/namespaces/default/pods"
 
 
-def test_create_get_update_and_a_lost_race(api: Rest) -> None:
+def test_create_get_update_and_a_conflict(api: Rest) -> None:
     name = fresh()
     made = api.create(CONFIGMAPS, config_map(name, a="1"))
     assert refusal(lambda: api.create(CONFIGMAPS, config_map(name))).status["reason"] == "AlreadyExists"
@@ -82,7 +82,7 @@ def test_an_update_takes_ownership_from_an_applier(api: Rest) -> None:
 
 
 def test_keyed_lists_are_shared_and_atomic_lists_are_not(api: Rest) -> None:
-    """The taints of a node are atomic: a forced apply removes somebody else's."""
+    """The taints of a node are atomic: a forced apply removes those of other managers."""
     name = fresh("node")
     api.create("/api/v1/nodes", {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}})
     mine = {"key": "mine", "effect": "NoSchedule"}
@@ -186,7 +186,7 @@ def test_pages_are_one_snapshot(api: Rest) -> None:
     assert page["metadata"]["resourceVersion"] == first["metadata"]["resourceVersion"]
 
 
-def test_what_the_double_does_not_know_it_says(api: Rest) -> None:
+def test_unsupported_requests_get_501(api: Rest) -> None:
     assert refusal(lambda: api.get("/apis/batch/v1/jobs")).code == 404
     name = fresh()
     api.create(CONFIGMAPS, config_map(name))
@@ -194,7 +194,7 @@ def test_what_the_double_does_not_know_it_says(api: Rest) -> None:
     assert refusal(lambda: api.delete(f"{CONFIGMAPS}/{name}", foreground)).code == 501
 
 
-def test_the_audit_trail_names_who_did_what(api: Rest, kubeconfig: Path) -> None:
+def test_the_audit_log_has_user_and_request(api: Rest, kubeconfig: Path) -> None:
     name = fresh("audited")
     api.create(CONFIGMAPS, config_map(name))
     api.delete(f"{CONFIGMAPS}/{name}")

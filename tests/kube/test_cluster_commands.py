@@ -1,4 +1,4 @@
-"""`megascale cluster` with the real kubectl in front of the double: install, look, take off."""
+"""`megascale cluster` with the real kubectl against the double: install, doctor, uninstall."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def install(kubeconfig: Path, *arguments: str) -> None:
 
 @pytest.fixture(scope="module")
 def installed(kubeconfig: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cluster with the operator's objects on it."""
+    """A cluster on which the operator is installed."""
     detection = tmp_path_factory.mktemp("defaults") / "detection.yaml"
     detection.write_text("shadow: [straggler]\nhang: {marginSeconds: 30}\n")
     install(
@@ -72,7 +72,7 @@ def installed(kubeconfig: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def as_if_running(api: Rest) -> None:
-    """What a cluster's controllers and a leading operator would write."""
+    """Write the status that a cluster's controllers and a leading operator would write."""
     api.merge(f"{DEPLOYMENT}/status", {"status": {"replicas": 2, "availableReplicas": 2}})
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     lease = {
@@ -88,7 +88,7 @@ def hold(api: Rest, name: str) -> None:
     api.merge(f"{JOBS}/{name}", {"metadata": {"finalizers": [FINALIZER]}})
 
 
-def test_install_is_what_was_asked_for(installed: Path, api: Rest) -> None:
+def test_install_sets_image_mode_and_defaults(installed: Path, api: Rest) -> None:
     (container,) = api.get(DEPLOYMENT)["spec"]["template"]["spec"]["containers"]
     values = {variable["name"]: variable.get("value") for variable in container["env"]}
     assert container["image"] == values["IMAGE"] == "registry.example.com:5000/a/m:2"
@@ -99,7 +99,7 @@ def test_install_is_what_was_asked_for(installed: Path, api: Rest) -> None:
     assert "--detection-defaults=$(DETECTION_DEFAULTS)" in container["args"]
 
 
-def test_defaults_that_are_not_good_install_nothing(kubeconfig: Path, tmp_path: Path) -> None:
+def test_invalid_detection_defaults_are_refused_before_installing(kubeconfig: Path, tmp_path: Path) -> None:
     file = tmp_path / "detection.yaml"
     file.write_text("hang: {steps: 0}")
     done = megascale(kubeconfig, "install", "--print", "--detection-defaults", str(file))
@@ -107,7 +107,7 @@ def test_defaults_that_are_not_good_install_nothing(kubeconfig: Path, tmp_path: 
     assert "detection.yaml:1: hang.steps: got 0, expected a number from 1 to 1000" in done.stderr
 
 
-def test_doctor_says_what_is_missing_and_what_is_well(installed: Path, api: Rest) -> None:
+def test_doctor_reports_what_is_missing_and_what_is_ok(installed: Path, api: Rest) -> None:
     path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/nodechecks.megascale.io"
     current: dict[str, Any] = api.get(path)
     older = copy.deepcopy(current)
@@ -126,7 +126,7 @@ def test_doctor_says_what_is_missing_and_what_is_well(installed: Path, api: Rest
     assert (code, set(found.values())) == (0, {"ok"})
 
 
-def test_the_examples_are_taken_by_kubectl(installed: Path, api: Rest) -> None:
+def test_kubectl_accepts_the_examples(installed: Path, api: Rest) -> None:
     for name in ("quickstart", "175b"):
         kubectl(installed, "apply", "-f", f"examples/{name}.yaml")
     kubectl(installed, "apply", "-k", "examples/ddp")
@@ -138,7 +138,7 @@ def test_the_examples_are_taken_by_kubectl(installed: Path, api: Rest) -> None:
     kubectl(installed, "delete", "tj", "ddp", "gpt-175b")
 
 
-def test_uninstall_asks_and_then_lets_jobs_save(installed: Path, api: Rest) -> None:
+def test_uninstall_needs_yes_and_then_lets_jobs_save(installed: Path, api: Rest) -> None:
     hold(api, "quickstart")
     refused = megascale(installed, "uninstall")
     assert refused.returncode == 2
@@ -159,14 +159,14 @@ def test_uninstall_asks_and_then_lets_jobs_save(installed: Path, api: Rest) -> N
     done = megascale(installed, "uninstall", "--yes", "--json")
     assert done.returncode == 0, done.stderr
     assert saved.is_set()
-    assert "taking off its finalizer" not in done.stderr
+    assert "removing its finalizer" not in done.stderr
     assert json.loads(done.stdout)["jobsDeleted"] == ["default/quickstart"]
     left = kubectl(installed, "get", "crd,clusterroles,clusterrolebindings,namespaces", "-o", "name")
     assert "namespace/default" in left
     assert "megascale" not in left
 
 
-def test_uninstall_does_not_wait_for_an_operator_that_is_not_there(kubeconfig: Path, api: Rest) -> None:
+def test_uninstall_does_not_wait_without_an_operator(kubeconfig: Path, api: Rest) -> None:
     install(kubeconfig)
     (container,) = api.get(DEPLOYMENT)["spec"]["template"]["spec"]["containers"]
     assert container["image"] == "megascale:0.1.0"
@@ -174,10 +174,10 @@ def test_uninstall_does_not_wait_for_an_operator_that_is_not_there(kubeconfig: P
     hold(api, "quickstart")
     done = megascale(kubeconfig, "uninstall", "--yes", "--drain-seconds", "1000")
     assert done.returncode == 0, done.stderr
-    assert "default/quickstart has not saved: taking off its finalizer" in done.stderr
+    assert "default/quickstart was not saved in time: removing its finalizer" in done.stderr
 
 
-def test_nobody_there(tmp_path: Path) -> None:
+def test_an_unreachable_cluster(tmp_path: Path) -> None:
     cluster = {"name": "c", "cluster": {"server": "https://127.0.0.1:1"}}
     context = {"name": "c", "context": {"cluster": "c", "user": "u"}}
     config = {

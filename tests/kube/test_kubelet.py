@@ -1,4 +1,4 @@
-"""Process nodes against the API server double: what pods see, and what nodes do when they fail."""
+"""Process nodes against the API server double: the containers' environment, and failing nodes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Nodes:
         return self.api.create(PODS, body)
 
     def until(self, pod: Json, holds: Callable[[Json], Any], timeout_s: float = 20.0) -> Json:
-        """The first state of a pod for which `holds`; {} for `holds` stands for a deleted pod."""
+        """Wait for and return the first state of a pod for which `holds`; {} stands for a deleted pod."""
         name, end = pod["metadata"]["name"], time.monotonic() + timeout_s
         seen = self.api.get(PODS, fieldSelector=f"metadata.name={name}")
         latest = seen["items"][0] if seen["items"] else {}
@@ -51,13 +51,13 @@ class Nodes:
                 if holds(latest):
                     return latest
                 assert time.monotonic() < end
-        raise AssertionError(f"never so within {timeout_s} s: {latest.get('status')}")
+        raise AssertionError(f"not reached within {timeout_s} s: {latest.get('status')}")
 
     def over(self, pod: Json) -> Json:
         return self.until(pod, lambda one: one.get("status", {}).get("phase") in {"Succeeded", "Failed"})
 
     def pid(self, pod: Json, container: str = "main") -> int:
-        """Process 1 of a container."""
+        """Return the process id of a container's process 1."""
         pods = {name: one for node in self.control.state().values() for name, one in node["pods"].items()}
         return int(pods[pod["metadata"]["name"]]["pids"][container])
 
@@ -194,7 +194,7 @@ def test_a_changed_config_map_reaches_a_running_pod(nodes: Nodes) -> None:
     assert nodes.over(pod)["status"]["phase"] == "Succeeded"
 
 
-def test_a_projected_token_is_bound_to_the_pod_and_dies_with_it(nodes: Nodes) -> None:
+def test_a_projected_token_is_bound_to_the_pod_and_ends_with_it(nodes: Nodes) -> None:
     token = {"path": "token", "audience": "megascale/default/u", "expirationSeconds": 3600}
     volumes = [{"name": "token", "projected": {"sources": [{"serviceAccountToken": token}]}}]
     mounts = [{"name": "token", "mountPath": "/run/megascale/token"}]
@@ -246,7 +246,7 @@ def _condition(pod: Json, kind: str) -> str:
     return next((one["status"] for one in pod["status"].get("conditions", ()) if one["type"] == kind), "")
 
 
-def test_a_frozen_node_goes_on_where_it_was(nodes: Nodes) -> None:
+def test_a_frozen_node_resumes_its_pods(nodes: Nodes) -> None:
     selector = {"kubernetes.io/hostname": "node-3"}
     tolerations = [{"operator": "Exists"}]
     pod = nodes.run(shell("sleep 1; echo done"), nodeSelector=selector, tolerations=tolerations)

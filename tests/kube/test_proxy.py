@@ -1,4 +1,4 @@
-"""Faults in front of an API server: each does what its name says, to the client it is for."""
+"""Faults that the proxy injects: each has its effect, and only on its client."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def client(faults: Faults, api: Rest, name: str, timeout_s: float = 5.0) -> Rest
     return Rest(cluster, agent=f"test-{name}", timeout_s=timeout_s)
 
 
-def test_requests_pass_and_leave_a_trail(faults: Faults, one: Rest) -> None:
+def test_requests_pass_and_are_logged(faults: Faults, one: Rest) -> None:
     name = fresh()
     one.create(CONFIGMAPS, config_map(name, a="1"))
     assert one.get(f"{CONFIGMAPS}/{name}")["data"] == {"a": "1"}
@@ -50,7 +50,7 @@ def test_requests_pass_and_leave_a_trail(faults: Faults, one: Rest) -> None:
     assert (line["client"], line["method"], line["code"], line["agent"]) == ("one", "GET", 200, "test-one")
 
 
-def test_large_answers_pass_compressed_to_who_takes_that(faults: Faults, one: Rest, api: Rest) -> None:
+def test_large_responses_pass_compressed_if_accepted(faults: Faults, one: Rest, api: Rest) -> None:
     name = fresh()
     one.create(CONFIGMAPS, config_map(name, a="1" * 200_000))
     url, context = faults.urls()["one"], ssl.create_default_context(cadata=faults.ca_pem)
@@ -66,7 +66,7 @@ def test_large_answers_pass_compressed_to_who_takes_that(faults: Faults, one: Re
 
 
 @pytest.mark.parametrize("code", [409, 410, 429, 500])
-def test_answers_instead_of_the_server(faults: Faults, one: Rest, code: int) -> None:
+def test_the_proxy_responds_instead_of_the_server(faults: Faults, one: Rest, code: int) -> None:
     faults.add("answer", code=code, retry_after=2, method="GET", times=1)
     with pytest.raises(Refused) as caught:
         one.get(CONFIGMAPS)
@@ -74,14 +74,14 @@ def test_answers_instead_of_the_server(faults: Faults, one: Rest, code: int) -> 
     assert one.get(CONFIGMAPS)["kind"] == "ConfigMapList"
 
 
-def test_a_fault_hits_the_client_it_is_for(faults: Faults, one: Rest, api: Rest) -> None:
+def test_a_fault_affects_only_its_client(faults: Faults, one: Rest, api: Rest) -> None:
     faults.add("answer", code=500, client="^two$")
     assert one.get(CONFIGMAPS)
     with pytest.raises(Refused, match="500"):
         client(faults, api, "two").get(CONFIGMAPS)
 
 
-def test_silence_until_it_is_lifted(faults: Faults, one: Rest, api: Rest) -> None:
+def test_requests_hang_until_the_fault_is_removed(faults: Faults, one: Rest, api: Rest) -> None:
     version = one.get(CONFIGMAPS)["metadata"]["resourceVersion"]
     with client(faults, api, "one", timeout_s=1.0).watch(CONFIGMAPS, resourceVersion=version) as events:
         number = faults.add("hang")
@@ -96,7 +96,7 @@ def test_silence_until_it_is_lifted(faults: Faults, one: Rest, api: Rest) -> Non
     assert one.get(CONFIGMAPS)
 
 
-def test_an_answer_lost_after_the_server_acted(faults: Faults, one: Rest, api: Rest) -> None:
+def test_a_response_lost_after_the_server_acted(faults: Faults, one: Rest, api: Rest) -> None:
     faults.add("lose", method="POST", times=1)
     name = fresh()
     with pytest.raises((urllib3.exceptions.ProtocolError, urllib3.exceptions.SSLError)):

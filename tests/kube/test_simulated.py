@@ -1,4 +1,4 @@
-"""Simulated nodes: they look like nodes to the cluster, and their training like training to a driver."""
+"""Simulated nodes: the cluster sees ordinary nodes and the driver ordinary training."""
 
 from __future__ import annotations
 

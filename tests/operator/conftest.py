@@ -1,4 +1,4 @@
-"""An API server double as a process, for the parts of the operator that talk to one."""
+"""Fixtures: an API server double as a process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from programs import Program, api_server
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
-    """A fresh API server double; SIGUSR1 makes it forget the past."""
+    """A fresh API server double; SIGUSR1 makes it compact its watch history."""
     folder = tmp_path_factory.mktemp("api")
     with api_server(folder, "--bookmark-seconds", "0.3") as program:
         yield program

@@ -1,4 +1,4 @@
-"""The CA signs what it should for whom it should, and nothing else."""
+"""The CA: certificates for drivers, refused requests, renewal."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_certificate_is_for_the_driver_alone_and_for_a_week() -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "words"),
+    ("names", "message"),
     [
         (("other.team.driver.megascale",), "expected exactly"),
         ((NAME, "kubernetes.default.svc"), "expected exactly"),
@@ -51,8 +51,8 @@ def test_a_certificate_is_for_the_driver_alone_and_for_a_week() -> None:
         ((), "subjectAltName"),
     ],
 )
-def test_other_names_are_refused(names: tuple[str, ...], words: str) -> None:
-    with pytest.raises(RequestRefusedError, match=words):
+def test_other_names_are_refused(names: tuple[str, ...], message: str) -> None:
+    with pytest.raises(RequestRefusedError, match=message):
         Authority.create(NOW).sign(request(*names)[0], NAME, NOW)
 
 
@@ -73,18 +73,18 @@ def test_certificates_are_renewed_in_time_and_for_a_new_key() -> None:
     authority = Authority.create(NOW)
     csr, _ = request(NAME)
     certificate = authority.sign(csr, NAME, NOW)
-    assert authority.is_good(certificate, csr, NOW)
-    assert not authority.is_good(certificate, csr, NOW + timedelta(days=5, minutes=1))
-    assert not authority.is_good(certificate, request(NAME)[0], NOW), "the driver has a new key"
-    assert not Authority.create(NOW).is_good(certificate, csr, NOW), "another CA signed it"
-    assert not authority.is_good("", csr, NOW)
+    assert authority.is_current(certificate, csr, NOW)
+    assert not authority.is_current(certificate, csr, NOW + timedelta(days=5, minutes=1))
+    assert not authority.is_current(certificate, request(NAME)[0], NOW), "the driver has a new key"
+    assert not Authority.create(NOW).is_current(certificate, csr, NOW), "another CA signed it"
+    assert not authority.is_current("", csr, NOW)
 
 
-def test_it_is_the_same_after_it_was_kept() -> None:
+def test_a_stored_authority_is_loaded_unchanged() -> None:
     authority = Authority.create(NOW)
     kept = Authority.load(authority.certificate_pem.encode(), authority.key_pem.encode())
     csr, _ = request(NAME)
-    assert authority.is_good(kept.sign(csr, NAME, NOW), csr, NOW)
+    assert authority.is_current(kept.sign(csr, NAME, NOW), csr, NOW)
 
 
 def test_a_client_that_has_the_ca_trusts_the_driver_by_its_name(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""NodeChecks: one pod a node, busy nodes left alone, release of what passed and of nothing else."""
+"""NodeChecks: one pod per node, busy nodes are skipped, quarantined nodes that pass are released."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def quarantined(name: str, reason: str = "XID 79 on GPU 3", **changes: Any) -> O
 
 @dataclass
 class Checking:
-    """A NodeCheck under way; pods end when the test says so."""
+    """A running NodeCheck; the test ends its pods."""
 
     spec: dict[str, Any]
     nodes: dict[str, Obj]
@@ -42,7 +42,7 @@ class Checking:
     now: float = START
     most_running: int = 0
 
-    def look(self) -> CheckPlan:
+    def plan(self) -> CheckPlan:
         records = {name: node_record(obj) for name, obj in self.nodes.items()}
         pods = [pod_record(pod) for pod in self.pods.values()]
         return plan_check(self.checked, records, pods, self.busy, self.now)
@@ -52,8 +52,8 @@ class Checking:
         return NodeCheckSpec.model_validate(self.spec)
 
     def start(self) -> list[str]:
-        """Make the pods that are asked for; the nodes they are for."""
-        plan = self.look()
+        """Create the planned pods; return their nodes."""
+        plan = self.plan()
         for node, number in plan.start:
             pod = check_pod(CHECK, self.checked, node, number, "megascale-system", "image:1")
             pod["metadata"] |= {
@@ -76,7 +76,7 @@ class Checking:
         }
 
     def results(self) -> dict[str, str]:
-        return {node: one.result for node, one in self.look().outcomes.items()}
+        return {node: one.result for node, one in self.plan().outcomes.items()}
 
 
 def running(pod: Obj) -> bool:
@@ -87,13 +87,13 @@ def cluster(*names_: str) -> dict[str, Obj]:
     return {name: node_object(name) for name in names_}
 
 
-def test_every_node_is_checked_once_and_the_worst_is_told_first() -> None:
+def test_every_node_is_checked_once_and_the_worst_result_comes_first() -> None:
     check = Checking({"node_selector": {}}, cluster("n1", "n2", "n3"))
     assert check.start() == ["n1", "n2", "n3"]
     check.end("n1", PASSED)
     check.end("n2", CONVICTED)
     check.end("n3", None)
-    plan = check.look()
+    plan = check.plan()
     assert plan.done
     status = status_of(CHECK, plan, START)
     assert [(one["result"], one["nodes"]) for one in status["groups"]] == [
@@ -101,10 +101,10 @@ def test_every_node_is_checked_once_and_the_worst_is_told_first() -> None:
     ]  # fmt: skip
     assert (status["total"], status["passed"], status["convicted"], status["unknown"]) == (3, 1, 1, 1)
     assert status["state"] == "Completed"
-    assert status_of({**CHECK, "status": status}, plan, START + 60) == status, "nothing to write again"
+    assert status_of({**CHECK, "status": status}, plan, START + 60) == status, "unchanged: not written"
 
 
-def test_nodes_that_run_a_job_are_left_alone() -> None:
+def test_nodes_that_run_a_job_are_skipped() -> None:
     check = Checking({"nodes": ["n1", "n2", "nowhere"]}, cluster("n1", "n2"), busy={"n1": "q-0-0"})
     assert check.start() == ["n2"]
     assert check.results() == {"n1": "skipped", "n2": "running", "nowhere": "skipped"}
@@ -118,7 +118,7 @@ def test_a_selector_takes_the_nodes_that_have_its_labels() -> None:
 
 
 @given(st.integers(1, 5), st.integers(1, 12))
-def test_no_more_than_asked_for_are_checked_at_once(most: int, total: int) -> None:
+def test_at_most_max_concurrent_nodes_are_checked_at_once(most: int, total: int) -> None:
     check = Checking({"node_selector": {}, "max_concurrent": most}, cluster(*(f"n{n}" for n in range(total))))
     done: list[str] = []
     while len(done) < total:
@@ -129,36 +129,36 @@ def test_no_more_than_asked_for_are_checked_at_once(most: int, total: int) -> No
         done += started
     assert check.most_running <= most
     assert sorted(done) == sorted(check.nodes)
-    assert check.look().done
+    assert check.plan().done
 
 
 def test_a_node_with_a_hardware_verdict_must_pass_twice() -> None:
     check = Checking({"nodes": ["n1"]}, {"n1": quarantined("n1")})
     check.start()
     check.end("n1", PASSED)
-    assert check.look().release == []
+    assert check.plan().release == []
     assert check.start() == ["n1"]
     check.end("n1", PASSED)
-    plan = check.look()
+    plan = check.plan()
     assert plan.release == ["n1"]
     assert plan.done
 
 
-def test_one_pass_takes_a_straggler_back() -> None:
+def test_one_pass_releases_a_straggler() -> None:
     check = Checking({"nodes": ["n1"]}, {"n1": quarantined("n1", "12% slower than its peers")})
     check.start()
     check.end("n1", PASSED)
-    assert check.look().release == ["n1"]
+    assert check.plan().release == ["n1"]
 
 
-def test_a_node_that_fails_the_second_time_stays_out() -> None:
+def test_a_node_that_fails_the_second_check_stays_in_quarantine() -> None:
     check = Checking({"nodes": ["n1"]}, {"n1": quarantined("n1")})
     check.start()
     check.end("n1", PASSED)
     check.start()
     check.end("n1", CONVICTED)
     assert check.results() == {"n1": "convicted"}
-    assert check.look().release == []
+    assert check.plan().release == []
 
 
 def test_a_verdict_that_is_unknown_releases_nothing() -> None:
@@ -166,15 +166,15 @@ def test_a_verdict_that_is_unknown_releases_nothing() -> None:
     check.start()
     check.end("n1", {"verdict": "unknown", "reason": "nothing says what to expect here"})
     assert check.results() == {"n1": "unknown"}
-    assert check.look().release == []
+    assert check.plan().release == []
 
 
-def test_a_person_s_cordon_is_not_ours_to_lift() -> None:
+def test_a_cordon_set_by_a_person_is_not_removed() -> None:
     check = Checking({"nodes": ["n1"]}, {"n1": node_object("n1", spec={"unschedulable": True})})
     check.start()
     check.end("n1", PASSED)
     assert check.results() == {"n1": "passed"}
-    assert check.look().release == []
+    assert check.plan().release == []
 
 
 def test_a_check_that_never_ends_is_unknown() -> None:
@@ -182,7 +182,7 @@ def test_a_check_that_never_ends_is_unknown() -> None:
     check.start()
     check.now += 61
     assert check.results() == {"n1": "unknown"}
-    assert check.look().done
+    assert check.plan().done
 
 
 def test_the_status_of_many_nodes_is_bounded() -> None:
@@ -190,7 +190,7 @@ def test_the_status_of_many_nodes_is_bounded() -> None:
     check.start()
     for index, node in enumerate(check.nodes):
         check.end(node, {"verdict": "convicted", "reason": f"reason {index % 50}"})
-    status = status_of(CHECK, check.look(), START)
+    status = status_of(CHECK, check.plan(), START)
     assert len(status["groups"]) == 32
     assert all(len(one["nodes"]) <= 20 for one in status["groups"])
     assert status["convicted"] == 200
@@ -201,7 +201,7 @@ def test_its_pod_goes_to_that_node_only_and_tolerates_our_taint() -> None:
     pod = check_pod(CHECK, spec, "n1", 0, "megascale-system", "image:1")
     kubernetes_validate.validate(pod, "1.33", strict=True)
     assert pod["metadata"]["namespace"] == "megascale-system"
-    assert "nodeName" not in pod["spec"], "the scheduler keeps count of GPUs"
+    assert "nodeName" not in pod["spec"], "GPUs are requested from the scheduler"
     assert names.TAINT in [one.get("key") for one in pod["spec"]["tolerations"]]
     assert pod["spec"]["activeDeadlineSeconds"] == 300
     assert (

@@ -1,4 +1,4 @@
-"""Detection thresholds of a cluster: the operator's --detection-defaults."""
+"""Cluster defaults of spec.detection: the operator's --detection-defaults."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ def defaults(text: str = TEXT) -> DetectionDefaults:
     return found
 
 
-def test_a_job_has_the_values_of_the_cluster_for_what_it_leaves_out() -> None:
+def test_the_cluster_s_values_fill_fields_that_the_job_does_not_set() -> None:
     detection = manifest_of(job_object("q", detection=OWN), "", defaults()).spec.detection
     assert (detection.shadow, detection.hang.margin_seconds) == (["straggler"], 30)
     assert (detection.hang.steps, detection.lemon.incidents, detection.blame.limit) == (7.0, 6, 2.5)
 
 
-def test_a_job_can_take_a_value_back() -> None:
+def test_a_job_can_override_a_value() -> None:
     own = {"shadow": [], "hang": {"steps": 3, "marginSeconds": 10}}
     filled = manifest_of(job_object("q", detection=own), "", defaults())
     assert filled.spec == manifest_of(job_object("q"), "").spec
 
 
-def test_a_job_without_the_section_has_it_too() -> None:
+def test_a_job_without_the_section_gets_the_values_too() -> None:
     assert manifest_of(job_object("q"), "", defaults()).spec.detection.hang.steps == 5.0
     assert manifest_of(job_object("q", detection=None), "", defaults()).spec.detection.hang.steps == 5.0
 
 
 def test_slots_and_driver_have_the_same_manifest(tmp_path: Path) -> None:
-    """The operator fills in what the slots read; the driver does so again with what the operator left."""
+    """The operator fills in the slots' manifest, the driver its own from the defaults in the ConfigMap."""
     stored = job_object("q", detection=OWN)
     world = World(defaults().fill(stored), Settings("image:1", detection=defaults()))
     world.settle()
@@ -57,7 +57,7 @@ def test_slots_and_driver_have_the_same_manifest(tmp_path: Path) -> None:
     assert digest(slots) == digest(driver.model_copy(update={"metadata": slots.metadata}))
 
 
-def test_without_defaults_nothing_is_left_for_the_driver(tmp_path: Path) -> None:
+def test_without_defaults_there_is_no_file_for_the_driver(tmp_path: Path) -> None:
     world = World()
     world.settle()
     assert DEFAULTS_FILE not in world.owned["ConfigMap", names.job_map("q")]["data"]
@@ -65,7 +65,7 @@ def test_without_defaults_nothing_is_left_for_the_driver(tmp_path: Path) -> None
     assert DetectionDefaults.parse("") is None
 
 
-def test_where_a_value_comes_from_is_known() -> None:
+def test_each_value_has_its_origin() -> None:
     found = origins(json.loads(defaults().text()), OWN)
     assert found == {
         "hang.marginSeconds": {"value": 30, "from": "cluster"},
@@ -86,6 +86,6 @@ def test_where_a_value_comes_from_is_known() -> None:
         ("{", "YAML syntax"),
     ],
 )
-def test_values_that_are_not_good_are_refused_at_the_start(text: str, message: str) -> None:
+def test_invalid_values_are_refused_at_the_start(text: str, message: str) -> None:
     with pytest.raises(ManifestError, match=message):
         DetectionDefaults.parse(text)

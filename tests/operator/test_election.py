@@ -1,4 +1,4 @@
-"""Election with servers that answer, refuse and hang, in virtual time: never two that may write at once."""
+"""Leader election against a server that fails or hangs, in virtual time: at most one process may write."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TIMING = Timing()
 
 
 class Leases:
-    """One Lease on a server that can be made to refuse or to hang, per client."""
+    """A server with one Lease; per client, requests can be made to fail or hang."""
 
     def __init__(self) -> None:
         self.lease: Obj | None = None
@@ -149,7 +149,7 @@ def test_a_released_lease_is_taken_within_two_seconds() -> None:
 
 
 @pytest.mark.parametrize("mode", ["hang", "refuse"])
-def test_writes_stop_at_the_renew_deadline_when_the_server_is_away(mode: str) -> None:
+def test_writes_stop_at_the_renew_deadline_when_the_server_is_unreachable(mode: str) -> None:
     async def main(loop: VirtualLoop) -> None:
         server = Leases()
         client = server.client()
@@ -188,14 +188,14 @@ def test_one_slow_renewal_does_not_end_leadership() -> None:
     run_virtual(main)
 
 
-def test_a_stopped_leader_may_not_write_when_it_goes_on() -> None:
+def test_a_paused_leader_may_not_write_when_it_resumes() -> None:
     async def main(loop: VirtualLoop) -> None:
         server = Leases()
         one, two = candidate(loop, server.client(), "one"), candidate(loop, server.client(), "two")
         first = asyncio.create_task(one.run())
         await one.leading.wait()
         loop.skip(TIMING.renew_deadline_s)
-        assert not may_write(one), "the very first look after SIGCONT already refuses"
+        assert not may_write(one), "the first check after SIGCONT already refuses"
         second = asyncio.create_task(two.run())
         await asyncio.sleep(60)
         assert not (may_write(one) and may_write(two))
@@ -214,7 +214,7 @@ def test_a_stopped_leader_may_not_write_when_it_goes_on() -> None:
         max_size=25,
     )
 )
-def test_never_two_may_write_whatever_the_server_does(script: list[tuple[str, str, float]]) -> None:
+def test_at_most_one_process_may_write_under_any_server_faults(script: list[tuple[str, str, float]]) -> None:
     async def main(loop: VirtualLoop) -> None:
         server = Leases()
         clients = {"one": server.client(), "two": server.client()}
@@ -229,7 +229,7 @@ def test_never_two_may_write_whatever_the_server_does(script: list[tuple[str, st
         for client in clients.values():
             client.mode = "ok"
         await asyncio.sleep(TIMING.lease_s + 3)
-        assert sum(may_write(election) for election in elections.values()) == 1, "somebody leads again"
+        assert sum(may_write(election) for election in elections.values()) == 1, "a replica leads again"
         for task in tasks:
             task.cancel()
 

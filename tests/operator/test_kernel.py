@@ -1,4 +1,4 @@
-"""Client, fence and informer against an API server over HTTPS: paging, watching, 410, being stopped."""
+"""Client, fence and informer against an API server over HTTPS: pages, watches, 410, a paused server."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def with_api(kubeconfig: Path, main: Callable[[RestApi], Awaitable[Any]]) -> Non
     asyncio.run(run())
 
 
-class News:
-    """What an informer told, to wait for."""
+class Changes:
+    """Collects an informer's changes, for tests to wait for."""
 
     def __init__(self, informer: Informer[Projected]) -> None:
         self.seen: list[tuple[str, str]] = []
@@ -76,7 +76,7 @@ class News:
                 await self._reported.wait()
 
 
-def test_answers_become_errors_of_their_kind(kubeconfig: Path) -> None:
+def test_error_responses_raise_their_exception(kubeconfig: Path) -> None:
     async def main(api: RestApi) -> None:
         with pytest.raises(NotFoundError):
             await api.get(CONFIG_MAPS, "none", "default")
@@ -134,7 +134,7 @@ def test_informer_pages_follows_and_survives_a_410(
         informer = Informer(
             api, CONFIG_MAPS, project, Clock(), selector="set=many", owner=lambda one: one.value
         )
-        news = News(informer)
+        news = Changes(informer)
         running = asyncio.create_task(informer.run())
         await informer.synced.wait()
         assert len(informer.records) == 20
@@ -153,7 +153,7 @@ def test_informer_pages_follows_and_survives_a_410(
     with_api(kubeconfig, main)
 
 
-def test_what_was_written_is_seen_at_once_and_old_news_do_not_undo_it(kubeconfig: Path) -> None:
+def test_a_write_is_cached_at_once_and_older_events_do_not_revert_it(kubeconfig: Path) -> None:
     async def main(api: RestApi) -> None:
         informer = Informer(api, CONFIG_MAPS, project, Clock(), namespace="default")
         first = await api.create(CONFIG_MAPS, config_map("mine", "1"), "default")
@@ -173,7 +173,7 @@ def test_a_stopped_server_is_unreachable_in_bounded_time(kubeconfig: Path, serve
         server.signal(signal.SIGSTOP)
         try:
             async with asyncio.timeout(5):
-                with pytest.raises(ApiUnreachableError, match=r"no answer within 0\.5 s"):
+                with pytest.raises(ApiUnreachableError, match=r"no response within 0\.5 s"):
                     await api.get(PODS, "any", "default")
         finally:
             server.signal(signal.SIGCONT)
@@ -182,8 +182,8 @@ def test_a_stopped_server_is_unreachable_in_bounded_time(kubeconfig: Path, serve
     asyncio.run(main())
 
 
-def test_no_write_leaves_once_the_fence_is_closed(kubeconfig: Path, server: Program) -> None:
-    """Not even one that was let through and then had to wait for its connection."""
+def test_no_write_is_sent_once_the_fence_is_closed(kubeconfig: Path, server: Program) -> None:
+    """Not even a write that passed the fence and then waited for its connection."""
 
     async def main() -> None:
         now = 100.0
@@ -208,7 +208,7 @@ def test_no_write_leaves_once_the_fence_is_closed(kubeconfig: Path, server: Prog
     asyncio.run(main())
 
 
-def test_a_missing_kubeconfig_is_said_with_its_name(tmp_path: Path) -> None:
+def test_the_error_of_a_missing_kubeconfig_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nothing-here"):
         asyncio.run(load_configuration(tmp_path / "nothing-here"))
     with pytest.raises(InputError, match="--kubeconfig"):

@@ -1,4 +1,4 @@
-"""The pods and other objects of a job are what Kubernetes accepts, restricted, and what the template says."""
+"""Objects of a job: valid for Kubernetes, restricted, and configured by the template."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_containers_are_restricted() -> None:
             assert security["capabilities"] == {"drop": ["ALL"]}
 
 
-def test_slots_have_no_rights_and_a_token_for_their_driver_alone() -> None:
+def test_slots_have_no_api_access_and_a_token_for_their_driver_only() -> None:
     pod = slot()
     assert pod["spec"]["automountServiceAccountToken"] is False
     token = next(one for one in pod["spec"]["volumes"] if one["name"] == "megascale-token")
@@ -124,7 +124,7 @@ def test_excluded_nodes_are_excluded_from_every_alternative_of_the_template() ->
     required = {"nodeSelectorTerms": terms}
     affinity = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}}
     world = World(job_object(template={"spec": {"affinity": affinity}}))
-    world.driver_says(requests={"slots": 3, "avoidNodes": ["n7", "n8"]})
+    world.driver_reports(requests={"slots": 3, "avoidNodes": ["n7", "n8"]})
     world.tick()
     pod = world.pods["q-0-0"]
     assert avoided(pod) == {"n7", "n8"}
@@ -137,7 +137,7 @@ def test_excluded_nodes_are_excluded_from_every_alternative_of_the_template() ->
     )
 
 
-def test_the_template_reaches_slots_and_what_is_its_the_driver() -> None:
+def test_the_template_applies_to_slots_and_in_part_to_the_driver() -> None:
     template = {
         "metadata": {"labels": {"team": "x"}, "annotations": {"note": "y"}},
         "spec": {
@@ -216,7 +216,7 @@ def test_memory_for_snapshots_follows_from_the_model() -> None:
     obj = job_object(**spec)
     job = Job(obj, from_mapping(obj))
     mebibytes = snapshot_mebibytes(job.spec)
-    # 175e9 parameters x 12 bytes over 96 nodes, own and neighbour's state, two buffers each, 25% slack.
+    # 175e9 parameters x 12 bytes over 96 nodes; own and neighbour's state in two buffers each; 25% slack.
     assert mebibytes is not None
     assert mebibytes == pytest.approx(175e9 * 12 / 96 * 4 * 1.25 / 2**20, rel=0.15)
     memory = next(one for one in slot(**spec)["spec"]["volumes"] if one["name"] == "megascale-memory")

@@ -1,6 +1,6 @@
-"""The operator as a process against an API server: certificates, node care, checks, deletion, probes.
+"""The operator as a process against an API server: certificates, quarantine, checks, deletion, probes.
 
-Who leads, and that never two write, is shown in tests/kube/e2e/test_leadership.py.
+Leadership is tested in tests/kube/e2e/test_leadership.py.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
 
 @pytest.fixture(scope="module")
 def api(kubeconfig: Path) -> Rest:
-    """An administrator of a server with our CRDs and five nodes."""
+    """An administrator's client of a server with the CRDs and five nodes."""
     rest = Rest(Cluster.of(kubeconfig))
     for path in sorted(CRDS.glob("*.yaml")):
         rest.create(
@@ -71,7 +71,7 @@ def operator(kubeconfig: Path, name: str, *arguments: str) -> Iterator[Program]:
 
 
 def eventually(what: str, look: Any, timeout_s: float = 30.0) -> Any:
-    """The first true answer of `look`; the API server has no call that waits for a condition."""
+    """Poll `look` until its result is true; the API server has no request that waits for a condition."""
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
         try:
@@ -93,7 +93,7 @@ def holder(api: Rest) -> str:
 
 
 def led_by(api: Rest, name: str) -> float:
-    """Seconds until `name` leads."""
+    """Wait until `name` leads; return the seconds it took."""
     start = time.monotonic()
     eventually(f"{name} leads", lambda: holder(api) == name)
     return time.monotonic() - start
@@ -131,8 +131,8 @@ def test_an_api_server_that_hangs_costs_leadership_and_nothing_else(
         assert program.process.poll() is None
         eventually("it leads again", lambda: holder(api) == "patient")
         api.delete(f"/api/v1/namespaces/default/pods/{job}-0-0")
-        eventually("it acts again", lambda: f"{job}-0-1" in pods_of(api, job))
-        assert "leads no more" in program.log.read_text()
+        eventually("it writes again", lambda: f"{job}-0-1" in pods_of(api, job))
+        assert "is no longer the leader" in program.log.read_text()
 
 
 def test_jobs_get_the_detection_thresholds_of_the_cluster(kubeconfig: Path, api: Rest) -> None:
@@ -155,7 +155,7 @@ def csr_for(name: str) -> str:
     return csr.public_bytes(serialization.Encoding.PEM).decode()
 
 
-def say(api: Rest, job: str, **driver: Any) -> None:
+def report(api: Rest, job: str, **driver: Any) -> None:
     stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     api.merge(f"{JOBS}/{job}/status", {"status": {"driver": {"updatedAt": stamp, **driver}}})
 
@@ -169,14 +169,14 @@ def test_a_convicted_node_is_quarantined_and_the_breaker_refuses_the_next(
         job = new_job(api, remediation={"mode": "Enforce"})
         all_made(api, job)
         request = {"incident": "i-1", "reason": "XID 79 on GPU 3"}
-        say(api, job, jobState="running", requests={"slots": 3, "quarantine": [{"node": "n1", **request}]})
+        report(api, job, jobState="running", requests={"slots": 3, "quarantine": [{"node": "n1", **request}]})
         eventually("n1 is cordoned", lambda: api.get("/api/v1/nodes/n1")["spec"].get("unschedulable"))
         answer = eventually(
-            "it is told", lambda: api.get(f"{JOBS}/{job}")["status"]["operator"]["quarantined"]
+            "the job's status lists it", lambda: api.get(f"{JOBS}/{job}")["status"]["operator"]["quarantined"]
         )
         assert answer == [{"node": "n1", "incident": "i-1"}]
         both = [{"node": node, **request} for node in ("n1", "n2")]
-        say(api, job, requests={"slots": 3, "quarantine": both})
+        report(api, job, requests={"slots": 3, "quarantine": both})
         refusal = eventually("a refusal", lambda: api.get(f"{JOBS}/{job}")["status"]["operator"]["refusals"])[
             0
         ]
@@ -185,10 +185,10 @@ def test_a_convicted_node_is_quarantined_and_the_breaker_refuses_the_next(
     with operator(kubeconfig, "carer-after", *limits):
         led_by(api, "carer-after")
         time.sleep(2)
-        assert not api.get("/api/v1/nodes/n2")["spec"].get("unschedulable"), "the count survives the failover"
+        assert not api.get("/api/v1/nodes/n2")["spec"].get("unschedulable"), "the breaker's count remains"
         api.merge("/api/v1/nodes/n1", {"spec": {"unschedulable": None}})
         eventually(
-            "our taint goes when a person uncordons",
+            "the taint is removed when a person uncordons",
             lambda: names.TAINT not in str(api.get("/api/v1/nodes/n1")["spec"]),
         )
 
@@ -213,13 +213,13 @@ def test_deletion_waits_for_the_save_and_leaves_nothing(kubeconfig: Path, api: R
         all_made(api, job)
         for name in pods_of(api, job):
             api.merge(f"/api/v1/namespaces/default/pods/{name}/status", {"status": {"phase": "Running"}})
-        say(api, job, state="running")
+        report(api, job, state="running")
         api.delete(f"{JOBS}/{job}")
         time.sleep(1)
         assert len(pods_of(api, job)) == 4
-        say(api, job, state="stopped")
+        report(api, job, state="stopped")
         deleting = eventually(
-            "pods are told to go",
+            "pods are being deleted",
             lambda: all(
                 one["metadata"].get("deletionTimestamp")
                 for one in api.get("/api/v1/namespaces/default/pods", labelSelector=f"{names.JOB}={job}")[
@@ -241,7 +241,7 @@ def test_a_job_whose_driver_never_reported_is_not_waited_for(kubeconfig: Path, a
         api.delete(f"{JOBS}/{job}")
         path = "/api/v1/namespaces/default/pods"
         eventually(
-            "pods are told to go",
+            "pods are being deleted",
             lambda: all(
                 one["metadata"].get("deletionTimestamp")
                 for one in api.get(path, labelSelector=f"{names.JOB}={job}")["items"]
@@ -252,7 +252,7 @@ def test_a_job_whose_driver_never_reported_is_not_waited_for(kubeconfig: Path, a
         eventually("the job is gone", lambda: job not in str(api.get(JOBS)))
 
 
-def test_a_job_that_somebody_else_manages_is_left_alone(kubeconfig: Path, api: Rest) -> None:
+def test_a_job_with_another_manager_is_not_changed(kubeconfig: Path, api: Rest) -> None:
     with operator(kubeconfig, "modest"):
         led_by(api, "modest")
         other = new_job(api, managedBy="kueue.x-k8s.io/multikueue")
@@ -283,7 +283,8 @@ def test_metrics_and_probes(kubeconfig: Path, api: Rest) -> None:
         assert page(health, "/healthz") == "ok"
         assert page(health, "/readyz") == "ok"
         eventually(
-            "it says that it leads", lambda: "megascale_operator_leader 1.0" in page(metrics, "/metrics")
+            "it leads",
+            lambda: "megascale_operator_leader 1.0" in page(metrics, "/metrics"),
         )
         assert re.search(
             r'megascale_operator_watch_age_seconds\{resource="pods"\} \d', page(metrics, "/metrics")
@@ -291,7 +292,7 @@ def test_metrics_and_probes(kubeconfig: Path, api: Rest) -> None:
 
 
 def slots_of(api: Rest, job: str) -> str:
-    """Nodes of the job's slots as the operator sees them."""
+    """The job's `status.nodes`."""
     text = api.get(f"/api/v1/namespaces/default/configmaps/{job}-slots")["data"]["slots.json"]
     return " ".join(slot["node"] for slot in json.loads(text)["slots"])
 
@@ -304,7 +305,7 @@ def check_pods(api: Rest) -> list[dict[str, Any]]:
 
 
 def test_a_node_check_releases_a_quarantined_node_after_two_passes(kubeconfig: Path, api: Rest) -> None:
-    """The kubelet is the test: it ends each pod with a verdict."""
+    """The test plays the kubelet: it ends each pod with a verdict."""
     add_node(api, "n-sick")
     limits = ["--mode", "Enforce", "--max-quarantined-share", "1", "--max-quarantines-per-hour", "100"]
     with operator(kubeconfig, "checker", *limits):
@@ -312,15 +313,15 @@ def test_a_node_check_releases_a_quarantined_node_after_two_passes(kubeconfig: P
         job = new_job(api, remediation={"mode": "Enforce"})
         all_made(api, job)
         request = {"node": "n-sick", "incident": "i-1", "reason": "XID 79"}
-        say(api, job, requests={"slots": 3, "avoidNodes": ["n-sick"], "quarantine": [request]})
+        report(api, job, requests={"slots": 3, "avoidNodes": ["n-sick"], "quarantine": [request]})
         eventually("it is cordoned", lambda: api.get("/api/v1/nodes/n-sick")["spec"].get("unschedulable"))
         for pod in api.get("/api/v1/namespaces/default/pods")["items"]:
             if pod["spec"].get("nodeName") == "n-sick":
                 name = pod["metadata"]["name"]
                 api.delete(f"/api/v1/namespaces/default/pods/{name}", {"gracePeriodSeconds": 0})
-        # The request stands, and yet a node that was released must not be taken again for it.
-        say(api, job, requests={"slots": 3, "avoidNodes": ["n-sick"], "quarantine": [request]})
-        eventually("nobody is on it", lambda: "n-sick" not in slots_of(api, job))
+        # The request is still there, but must not cause another quarantine of a released node.
+        report(api, job, requests={"slots": 3, "avoidNodes": ["n-sick"], "quarantine": [request]})
+        eventually("no slot runs on it", lambda: "n-sick" not in slots_of(api, job))
         checks = "/apis/megascale.io/v1alpha1/nodechecks"
         kind = {"apiVersion": "megascale.io/v1alpha1", "kind": "NodeCheck"}
         api.create(checks, {**kind, "metadata": {"name": "after-repair"}, "spec": {"nodes": ["n-sick"]}})
@@ -338,12 +339,15 @@ def test_a_node_check_releases_a_quarantined_node_after_two_passes(kubeconfig: P
             }  # fmt: skip
             path = f"/api/v1/namespaces/megascale-system/pods/{name}/status"
             api.merge(path, {"status": {"phase": "Succeeded", "containerStatuses": [container]}})
-        eventually("n-sick is back", lambda: not api.get("/api/v1/nodes/n-sick")["spec"].get("unschedulable"))
+        eventually(
+            "n-sick is back in service",
+            lambda: not api.get("/api/v1/nodes/n-sick")["spec"].get("unschedulable"),
+        )
         node = api.get("/api/v1/nodes/n-sick")
         assert names.TAINT not in str(node["spec"])
         assert names.QUARANTINE not in node["metadata"]["annotations"]
         time.sleep(1.0)
-        assert not api.get("/api/v1/nodes/n-sick")["spec"].get("unschedulable"), "not taken again"
+        assert not api.get("/api/v1/nodes/n-sick")["spec"].get("unschedulable"), "not quarantined again"
         status = eventually(
             "it is complete",
             lambda: (found := api.get(f"{checks}/after-repair")["status"]).get("completionTime") and found,

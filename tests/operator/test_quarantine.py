@@ -1,4 +1,4 @@
-"""Node care, decided: modes, breaker, what a person did, and release of only what was set."""
+"""Quarantine decisions: modes, breaker, releases by persons, and release of only what the operator set."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from kube_world import node_object
 from megascale_operator.kube.resources import Obj
 from megascale_operator.quarantine import patches
-from megascale_operator.quarantine.breaker import Limits, closed_because
-from megascale_operator.quarantine.decide import Decision, JobRequest, decide, put_back_by_person
+from megascale_operator.quarantine.breaker import Limits, breaker_open_reason
+from megascale_operator.quarantine.decide import Decision, JobRequest, decide, detect_manual_release
 from megascale_operator.quarantine.patches import reason_class
 from megascale_operator.reconcile import names
 from megascale_operator.reconcile.mark import mark_of
@@ -53,7 +53,7 @@ def test_enforce_cordons_taints_and_annotates() -> None:
     assert mark["job"] == "team/q"
     assert mark["incident"] == "i-3"
     assert mark["set"] == ["cordon", "taint"]
-    assert decided(obj).operations == [], "once is enough"
+    assert decided(obj).operations == [], "the node is quarantined only once"
     assert decided(obj).granted
 
 
@@ -69,7 +69,7 @@ def test_annotate_touches_nothing_else() -> None:
     ("ceiling", "job", "granted"),
     [("Observe", "Enforce", False), ("Enforce", "Observe", False), ("Annotate", "Enforce", True)],
 )
-def test_the_milder_of_both_modes_counts(ceiling: str, job: str, granted: bool) -> None:
+def test_the_weaker_of_both_modes_applies(ceiling: str, job: str, granted: bool) -> None:
     decision = decided(node_object("n1"), job, ceiling)
     assert decision.granted is granted
     assert not any("spec" in one["path"] for one in decision.operations)
@@ -113,25 +113,25 @@ def test_release_does_not_lift_a_cordon_that_was_there_before() -> None:
     assert patched(obj, patches.release(node_record(obj)))["spec"]["unschedulable"] is True
 
 
-def test_who_uncordons_a_node_gets_it_back_and_is_not_overruled() -> None:
+def test_uncordoning_a_node_releases_it_and_prevents_a_new_quarantine() -> None:
     obj = quarantined(node_object("n1"))
     del obj["spec"]["unschedulable"]
-    operations = put_back_by_person(node_record(obj), NOW + 60)
+    operations = detect_manual_release(node_record(obj), NOW + 60)
     obj = patched(obj, operations)
     assert names.TAINT not in taints(obj)
-    assert put_back_by_person(node_record(obj), NOW + 61) == []
+    assert detect_manual_release(node_record(obj), NOW + 61) == []
     again = decided(obj, now=NOW + 61)
     assert "person" in again.refused
     other = decide(node_record(obj), request(incident="i-9"), "Enforce", "", NOW + 1800)
-    assert "person" in other.refused, "nor for another incident, for an hour"
+    assert "person" in other.refused, "no quarantine for another incident within an hour either"
     assert decide(node_record(obj), request(incident="i-9"), "Enforce", "", NOW + 3700).granted
     assert not decide(node_record(obj), request(), "Enforce", "", NOW + 3700).granted, (
-        "the same one never again"
+        "no second quarantine for the same incident"
     )
 
 
-def test_a_node_that_was_released_is_not_taken_again_for_the_same_incident() -> None:
-    """The driver's wish stands until it has read the answer, which may be after the release."""
+def test_a_released_node_is_not_quarantined_again_for_the_same_incident() -> None:
+    """The driver's request stays until it has read the result, which may be after the release."""
     obj = quarantined(node_object("n1"))
     obj = patched(obj, patches.release(node_record(obj)))
     same = decide(node_record(obj), request(), "Enforce", "", NOW + 60, granted_before=True)
@@ -139,22 +139,22 @@ def test_a_node_that_was_released_is_not_taken_again_for_the_same_incident() -> 
     assert decide(node_record(obj), request(incident="i-9"), "Enforce", "", NOW + 60).operations
 
 
-def test_who_takes_our_taint_away_keeps_the_cordon() -> None:
+def test_removing_the_taint_keeps_the_cordon() -> None:
     obj = quarantined(node_object("n1"))
     obj["spec"]["taints"] = []
-    obj = patched(obj, put_back_by_person(node_record(obj), NOW))
+    obj = patched(obj, detect_manual_release(node_record(obj), NOW))
     assert obj["spec"]["unschedulable"] is True
     mark = mark_of(node_record(obj))
     assert mark is not None
     assert mark.overridden == NOW
 
 
-def test_who_takes_our_annotation_away_loses_our_taint() -> None:
+def test_removing_the_annotation_removes_the_taint() -> None:
     obj = quarantined(node_object("n1"))
     obj["metadata"]["annotations"] = {}
-    obj = patched(obj, put_back_by_person(node_record(obj), NOW))
+    obj = patched(obj, detect_manual_release(node_record(obj), NOW))
     assert names.TAINT not in taints(obj)
-    assert obj["spec"]["unschedulable"] is True, "nobody knows any more who cordoned it"
+    assert obj["spec"]["unschedulable"] is True, "without the mark it is unknown who cordoned the node"
 
 
 def fleet(total: int, out: int, since: float) -> list[Obj]:
@@ -163,7 +163,7 @@ def fleet(total: int, out: int, since: float) -> list[Obj]:
 
 
 def why(nodes: list[Obj], limits: Limits, now: float = NOW) -> str:
-    return closed_because([node_record(obj) for obj in nodes], limits, now)
+    return breaker_open_reason([node_record(obj) for obj in nodes], limits, now)
 
 
 def test_the_breaker_counts_by_the_hour_and_by_the_share() -> None:
@@ -171,11 +171,11 @@ def test_the_breaker_counts_by_the_hour_and_by_the_share() -> None:
     assert "within the hour" in why(fleet(100, 4, NOW), Limits(per_hour=4, share=0.5))
     assert why(fleet(100, 4, NOW - 3601), Limits(per_hour=4, share=0.5)) == ""
     assert "10%" in why(fleet(100, 10, NOW - 3601), Limits(per_hour=50, share=0.1))
-    assert why(fleet(3, 0, NOW), Limits(per_hour=4, share=0.1)) == "", "one node may always go"
+    assert why(fleet(3, 0, NOW), Limits(per_hour=4, share=0.1)) == "", "one node may always be quarantined"
     assert why(fleet(3, 1, NOW - 3601), Limits(per_hour=4, share=0.1))
 
 
-def test_the_breaker_remembers_nodes_that_were_released() -> None:
+def test_the_breaker_counts_released_nodes() -> None:
     nodes = fleet(100, 4, NOW)
     released = [
         patched(obj, patches.release(node_record(obj))) if mark_of(node_record(obj)) else obj for obj in nodes
@@ -189,19 +189,19 @@ def test_an_open_breaker_refuses_new_nodes_and_keeps_old_ones() -> None:
     assert decided(old, breaker="too many").granted
 
 
-def test_damaged_annotations_are_no_crash() -> None:
+def test_malformed_annotations_get_defaults() -> None:
     for text in ("", "nonsense", "[]", '{"since": "x", "set": 3, "mode": 7}'):
         obj = node_object(
             "n1", metadata={"annotations": {names.QUARANTINE: text, names.QUARANTINE_HISTORY: text}}
         )
         record = node_record(obj)
         mark_of(record)
-        put_back_by_person(record, NOW)
+        detect_manual_release(record, NOW)
         patched(obj, patches.release(record))
-        assert why([obj], Limits()) in ("", "1 of 1 nodes are quarantined, the bound is 1 (10%)")
+        assert why([obj], Limits()) in ("", "1 of 1 nodes are quarantined, the limit is 1 (10%)")
 
 
-def test_the_taint_says_why_in_one_word() -> None:
+def test_the_taint_has_the_class_of_the_reason() -> None:
     assert reason_class("XID 79: GPU fell off the bus") == "hardware"
     assert reason_class("12% slower than its peers") == "straggler"
     assert reason_class("silent for 15 s") == "lost"

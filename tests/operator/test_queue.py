@@ -1,4 +1,4 @@
-"""The keyed queue: once in line, once in work, later turns, back-off. In virtual time."""
+"""The work queue: keys queued and processed once, delays, back-off. In virtual time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from megascale_operator.kube.queue import MAX_DELAY_S, KeyedQueue
 from virtual_time import VirtualLoop, run_virtual
 
 
-def test_a_key_is_once_in_line_and_never_twice_in_work() -> None:
+def test_a_key_is_queued_once_and_processed_by_one_worker() -> None:
     async def main(loop: VirtualLoop) -> None:
         queue: KeyedQueue[str] = KeyedQueue(loop.time)
         for key in ("a", "b", "a"):
@@ -22,14 +22,14 @@ def test_a_key_is_once_in_line_and_never_twice_in_work() -> None:
         assert await queue.get() == "b"
         waiting = asyncio.create_task(queue.get())
         await asyncio.sleep(5)
-        assert not waiting.done(), "a is in work and must not be given to a second worker"
+        assert not waiting.done(), "a is being processed and must not be given to a second worker"
         queue.done("a")
         assert await waiting == "a"
 
     run_virtual(main)
 
 
-def test_the_earlier_of_two_turns_stands() -> None:
+def test_the_earlier_of_two_delays_applies() -> None:
     async def main(loop: VirtualLoop) -> None:
         queue: KeyedQueue[str] = KeyedQueue(loop.time)
         queue.add_after("a", 60)
@@ -41,7 +41,7 @@ def test_the_earlier_of_two_turns_stands() -> None:
         queue.done("a")
         waiting = asyncio.create_task(queue.get())
         await asyncio.sleep(100)
-        assert not waiting.done(), "the later turns of the same key are merged into the first"
+        assert not waiting.done(), "later delays of the same key are dropped"
         waiting.cancel()
 
     run_virtual(main)
@@ -59,7 +59,7 @@ def test_failures_back_off_from_one_second_to_five_minutes() -> None:
         queue.forget("a")
         waiting = asyncio.create_task(queue.get())
         await asyncio.sleep(1000)
-        assert not waiting.done(), "a forgotten key has no turn"
+        assert not waiting.done(), "a forgotten key is not queued"
         waiting.cancel()
 
     run_virtual(main)

@@ -1,4 +1,4 @@
-"""Reconciling a job: what is made, what is removed, what is told, and when nothing is done at all."""
+"""Reconciling a job: pods created and deleted, status and Events, and that nothing is written needlessly."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ NODES = ("n1", "n2", "n3", "n4", "n5", "n6")
 
 
 def running(**spec: Any) -> World:
-    """A job whose pods run."""
+    """A job whose pods are running."""
     world = World(job_object(**spec))
     world.nodes = {name: node_object(name) for name in NODES}
     world.tick()
     world.kubelet()
     world.settle()
-    world.driver_says(jobState="running", state="running", requests={"slots": 3})
+    world.driver_reports(jobState="running", state="running", requests={"slots": 3})
     world.settle()
     return world
 
@@ -57,7 +57,7 @@ def test_a_new_job_gets_its_objects_its_driver_and_a_slot_per_node_and_spare() -
     assert [slot["ready"] for slot in slots_file(world)["slots"]] == [True, True, True]
 
 
-def test_the_driver_is_told_where_in_the_network_its_slots_are() -> None:
+def test_slots_json_has_the_topology_domains_of_slots() -> None:
     world = running(scheduling={"topologyKeys": ["zone", "rack"]})
     first = slots_file(world)["slots"][0]["node"]
     labels = {"zone": "z1", "rack": "r7", "other": "x"}
@@ -71,20 +71,20 @@ def test_an_unchanged_job_is_not_written() -> None:
     world = running()
     for _ in range(10):
         world.now += 7
-        world.driver_says()
-        assert world.look().actions == []
+        world.driver_reports()
+        assert world.plan().actions == []
 
 
 def test_slots_are_written_at_most_once_a_second() -> None:
     world = running()
     world.run("q-0-0", podIP="10.0.0.9")
-    world.written_at = world.now - 0.3
-    plan = world.look()
+    world.slots_written_at = world.now - 0.3
+    plan = world.plan()
     assert not any(isinstance(action, Create) for action in plan.actions)
     assert plan.requeue_s == pytest.approx(0.7, abs=0.01)
 
 
-def test_counts_alone_are_written_every_two_seconds_and_news_at_once() -> None:
+def test_counts_alone_are_written_every_two_seconds_and_changes_of_conditions_at_once() -> None:
     world = World()
     world.nodes = {name: node_object(name) for name in NODES}
     writes = 0
@@ -104,7 +104,7 @@ def test_counts_alone_are_written_every_two_seconds_and_news_at_once() -> None:
 def test_a_released_slot_is_replaced_and_its_node_avoided() -> None:
     world = running()
     node = world.pods["q-1-0"]["spec"]["nodeName"]
-    world.driver_says(requests={"slots": 3, "release": ["q-1-0"], "avoidNodes": [node]})
+    world.driver_reports(requests={"slots": 3, "release": ["q-1-0"], "avoidNodes": [node]})
     world.tick()
     assert world.pods["q-1-0"]["metadata"]["deletionTimestamp"]
     assert node in avoided(world.pods["q-1-1"])
@@ -118,9 +118,9 @@ def test_a_released_slot_is_replaced_and_its_node_avoided() -> None:
 def test_a_restarted_slot_comes_back_to_its_node() -> None:
     world = running()
     node = world.pods["q-2-0"]["spec"]["nodeName"]
-    world.driver_says(requests={"slots": 3, "restart": [{"pod": "q-2-0", "id": "e-17"}]})
+    world.driver_reports(requests={"slots": 3, "restart": [{"pod": "q-2-0", "id": "e-17"}]})
     world.tick()
-    assert "q-2-1" not in world.pods, "its place on the node is not free yet"
+    assert "q-2-1" not in world.pods, "the old pod still occupies the node"
     world.kubelet()
     world.now += 1
     world.tick()
@@ -132,14 +132,14 @@ def test_a_restarted_slot_comes_back_to_its_node() -> None:
 
 def test_surplus_slots_stay_until_they_are_released() -> None:
     world = running()
-    world.driver_says(requests={"slots": 1})
+    world.driver_reports(requests={"slots": 1})
     world.settle()
     assert len(world.slots()) == 3
 
 
 def test_more_slots_than_a_job_can_use_are_refused() -> None:
     world = running()
-    world.driver_says(requests={"slots": 5000})
+    world.driver_reports(requests={"slots": 5000})
     world.tick()
     assert len(world.slots()) == 3 + 64
     refusals = world.job["status"]["operator"]["refusals"]
@@ -165,7 +165,7 @@ def test_the_pod_of_a_deleted_node_is_removed_at_once_and_blamed_on_the_node() -
     world = running()
     node = world.pods["q-0-0"]["spec"]["nodeName"]
     del world.nodes[node]
-    assert not world.look().actions or world.pods["q-0-0"], "unknown is not gone"
+    assert not world.plan().actions or world.pods["q-0-0"], "an unknown node is not a deleted node"
     world.gone_nodes.add(node)
     plan = world.tick()
     assert [action.grace_s for action in plan.actions if isinstance(action, Delete)] == [0]
@@ -186,7 +186,7 @@ def test_a_silent_node_keeps_its_pod() -> None:
 def test_a_pod_that_does_not_leave_a_convicted_node_is_forced_after_two_minutes() -> None:
     world = running()
     node = world.pods["q-0-0"]["spec"]["nodeName"]
-    world.driver_says(requests={"slots": 3, "release": ["q-0-0"], "avoidNodes": [node]})
+    world.driver_reports(requests={"slots": 3, "release": ["q-0-0"], "avoidNodes": [node]})
     world.tick()
     mark = json.dumps({"mode": "Enforce", "since": world.now, "set": ["cordon", "taint"]})
     taint = {"key": names.TAINT, "value": "hardware", "effect": "NoSchedule"}
@@ -196,9 +196,9 @@ def test_a_pod_that_does_not_leave_a_convicted_node_is_forced_after_two_minutes(
         spec={"taints": [taint], "unschedulable": True},
     )
     world.now += 119
-    assert not [action for action in world.look().actions if isinstance(action, Delete)]
+    assert not [action for action in world.plan().actions if isinstance(action, Delete)]
     world.now += 2
-    assert [a.grace_s for a in world.look().actions if isinstance(a, Delete)] == [0]
+    assert [a.grace_s for a in world.plan().actions if isinstance(a, Delete)] == [0]
 
 
 def test_an_agent_that_ended_well_is_released_and_one_that_failed_is_not() -> None:
@@ -222,7 +222,7 @@ def test_an_agent_that_the_kubelet_ended_was_not_released_by_its_driver() -> Non
     assert sorted(gone(world)) == [(0, "deleted", True), (1, "evicted: EvictionByEvictionAPI", True)]
 
 
-def test_a_container_restart_is_the_kubelets_and_a_crash_loop_is_ours() -> None:
+def test_the_kubelet_restarts_containers_and_the_operator_replaces_crash_loops() -> None:
     world = running()
     asked = {"state": {"running": {}}, "lastState": {"terminated": {"exitCode": 75}}, "restartCount": 5}
     world.run("q-0-0", containerStatuses=[asked])
@@ -281,35 +281,35 @@ def test_a_driver_whose_node_is_gone_gets_a_successor() -> None:
     assert "q-driver-0" not in world.pods
 
 
-def test_a_driver_that_is_being_deleted_is_not_waited_for() -> None:
+def test_a_driver_that_is_being_deleted_gets_a_successor_at_once() -> None:
     world = running()
     world.pods["q-driver-0"]["metadata"]["deletionTimestamp"] = stamp(world.now)
     world.tick()
     assert "q-driver-1" in world.pods
 
 
-def test_a_driver_that_fails_at_once_is_not_made_again_at_once() -> None:
+def test_a_driver_that_fails_at_once_is_created_again_after_a_pause() -> None:
     world = running()
     world.run("q-driver-0", phase="Failed")
     world.pods["q-driver-0"]["metadata"]["creationTimestamp"] = stamp(world.now)
-    plan = world.look()
+    plan = world.plan()
     assert not [action for action in plan.actions if isinstance(action, Create)]
     assert plan.requeue_s is not None
     assert plan.requeue_s <= 10
 
 
-def test_slots_are_told_of_a_new_driver_once() -> None:
+def test_slots_get_the_annotation_of_a_new_driver_once() -> None:
     world = running()
     world.owned["ConfigMap", "q-driver"]["data"] = {"driver.json": '{"term": 1}'}
     assert len([one for one in world.tick().actions if isinstance(one, Patch)]) == 3
-    assert world.look().actions == []
+    assert world.plan().actions == []
     world.remove("q-1-0")
     world.settle()
     world.kubelet()
     world.settle()
     world.owned["ConfigMap", "q-driver"]["data"] = {"driver.json": '{"term": 2}'}
     assert len([one for one in world.tick().actions if isinstance(one, Patch)]) == 3
-    assert world.look().actions == []
+    assert world.plan().actions == []
 
 
 def test_suspend_waits_for_the_save_and_resume_makes_everything_again() -> None:
@@ -318,7 +318,7 @@ def test_suspend_waits_for_the_save_and_resume_makes_everything_again() -> None:
     world.settle()
     assert len(world.pods) == 4, "the driver has not saved yet"
     assert world.job["status"]["state"] == "Suspending"
-    world.driver_says(jobState="suspended")
+    world.driver_reports(jobState="suspended")
     for _ in range(4):
         world.now += 1
         world.tick()
@@ -336,7 +336,7 @@ def test_suspend_waits_for_the_save_and_resume_makes_everything_again() -> None:
 def test_a_job_that_is_resumed_smaller_does_not_get_its_old_size() -> None:
     world = running()
     world.edit(suspend=True)
-    world.driver_says(jobState="suspended", requests={"slots": 3})
+    world.driver_reports(jobState="suspended", requests={"slots": 3})
     for _ in range(4):
         world.now += 1
         world.tick()
@@ -347,9 +347,9 @@ def test_a_job_that_is_resumed_smaller_does_not_get_its_old_size() -> None:
     assert len(world.slots()) == 2
 
 
-def test_what_the_driver_said_of_an_earlier_suspension_does_not_count() -> None:
+def test_a_status_of_an_earlier_suspension_is_ignored() -> None:
     world = running()
-    world.driver_says(jobState="suspended")
+    world.driver_reports(jobState="suspended")
     world.edit(suspend=True)
     world.settle()
     assert len(world.pods) == 4
@@ -372,7 +372,7 @@ def test_a_job_that_is_created_suspended_has_no_pods() -> None:
 )
 def test_a_job_that_ended_keeps_its_status_and_loses_its_pods(state: str, condition: str, shown: str) -> None:
     world = running()
-    world.driver_says(state=state, jobState="finished", reason="because")
+    world.driver_reports(state=state, jobState="finished", reason="because")
     for _ in range(4):
         world.now += 1
         world.tick()
@@ -386,7 +386,7 @@ def test_a_job_that_ended_keeps_its_status_and_loses_its_pods(state: str, condit
 
 def test_a_finished_job_is_deleted_after_its_time() -> None:
     world = running(ttlSecondsAfterFinished=60)
-    world.driver_says(state="completed")
+    world.driver_reports(state="completed")
     for _ in range(4):
         world.now += 1
         world.tick()
@@ -400,12 +400,12 @@ def test_a_finished_job_is_deleted_after_its_time() -> None:
 def test_at_its_deadline_a_job_saves_stops_and_fails() -> None:
     world = running(activeDeadlineSeconds=600)
     world.now += 600
-    world.driver_says()
+    world.driver_reports()
     plan = world.tick()
     assert any(isinstance(action, Patch) for action in plan.actions)
     assert json.loads(world.job["metadata"]["annotations"][names.COMMAND])["command"] == "stop"
     assert len(world.pods) == 4
-    world.driver_says(state="stopped", jobState="finished")
+    world.driver_reports(state="stopped", jobState="finished")
     world.now += 1
     world.tick()
     assert world.condition("Failed") == "True"
@@ -413,7 +413,7 @@ def test_at_its_deadline_a_job_saves_stops_and_fails() -> None:
     assert reason == "DeadlineExceeded"
 
 
-def test_a_driver_that_does_not_stop_at_the_deadline_is_not_waited_for() -> None:
+def test_the_wait_for_a_driver_at_the_deadline_is_bounded() -> None:
     world = running(activeDeadlineSeconds=600, deletionSaveSeconds=30)
     world.now += 620
     world.tick()
@@ -431,8 +431,8 @@ def deleted(world: World) -> World:
 def test_a_deleted_job_is_saved_first() -> None:
     world = deleted(running())
     world.now += 60
-    assert world.look().actions == []
-    world.driver_says(state="stopped")
+    assert world.plan().actions == []
+    world.driver_reports(state="stopped")
     world.tick()
     assert all(pod["metadata"].get("deletionTimestamp") for pod in world.pods.values())
     assert not world.deleted, "pods are still there"
@@ -441,7 +441,7 @@ def test_a_deleted_job_is_saved_first() -> None:
     assert world.deleted
 
 
-def test_saving_before_deletion_has_an_end() -> None:
+def test_the_wait_for_a_save_before_deletion_is_bounded() -> None:
     world = deleted(running())
     world.now += 121
     world.tick()
@@ -471,17 +471,17 @@ def test_a_silent_driver_is_not_shown_as_running() -> None:
     world.now += 100
     plan = world.tick()
     assert world.condition("Running") == "Unknown"
-    assert ("Warning", "DriverSilent") in [(note.type, note.reason) for note in plan.notes]
+    assert ("Warning", "DriverSilent") in [(event.type, event.reason) for event in plan.events]
 
 
-def test_transitions_are_told_once() -> None:
+def test_condition_changes_are_recorded_once() -> None:
     world = running()
     incident = {"id": "i-1", "reason": "rank 1 was killed", "action": "restart in place"}
-    world.driver_says(incident=incident, jobState="stopping")
-    assert [note.reason for note in world.tick().notes] == ["Recovering"]
-    assert world.tick().notes == []
-    world.driver_says(incident=None, jobState="running")
-    assert [note.reason for note in world.tick().notes] == ["Running", "Recovered"]
+    world.driver_reports(incident=incident, jobState="stopping")
+    assert [event.reason for event in world.tick().events] == ["Recovering"]
+    assert world.tick().events == []
+    world.driver_reports(incident=None, jobState="running")
+    assert [event.reason for event in world.tick().events] == ["Running", "Recovered"]
 
 
 def test_refusals_keep_the_time_they_began() -> None:
@@ -491,14 +491,14 @@ def test_refusals_keep_the_time_they_began() -> None:
     world.settle()
     first = world.job["status"]["operator"]
     world.now += 100
-    world.driver_says()
-    assert world.look().actions == []
+    world.driver_reports()
+    assert world.plan().actions == []
     assert first["refusals"][0]["time"] == stamp(world.now - 102) or first["refusals"][0]["time"]
     assert first["quarantined"] == [{"node": "n2", "incident": "i-2"}]
 
 
 class Lives(RuleBasedStateMachine):
-    """Anything may happen to pods and wishes: no name is used twice, and in the end the job has its slots."""
+    """Random events of pods and requests: no pod name is used twice, and the job gets all its slots."""
 
     @initialize()
     def start(self) -> None:
@@ -519,7 +519,7 @@ class Lives(RuleBasedStateMachine):
         avoid = data.draw(st.lists(st.sampled_from(NODES[:2]), unique=True))
         self.wanted = wanted
         self.world.now += seconds
-        self.world.driver_says(
+        self.world.driver_reports(
             requests={
                 "slots": wanted,
                 "release": [name for name in names_[:1] if name],
@@ -559,7 +559,7 @@ class Lives(RuleBasedStateMachine):
 
     @rule()
     def lose_memory(self) -> None:
-        """Another replica leads: only what is written down is left."""
+        """Another replica leads: only the state stored in the cluster is left."""
         self.world.ended.clear()
 
     @precondition(lambda self: hasattr(self, "world"))
@@ -577,20 +577,20 @@ class Lives(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "world"):
             return
-        self.world.driver_says(requests={"slots": self.wanted})
+        self.world.driver_reports(requests={"slots": self.wanted})
         for pod in self.world.slots():
             pod["status"]["conditions"] = []
         for _ in range(12):
             self.world.now += 301
-            self.world.driver_says()
+            self.world.driver_reports()
             self.world.tick()
             self.world.kubelet()
-        self.world.driver_says()
+        self.world.driver_reports()
         self.world.settle()
         assert len(self.world.slots()) >= self.wanted
         self.world.now += 5
-        self.world.driver_says()
-        assert self.world.look().actions == []
+        self.world.driver_reports()
+        assert self.world.plan().actions == []
 
 
 TestLives = Lives.TestCase

@@ -1,4 +1,4 @@
-"""What the client does about servers that have no time, fail, or fall silent."""
+"""Retries and timeouts of the client when the server is overloaded, fails or hangs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BODY = {"metadata": {"name": "x"}}
 
 
 def with_server(tmp_path: Path, answer: Answer, main: Callable[[RestApi], Awaitable[Any]]) -> None:
-    """Run `main` against a server that answers everything with `answer`."""
+    """Run `main` against a server that handles every request with `answer`."""
 
     async def run() -> None:
         app = web.Application()
@@ -49,8 +49,8 @@ def with_server(tmp_path: Path, answer: Answer, main: Callable[[RestApi], Awaita
     asyncio.run(run())
 
 
-class Turns:
-    """Answers with each status in turn, then with success."""
+class StatusSequence:
+    """Responds with each status in turn, then with success."""
 
     def __init__(self, *statuses: int, **headers: str) -> None:
         self.statuses, self.headers = list(statuses), headers
@@ -65,45 +65,45 @@ class Turns:
         return web.json_response({"kind": "Status", "metadata": {}}, status=status, headers=headers)
 
 
-def test_a_write_that_was_turned_away_is_sent_again_when_the_server_said(tmp_path: Path) -> None:
-    turns = Turns(429, Retry_After="1")
+def test_a_rejected_write_is_retried_after_retry_after(tmp_path: Path) -> None:
+    server = StatusSequence(429, Retry_After="1")
 
     async def main(api: RestApi) -> None:
         start = time.monotonic()
         await api.create(CONFIG_MAPS, BODY, "default")
         assert time.monotonic() - start >= 1.0
 
-    with_server(tmp_path, turns.answer, main)
-    assert turns.asked == ["POST", "POST"]
+    with_server(tmp_path, server.answer, main)
+    assert server.asked == ["POST", "POST"]
 
 
-def test_a_write_that_failed_is_not_sent_again(tmp_path: Path) -> None:
-    turns = Turns(500)
+def test_a_failed_write_is_not_retried(tmp_path: Path) -> None:
+    server = StatusSequence(500)
 
     async def main(api: RestApi) -> None:
         with pytest.raises(OverloadedError):
             await api.create(CONFIG_MAPS, BODY, "default")
 
-    with_server(tmp_path, turns.answer, main)
-    assert turns.asked == ["POST"]
+    with_server(tmp_path, server.answer, main)
+    assert server.asked == ["POST"]
 
 
-def test_reads_are_repeated_and_not_for_ever(tmp_path: Path) -> None:
-    turns = Turns(500, 503)
+def test_reads_are_retried_a_bounded_number_of_times(tmp_path: Path) -> None:
+    server = StatusSequence(500, 503)
 
     async def main(api: RestApi) -> None:
         await api.get(CONFIG_MAPS, "x", "default")
-        turns.statuses = [500] * 10
+        server.statuses = [500] * 10
         with pytest.raises(OverloadedError):
             await api.get(CONFIG_MAPS, "x", "default")
 
-    with_server(tmp_path, turns.answer, main)
-    assert turns.asked == ["GET"] * 7
+    with_server(tmp_path, server.answer, main)
+    assert server.asked == ["GET"] * 7
 
 
-def test_what_is_not_json_and_what_is_no_status_is_said_as_such(tmp_path: Path) -> None:
+def test_responses_that_are_not_json_raise_errors(tmp_path: Path) -> None:
     async def main(api: RestApi) -> None:
-        with pytest.raises(ApiError, match="answered 418"):
+        with pytest.raises(ApiError, match="returned HTTP 418"):
             await api.create(CONFIG_MAPS, BODY, "default")
 
     async def teapot(_request: web.Request) -> web.Response:
@@ -146,7 +146,7 @@ def test_a_silent_watch_is_broken_and_an_error_in_it_is_raised(
     with_server(tmp_path, silent, main)
 
 
-def test_a_server_that_ends_every_watch_at_once_is_not_asked_in_a_loop(tmp_path: Path) -> None:
+def test_the_informer_backs_off_from_a_server_that_ends_every_watch_at_once(tmp_path: Path) -> None:
     asked: list[float] = []
 
     async def hasty(request: web.Request) -> web.Response:

@@ -1,4 +1,4 @@
-"""Workers: one object that cannot be handled is no trouble for the others. In virtual time."""
+"""Workers: a failing key does not affect others. In virtual time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from megascale_operator.workers import STUCK_S, Workers
 from virtual_time import VirtualLoop, run_virtual
 
 
-def test_a_mistake_with_one_key_is_logged_and_tried_again_later(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unexpected_error_is_logged_and_the_key_retried(caplog: pytest.LogCaptureFixture) -> None:
     async def main(loop: VirtualLoop) -> None:
         looks: list[tuple[str, float]] = []
 
@@ -45,10 +45,10 @@ def test_a_mistake_with_one_key_is_logged_and_tried_again_later(caplog: pytest.L
     assert "KeyError" in caplog.text
 
 
-def test_who_does_not_lead_any_more_is_no_error() -> None:
+def test_losing_leadership_is_not_counted_as_an_error() -> None:
     async def main(loop: VirtualLoop) -> None:
         async def reconcile(key: str) -> float | None:
-            raise NotLeaderError("held back")
+            raise NotLeaderError("not the leader")
 
         queue: KeyedQueue[str] = KeyedQueue(loop.time)
         metrics = Metrics()
@@ -62,7 +62,7 @@ def test_who_does_not_lead_any_more_is_no_error() -> None:
     run_virtual(main)
 
 
-def test_work_that_makes_no_progress_is_found() -> None:
+def test_stuck_reconciles_are_reported() -> None:
     async def main(loop: VirtualLoop) -> None:
         async def reconcile(key: str) -> float | None:
             await asyncio.Event().wait()

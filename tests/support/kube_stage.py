@@ -1,6 +1,6 @@
-"""The operator's part played by a test: objects of one job, its slots, and the signature on the driver's CSR.
+"""A stand-in for the operator: it creates a job's objects and slots, and signs the driver's CSR.
 
-Driver and agents are the real programs, as local processes.
+Driver and agents are the real programs, run as local processes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _API = "/apis/megascale.io/v1alpha1"
 
 @dataclass
 class Slot:
-    """A slot's pod and, once started, its agent."""
+    """A slot's pod and, when started, its agent."""
 
     number: int
     incarnation: int
@@ -49,7 +49,7 @@ class Slot:
 
 @dataclass
 class KubeStage:
-    """One job in a namespace of its own."""
+    """One job in its own namespace."""
 
     api: Rest
     kubeconfig: Path
@@ -68,7 +68,7 @@ class KubeStage:
         return f"/api/v1/namespaces/{self.namespace}/configmaps/{name}"
 
     def begin(self, *, nodes: int = 2, spares: int = 0, steps: int = 10_000, step_s: float = 0.05) -> None:
-        """The job and its ConfigMaps, as the operator makes them."""
+        """Create the job and its ConfigMaps as the operator does."""
         self.api.create("/api/v1/namespaces", {"metadata": {"name": self.namespace}})
         state = self.folder / "state"
         state.mkdir()
@@ -97,11 +97,11 @@ class KubeStage:
         self.api.create(self.map_path(name).rsplit("/", 1)[0], {"metadata": {"name": name}, "data": data})
 
     def map(self, name: str) -> dict[str, str]:
-        """Data of a ConfigMap."""
+        """Return the data of a ConfigMap."""
         return dict(self.api.get(self.map_path(name)).get("data") or {})
 
     def add_slot(self, node: str, number: int, incarnation: int = 0) -> Slot:
-        """A pod object on a node, and its line in `slots.json`."""
+        """Create a pod object on a node, and its entry in `slots.json`."""
         pod = {
             "metadata": {"name": names.slot_pod(NAME, number, incarnation)},
             "spec": {"nodeName": node, "containers": [{"name": "slot", "image": "none:1"}]},
@@ -113,7 +113,7 @@ class KubeStage:
         return slot
 
     def publish(self) -> None:
-        """Write `<job>-slots`: the slots, and the driver's certificate if a request for one is there."""
+        """Write `<job>-slots`: the slots, and the driver's certificate if it has published a CSR."""
         document = {"slots": [slot.entry() for slot in self.slots], "gone": self.gone}
         data = {"slots.json": json.dumps(document)}
         request = self.map(names.driver_map(NAME)).get("driver.csr", "")
@@ -123,7 +123,7 @@ class KubeStage:
         self.api.merge(self.map_path(names.slots_map(NAME)), {"data": data})
 
     def token(self, slot: Slot, *, audience: str = "", seconds: int = 3600) -> str:
-        """A token bound to the slot's pod; `audience` "" = the one that the driver wants."""
+        """Return a token bound to the slot's pod; `audience` "" is the one the driver expects."""
         audience = audience or names.audience(self.namespace, self.uid)
         bound = {"kind": "Pod", "apiVersion": "v1", "name": slot.pod, "uid": slot.uid}
         spec = {"audiences": [audience], "expirationSeconds": seconds, "boundObjectRef": bound}
@@ -131,7 +131,7 @@ class KubeStage:
         return str(self.api.create(path, {"spec": spec})["status"]["token"])
 
     def start_driver(self, incarnation: int = 0) -> Program:
-        """A driver process, announced when this returns."""
+        """Start a driver process and wait until it has published its address."""
         folder = self.folder / f"driver-{incarnation}-{len(self.drivers)}"
         folder.mkdir()
         pod = names.driver_pod(NAME, incarnation)
@@ -149,7 +149,7 @@ class KubeStage:
         return program
 
     def address(self) -> Json:
-        """What the driver announced; agents read it from the file that is written on the way."""
+        """Return the published `driver.json`, and write it to the file that agents read."""
         text = self.map(names.driver_map(NAME)).get("driver.json", "")
         if not text:
             return {}
@@ -184,16 +184,16 @@ class KubeStage:
         return dict((self.api.get(self.job_path).get("status") or {}).get("driver") or {})
 
     def until(self, holds: Callable[[Json], Any], timeout_s: float = 100.0) -> Json:
-        """The first `status.driver` for which `holds`."""
+        """Wait for and return the first `status.driver` for which `holds`."""
         return eventually(lambda: (status := self.status()) and holds(status) and status, timeout_s)
 
     def rank_step(self, rank: int = 0) -> int:
-        """Steps that the training script has done, told by nobody but itself."""
+        """Return the step that the training script itself has recorded."""
         path = self.folder / "state" / f"rank-{rank}"
         return int(path.read_text()) if path.exists() else 0
 
     def close(self) -> None:
-        # Without a driver the ranks save and leave at once.
+        # Without a driver the ranks save and exit at once.
         for program in self.drivers:
             program.stop()
         for slot in self.slots:
@@ -202,7 +202,7 @@ class KubeStage:
 
 
 def eventually(look: Callable[[], Any], timeout_s: float = 100.0) -> Any:
-    """What `look` finds, tried until it is true."""
+    """Poll `look` until its result is true; return it."""
     end = time.monotonic() + timeout_s
     while not (found := look()):
         assert time.monotonic() < end, f"nothing within {timeout_s:g} s"

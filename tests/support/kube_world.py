@@ -1,4 +1,4 @@
-"""A cluster in a few dictionaries: carries out plans, and lets tests play scheduler, kubelet and driver."""
+"""A cluster in memory: applies plans, and lets tests play scheduler, kubelet and driver."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ class World:
     owned: dict[tuple[str, str], Obj] = field(default_factory=dict)
     ended: list[PodRecord] = field(default_factory=list)
     gone_nodes: set[str] = field(default_factory=set)
-    written_at: float = 0.0
-    told_at: float = 0.0
+    slots_written_at: float = 0.0
+    status_written_at: float = 0.0
     created: list[str] = field(default_factory=list)
     driver_crt: str = ""
     granted: tuple[tuple[str, str], ...] = ()
@@ -83,8 +83,8 @@ class World:
     deleted: bool = False
     _numbers: Any = field(default_factory=lambda: itertools.count(2))
 
-    def look(self) -> Plan:
-        """What a reconcile would do now; nothing is done."""
+    def plan(self) -> Plan:
+        """Return the plan of a reconcile without applying it."""
         job = Job(self.job, from_mapping({key: value for key, value in self.job.items() if key != "status"}))
         observed = Observed(
             pods=tuple(pod_record(pod) for pod in self.pods.values()),
@@ -97,8 +97,8 @@ class World:
             driver_crt=self.driver_crt,
             granted=self.granted,
             refused=self.refused,
-            slots_written_at=self.written_at,
-            status_written_at=self.told_at,
+            slots_written_at=self.slots_written_at,
+            status_written_at=self.status_written_at,
         )
         return reconcile(job, observed, self.settings, self.now)
 
@@ -106,7 +106,7 @@ class World:
         return owned_object(obj)
 
     def tick(self) -> Plan:
-        plan = self.look()
+        plan = self.plan()
         for action in plan.actions:
             self._do(action)
         return plan
@@ -118,7 +118,7 @@ class World:
             plan = self.tick()
             if not plan.actions and (plan.requeue_s is None or plan.requeue_s > 2.0):
                 return
-        raise AssertionError(f"still busy after {most} looks: {self.look().actions}")
+        raise AssertionError(f"still not settled after {most} reconciles: {self.plan().actions}")
 
     def _do(self, action: Any) -> None:
         match action:
@@ -143,7 +143,7 @@ class World:
         body = self._stored(body)
         name = body["metadata"]["name"]
         if kind == "Pod":
-            assert name not in self.created, f"{name} was made before"
+            assert name not in self.created, f"{name} was created before"
             self.created.append(name)
             body["status"] = {"phase": "Pending"}
             self.pods[name] = body
@@ -153,11 +153,11 @@ class World:
     def _apply(self, kind: str, body: Obj, subresource: str) -> None:
         if kind == "TrainingJob":
             assert subresource == "status"
-            self.told_at = self.now
+            self.status_written_at = self.now
             self.job.setdefault("status", {}).update(copy.deepcopy(body["status"]))
             return
         if body["metadata"]["name"] == names.slots_map(self.job["metadata"]["name"]):
-            self.written_at = self.now
+            self.slots_written_at = self.now
             self.ended.clear()
         self.owned[kind, body["metadata"]["name"]] = self._stored(body)
 
@@ -196,13 +196,13 @@ class World:
             pod["metadata"].setdefault("deletionTimestamp", stamp(self.now))
 
     def remove(self, name: str) -> None:
-        """The pod is really gone."""
+        """Remove a pod, as the API server does after its grace period."""
         pod = pod_record(self.pods.pop(name))
         if pod.role == "slot":
             self.ended.append(pod)
 
     def kubelet(self, *, remove_deleted: bool = True) -> None:
-        """Bind pods that wait, run them, and end those that are deleted."""
+        """Bind and run pending pods, and end those being deleted."""
         job = self.job["metadata"]["name"]
         for name, pod in list(self.pods.items()):
             if pod["metadata"].get("deletionTimestamp"):
@@ -232,10 +232,10 @@ class World:
         conditions = self.pods[name]["status"].setdefault("conditions", [])
         conditions.append({"type": "DisruptionTarget", "status": "True", "reason": reason})
 
-    def driver_says(self, **stated: Any) -> None:
+    def driver_reports(self, **fields: Any) -> None:
         driver = self.job.setdefault("status", {}).setdefault("driver", {})
         driver.update(
-            {"observedGeneration": self.job["metadata"]["generation"], "updatedAt": stamp(self.now), **stated}
+            {"observedGeneration": self.job["metadata"]["generation"], "updatedAt": stamp(self.now), **fields}
         )
 
     def edit(self, **spec: Any) -> None:
@@ -250,7 +250,7 @@ class World:
 
 
 def avoided(pod: Obj) -> set[str]:
-    """Nodes that the pod's required affinity excludes."""
+    """Return the nodes that the pod's required affinity excludes."""
     required = pod["spec"].get("affinity", {}).get("nodeAffinity", {})
     terms = required.get("requiredDuringSchedulingIgnoredDuringExecution", {}).get("nodeSelectorTerms", [])
     return {value for term in terms for field in term.get("matchFields", ()) for value in field["values"]}

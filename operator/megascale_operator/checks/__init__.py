@@ -1,1 +1,1 @@
-"""NodeCheck: health checks of nodes, one pod per node, and the release of nodes that pass."""
+"""The NodeCheck controller: runs one check pod per node and releases quarantined nodes that pass."""

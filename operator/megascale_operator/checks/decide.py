@@ -1,4 +1,4 @@
-"""One look at a NodeCheck: which nodes to check now, which to release, and what is known of all. Pure."""
+"""Compute the plan for one NodeCheck: nodes to check now, nodes to release, and results so far. Pure."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from megascale_operator.quarantine.patches import reason_class
 from megascale_operator.reconcile.mark import mark_of
 from megascale_operator.reconcile.records import NodeRecord, PodRecord
 
-_SURE: Final = ("straggler", "hang", "network", "lost")
-"""Verdicts that one pass takes back; hardware and wrong numbers need as many as the spec says."""
+_SINGLE_PASS_CLASSES: Final = ("straggler", "hang", "network", "lost")
+"""Quarantine reasons after which one passed check releases the node; after the others it takes as many as
+`releaseAfterPasses`."""
 
 Result = Literal["passed", "convicted", "unknown", "skipped", "running", "waiting"]
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What is known about one node so far; `rounds` = checks it has passed in a row."""
+    """The result of one node so far; `rounds` is the number of consecutive checks it has passed."""
 
     result: Result
     reason: str = ""
@@ -30,10 +31,12 @@ class Outcome:
 
 @dataclass(slots=True)
 class CheckPlan:
-    """What to do now.
+    """Results so far and what to do next.
 
     Attributes:
-        outcomes: by node; start: node and number of its next round; release: nodes that passed.
+        outcomes: by node.
+        start: (node, round number) of the check pods to create.
+        release: quarantined nodes that passed.
     """
 
     outcomes: dict[str, Outcome] = field(default_factory=dict)
@@ -42,7 +45,7 @@ class CheckPlan:
 
     @property
     def done(self) -> bool:
-        """Whether every node has its result."""
+        """Whether every node has a final result."""
         return not any(one.result in ("running", "waiting") for one in self.outcomes.values())
 
     def count(self, result: Result) -> int:
@@ -50,7 +53,7 @@ class CheckPlan:
 
 
 def targets(spec: NodeCheckSpec, nodes: Iterable[NodeRecord]) -> list[str]:
-    """The nodes that are meant, in order."""
+    """Return the sorted names of the nodes that the spec lists or selects."""
     if spec.nodes is not None:
         return sorted(spec.nodes)
     wanted = (spec.node_selector or {}).items()
@@ -64,10 +67,13 @@ def plan_check(
     busy: Mapping[str, str],
     now: float,
 ) -> CheckPlan:
-    """From the check's pods to outcomes and next steps.
+    """Compute results and next steps from the check's pods.
 
     Args:
-        nodes: of the cluster; pods: of this check; busy: nodes that run a job, with the name of its pod.
+        nodes: all nodes of the cluster by name.
+        pods: the check's pods.
+        busy: nodes that run a slot pod, with the name of that pod; they are not checked.
+        now: Unix seconds.
     """
     rounds: defaultdict[str, list[PodRecord]] = defaultdict(list)
     for pod in pods:
@@ -75,10 +81,10 @@ def plan_check(
     plan = CheckPlan()
     for name in targets(spec, nodes.values()):
         node = nodes.get(name)
-        made = sorted(rounds[name], key=lambda pod: pod.incarnation)
-        outcome = _outcome(spec, node, made, busy.get(name, ""), now)
+        check_pods = sorted(rounds[name], key=lambda pod: pod.incarnation)
+        outcome = _outcome(spec, node, check_pods, busy.get(name, ""), now)
         plan.outcomes[name] = outcome
-        if outcome.result == "passed" and node is not None and _is_ours(node) and name not in busy:
+        if outcome.result == "passed" and node is not None and _is_quarantined(node) and name not in busy:
             plan.release.append(name)
     free = spec.max_concurrent - plan.count("running")
     waiting = [name for name, outcome in plan.outcomes.items() if outcome.result == "waiting"]
@@ -89,24 +95,24 @@ def plan_check(
 
 
 def passes_needed(spec: NodeCheckSpec, node: NodeRecord) -> int:
-    """How often in a row the node must pass: more than once only to be released."""
+    """Return how many consecutive checks the node must pass; more than one only if it is quarantined."""
     mark = mark_of(node)
-    if mark is None or not _is_ours(node):
+    if mark is None or not _is_quarantined(node):
         return 1
-    return 1 if reason_class(mark.reason) in _SURE else spec.release_after_passes
+    return 1 if reason_class(mark.reason) in _SINGLE_PASS_CLASSES else spec.release_after_passes
 
 
-def _is_ours(node: NodeRecord) -> bool:
-    """Whether we hold the node in quarantine."""
+def _is_quarantined(node: NodeRecord) -> bool:
+    """Return whether the operator holds the node in quarantine."""
     mark = mark_of(node)
     return node.tainted or (mark is not None and not mark.overridden)
 
 
 def _outcome(
-    spec: NodeCheckSpec, node: NodeRecord | None, made: list[PodRecord], busy: str, now: float
+    spec: NodeCheckSpec, node: NodeRecord | None, check_pods: list[PodRecord], busy: str, now: float
 ) -> Outcome:
-    if made:
-        return _of_rounds(spec, node, [_verdict(spec, pod, now) for pod in made])
+    if check_pods:
+        return _outcome_of_rounds(spec, node, [_verdict(spec, pod, now) for pod in check_pods])
     if node is None:
         return Outcome("skipped", "there is no such node")
     if busy:
@@ -114,7 +120,9 @@ def _outcome(
     return Outcome("waiting") if node.ready else Outcome("skipped", "the node is not ready")
 
 
-def _of_rounds(spec: NodeCheckSpec, node: NodeRecord | None, verdicts: list[Verdict | None]) -> Outcome:
+def _outcome_of_rounds(
+    spec: NodeCheckSpec, node: NodeRecord | None, verdicts: list[Verdict | None]
+) -> Outcome:
     last = verdicts[-1]
     passed = sum(1 for one in verdicts if one is not None and one.result == "passed")
     if last is None:
@@ -127,8 +135,8 @@ def _of_rounds(spec: NodeCheckSpec, node: NodeRecord | None, verdicts: list[Verd
 
 
 def _verdict(spec: NodeCheckSpec, pod: PodRecord, now: float) -> Verdict | None:
-    found = verdict_of(pod)
-    if found is None and now - pod.created >= spec.timeout_seconds:
-        where = "its pod did not start" if pod.phase == "Pending" else "it runs on"
+    verdict = verdict_of(pod)
+    if verdict is None and now - pod.created >= spec.timeout_seconds:
+        where = "its pod did not start" if pod.phase == "Pending" else "its pod is still running"
         return Verdict("unknown", f"no verdict after {spec.timeout_seconds} s: {where}")
-    return found
+    return verdict

@@ -22,7 +22,7 @@ _GRACE_S: Final = 5
 
 
 def check_pod(check: Obj, spec: NodeCheckSpec, node: str, number: int, namespace: str, image: str) -> Obj:
-    """Round `number` of the check of `node`; the kubelet ends it after the spec's timeout."""
+    """Return the pod for check round `number` of `node`; the kubelet stops it after the spec's timeout."""
     name = check["metadata"]["name"]
     container: Obj = {
         "name": "check",
@@ -63,15 +63,15 @@ def check_pod(check: Obj, spec: NodeCheckSpec, node: str, number: int, namespace
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
             "securityContext": dict(POD_SECURITY),
-            "affinity": {"nodeAffinity": _only(node)},
-            "tolerations": [*_tolerations(), *_asked(spec)],
+            "affinity": {"nodeAffinity": _affinity_to(node)},
+            "tolerations": [*_tolerations(), *_spec_tolerations(spec)],
             "containers": [container],
             "volumes": [empty_dir("work"), empty_dir("shm", memory=True), empty_dir("tmp")],
         },
     }
 
 
-def _only(node: str) -> Obj:
+def _affinity_to(node: str) -> Obj:
     field = {"key": "metadata.name", "operator": "In", "values": [node]}
     return {
         "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [{"matchFields": [field]}]}
@@ -79,12 +79,12 @@ def _only(node: str) -> Obj:
 
 
 def _tolerations() -> list[Obj]:
-    """Our own taint, and that of a cordon: a node that is out of service is what is checked."""
+    """Tolerate the quarantine taint and the taint of a cordon, since quarantined nodes are checked."""
     return [
         {"key": names.TAINT, "operator": "Exists"},
         {"key": "node.kubernetes.io/unschedulable", "operator": "Exists", "effect": "NoSchedule"},
     ]
 
 
-def _asked(spec: NodeCheckSpec) -> list[Obj]:
+def _spec_tolerations(spec: NodeCheckSpec) -> list[Obj]:
     return [one.model_dump(by_alias=True, exclude_none=True) for one in spec.tolerations or ()]

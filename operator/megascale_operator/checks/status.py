@@ -1,4 +1,4 @@
-"""The status of a NodeCheck: counts, and the nodes in groups that ended alike. Bounded."""
+"""The status of a NodeCheck: counts, and nodes grouped by result and reason, both bounded in size."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from megascale_operator.checks.decide import CheckPlan
 from megascale_operator.kube.clock import stamp
 from megascale_operator.kube.resources import Obj
 
-_GROUPS: Final = 32
-_NODES: Final = 20
+_MAX_GROUPS: Final = 32
+_MAX_NODES: Final = 20
 _ORDER: Final = ("convicted", "unknown", "skipped", "passed")
 
 
 def status_of(check: Obj, plan: CheckPlan, now: float) -> Obj:
-    """What goes into the status; times and conditions change only with what they are about."""
+    """Return the new status; timestamps are kept from the current status if they are set."""
     before: Obj = check.get("status") or {}
     generation = check["metadata"].get("generation", 0)
     total = len(plan.outcomes)
@@ -34,7 +34,12 @@ def status_of(check: Obj, plan: CheckPlan, now: float) -> Obj:
         "conditions": [
             _condition(before, generation, "Complete", done, _message(plan, total) if done else "", now),
             _condition(
-                before, generation, "Failed", done and not total, "" if total else "no node is meant", now
+                before,
+                generation,
+                "Failed",
+                done and not total,
+                "" if total else "the spec selects no node",
+                now,
             ),
         ],
     }
@@ -44,15 +49,18 @@ def status_of(check: Obj, plan: CheckPlan, now: float) -> Obj:
 
 
 def groups(plan: CheckPlan) -> list[Obj]:
-    """Nodes by result and reason, the worst first; what does not fit is only counted."""
+    """Group nodes by result and reason, the worst result first.
+
+    At most 32 groups are returned, and each names at most 20 nodes but counts all.
+    """
     found: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
     for node, outcome in plan.outcomes.items():
         if outcome.result in _ORDER:
             found[outcome.result, outcome.reason].append(node)
     ranked = sorted(found.items(), key=lambda item: (_ORDER.index(item[0][0]), -len(item[1]), item[0][1]))
     return [
-        {"result": result, "reason": reason, "count": len(nodes), "nodes": sorted(nodes)[:_NODES]}
-        for (result, reason), nodes in ranked[:_GROUPS]
+        {"result": result, "reason": reason, "count": len(nodes), "nodes": sorted(nodes)[:_MAX_NODES]}
+        for (result, reason), nodes in ranked[:_MAX_GROUPS]
     ]
 
 

@@ -1,4 +1,4 @@
-"""What the check of one node found: the JSON that `python -m megascale.diagnose` leaves behind."""
+"""The verdict of a check pod: JSON that `python -m megascale.diagnose` writes as termination message."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from megascale_operator.reconcile.records import PodRecord
 
 Result = Literal["passed", "convicted", "unknown"]
 _RESULTS: dict[str, Result] = {"healthy": "passed", "convicted": "convicted"}
-_REASON = 300
+_MAX_REASON = 300
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """passed, convicted, or unknown, which is never taken for healthy."""
+    """The result of a check; unknown never counts as passed."""
 
     result: Result
     reason: str
 
 
 def verdict_of(pod: PodRecord) -> Verdict | None:
-    """The verdict of a check pod that has ended, None while it runs."""
+    """Return the verdict of a finished check pod, None while it runs."""
     if not pod.finished:
         return None
     try:
@@ -33,4 +33,4 @@ def verdict_of(pod: PodRecord) -> Verdict | None:
         why = pod.reason or f"exit code {pod.exit}"
         return Verdict("unknown", f"the check ended without a verdict: {why}")
     result = _RESULTS.get(str(found["verdict"]), "unknown")
-    return Verdict(result, str(found.get("reason") or result)[:_REASON])
+    return Verdict(result, str(found.get("reason") or result)[:_MAX_REASON])

@@ -1,1 +1,1 @@
-"""`megascale cluster`: puts the operator on a cluster, checks it, takes it off again. Wraps kubectl."""
+"""`megascale cluster`: installs, checks and uninstalls the operator with kubectl."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from megascale_operator.cluster.manifests import Manifests
 
 app = typer.Typer(
-    no_args_is_help=True, help="Put the operator on a Kubernetes cluster, check it, take it off."
+    no_args_is_help=True, help="Install, check and uninstall the operator on a Kubernetes cluster."
 )
 
 Kubeconfig = Annotated[
@@ -24,7 +24,7 @@ Kubeconfig = Annotated[
 Context = Annotated[str | None, typer.Option("--context", help="Context of the kubeconfig.")]
 Source = Annotated[
     Path | None,
-    typer.Option("--source", help="Checkout with deploy/ and operator/crds; default: where this runs from."),
+    typer.Option("--source", help="Checkout with deploy/ and operator/crds; default: this program's own."),
 ]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
@@ -48,17 +48,20 @@ def install(
     overlay: Annotated[str, typer.Option("--overlay", help="dev, production or monitoring.")] = "production",
     mode: Annotated[
         Literal["Observe", "Annotate", "Enforce"],
-        typer.Option("--mode", help="The most that is done to bad nodes: watch, mark, cordon and taint."),
+        typer.Option(
+            "--mode",
+            help="Strongest action on unhealthy nodes: none, an annotation, or cordon and taint.",
+        ),
     ] = "Observe",
     image: Annotated[
-        str | None, typer.Option("--image", help="Image of the operator and of jobs that name no other.")
+        str | None, typer.Option("--image", help="Image of the operator, and of jobs that set no other.")
     ] = None,
     checkpoint_root: Annotated[
         str,
         typer.Option(
             "--checkpoint-root",
-            help="Where jobs without checkpoint.uri keep theirs: s3://bucket/prefix, a folder that every "
-            "node has, or claim:NAME, a PersistentVolumeClaim of the job's namespace.",
+            help="Checkpoint storage of jobs without checkpoint.uri: s3://bucket/prefix, a directory that "
+            "exists on every node, or claim:NAME, a PersistentVolumeClaim in the job's namespace.",
         ),
     ] = "",
     detection_defaults: Annotated[
@@ -66,10 +69,12 @@ def install(
         typer.Option(
             "--detection-defaults",
             metavar="FILE",
-            help="YAML with fields of spec.detection, for what jobs leave out of it.",
+            help="YAML file with defaults of fields that a job's spec.detection does not set.",
         ),
     ] = None,
-    wait: Annotated[int, typer.Option("--wait", min=0, help="Seconds to wait for its pods; 0 = none.")] = 180,
+    wait: Annotated[
+        int, typer.Option("--wait", min=0, help="Seconds to wait for its pods; 0 = no wait.")
+    ] = 180,
     only_print: Annotated[
         bool, typer.Option("--print", help="Print what would be applied; change nothing.")
     ] = False,
@@ -78,7 +83,7 @@ def install(
     source: Source = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Apply the CRDs and the operator; run it again to upgrade. Jobs go on meanwhile."""
+    """Apply the CRDs and the operator. Run it again to upgrade; jobs continue to run."""
     from megascale_operator.cluster.install import install as apply
     from megascale_operator.reconcile.storage import CheckpointRoot
 
@@ -97,7 +102,12 @@ def install(
 
 
 def _detection(file: Path | None) -> str:
-    """The file's content, checked, as the operator takes it; "" without a file."""
+    """Validate the file; return its content as JSON for the operator, "" without a file.
+
+    Raises:
+        InputError: the file cannot be read.
+        ManifestError: a field is unknown or its value is not allowed.
+    """
     from megascale.errors import InputError
     from megascale_operator.reconcile.defaults import DetectionDefaults
 
@@ -114,16 +124,16 @@ def _detection(file: Path | None) -> str:
     epilog="Examples: megascale cluster uninstall | megascale cluster uninstall --yes --drain-seconds 600"
 )
 def uninstall(
-    yes: Annotated[bool, typer.Option("--yes", help="Delete the jobs that are there.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Also when there are jobs, which are deleted.")] = False,
     drain_seconds: Annotated[
-        int, typer.Option("--drain-seconds", min=0, help="How long jobs may take to save.")
+        int, typer.Option("--drain-seconds", min=0, help="Seconds that jobs may take to save.")
     ] = 300,
     kubeconfig: Kubeconfig = None,
     context: Context = None,
     source: Source = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Let jobs save, delete them, then the CRDs, then the operator. Checkpoints stay where they are."""
+    """Save and delete the jobs, then delete the CRDs and the operator. Checkpoints are kept."""
     from megascale.errors import InputError
     from megascale_operator.cluster.uninstall import jobs, quarantined
     from megascale_operator.cluster.uninstall import uninstall as remove
@@ -132,7 +142,7 @@ def uninstall(
     names = [f"{job['metadata']['namespace']}/{job['metadata']['name']}" for job in jobs(kubectl)]
     if names and not yes:
         shown = f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
-        raise InputError(f"jobs that would be saved and deleted: {shown}; add --yes to do so")
+        raise InputError(f"jobs that would be saved and deleted: {shown}; add --yes to delete them")
     nodes = quarantined(kubectl)
     remove(kubectl, manifests, drain_seconds, _report)
     if as_json:
@@ -151,9 +161,9 @@ def doctor(
     source: Source = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Check API server, CRDs, operator, leader, rights, jobs and nodes; nothing is changed.
+    """Check API server, CRDs, operator, leader, permissions, jobs and nodes. Nothing is changed.
 
-    Exit code 1 when something must change.
+    The exit code is 1 if a check fails.
     """
     from megascale.cli.api import report
     from megascale_operator.cluster.doctor import examine, utc_now

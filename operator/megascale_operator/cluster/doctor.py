@@ -1,4 +1,4 @@
-"""Whether the operator is well, and what to change."""
+"""`megascale cluster doctor`: checks of the operator's installation, with advice for each that fails."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _STUCK_S: Final = 900.0
 
 
 def examine(kubectl: Kubectl, manifests: Manifests, now: datetime) -> list[Finding]:
-    """Findings from the outside in: server, CRDs, operator, leader, rights, jobs, nodes.
+    """Return the findings for API server, CRDs, operator, leader, permissions, jobs and nodes.
 
     Raises:
-        MegascaleError: the cluster cannot be asked.
+        MegascaleError: a kubectl command failed.
     """
     deployment = kubectl.get("deployment", OPERATOR, f"--namespace={NAMESPACE}")
     return [
@@ -41,7 +41,12 @@ def _server(kubectl: Kubectl) -> Finding:
     found = YAML(typ="safe", pure=True).load(version)
     numbers = (int(found["major"]), int(str(found["minor"]).rstrip("+")))
     if numbers < _OLDEST:
-        return Finding("API server", "change", found["gitVersion"], "1.30 or newer is needed: CRD rules")
+        return Finding(
+            "API server",
+            "change",
+            found["gitVersion"],
+            "1.30 or newer is needed for the CRDs' validation rules",
+        )
     return Finding("API server", "ok", found["gitVersion"], "")
 
 
@@ -54,7 +59,7 @@ def _crd(kubectl: Kubectl, manifests: Manifests, name: str) -> Finding:
         return Finding(f"CRD {plural}", "change", "not established", f"kubectl describe crd {name}")
     wanted = YAML(typ="safe", pure=True).load(manifests.crds / f"megascale.io_{plural}.yaml")
     if _schema(live) != _schema(wanted):
-        return Finding(f"CRD {plural}", "change", "of another version", "megascale cluster install")
+        return Finding(f"CRD {plural}", "change", "differs from this version", "megascale cluster install")
     return Finding(f"CRD {plural}", "ok", "current", "")
 
 
@@ -85,7 +90,7 @@ def _leader(kubectl: Kubectl, now: datetime) -> Finding:
     lease = kubectl.get("lease", OPERATOR, f"--namespace={NAMESPACE}").get("spec", {})
     advice = f"kubectl logs -n {NAMESPACE} deployment/{OPERATOR}"
     if not lease.get("holderIdentity"):
-        return Finding("leader", "change", "nobody leads", advice)
+        return Finding("leader", "change", "no replica is the leader", advice)
     age_s = (now - datetime.fromisoformat(lease["renewTime"])).total_seconds()
     value = f"{lease['holderIdentity']}, renewed {max(age_s, 0):.0f} s ago"
     alive = age_s <= lease.get("leaseDurationSeconds", 15)
@@ -93,20 +98,20 @@ def _leader(kubectl: Kubectl, now: datetime) -> Finding:
 
 
 def _node_rights(kubectl: Kubectl, deployment: dict[str, Any]) -> Iterator[Finding]:
-    """The mode and the right to write nodes belong together."""
+    """Modes Annotate and Enforce need the permission to write nodes; Observe must not have it."""
     if not deployment:
         return
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     mode = next((e.get("value", "") for e in container.get("env", ()) if e["name"] == "MODE"), "unknown")
     may_write = bool(kubectl.get("clusterrolebinding", f"{OPERATOR}-nodes"))
-    value = f"mode {mode}, nodes may{'' if may_write else ' not'} be written"
+    value = f"mode {mode}, {'may' if may_write else 'may not'} write nodes"
     fits = may_write == (mode in {"Annotate", "Enforce"})
     advice = (
         ""
         if fits
         else f"megascale cluster install --mode {mode}, or delete clusterrolebinding {OPERATOR}-nodes"
     )
-    yield Finding("node care", "ok" if fits else "change", value, advice)
+    yield Finding("node permissions", "ok" if fits else "change", value, advice)
 
 
 def _jobs(kubectl: Kubectl, now: datetime) -> Finding:
@@ -131,5 +136,5 @@ def _nodes(kubectl: Kubectl) -> Finding:
 
 
 def utc_now() -> datetime:
-    """The time that ages are told by."""
+    """Return the current time, which ages are computed from."""
     return datetime.now(UTC)

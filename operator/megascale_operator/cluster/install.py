@@ -1,4 +1,4 @@
-"""Putting the operator on a cluster; again for an upgrade."""
+"""Installation and upgrade of the operator."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ Report = Callable[[str], None]
 
 
 def install(kubectl: Kubectl, manifests: Manifests, rendered: str, wait_s: int, report: Report) -> None:
-    """CRDs first, and everything else once the API server serves them.
+    """Apply the CRDs, wait until the API server serves them, then apply the operator.
 
     Args:
         rendered: the operator's objects as YAML.
-        wait_s: how long its pods may take to be available; 0 = do not wait.
+        wait_s: seconds to wait for its pods to be available; 0 = do not wait.
+        report: called with each step, for display.
 
     Raises:
-        MegascaleError: kubectl refused, or the pods are not available in time.
+        MegascaleError: a kubectl command failed, or the pods are not available in time.
     """
     apply = ("apply", "--server-side", "--force-conflicts", "--field-manager=megascale-install")
     report("applying the CRDs")
@@ -29,5 +30,5 @@ def install(kubectl: Kubectl, manifests: Manifests, rendered: str, wait_s: int, 
     kubectl.run(*apply, "--filename=-", stdin=rendered)
     if wait_s:
         report(f"waiting up to {wait_s} s for its pods")
-        place = (f"deployment/{OPERATOR}", f"--namespace={NAMESPACE}")
-        kubectl.run("rollout", "status", *place, f"--timeout={wait_s}s", timeout_s=wait_s + 30.0)
+        deployment = (f"deployment/{OPERATOR}", f"--namespace={NAMESPACE}")
+        kubectl.run("rollout", "status", *deployment, f"--timeout={wait_s}s", timeout_s=wait_s + 30.0)

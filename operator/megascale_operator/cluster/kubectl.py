@@ -1,4 +1,4 @@
-"""kubectl as a process: it has the user's rights, contexts and plug-ins for logging in."""
+"""Runs kubectl, which has the user's permissions, contexts and credential plug-ins."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ _UNREACHABLE: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Kubectl:
-    """Which cluster; None = kubectl's own choice."""
+    """kubectl for one cluster; None = kubectl's default kubeconfig or context."""
 
     kubeconfig: Path | None = None
     context: str | None = None
 
     def run(self, *arguments: str, stdin: str | None = None, timeout_s: float = _TIMEOUT_S) -> str:
-        """What `kubectl ARGUMENTS` prints.
+        """Run `kubectl ARGUMENTS`; return its standard output.
 
         Raises:
-            UnreachableError: there is no kubectl, or the cluster does not answer.
-            MegascaleError: kubectl refused.
+            UnreachableError: kubectl is not installed, or the cluster does not respond.
+            MegascaleError: kubectl failed; the message has its error output.
         """
         command = ["kubectl", *self._cluster(), *arguments]
         try:
@@ -43,21 +43,21 @@ class Kubectl:
         except FileNotFoundError as error:
             raise UnreachableError("kubectl is not installed; expected it on PATH") from error
         except subprocess.TimeoutExpired as error:
-            raise UnreachableError(f"kubectl {arguments[0]} has no answer after {timeout_s:g} s") from error
+            raise UnreachableError(f"kubectl {arguments[0]} did not finish within {timeout_s:g} s") from error
         if done.returncode:
-            stated = done.stderr.strip() or done.stdout.strip()
-            kind = UnreachableError if any(word in stated for word in _UNREACHABLE) else MegascaleError
-            raise kind(f"kubectl {' '.join(arguments[:3])}: {stated}")
+            output = done.stderr.strip() or done.stdout.strip()
+            kind = UnreachableError if any(text in output for text in _UNREACHABLE) else MegascaleError
+            raise kind(f"kubectl {' '.join(arguments[:3])}: {output}")
         return done.stdout
 
     def get(self, *arguments: str) -> dict[str, Any]:
-        """`kubectl get ARGUMENTS` as JSON; an empty mapping when the object is not there."""
+        """Return the JSON of `kubectl get ARGUMENTS`, {} if the object does not exist."""
         text = self.run("get", *arguments, "--ignore-not-found", "--output=json")
-        found: dict[str, Any] = json.loads(text) if text.strip() else {}
-        return found
+        obj: dict[str, Any] = json.loads(text) if text.strip() else {}
+        return obj
 
     def items(self, *arguments: str) -> Sequence[dict[str, Any]]:
-        """Entries of a list; none when the cluster does not know the kind."""
+        """Return the items of `kubectl get ARGUMENTS`; none if the cluster lacks the resource type."""
         try:
             items: list[dict[str, Any]] = self.get(*arguments).get("items", [])
         except UnreachableError:

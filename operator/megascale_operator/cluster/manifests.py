@@ -1,4 +1,4 @@
-"""The manifests of deploy/ and operator/crds, put together by kustomize."""
+"""The manifests in deploy/ and operator/crds, rendered by kustomize."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ _CHECKOUT: Final = Path(__file__).resolve().parents[3]
 
 @dataclass(frozen=True, slots=True)
 class Manifests:
-    """A checkout of MegaScale, or a copy of its folders deploy and operator/crds."""
+    """The manifests of a checkout of MegaScale, or of a copy of its folders deploy and operator/crds."""
 
     source: Path
 
     @classmethod
     def find(cls, source: Path | None) -> Manifests:
-        """The manifests in `source`, by default in the checkout that this program runs from.
+        """Return the manifests in `source`, by default in the checkout that this program runs from.
 
         Raises:
-            InputError: there are none.
+            InputError: the folder has no manifests.
         """
         folder = source or _CHECKOUT
         missing = [part for part in ("deploy/base", "operator/crds") if not (folder / part).is_dir()]
@@ -56,10 +56,13 @@ class Manifests:
     def rendered(
         self, kubectl: Kubectl, overlay: str, mode: str, image: str | None, env: Mapping[str, str] = _NO_ENV
     ) -> str:
-        """What is applied, as YAML.
+        """Return the objects of an overlay as YAML.
 
         Args:
-            env: variables of the operator's container to set; "" = as in the overlay.
+            overlay: a folder of deploy/overlays.
+            mode: Observe, Annotate or Enforce.
+            image: image of operator and jobs; None keeps the overlay's.
+            env: environment variables to set in the operator's container; "" keeps the overlay's value.
 
         Raises:
             InputError: there is no such overlay.
@@ -67,11 +70,11 @@ class Manifests:
         if overlay not in self.overlays:
             raise InputError(f"--overlay {overlay}: expected one of {', '.join(self.overlays)}")
         with tempfile.TemporaryDirectory() as folder:
-            place = Path(folder).resolve()
-            deploy = os.path.relpath(self.source / "deploy", place)
+            target = Path(folder).resolve()
+            deploy = os.path.relpath(self.source / "deploy", target)
             text = _kustomization(deploy, overlay, COMPONENTS[mode], image, env)
-            (place / "kustomization.yaml").write_text(text)
-            return kubectl.run("kustomize", str(place))
+            (target / "kustomization.yaml").write_text(text)
+            return kubectl.run("kustomize", str(target))
 
 
 def _kustomization(
@@ -84,11 +87,11 @@ def _kustomization(
     ]
     if component:
         lines.append(f"components: [{deploy}/components/{component}]")
-    given = [{"name": name, "value": value} for name, value in env.items() if value]
-    if given:
-        pod = {"containers": [{"name": "operator", "env": given}]}
+    variables = [{"name": name, "value": value} for name, value in env.items() if value]
+    if variables:
+        pod = {"containers": [{"name": "operator", "env": variables}]}
         patch = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": OPERATOR}}
-        # JSON is YAML
+        # A JSON string is a valid YAML string.
         lines += [
             "patches:",
             f"- patch: {json.dumps(json.dumps(patch | {'spec': {'template': {'spec': pod}}}))}",
@@ -108,7 +111,7 @@ def _kustomization(
 
 
 def _split(image: str) -> tuple[str, str, str]:
-    """Name, image, and how kustomize calls what comes behind it."""
+    """Split an image reference into name, full reference, and kustomize's field for its tag or digest."""
     name, at, digest = image.partition("@")
     if at:
         return name, image, f"digest: '{digest}'"

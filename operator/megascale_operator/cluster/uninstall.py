@@ -1,4 +1,4 @@
-"""Taking the operator off a cluster: jobs, their finalizers, CRDs, the operator last: jobs can save."""
+"""Uninstallation: jobs first, then CRDs, the operator last, because jobs need it to save."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _JOBS: Final = "trainingjobs.megascale.io"
 
 
 def jobs(kubectl: Kubectl) -> Sequence[dict[str, Any]]:
-    """Every TrainingJob of the cluster."""
+    """Return all TrainingJobs of the cluster."""
     return kubectl.items(_JOBS, "--all-namespaces")
 
 
 def quarantined(kubectl: Kubectl) -> list[str]:
-    """Nodes that the operator has marked."""
+    """Return the names of the nodes with a quarantine annotation."""
     nodes = kubectl.items("nodes")
     return [
         node["metadata"]["name"]
@@ -31,13 +31,14 @@ def quarantined(kubectl: Kubectl) -> list[str]:
 
 
 def uninstall(kubectl: Kubectl, manifests: Manifests, drain_s: int, report: Report) -> None:
-    """Every job is deleted.
+    """Delete all jobs, the CRDs and the operator.
 
     Args:
-        drain_s: how long jobs may take to save; their finalizers are taken off after it.
+        drain_s: seconds that jobs may take to save; after that their finalizers are removed.
+        report: called with each step, for display.
 
     Raises:
-        MegascaleError: kubectl refused.
+        MegascaleError: a kubectl command failed.
     """
     _drain(kubectl, drain_s, report)
     for job in jobs(kubectl):
@@ -56,7 +57,7 @@ def _drain(kubectl: Kubectl, drain_s: int, report: Report) -> None:
     report(f"deleting {len(found)} job{'s' if len(found) > 1 else ''}")
     kubectl.run("delete", _JOBS, "--all", "--all-namespaces", "--wait=false")
     if not _operator_runs(kubectl):
-        report("the operator does not run: jobs cannot save")
+        report("the operator is not running: jobs are not saved")
         return
     report(f"waiting up to {drain_s} s for them to save")
     try:
@@ -65,7 +66,7 @@ def _drain(kubectl: Kubectl, drain_s: int, report: Report) -> None:
     except UnreachableError:
         raise
     except MegascaleError as error:
-        # none left when the wait began, or some left when it ended: what is there is looked at next
+        # kubectl fails if no job was left when the wait began, and if some are left after the timeout.
         report(str(error))
 
 
@@ -75,10 +76,10 @@ def _operator_runs(kubectl: Kubectl) -> bool:
 
 
 def _strip(kubectl: Kubectl, job: dict[str, Any], report: Report) -> None:
-    """Take off our finalizer, and no other."""
+    """Remove the operator's finalizer from a job and keep all others."""
     meta = job["metadata"]
     rest = [name for name in meta.get("finalizers", ()) if name != FINALIZER]
-    report(f"{meta['namespace']}/{meta['name']} has not saved: taking off its finalizer")
+    report(f"{meta['namespace']}/{meta['name']} was not saved in time: removing its finalizer")
     patch = {"metadata": {"finalizers": rest, "resourceVersion": meta["resourceVersion"]}}
-    place = (_JOBS, meta["name"], f"--namespace={meta['namespace']}")
-    kubectl.run("patch", *place, "--type=merge", f"--patch={json.dumps(patch)}")
+    target = (_JOBS, meta["name"], f"--namespace={meta['namespace']}")
+    kubectl.run("patch", *target, "--type=merge", f"--patch={json.dumps(patch)}")

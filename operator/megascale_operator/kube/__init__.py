@@ -1,1 +1,1 @@
-"""A small level-triggered kernel: API client, informers, keyed queue, Lease election, fenced writes."""
+"""Building blocks of level-triggered controllers: API client, informers, work queue, leader election."""

@@ -1,4 +1,4 @@
-"""What the operator and the driver ask of a cluster. Implementations: `client.RestApi`, fakes in tests."""
+"""The API server calls that the operator and the driver use; implemented by `client.RestApi`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Propagation = Literal["Background", "Foreground", "Orphan"]
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A part of a list; `next` is "" on the last one."""
+    """One page of a list; `next` is the continue token, "" on the last page."""
 
     items: list[Obj]
     resource_version: str
@@ -24,14 +24,24 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class WatchEvent:
-    """ADDED, MODIFIED, DELETED or BOOKMARK, with the object (a bookmark: only its resourceVersion)."""
+    """One watch event: `type` is ADDED, MODIFIED, DELETED or BOOKMARK.
+
+    The object of a BOOKMARK has only its resourceVersion.
+    """
 
     type: str
     object: Obj
 
 
 class KubeApi(Protocol):
-    """Every call raises `ApiError` or `ApiUnreachableError`; bodies and answers are plain JSON values."""
+    """Requests to one API server. Request and response bodies are plain JSON values.
+
+    An empty `namespace` addresses a cluster-scoped object, or for lists and watches all namespaces.
+
+    Raises (every call):
+        ApiError: the API server refused the request.
+        ApiUnreachableError: there was no response in time; a write may or may not have been applied.
+    """
 
     async def get(self, resource: Resource, name: str, namespace: str = "") -> Obj: ...
 
@@ -49,11 +59,11 @@ class KubeApi(Protocol):
     def watch(
         self, resource: Resource, namespace: str = "", *, selector: str = "", field: str = "", since: str
     ) -> AbstractAsyncContextManager[AsyncIterator[WatchEvent]]:
-        """Changes after `since`; ends when the server ends it.
+        """Watch changes after the resourceVersion `since`, until the server closes the watch.
 
         Raises:
-            GoneError: `since` is too old.
-            ApiUnreachableError: not even a bookmark came for the silence bound.
+            GoneError: `since` is too old; list again.
+            ApiUnreachableError: nothing arrived for `client.SILENCE_S` seconds, not even a bookmark.
         """
         ...
 
@@ -62,7 +72,7 @@ class KubeApi(Protocol):
     async def apply(
         self, resource: Resource, body: Obj, namespace: str = "", *, manager: str, subresource: str = ""
     ) -> Obj:
-        """Server-side apply, forced: `body` holds exactly the fields that `manager` owns."""
+        """Server-side apply with force; `body` must hold exactly the fields that `manager` owns."""
         ...
 
     async def patch(
@@ -75,11 +85,15 @@ class KubeApi(Protocol):
         kind: PatchKind = "merge",
         subresource: str = "",
     ) -> Obj:
-        """A merge patch (an object) or a JSON patch (a list of operations)."""
+        """Apply a merge patch (`patch` is an object) or a JSON patch (`patch` is a list of operations)."""
         ...
 
     async def replace(self, resource: Resource, body: Obj, namespace: str = "") -> Obj:
-        """Replace; with `metadata.resourceVersion` in the body only if nobody wrote since."""
+        """Replace an object.
+
+        Raises:
+            ConflictError: the body has a `metadata.resourceVersion` that is no longer the current one.
+        """
         ...
 
     async def delete(
@@ -92,7 +106,12 @@ class KubeApi(Protocol):
         grace_s: int | None = None,
         propagation: Propagation = "Background",
     ) -> None:
-        """Delete; with `uid` only that very object. An object that is gone is no error."""
+        """Delete an object; if it does not exist, do nothing.
+
+        Args:
+            uid: delete only an object with this uid; "" accepts any.
+            grace_s: grace period in seconds; None uses the object's own.
+        """
         ...
 
     async def delete_collection(self, resource: Resource, namespace: str, *, selector: str) -> None: ...

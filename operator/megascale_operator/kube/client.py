@@ -1,4 +1,4 @@
-"""`KubeApi` over the raw responses of `kubernetes.aio`: no typed models, every request bounded."""
+"""`KubeApi` over the raw responses of `kubernetes.aio`: plain JSON bodies, a timeout on every request."""
 
 from __future__ import annotations
 
@@ -31,27 +31,29 @@ from megascale_operator.kube.resources import Obj, Resource, name_of
 
 REQUEST_TIMEOUT_S: Final = 10.0
 SILENCE_S: Final = 70.0
-"""A watch that brings nothing and does not end for this long is broken."""
+"""A watch that receives no data for this long is treated as broken."""
 _WATCH_S: Final = (40, 60)
-"""Shorter than that: bookmarks come each minute, but none for a kind that never changed."""
-_TRIES: Final = 4
+"""Range of timeoutSeconds, shorter than SILENCE_S: the API server sends no bookmarks for a resource that
+never changed, so a healthy watch must end before it looks broken."""
+_ATTEMPTS: Final = 4
 _FIRST_DELAY_S: Final = 0.2
 _MAX_DELAY_S: Final = 5.0
 _PATCH_TYPES: Final = {"merge": "application/merge-patch+json", "json": "application/json-patch+json"}
 _APPLY_TYPE: Final = "application/apply-patch+yaml"
 _ACCEPT: Final = "application/json, application/jwk-set+json"
-"""The second for the keys of tokens alone: the API server serves them as nothing else."""
+"""`/openid/v1/jwks` is served only as application/jwk-set+json."""
 _UNREACHABLE: Final = (aiohttp.ClientError, TimeoutError, OSError)
 
 
 class RestApi:
-    """One API server. Use as an async context manager, or call `close`.
+    """A client for one API server. Use it as an async context manager, or call `close`.
 
     Args:
-        guard: called before every write, and again when its connection is there, directly before it is
-            sent; returns the seconds that the write may take, or raises to hold it back.
-        timeout_s: bound of one request; tries: how often reads, and writes that were turned away, are sent.
-        agent: what the API server's audit log calls this client.
+        guard: called before every write, and again once the write has a connection, directly before it is
+            sent; returns the seconds the write may take, or raises to prevent it.
+        timeout_s: timeout of one request in seconds.
+        tries: attempts for reads, and for writes that the server rejected as overloaded.
+        agent: User-Agent header, as it appears in the API server's audit log.
     """
 
     def __init__(
@@ -60,7 +62,7 @@ class RestApi:
         *,
         guard: Callable[[], float] | None = None,
         timeout_s: float = REQUEST_TIMEOUT_S,
-        tries: int = _TRIES,
+        tries: int = _ATTEMPTS,
         agent: str = "megascale",
     ) -> None:
         self._configuration = configuration
@@ -69,13 +71,13 @@ class RestApi:
         self._timeout_s = timeout_s
         self._tries = tries
         self._agent = agent
-        self._writing = 0
-        self._quiet = asyncio.Event()
+        self._writes_in_flight = 0
+        self._writes_done = asyncio.Event()
         self._writes = self._reads if guard is None else _guarded_client(configuration, guard)
 
     @classmethod
     async def connect(cls, kubeconfig: Path | None, *, agent: str = "megascale") -> RestApi:
-        """A client for the cluster of `kubeconfig`, or with None for the one this pod runs in."""
+        """Return a client for the cluster of `kubeconfig`, or with None for the cluster this pod runs in."""
         return cls(await load_configuration(kubeconfig), agent=agent)
 
     async def __aenter__(self) -> Self:
@@ -95,7 +97,7 @@ class RestApi:
         return await self._call("GET", resource.path(namespace, name))
 
     async def get_path(self, path: str) -> Obj:
-        """A path that is no object, such as `/openid/v1/jwks` or `/version`."""
+        """GET a path that is not a resource, such as `/openid/v1/jwks` or `/version`."""
         return await self._call("GET", path)
 
     async def list_page(
@@ -129,7 +131,7 @@ class RestApi:
             "resourceVersion": since,
             "timeoutSeconds": str(random.randint(*_WATCH_S)),
         }
-        what = f"watch {resource.plural}"
+        operation = f"watch {resource.plural}"
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=REQUEST_TIMEOUT_S, sock_read=SILENCE_S)
         try:
             async with asyncio.timeout(REQUEST_TIMEOUT_S):
@@ -137,11 +139,11 @@ class RestApi:
                     self._reads, "GET", resource.path(namespace), query, None, "", timeout
                 )
                 if response.status != 200:
-                    raise _refusal(what, response, await _read(response))
+                    raise _refusal(operation, response, await _read(response))
         except _UNREACHABLE as error:
-            raise ApiUnreachableError(f"{what}: the API server does not answer: {error}") from error
+            raise ApiUnreachableError(f"{operation}: the API server does not respond: {error}") from error
         try:
-            yield _events(what, response.response)
+            yield _events(operation, response.response)
         finally:
             response.response.close()
 
@@ -204,13 +206,13 @@ class RestApi:
         body: Any = None,  # noqa: ANN401
         content_type: str = "application/json",
     ) -> Obj:
-        """One request, repeated a few times where that is safe: reads, and writes that were turned away."""
+        """Send a request, with retries where they are safe: reads, and writes that the server rejected."""
         for attempt in range(1, self._tries + 1):
             try:
-                return await self._once(method, path, query or {}, body, content_type)
+                return await self._request(method, path, query or {}, body, content_type)
             except OverloadedError as error:
-                turned_away = error.status == 429 or error.retry_after_s is not None
-                if attempt == self._tries or not (turned_away or method == "GET"):
+                rejected = error.status == 429 or error.retry_after_s is not None
+                if attempt == self._tries or not (rejected or method == "GET"):
                     raise
                 delay_s = error.retry_after_s
             except ApiUnreachableError:
@@ -219,24 +221,31 @@ class RestApi:
                 delay_s = None
             backoff_s = random.uniform(0.5, 1.0) * _FIRST_DELAY_S * 2**attempt
             await asyncio.sleep(min(_MAX_DELAY_S, max(delay_s or 0.0, backoff_s)))
-        raise AssertionError("the last try either returned or raised")
+        raise AssertionError("the last attempt either returns or raises")
 
-    async def writes_end(self, timeout_s: float) -> None:
-        """Wait until no write is under way, but not for longer than that."""
+    async def wait_for_writes(self, timeout_s: float) -> None:
+        """Wait until no write is in flight, for at most `timeout_s` seconds."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                while self._writing:
-                    self._quiet.clear()
-                    await self._quiet.wait()
+                while self._writes_in_flight:
+                    self._writes_done.clear()
+                    await self._writes_done.wait()
 
-    async def _once(self, method: str, path: str, query: dict[str, str], body: Any, content_type: str) -> Obj:  # noqa: ANN401
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        query: dict[str, str],
+        body: Any,  # noqa: ANN401
+        content_type: str,
+    ) -> Obj:
         reading = method == "GET"
         client = self._reads if reading else self._writes
         limit_s = self._timeout_s
         if self._guard is not None and not reading:
             limit_s = min(limit_s, self._guard())
-        what = f"{method} {path}"
-        self._writing += not reading
+        operation = f"{method} {path}"
+        self._writes_in_flight += not reading
         try:
             async with asyncio.timeout(limit_s):
                 response = await self._send(
@@ -244,14 +253,14 @@ class RestApi:
                 )
                 content = await _read(response)
         except _UNREACHABLE as error:
-            message = str(error) or f"no answer within {limit_s:g} s"
-            raise ApiUnreachableError(f"{what}: the API server does not answer: {message}") from error
+            message = str(error) or f"no response within {limit_s:g} s"
+            raise ApiUnreachableError(f"{operation}: the API server does not respond: {message}") from error
         finally:
-            self._writing -= not reading
-            self._quiet.set()
+            self._writes_in_flight -= not reading
+            self._writes_done.set()
         if not 200 <= response.status < 300:
-            raise _refusal(what, response, content)
-        return _object_of(what, content)
+            raise _refusal(operation, response, content)
+        return _object_of(operation, content)
 
     async def _send(
         self,
@@ -269,8 +278,8 @@ class RestApi:
         token = await self._configuration.get_api_key_with_prefix("BearerToken")
         if token:
             headers["Authorization"] = token
-        given = urlencode({name: value for name, value in query.items() if value})
-        url = f"{self._configuration.host}{path}{f'?{given}' if given else ''}"
+        query_string = urlencode({name: value for name, value in query.items() if value})
+        url = f"{self._configuration.host}{path}{f'?{query_string}' if query_string else ''}"
         response: RESTResponse = await client.request(  # type: ignore[no-untyped-call]
             method, url, headers=headers, body=body, _request_timeout=timeout
         )
@@ -278,10 +287,10 @@ class RestApi:
 
 
 def _guarded_client(configuration: Configuration, guard: Callable[[], float]) -> RESTClientObject:
-    """A client that asks `guard` once more when the connection is there.
+    """Return a client that calls `guard` again once a request has its connection.
 
-    A process that was stopped while it waited for a connection (a handshake, the pool) would otherwise send
-    a write that was allowed long ago.
+    A process can be paused (SIGSTOP) while a write waits for a connection. Without the second call it would
+    send that write on resuming, although the Lease has expired in the meantime.
     """
 
     async def check(_session: aiohttp.ClientSession, _context: SimpleNamespace, _params: object) -> None:
@@ -300,7 +309,7 @@ async def _read(response: RESTResponse) -> bytes:
     return content
 
 
-async def _events(what: str, response: aiohttp.ClientResponse) -> AsyncIterator[WatchEvent]:
+async def _events(operation: str, response: aiohttp.ClientResponse) -> AsyncIterator[WatchEvent]:
     try:
         async for line in response.content:
             if not line.strip():
@@ -308,31 +317,33 @@ async def _events(what: str, response: aiohttp.ClientResponse) -> AsyncIterator[
             event = orjson.loads(line)
             if event["type"] == "ERROR":
                 status = event["object"]
-                raise error_of(what, int(status.get("code", 500)), status)
+                raise error_of(operation, int(status.get("code", 500)), status)
             yield WatchEvent(event["type"], event["object"])
     except _UNREACHABLE as error:
-        raise ApiUnreachableError(f"{what}: the stream broke: {error or type(error).__name__}") from error
+        raise ApiUnreachableError(
+            f"{operation}: the watch connection broke: {error or type(error).__name__}"
+        ) from error
     except ValueError as error:
-        raise ApiUnreachableError(f"{what}: the stream was cut: {error}") from error
+        raise ApiUnreachableError(f"{operation}: the watch returned malformed JSON: {error}") from error
 
 
-def _refusal(what: str, response: RESTResponse, content: bytes) -> ApiError:
+def _refusal(operation: str, response: RESTResponse, content: bytes) -> ApiError:
     try:
         answer = orjson.loads(content)
     except ValueError:
         answer = None
     retry = response.headers.get("Retry-After", "")
     return error_of(
-        what,
+        operation,
         response.status,
         answer if isinstance(answer, dict) else None,
         float(retry) if retry.isdigit() else None,
     )
 
 
-def _object_of(what: str, content: bytes) -> Obj:
+def _object_of(operation: str, content: bytes) -> Obj:
     try:
         found: Obj = orjson.loads(content)
     except ValueError as error:
-        raise ApiUnreachableError(f"{what}: the answer is not JSON: {error}") from error
+        raise ApiUnreachableError(f"{operation}: the response is not JSON: {error}") from error
     return found

@@ -1,4 +1,4 @@
-"""The two times of a control loop; tests bring their own. Waiting goes through the event loop's timers."""
+"""The clocks of a controller, replaceable in tests, and conversion of Kubernetes timestamps."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ _MICRO_FORMAT: Final = "%Y-%m-%dT%H:%M:%S.%fZ"
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """`monotonic` for durations and deadlines, `utc` (Unix seconds) for what is written down."""
+    """`monotonic` (seconds) is for durations and deadlines, `utc` (Unix seconds) for stored timestamps."""
 
     monotonic: Callable[[], float] = time.monotonic
     utc: Callable[[], float] = time.time
 
 
 def stamp(unix_s: float) -> str:
-    """metav1.Time: whole seconds."""
+    """Format Unix seconds as a metav1.Time, in whole seconds."""
     return datetime.fromtimestamp(unix_s, UTC).strftime(_FORMAT)
 
 
 def micro_stamp(unix_s: float) -> str:
-    """metav1.MicroTime, for Leases."""
+    """Format Unix seconds as a metav1.MicroTime, which Leases use."""
     return datetime.fromtimestamp(unix_s, UTC).strftime(_MICRO_FORMAT)
 
 
 def unix_s(text: str | None) -> float:
-    """Unix seconds of a metav1.Time or MicroTime; 0 for None, "" and what cannot be read."""
+    """Return the Unix seconds of a metav1.Time or MicroTime; 0 for None, "" and malformed text."""
     if not text:
         return 0.0
     try:

@@ -1,4 +1,4 @@
-"""Where the API server is and how to prove who asks: a kubeconfig, or the ServiceAccount of this pod."""
+"""Address and credentials of the API server, from a kubeconfig or this pod's ServiceAccount."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from kubernetes.aio.config.kube_config import KubeConfigLoader
 from megascale.errors import InputError
 
 REFRESH_S: Final = 30.0
-"""Rotated tokens are read again after this time; kubelet replaces them long before they expire."""
+"""Tokens are reloaded after this time; the kubelet rotates them well before they expire."""
 _CONNECTIONS: Final = 64
 
 
 async def load_configuration(kubeconfig: Path | None) -> Configuration:
-    """Settings for the API server of `kubeconfig`, or with None of the cluster this pod runs in.
+    """Load the client configuration from `kubeconfig`, or with None from this pod's ServiceAccount.
 
     Raises:
-        InputError: neither can be read.
+        InputError: the kubeconfig or the ServiceAccount cannot be read.
     """
     configuration = Configuration(connection_pool_maxsize=_CONNECTIONS)
-    # Proxies and passwords from the environment are not for the API server, and cost time in each request.
+    # Proxy settings and .netrc passwords do not apply to the API server, and reading them slows each request.
     configuration.client_session_kwargs = {"trust_env": False}
     try:
         if kubeconfig is None:
@@ -41,23 +41,23 @@ async def load_configuration(kubeconfig: Path | None) -> Configuration:
             "give --kubeconfig FILE outside of a cluster" if kubeconfig is None else "expected a kubeconfig"
         )
         raise InputError(f"{source}: {error} ({hint})") from error
-    configuration.refresh_api_key_hook = _every(REFRESH_S, loader)  # type: ignore[assignment]
+    configuration.refresh_api_key_hook = _refresh_hook(REFRESH_S, loader)  # type: ignore[assignment]
     return configuration
 
 
 def own_namespace(default: str) -> str:
-    """Namespace of this pod, or `default` outside of one."""
+    """Return the namespace of this pod, or `default` outside a cluster."""
     path = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
     return path.read_text().strip() if path.exists() else default
 
 
 def in_cluster() -> bool:
-    """Whether this process runs in a pod."""
+    """Return whether this process runs in a pod."""
     return "KUBERNETES_SERVICE_HOST" in os.environ
 
 
-def _every(period_s: float, loader: KubeConfigLoader) -> Callable[[Configuration], Awaitable[None]]:
-    """A hook that loads token files and credential plug-ins again."""
+def _refresh_hook(period_s: float, loader: KubeConfigLoader) -> Callable[[Configuration], Awaitable[None]]:
+    """Return a hook that reloads token files and credential plug-ins every `period_s` seconds."""
     due = time.monotonic() + period_s
 
     async def refresh(configuration: Configuration) -> None:

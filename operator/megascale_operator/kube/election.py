@@ -1,8 +1,9 @@
-"""Leader election by a Lease, and the fence that every write passes.
+"""Leader election by a Lease, and the fence that every write must pass.
 
-The leader may write until `renew_deadline_s` after it *sent* its last successful renewal; others take over
-when the Lease did not change for `lease_s` of their own clock. With renew_deadline_s < lease_s the two never
-overlap, whatever the API server or the network does, and however long a process was stopped.
+The leader may write until `renew_deadline_s` after it *sent* its last successful renewal. Another candidate
+takes over once the Lease has not changed for `lease_s` on that candidate's clock. Because renew_deadline_s <
+lease_s, two processes can never write at the same time, even if the API server or the network fails or a
+process is paused.
 """
 
 from __future__ import annotations
@@ -23,7 +24,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds. A request is bounded by `request_s`, so two renewals may fail before the deadline."""
+    """Durations in seconds.
+
+    Attributes:
+        lease_s: other candidates take over when the Lease has not changed for this long.
+        renew_deadline_s: the leader stops writing this long after its last successful renewal was sent.
+        renew_s: time between renewals.
+        poll_s: time between a candidate's reads of the Lease.
+        request_s: timeout of one request; one renewal may time out before the deadline.
+    """
 
     lease_s: int = 10
     renew_deadline_s: float = 7.0
@@ -40,7 +49,7 @@ class Timing:
 
 
 class Fence:
-    """Until when this process may write. Closed at first."""
+    """The deadline (monotonic seconds) until which this process may write; closed initially."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -57,23 +66,24 @@ class Fence:
         return self._deadline - self._clock.monotonic()
 
     def guard(self) -> float:
-        """Seconds that a write may take.
+        """Return the seconds that a write may take.
 
         Raises:
-            NotLeaderError: none at all.
+            NotLeaderError: this process may not write.
         """
         remaining_s = self.remaining_s
         if remaining_s <= 0:
-            raise NotLeaderError("held back a write: the Lease is not held any more")
+            raise NotLeaderError("the write was not sent: this process does not hold the Lease")
         return remaining_s
 
 
 class Election:
-    """One candidate. `api` must have no retries of its own and a timeout of `timing.request_s`.
+    """One candidate for a Lease. `api` must not retry and must have a timeout of `timing.request_s`.
 
     Attributes:
-        leading: set while this process leads.
-        fence: what its writes must pass.
+        leading: set while this process is the leader.
+        resigned: set while it is not.
+        fence: every write of this process must pass it.
     """
 
     def __init__(
@@ -92,38 +102,38 @@ class Election:
         self.resigned = asyncio.Event()
         self.resigned.set()
         self._lease: Obj | None = None
-        self._seen: tuple[Any, ...] = ()
-        self._seen_at = clock.monotonic()
+        self._observed: tuple[Any, ...] = ()
+        self._observed_at = clock.monotonic()
 
     async def run(self) -> None:
-        """Stand for election until cancelled; does not release the Lease."""
+        """Acquire and renew the Lease until cancelled; does not release it."""
         while True:
             if self.leading.is_set():
                 await self._renew_or_resign()
-            elif await self._try(self._acquire):
-                log.info("%s leads now", self._identity)
+            elif await self._attempt(self._acquire):
+                log.info("%s became the leader", self._identity)
                 self.resigned.clear()
                 self.leading.set()
             else:
                 await asyncio.sleep(self._timing.poll_s)
 
     async def release(self) -> None:
-        """Stop writing, then let somebody else lead at once."""
+        """Stop writing, then release the Lease so that another candidate can take it immediately."""
         was_leading = self.leading.is_set()
         self._resign()
         if was_leading and self._lease is not None:
             spec = self._lease["spec"] | {"holderIdentity": "", "leaseDurationSeconds": 1}
-            await self._try(lambda: self._write(spec))
+            await self._attempt(lambda: self._write(spec))
 
     async def _renew_or_resign(self) -> None:
         remaining_s = self.fence.remaining_s
         if remaining_s <= 0:
-            log.warning("%s could not renew its Lease in time and leads no more", self._identity)
+            log.warning("%s did not renew its Lease in time and is no longer the leader", self._identity)
             self._resign()
             return
         await asyncio.sleep(min(self._timing.renew_s, remaining_s))
         for _ in range(2):
-            if self.fence.remaining_s <= 0 or await self._try(self._renew):
+            if self.fence.remaining_s <= 0 or await self._attempt(self._renew):
                 return
         await asyncio.sleep(min(self._timing.poll_s, max(0.0, self.fence.remaining_s)))
 
@@ -132,13 +142,13 @@ class Election:
         self.leading.clear()
         self.resigned.set()
 
-    async def _try(self, request: Any) -> bool:  # noqa: ANN401
-        """Whether the request was granted within its time."""
+    async def _attempt(self, request: Any) -> bool:  # noqa: ANN401
+        """Return whether the request succeeded within `request_s`."""
         try:
             async with asyncio.timeout(self._timing.request_s):
                 return bool(await request())
         except TimeoutError:
-            log.warning("Lease %s: no answer within %g s", self._name, self._timing.request_s)
+            log.warning("Lease %s: no response within %g s", self._name, self._timing.request_s)
         except ConflictError:
             self._lease = None
         except (ApiError, MegascaleError) as error:
@@ -146,19 +156,22 @@ class Election:
         return False
 
     async def _acquire(self) -> bool:
-        """Take the Lease if it is free."""
+        """Take the Lease if it is free or expired."""
         started = self._clock.monotonic()
         try:
             lease = await self._api.get(LEASES, self._name, self._namespace)
         except NotFoundError:
             return await self._create(started)
         spec = lease.get("spec") or {}
-        seen = (spec.get("holderIdentity"), spec.get("renewTime"), lease["metadata"]["resourceVersion"])
-        if seen != self._seen:
-            self._seen, self._seen_at = seen, self._clock.monotonic()
+        observed = (spec.get("holderIdentity"), spec.get("renewTime"), lease["metadata"]["resourceVersion"])
+        if observed != self._observed:
+            self._observed, self._observed_at = observed, self._clock.monotonic()
         holder = spec.get("holderIdentity") or ""
-        patience_s = float(spec.get("leaseDurationSeconds") or self._timing.lease_s)
-        if holder not in ("", self._identity) and self._clock.monotonic() - self._seen_at <= patience_s:
+        lease_duration_s = float(spec.get("leaseDurationSeconds") or self._timing.lease_s)
+        if (
+            holder not in ("", self._identity)
+            and self._clock.monotonic() - self._observed_at <= lease_duration_s
+        ):
             return False
         now = micro_stamp(self._clock.utc())
         self._lease = lease
@@ -183,10 +196,10 @@ class Election:
     async def _renew(self) -> bool:
         started = self._clock.monotonic()
         if self._lease is None:
-            # A renewal went astray: its effect is not known, only that the Lease is still ours will do.
+            # The result of the last renewal is unknown: read the Lease again before renewing it.
             lease = await self._api.get(LEASES, self._name, self._namespace)
             if (lease.get("spec") or {}).get("holderIdentity") != self._identity:
-                log.warning("the Lease belongs to %s now", (lease.get("spec") or {}).get("holderIdentity"))
+                log.warning("the Lease is now held by %s", (lease.get("spec") or {}).get("holderIdentity"))
                 self.fence.close()
                 return False
             self._lease = lease
@@ -197,7 +210,7 @@ class Election:
 
     async def _write(self, spec: Obj) -> bool:
         if self._lease is None:
-            raise AssertionError("the Lease is read before it is written")
+            raise AssertionError("the Lease must be read before it is written")
         body, self._lease = self._lease | {"spec": spec}, None
         self._lease = await self._api.replace(LEASES, body, self._namespace)
         return True

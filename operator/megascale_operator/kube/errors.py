@@ -1,14 +1,14 @@
-"""What an API server can answer, as exceptions.
+"""Errors of requests to an API server.
 
-ApiError (MegascaleError)      the server answered, and not with success; `status` and `reason` say how
+ApiError (MegascaleError)      the server responded with an error; see `status` and `reason`
   NotFoundError                404
-  ConflictError                409: somebody else wrote first
+  ConflictError                409: the object was changed in the meantime
     AlreadyExistsError         409 on create
   GoneError                    410: the resourceVersion is too old to continue from
-  RefusedError                 400, 403, 422: this request will never be accepted as it is
-  OverloadedError              429 or 5xx: later perhaps
-ApiUnreachableError (UnreachableError)   no answer in time; a write may or may not have happened
-NotLeaderError (MegascaleError)          the Lease is not held (any more): nothing was sent
+  RefusedError                 400, 403, 422: the same request will be refused again
+  OverloadedError              429 or 5xx: a retry may succeed
+ApiUnreachableError (UnreachableError)   no response in time; a write may or may not have been applied
+NotLeaderError (MegascaleError)          this process does not hold the Lease: nothing was sent
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ class ApiError(MegascaleError):
     """The API server refused a request.
 
     Attributes:
-        status: HTTP status; reason: Kubernetes' own word for it, "" if it gave none.
-        retry_after_s: when the server wants to be asked again, None if it did not say.
+        status: HTTP status.
+        reason: `reason` of the server's metav1.Status, such as NotFound; "" if there is none.
+        retry_after_s: seconds from the Retry-After header, None if there is none.
     """
 
     def __init__(
@@ -41,11 +42,11 @@ class NotFoundError(ApiError):
 
 
 class ConflictError(ApiError):
-    """The object was written by somebody else in the meantime, or a precondition does not hold."""
+    """The object was changed in the meantime, or a precondition does not hold."""
 
 
 class AlreadyExistsError(ConflictError):
-    """An object of that name exists."""
+    """An object with that name already exists."""
 
 
 class GoneError(ApiError):
@@ -53,19 +54,19 @@ class GoneError(ApiError):
 
 
 class RefusedError(ApiError):
-    """Malformed, invalid or forbidden: the same request will be refused again."""
+    """The request is malformed, invalid or forbidden; the same request will be refused again."""
 
 
 class OverloadedError(ApiError):
-    """The server cannot do it now."""
+    """The server cannot process the request at the moment."""
 
 
 class ApiUnreachableError(UnreachableError):
-    """The API server did not answer in time; whether a write happened is not known."""
+    """The API server did not respond in time; a write may or may not have been applied."""
 
 
 class NotLeaderError(MegascaleError):
-    """A write was held back because this process does not hold the Lease, or not long enough any more."""
+    """A write was not sent because this process does not hold the Lease."""
 
 
 _BY_STATUS: dict[int, type[ApiError]] = {
@@ -80,14 +81,21 @@ _BY_STATUS: dict[int, type[ApiError]] = {
 
 
 def error_of(
-    what: str, status: int, answer: Mapping[str, Any] | None, retry_after_s: float | None = None
+    operation: str, status: int, body: Mapping[str, Any] | None, retry_after_s: float | None = None
 ) -> ApiError:
-    """The exception for an answer; `answer` is the server's metav1.Status if it sent one."""
-    reason = str((answer or {}).get("reason", ""))
-    message = str((answer or {}).get("message", "")) or f"the API server answered {status}"
+    """Return the exception for an error response.
+
+    Args:
+        operation: the request, for the message, such as "GET /api/v1/nodes".
+        status: HTTP status.
+        body: the metav1.Status in the response, None if there is none.
+        retry_after_s: seconds from the Retry-After header.
+    """
+    reason = str((body or {}).get("reason", ""))
+    message = str((body or {}).get("message", "")) or f"the API server returned HTTP {status}"
     kind = _BY_STATUS.get(status, OverloadedError if status >= 500 else ApiError)
     if status == 409 and reason == "AlreadyExists":
         kind = AlreadyExistsError
     if reason in ("Expired", "Gone"):
         kind = GoneError
-    return kind(f"{what}: {message}", status, reason, retry_after_s)
+    return kind(f"{operation}: {message}", status, reason, retry_after_s)

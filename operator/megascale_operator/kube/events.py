@@ -1,4 +1,4 @@
-"""Events on objects: one per transition, repeated ones counted, never in the way of anything else."""
+"""Records Events on objects. Repeated Events are aggregated; a failed write is logged and ignored."""
 
 from __future__ import annotations
 
@@ -16,55 +16,61 @@ from megascale_operator.kube.resources import EVENTS, Obj, name_of, namespace_of
 
 log = logging.getLogger(__name__)
 
-_KEPT: Final = 1024
-_SAME_FOR_S: Final = 600.0
-_MESSAGE: Final = 1024
-_OF_THE_CLUSTER: Final = "default"
-"""Where the API server takes Events on objects without a namespace; it refuses them elsewhere."""
+_MAX_RECORDED: Final = 1024
+_AGGREGATION_S: Final = 600.0
+_MAX_MESSAGE: Final = 1024
+_CLUSTER_SCOPED_NAMESPACE: Final = "default"
+"""The API server accepts Events on cluster-scoped objects only in this namespace."""
 
 
 @dataclass(slots=True)
-class _Reported:
+class _Recorded:
     name: str
     count: int
-    at: float
+    last_at: float
 
 
 class EventRecorder:
-    """Best effort: an Event that cannot be written is logged and forgotten."""
+    """Creates Events, best effort: an Event that cannot be written is logged and dropped."""
 
     def __init__(self, api: KubeApi, component: str, host: str, clock: Clock) -> None:
         self._api, self._component, self._host, self._clock = api, component, host, clock
-        self._reported: OrderedDict[tuple[str, str, str], _Reported] = OrderedDict()
+        self._recorded: OrderedDict[tuple[str, str, str], _Recorded] = OrderedDict()
 
     async def record(self, obj: Obj, kind: str, reason: str, message: str) -> None:
-        """An Event of type `kind` (Normal, Warning) on `obj`; a repeated one is counted up."""
-        message, now = message[:_MESSAGE], self._clock.utc()
-        namespace = namespace_of(obj) or _OF_THE_CLUSTER
+        """Record an Event on `obj`.
+
+        The same Event within 10 minutes increments the `count` of the first instead of creating another.
+
+        Args:
+            kind: the Event's type, Normal or Warning.
+        """
+        message, now = message[:_MAX_MESSAGE], self._clock.utc()
+        namespace = namespace_of(obj) or _CLUSTER_SCOPED_NAMESPACE
         key = (str(obj["metadata"].get("uid", "")), reason, message)
-        reported = self._reported.get(key)
+        recorded = self._recorded.get(key)
         try:
-            if reported and now - reported.at < _SAME_FOR_S:
-                reported.count += 1
+            if recorded and now - recorded.last_at < _AGGREGATION_S:
+                recorded.count += 1
                 await self._api.patch(
-                    EVENTS, reported.name, {"count": reported.count, "lastTimestamp": stamp(now)}, namespace
+                    EVENTS, recorded.name, {"count": recorded.count, "lastTimestamp": stamp(now)}, namespace
                 )
             else:
-                reported = _Reported(self._name(obj, key, now), 1, now)
+                recorded = _Recorded(self._name(obj, key, now), 1, now)
                 await self._api.create(
-                    EVENTS, self._body(obj, reported.name, kind, reason, message, now), namespace
+                    EVENTS, self._body(obj, recorded.name, kind, reason, message, now), namespace
                 )
         except NotFoundError:
-            self._reported.pop(key, None)
+            self._recorded.pop(key, None)
             return
         except MegascaleError as error:
-            log.info("event %s on %s: %s", reason, name_of(obj), error)
+            log.info("Event %s on %s was not recorded: %s", reason, name_of(obj), error)
             return
-        reported.at = now
-        self._reported[key] = reported
-        self._reported.move_to_end(key)
-        if len(self._reported) > _KEPT:
-            self._reported.popitem(last=False)
+        recorded.last_at = now
+        self._recorded[key] = recorded
+        self._recorded.move_to_end(key)
+        if len(self._recorded) > _MAX_RECORDED:
+            self._recorded.popitem(last=False)
 
     @staticmethod
     def _name(obj: Obj, key: tuple[str, str, str], now: float) -> str:
@@ -86,7 +92,7 @@ class EventRecorder:
         return {
             "apiVersion": "v1",
             "kind": "Event",
-            "metadata": {"name": name, "namespace": namespace or _OF_THE_CLUSTER},
+            "metadata": {"name": name, "namespace": namespace or _CLUSTER_SCOPED_NAMESPACE},
             "involvedObject": involved,
             "type": kind,
             "reason": reason,

@@ -1,4 +1,4 @@
-"""A local copy of all objects of one kind: paged LIST, then WATCH; slim records instead of objects."""
+"""Local cache of the objects of one kind, kept by LIST and WATCH; it stores projections, not objects."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from megascale_operator.kube.resources import Obj, Resource, name_of, namespace_
 log = logging.getLogger(__name__)
 
 ObjectKey = tuple[str, str]
-"""Namespace ("" if it has none) and name."""
+"""Namespace ("" for cluster-scoped objects) and name."""
 PAGE: Final = 500
 _FIRST_DELAY_S: Final = 0.5
 _MAX_DELAY_S: Final = 30.0
 
 
 class Record(Protocol):
-    """What every slim record has; `version` is the resourceVersion it was made from."""
+    """A projection of an object; `version` is the object's resourceVersion."""
 
     @property
     def version(self) -> str: ...
@@ -34,7 +34,7 @@ class Record(Protocol):
 
 R = TypeVar("R", bound=Record)
 Change = Callable[[R | None, R | None], None]
-"""Called with (before, after): None before = new, None after = gone."""
+"""Handler of changes: (before, after). `before` is None for a new object, `after` for a deleted one."""
 
 
 async def _pause(failures: int) -> None:
@@ -43,15 +43,17 @@ async def _pause(failures: int) -> None:
 
 
 class Informer(Generic[R]):
-    """Runs until cancelled; whatever the API server does, it comes back.
+    """Caches the objects of one resource; lists and watches again after any error.
 
     Args:
-        slim: the record of an object, or None for one that is of no interest.
-        owner: the key under which `of` finds a record, None for none.
+        project: returns the record to cache for an object, or None to leave the object out.
+        namespace: cache only this namespace; "" caches all.
+        selector: label selector of the objects to cache.
+        owner: returns the key under which `of` finds a record, None for no key.
 
     Attributes:
-        synced: set after the first complete list, and it stays so.
-        heard_at: monotonic time at which the server last said anything.
+        synced: set after the first complete list; never cleared.
+        last_response_at: monotonic time of the last response or watch event, in seconds.
     """
 
     def __init__(
@@ -71,32 +73,33 @@ class Informer(Generic[R]):
         self._owned: defaultdict[Hashable, dict[ObjectKey, R]] = defaultdict(dict)
         self._handlers: list[Change[R]] = []
         self.synced = asyncio.Event()
-        self.heard_at = clock.monotonic()
+        self.last_response_at = clock.monotonic()
 
     @property
     def records(self) -> Mapping[ObjectKey, R]:
-        """All records, live."""
+        """A read-only view of all records; it changes with the cache."""
         return MappingProxyType(self._records)
 
     def get(self, name: str, namespace: str = "") -> R | None:
         return self._records.get((namespace, name))
 
     def of(self, owner: Hashable) -> list[R]:
-        """Records of one owner."""
+        """Return the records of one owner."""
         return list(self._owned[owner].values()) if owner in self._owned else []
 
     def count(self, owner: Hashable) -> int:
-        """How many records that owner has."""
+        """Return the number of records of one owner."""
         return len(self._owned[owner]) if owner in self._owned else 0
 
     def on_change(self, handler: Change[R]) -> None:
         self._handlers.append(handler)
 
     def absorb(self, obj: Obj) -> None:
-        """Take in the answer to a write at once, so that the next look already sees it."""
+        """Cache the response to a write, so that the next reconcile sees it before the watch delivers it."""
         self._put(obj)
 
     async def run(self) -> None:
+        """List and watch until cancelled; errors are retried with back-off."""
         failures = 0
         while True:
             try:
@@ -104,21 +107,21 @@ class Informer(Generic[R]):
                 failures = 0
                 await self._follow(version)
             except GoneError:
-                log.info("%s: changes are no longer available, listing again", self.resource.plural)
+                log.info("%s: the resourceVersion is too old, listing again", self.resource.plural)
             except MegascaleError as error:
                 failures += 1
                 log.warning("%s: %s", self.resource.plural, error)
             await _pause(failures)
 
     async def _list(self) -> str:
-        """Replace everything; the resourceVersion to watch from."""
+        """Replace the cache with a full list; return the resourceVersion to watch from."""
         seen: set[ObjectKey] = set()
         after = ""
         while True:
             page = await self._api.list_page(
                 self.resource, self._namespace, selector=self._selector, limit=PAGE, after=after
             )
-            self._heard()
+            self._note_response()
             for obj in page.items:
                 seen.add((namespace_of(obj), name_of(obj)))
                 self._put(obj)
@@ -130,7 +133,7 @@ class Informer(Generic[R]):
         return page.resource_version
 
     async def _follow(self, version: str) -> None:
-        """Watch, and watch again from where it ended, until the server forgets that place."""
+        """Watch from `version`, and resume after each end, until GoneError."""
         failures = 0
         while True:
             began = self._clock.monotonic()
@@ -139,14 +142,14 @@ class Informer(Generic[R]):
                     self.resource, self._namespace, selector=self._selector, since=version
                 ) as events:
                     async for event in events:
-                        self._heard()
+                        self._note_response()
                         failures = 0
                         version = event.object["metadata"]["resourceVersion"]
                         if event.type == "DELETED":
                             self._drop([(namespace_of(event.object), name_of(event.object))])
                         elif event.type != "BOOKMARK":
                             self._put(event.object)
-                # Nobody may watch in a loop on a server that ends every watch at once.
+                # Back off from a server that ends every watch immediately.
                 failures = failures + 1 if self._clock.monotonic() - began < _FIRST_DELAY_S else 0
             except GoneError:
                 raise
@@ -156,8 +159,8 @@ class Informer(Generic[R]):
             if failures:
                 await _pause(failures)
 
-    def _heard(self) -> None:
-        self.heard_at = self._clock.monotonic()
+    def _note_response(self) -> None:
+        self.last_response_at = self._clock.monotonic()
 
     def _put(self, obj: Obj) -> None:
         key = (namespace_of(obj), name_of(obj))
@@ -171,7 +174,7 @@ class Informer(Generic[R]):
             return
         self._records[key] = after
         if before is not None:
-            self._disown(key, before)
+            self._unindex(key, before)
         owner = self._owner(after)
         if owner is not None:
             self._owned[owner][key] = after
@@ -182,10 +185,10 @@ class Informer(Generic[R]):
         for key in keys:
             before = self._records.pop(key, None)
             if before is not None:
-                self._disown(key, before)
+                self._unindex(key, before)
                 self._notify(before, None)
 
-    def _disown(self, key: ObjectKey, record: R) -> None:
+    def _unindex(self, key: ObjectKey, record: R) -> None:
         owner = self._owner(record)
         if owner is not None and owner in self._owned:
             self._owned[owner].pop(key, None)
@@ -198,7 +201,7 @@ class Informer(Generic[R]):
 
 
 def _is_older(version: str, than: str) -> bool:
-    """Whether an answer is from before what is known; versions of one kind are numbers that grow."""
+    """Return whether `version` is older; resourceVersions of one resource are increasing numbers."""
     return version.isdigit() and than.isdigit() and int(version) < int(than)
 
 

@@ -1,4 +1,4 @@
-"""A queue of keys to reconcile: each key at most once in line and at most once in work."""
+"""A work queue: each key is queued at most once and processed by at most one worker at a time."""
 
 from __future__ import annotations
 
@@ -15,17 +15,21 @@ MAX_DELAY_S: Final = 300.0
 
 
 class KeyedQueue(Generic[Key]):
-    """First come, first served; a key added while it is in work comes again after `done`.
+    """A FIFO queue of keys. A key that is added while it is being processed is queued again after `done`.
 
-    Bounded by the number of keys: adding one twice changes nothing.
+    Adding a queued key has no effect, so the length is bounded by the number of distinct keys.
+
+    Args:
+        monotonic: clock for delays, in seconds.
+        seed: of the jitter of retry delays.
     """
 
     def __init__(self, monotonic: Callable[[], float], seed: int | None = None) -> None:
         self._monotonic = monotonic
         self._random = random.Random(seed)
         self._ready: dict[Key, None] = {}
-        self._busy: set[Key] = set()
-        self._again: set[Key] = set()
+        self._processing: set[Key] = set()
+        self._dirty: set[Key] = set()
         self._due: dict[Key, float] = {}
         self._timers: list[tuple[float, int, Key]] = []
         self._order = 0
@@ -33,20 +37,20 @@ class KeyedQueue(Generic[Key]):
         self._wake = asyncio.Event()
 
     def __len__(self) -> int:
-        """Keys that could be worked on now."""
+        """The number of keys that are ready to be processed."""
         return len(self._ready)
 
     def add(self, key: Key) -> None:
-        """As soon as possible."""
+        """Queue the key now; cancels its delay, if it has one."""
         self._due.pop(key, None)
-        if key in self._busy:
-            self._again.add(key)
+        if key in self._processing:
+            self._dirty.add(key)
         else:
             self._ready[key] = None
         self._wake.set()
 
     def add_after(self, key: Key, delay_s: float) -> None:
-        """In `delay_s` at the latest; an earlier turn of the same key stands."""
+        """Queue the key after `delay_s` seconds, unless it is already due earlier."""
         if delay_s <= 0:
             self.add(key)
             return
@@ -61,7 +65,10 @@ class KeyedQueue(Generic[Key]):
         self._wake.set()
 
     def failed(self, key: Key) -> float:
-        """Again after a delay that doubles with each failure in a row, 1 s to 5 min; returns it."""
+        """Queue the key for a retry; return the delay in seconds.
+
+        The delay starts at 1 s and doubles with each consecutive failure, up to 5 minutes.
+        """
         count = self._failures[key] = self._failures.get(key, 0) + 1
         delay_s = min(MAX_DELAY_S, FIRST_DELAY_S * 2.0 ** min(count - 1, 16)) * self._random.uniform(
             0.75, 1.0
@@ -70,29 +77,29 @@ class KeyedQueue(Generic[Key]):
         return delay_s
 
     def succeeded(self, key: Key) -> None:
-        """The next failure counts as the first."""
+        """Reset the key's retry delay."""
         self._failures.pop(key, None)
 
     def forget(self, key: Key) -> None:
-        """The key's object is gone: no turn that was set for later."""
+        """Drop the key's delay and retry count, because its object was deleted."""
         self._failures.pop(key, None)
         self._due.pop(key, None)
 
     def done(self, key: Key) -> None:
-        """The key that `get` returned is not in work any more."""
-        self._busy.discard(key)
-        if key in self._again:
-            self._again.discard(key)
+        """Mark the key that `get` returned as processed."""
+        self._processing.discard(key)
+        if key in self._dirty:
+            self._dirty.discard(key)
             self.add(key)
 
     async def get(self) -> Key:
-        """The next key, when there is one; it is in work until `done`."""
+        """Wait for the next key and return it; call `done` when it is processed."""
         while True:
             wait_s = self._promote()
             if self._ready:
                 key = next(iter(self._ready))
                 del self._ready[key]
-                self._busy.add(key)
+                self._processing.add(key)
                 return key
             self._wake.clear()
             try:
@@ -102,7 +109,7 @@ class KeyedQueue(Generic[Key]):
                 continue
 
     def _promote(self) -> float | None:
-        """Put due keys in line; seconds to the next one."""
+        """Queue the keys that are due; return the seconds until the next one, None if there is none."""
         now = self._monotonic()
         while self._timers:
             due, _, key = self._timers[0]

@@ -1,4 +1,4 @@
-"""The kinds of objects that the operator and the driver touch, and their addresses."""
+"""The API resources that the operator and the driver use, and their URL paths."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any, Final
 from urllib.parse import quote
 
 Obj = dict[str, Any]
-"""An object as the API server sends it."""
+"""A Kubernetes object as a JSON value."""
 
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """One kind of object; `group` is "" for the core group."""
+    """One API resource; `group` is "" for the core group."""
 
     group: str
     version: str
@@ -25,7 +25,10 @@ class Resource:
         return f"{self.group}/{self.version}" if self.group else self.version
 
     def path(self, namespace: str = "", name: str = "", subresource: str = "") -> str:
-        """URL path of the collection or the object; without `namespace`, of all namespaces."""
+        """Return the URL path of an object, or without `name` of the collection.
+
+        Without `namespace` the collection spans all namespaces.
+        """
         root = f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
         parts = [root]
         if self.namespaced and namespace:

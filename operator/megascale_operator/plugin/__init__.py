@@ -1,1 +1,1 @@
-"""`kubectl megascale`: what people ask of a job on a cluster, through the API server alone."""
+"""`kubectl megascale`: status of jobs and commands to them; it uses only the API server."""

@@ -19,18 +19,18 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Training jobs on a cluster: how they are, why, and what a person can order.",
+    help="Show training jobs on a cluster, explain their decisions, and send them commands.",
     epilog="Start here: kubectl megascale status my-job -n research",
 )
 Namespace = Annotated[str, typer.Option("--namespace", "-n", help="Namespace; default: the context's.")]
 Context = Annotated[str, typer.Option("--context", help="Context of the kubeconfig.")]
 Kubeconfig = Annotated[
-    Path | None, typer.Option("--kubeconfig", help="A kubeconfig; default: as kubectl finds it.")
+    Path | None, typer.Option("--kubeconfig", help="Path of a kubeconfig; default: kubectl's.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Job = Annotated[str, typer.Argument(metavar="[JOB]", help="A TrainingJob; default: the only one.")]
 OfJob = Annotated[str, typer.Option("--job", help="A TrainingJob; default: the only one.")]
-Node = Annotated[str, typer.Argument(metavar="NODE", help="A node, as `kubectl get nodes` names it.")]
+Node = Annotated[str, typer.Argument(metavar="NODE", help="Name of a Kubernetes node.")]
 
 
 @app.command("status", epilog="Example: kubectl megascale status quickstart")
@@ -41,12 +41,12 @@ def status(
     kubeconfig: Kubeconfig = None,
     as_json: Json = False,
 ) -> None:
-    """Show progress, slots, the open incident and the last ones of a job."""
-    from megascale_operator.plugin.access import Target, ask
-    from megascale_operator.plugin.knowledge import document, known
+    """Show progress, slots and the last incidents of a job."""
+    from megascale_operator.plugin.access import Target, run_query
+    from megascale_operator.plugin.job_view import document, load_job_view
     from megascale_operator.plugin.show import status_lines
 
-    found = ask(Target(kubeconfig, context, namespace), lambda access: known(access, job))
+    found = run_query(Target(kubeconfig, context, namespace), lambda access: load_job_view(access, job))
     _report(document(found), status_lines(found), as_json=as_json)
 
 
@@ -58,13 +58,13 @@ def incidents(
     kubeconfig: Kubeconfig = None,
     as_json: Json = False,
 ) -> None:
-    """Show the last 20 incidents of a job with their stages."""
+    """Show the last 20 incidents of a job with their milestones."""
     from megascale.driver.api import incident_document
-    from megascale_operator.plugin.access import Target, ask
-    from megascale_operator.plugin.knowledge import known
+    from megascale_operator.plugin.access import Target, run_query
+    from megascale_operator.plugin.job_view import load_job_view
     from megascale_operator.plugin.show import incident_lines
 
-    found = ask(Target(kubeconfig, context, namespace), lambda access: known(access, job))
+    found = run_query(Target(kubeconfig, context, namespace), lambda access: load_job_view(access, job))
     documents = [incident_document(incident) for incident in found.incidents()]
     _report(documents, incident_lines(documents), as_json=as_json)
 
@@ -77,12 +77,12 @@ def why(
     kubeconfig: Kubeconfig = None,
     as_json: Json = False,
 ) -> None:
-    """Explain the last decision: what was seen, what was done and why, and what the job waits for."""
-    from megascale_operator.plugin.access import Target, ask
-    from megascale_operator.plugin.knowledge import known
-    from megascale_operator.plugin.knowledge import why as explain
+    """Explain the last decision: its evidence, action and reason, and what the job is waiting for."""
+    from megascale_operator.plugin.access import Target, run_query
+    from megascale_operator.plugin.job_view import load_job_view
+    from megascale_operator.plugin.job_view import why as explain
 
-    found = ask(Target(kubeconfig, context, namespace), lambda access: known(access, job))
+    found = run_query(Target(kubeconfig, context, namespace), lambda access: load_job_view(access, job))
     lines = explain(found)
     _report({"job": found.name, "explanation": lines}, lines, as_json=as_json)
 
@@ -96,62 +96,66 @@ def logs(
     kubeconfig: Kubeconfig = None,
     as_json: Json = False,
 ) -> None:
-    """Show what the first failing rank of the last incident wrote before it ended."""
-    from megascale_operator.plugin.access import Target, ask
+    """Show the last log lines of the rank that failed first in the last incident."""
+    from megascale_operator.plugin.access import Target, run_query
     from megascale_operator.plugin.failing import first_failing
 
-    found = ask(Target(kubeconfig, context, namespace), lambda access: first_failing(access, job, lines))
+    found = run_query(
+        Target(kubeconfig, context, namespace), lambda access: first_failing(access, job, lines)
+    )
     _report(found.document(), found.lines(), as_json=as_json)
 
 
 @app.command("evict", epilog='Example: kubectl megascale evict worker-7 --job quickstart --reason "fan"')
 def evict(
     node: Node,
-    reason: Annotated[str, typer.Option("--reason", help="Why; kept in the incident.")],
+    reason: Annotated[str, typer.Option("--reason", help="Reason, stored in the incident.")],
     job: OfJob = "",
     namespace: Namespace = "",
     context: Context = "",
     kubeconfig: Kubeconfig = None,
     as_json: Json = False,
 ) -> None:
-    """Save, take the node out of the job, and go on without it; the job does not use it again."""
-    _order("evict", node, reason, job, (kubeconfig, context, namespace), as_json=as_json)
+    """Save, and continue without the node. The job does not use it again until it is released."""
+    _send("evict", node, reason, job, (kubeconfig, context, namespace), as_json=as_json)
 
 
 @app.command("release", epilog="Example: kubectl megascale release worker-7 --job quickstart")
 def release(
     node: Node,
-    reason: Annotated[str, typer.Option("--reason", help="Why; kept in the event log.")] = "",
+    reason: Annotated[str, typer.Option("--reason", help="Reason, stored in the event log.")] = "",
     job: OfJob = "",
     namespace: Namespace = "",
     context: Context = "",
     kubeconfig: Kubeconfig = None,
     as_json: Json = False,
 ) -> None:
-    """Let the job use a node again that it excluded. A quarantine of the cluster ends by uncordoning."""
-    _order("release", node, reason, job, (kubeconfig, context, namespace), as_json=as_json)
+    """Let the job use an excluded node again. To end a node's quarantine, uncordon the node instead."""
+    _send("release", node, reason, job, (kubeconfig, context, namespace), as_json=as_json)
 
 
 @app.command("check", epilog="Example: kubectl megascale check worker-7 worker-8")
 def check(
     nodes: Annotated[list[str], typer.Argument(metavar="NODE...", help="Nodes to check.")],
-    timeout: Annotated[int, typer.Option("--timeout", min=10, help="Seconds to wait for the end.")] = 900,
+    timeout: Annotated[int, typer.Option("--timeout", min=10, help="Seconds to wait for the result.")] = 900,
     context: Context = "",
     kubeconfig: Kubeconfig = None,
     as_json: Json = False,
 ) -> None:
-    """Check compute, memory and links of nodes. Exit code 1 when one of them did not pass."""
-    from megascale_operator.plugin.access import Target, ask
-    from megascale_operator.plugin.orders import check as run_check
+    """Check compute, memory and links of nodes. The exit code is 1 if a node did not pass."""
+    from megascale_operator.plugin.access import Target, run_query
+    from megascale_operator.plugin.commands import check as run_check
     from megascale_operator.plugin.show import check_lines
 
-    found = ask(Target(kubeconfig, context, ""), lambda access: run_check(access, nodes, float(timeout)))
+    found = run_query(
+        Target(kubeconfig, context, ""), lambda access: run_check(access, nodes, float(timeout))
+    )
     _report(found, check_lines(found), as_json=as_json)
     if any(found.get(key) for key in _NOT_PASSED):
         raise typer.Exit(1)
 
 
-def _order(
+def _send(
     command: str,
     node: str,
     reason: str,
@@ -160,10 +164,10 @@ def _order(
     *,
     as_json: bool,
 ) -> None:
-    from megascale_operator.plugin.access import Target, ask
-    from megascale_operator.plugin.orders import order
+    from megascale_operator.plugin.access import Target, run_query
+    from megascale_operator.plugin.commands import send_command
 
-    message = ask(Target(*target), lambda access: order(access, job, command, node, reason))
+    message = run_query(Target(*target), lambda access: send_command(access, job, command, node, reason))
     _report(
         {"node": node, "command": command, "message": message},
         [f"{command} {node}: {message}"],
@@ -179,7 +183,7 @@ def _report(document: Any, lines: list[str], *, as_json: bool) -> None:  # noqa:
 
 
 def main() -> None:
-    """Run the command line; errors go to stderr, the exit code says of what kind (contracts 9)."""
+    """Run the command line. Errors go to stderr; exit codes are those of `megascale.errors`."""
     try:
         app()
     except MegascaleError as error:

@@ -1,4 +1,4 @@
-"""Where the cluster is: a kubeconfig and a context, chosen as kubectl chooses them."""
+"""Access to the cluster and namespace of a kubeconfig context, selected as kubectl does."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What the flags say; "" and None = as the kubeconfig says."""
+    """The command line flags; "" and None select the kubeconfig's defaults."""
 
     kubeconfig: Path | None = None
     context: str = ""
@@ -30,17 +30,17 @@ class Target:
 
 
 class Access:
-    """One cluster and one namespace of it."""
+    """Access to one namespace of a cluster."""
 
     def __init__(self, api: RestApi, configuration: Configuration, namespace: str) -> None:
         self.api, self.namespace = api, namespace
         self._configuration = configuration
 
     async def job(self, name: str) -> Obj:
-        """The TrainingJob; with "" the only one in the namespace.
+        """Return the TrainingJob of that name; with "" the only one in the namespace.
 
         Raises:
-            InputError: there is no such job, or not only one.
+            InputError: there is no such job, or without a name not exactly one.
         """
         if name:
             try:
@@ -54,10 +54,10 @@ class Access:
         return page.items[0]
 
     async def pod_log(self, pod: str, lines: int) -> str:
-        """The last lines of a pod's log.
+        """Return the last `lines` lines of a pod's log.
 
         Raises:
-            ApiError: the API server has none.
+            ApiError: the API server cannot return the log.
         """
         async with kubernetes_client.ApiClient(self._configuration) as raw:
             core = kubernetes_client.CoreV1Api(raw)
@@ -68,19 +68,23 @@ class Access:
         return text
 
 
-def ask(target: Target, question: Callable[[Access], Awaitable[T]]) -> T:
-    """Run `question` against the cluster."""
+def run_query(target: Target, query: Callable[[Access], Awaitable[T]]) -> T:
+    """Connect to the cluster, run `query` and return its result."""
 
     async def run() -> T:
         configuration, namespace = await _configuration(target)
         async with RestApi(configuration) as api:
-            return await question(Access(api, configuration, target.namespace or namespace))
+            return await query(Access(api, configuration, target.namespace or namespace))
 
     return asyncio.run(run())
 
 
 async def _configuration(target: Target) -> tuple[Configuration, str]:
-    """Raises: InputError: no kubeconfig, or no such context."""
+    """Return the client configuration and the context's namespace.
+
+    Raises:
+        InputError: there is no kubeconfig or no such context.
+    """
     configuration = Configuration()
     file = str(target.kubeconfig) if target.kubeconfig else None
     try:

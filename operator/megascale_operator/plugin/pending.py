@@ -1,4 +1,4 @@
-"""Pods of a job that do not run, and why: as the scheduler, the kubelet or the newest warning says."""
+"""Pending pods of a job and the causes, from pod conditions, container statuses and warning Events."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from megascale_operator.kube.resources import EVENTS, PODS, Obj
 from megascale_operator.plugin.access import Access
 from megascale_operator.reconcile import names
 
-_CAUSES: Final = 3
-_NAMES: Final = 3
-_TEXT: Final = 300
+_MAX_CAUSES: Final = 3
+_MAX_NAMES: Final = 3
+_MAX_TEXT: Final = 300
 _STARTING: Final = frozenset({"", "ContainerCreating", "PodInitializing"})
 
 
-async def pending(access: Access, job: str) -> list[str]:
-    """A sentence for each cause, that of most pods first; [] when no pod waits."""
+async def pending_pods(access: Access, job: str) -> list[str]:
+    """Return a sentence for each cause, the one with the most pods first; [] if no pod is pending."""
     page = await access.api.list_page(
         PODS, access.namespace, selector=names.pods_selector(job), field="status.phase=Pending"
     )
@@ -29,11 +29,11 @@ async def pending(access: Access, job: str) -> list[str]:
     if starting := causes.pop("", []):
         causes[await _warning(access, starting[0]) or "starting"] += starting
     most_first = sorted(causes.items(), key=lambda cause: -len(cause[1]))
-    return [_sentence(cause, pods) for cause, pods in most_first[:_CAUSES]]
+    return [_sentence(cause, pods) for cause, pods in most_first[:_MAX_CAUSES]]
 
 
 def _cause(pod: Obj) -> str:
-    """Why it waits; "" = it is being started, as far as the pod tells."""
+    """Return why the pod is pending, "" if its status shows only that it is starting."""
     status = pod.get("status") or {}
     for condition in status.get("conditions") or ():
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
@@ -44,7 +44,7 @@ def _cause(pod: Obj) -> str:
 
 
 async def _warning(access: Access, pod: str) -> str:
-    """The newest warning about a pod, "" if there is none or the user may not read events."""
+    """Return the newest warning Event of a pod, "" if there is none or the user may not read Events."""
     field = f"involvedObject.name={pod},type=Warning"
     with contextlib.suppress(ApiError):
         events = (await access.api.list_page(EVENTS, access.namespace, field=field)).items
@@ -57,13 +57,13 @@ def _reported_at(event: Obj) -> str:
     return str(event.get("lastTimestamp") or event.get("eventTime") or "")
 
 
-def _message(stated: Obj) -> str:
-    text = ": ".join(filter(None, (stated.get("reason"), stated.get("message"))))
-    return text if len(text) <= _TEXT else f"{text[:_TEXT]}..."
+def _message(source: Obj) -> str:
+    text = ": ".join(filter(None, (source.get("reason"), source.get("message"))))
+    return text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}..."
 
 
 def _sentence(cause: str, pods: list[str]) -> str:
-    shown = ", ".join(sorted(pods)[:_NAMES]) + (
-        f" and {len(pods) - _NAMES} more" if len(pods) > _NAMES else ""
+    shown = ", ".join(sorted(pods)[:_MAX_NAMES]) + (
+        f" and {len(pods) - _MAX_NAMES} more" if len(pods) > _MAX_NAMES else ""
     )
     return f"{len(pods)} {'pod waits' if len(pods) == 1 else 'pods wait'}, {cause} ({shown})"

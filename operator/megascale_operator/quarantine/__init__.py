@@ -1,1 +1,1 @@
-"""Care for nodes of the whole cluster: quarantine within bounds, release of only what was set."""
+"""Quarantine of nodes: annotation, cordon and taint, limited in number, and their release."""

@@ -1,4 +1,4 @@
-"""The breaker of the cluster: how many nodes may be out because of us, by number per hour and by share."""
+"""The circuit breaker of quarantines: limits per hour and as a share of all nodes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ HOUR_S: Final = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """At most `per_hour` quarantines an hour, and at most `share` of all nodes (but always one) at a time."""
+    """At most `per_hour` nodes are quarantined in any hour, and `share` (0 to 1) of all nodes at a time.
+
+    One node may always be quarantined, however small the share.
+    """
 
     per_hour: int = 10
     share: float = 0.1
 
 
-def closed_because(nodes: Iterable[NodeRecord], limits: Limits, now: float) -> str:
-    """Why no further node may be quarantined, "" if one may. Reads only the nodes' annotations."""
+def breaker_open_reason(nodes: Iterable[NodeRecord], limits: Limits, now: float) -> str:
+    """Return why no further node may be quarantined, "" if one may; reads only the nodes' annotations."""
     total = out = recent = 0
     for node in nodes:
         total += 1
@@ -30,8 +33,8 @@ def closed_because(nodes: Iterable[NodeRecord], limits: Limits, now: float) -> s
         times = set(history_of(node)) | ({mark.since} if mark else set())
         recent += sum(1 for at in times if now - at < HOUR_S)
     if recent >= limits.per_hour:
-        return f"{recent} nodes were quarantined within the hour, the bound is {limits.per_hour}"
+        return f"{recent} nodes were quarantined within the hour, the limit is {limits.per_hour}"
     most = max(1, int(limits.share * total))
     if out >= most:
-        return f"{out} of {total} nodes are quarantined, the bound is {most} ({limits.share:.0%})"
+        return f"{out} of {total} nodes are quarantined, the limit is {most} ({limits.share:.0%})"
     return ""

@@ -1,4 +1,4 @@
-"""The controller of nodes: one at a time, so that the breaker's count is never stale."""
+"""The quarantine controller. It processes one node at a time, so that the breaker counts every quarantine."""
 
 from __future__ import annotations
 
@@ -16,27 +16,31 @@ from megascale_operator.kube.queue import KeyedQueue
 from megascale_operator.kube.resources import NODES, Obj
 from megascale_operator.metrics import Metrics
 from megascale_operator.quarantine import patches
-from megascale_operator.quarantine.breaker import Limits, closed_because
-from megascale_operator.quarantine.decide import Decision, JobRequest, decide, put_back_by_person
+from megascale_operator.quarantine.breaker import Limits, breaker_open_reason
+from megascale_operator.quarantine.decide import Decision, JobRequest, decide, detect_manual_release
 from megascale_operator.quarantine.patches import Operations
 from megascale_operator.reconcile.job import QuarantineRequest
 from megascale_operator.reconcile.records import NodeRecord
 
 log = logging.getLogger(__name__)
 
-_LOOK_AGAIN_S: Final = 300.0
+_RESYNC_S: Final = 300.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Answer:
-    """How a request was last decided."""
+class _Result:
+    """The last decision on a request."""
 
     granted: bool
     reason: str = ""
 
 
 class QuarantineController:
-    """Takes jobs' requests (`ask`), decides them node by node (`reconcile`), and tells jobs (`answers`)."""
+    """Decides the quarantine requests of jobs and patches nodes.
+
+    `set_requests` stores the requests of a job, `reconcile` decides those for one node, `results` returns the
+    decisions for a job.
+    """
 
     def __init__(
         self,
@@ -53,51 +57,56 @@ class QuarantineController:
         self._api, self._nodes, self._recorder, self._metrics = api, nodes, recorder, metrics
         self._clock, self._mode, self._limits = clock, mode, limits
         self._requests: dict[ObjectKey, tuple[JobRequest, ...]] = {}
-        self._answers: dict[tuple[ObjectKey, str, str], _Answer] = {}
+        self._results: dict[tuple[ObjectKey, str, str], _Result] = {}
         self._notify_job: Callable[[ObjectKey], None] = lambda _: None
         nodes.on_change(self._on_node)
 
-    def on_answer(self, notify: Callable[[ObjectKey], None]) -> None:
-        """`notify(job)` is called when there is something new in its answers."""
+    def on_result(self, notify: Callable[[ObjectKey], None]) -> None:
+        """Set the function that is called with a job's key when its results change."""
         self._notify_job = notify
 
-    def ask(
+    def set_requests(
         self,
         job: ObjectKey,
         mode: str,
-        asked: tuple[QuarantineRequest, ...],
+        quarantine_requests: tuple[QuarantineRequest, ...],
         granted: frozenset[tuple[str, str]] = frozenset(),
     ) -> None:
-        """All that a job requests now.
+        """Replace the requests of a job.
 
         Args:
-            granted: (node, incident) that the job's status lists as granted, by whichever operator.
+            mode: the job's `remediation.mode`.
+            granted: (node, incident) of requests that the job's status lists as granted, possibly by an
+                earlier leader.
         """
         name = "/".join(job)
-        requests = tuple(JobRequest(name, one.node, one.incident, one.reason, mode) for one in asked)
+        requests = tuple(
+            JobRequest(name, one.node, one.incident, one.reason, mode) for one in quarantine_requests
+        )
         if requests == self._requests.get(job, ()):
             return
         self._requests[job] = requests
         wanted = {(request.node, request.incident) for request in requests}
-        for key in [key for key in self._answers if key[0] == job and key[1:] not in wanted]:
-            del self._answers[key]
+        for key in [key for key in self._results if key[0] == job and key[1:] not in wanted]:
+            del self._results[key]
         for request in requests:
             if (request.node, request.incident) in granted:
-                self._answers.setdefault((job, request.node, request.incident), _Answer(granted=True))
+                self._results.setdefault((job, request.node, request.incident), _Result(granted=True))
             self.queue.add(request.node)
 
     def forget(self, job: ObjectKey) -> None:
-        self.ask(job, "Observe", ())
+        """Drop the requests and results of a deleted job."""
+        self.set_requests(job, "Observe", ())
         self._requests.pop(job, None)
 
-    def answers(self, job: ObjectKey) -> tuple[tuple[tuple[str, str], ...], tuple[Obj, ...]]:
-        """(node, incident) that were granted, and refusals."""
-        mine = [(key[1], key[2], answer) for key, answer in self._answers.items() if key[0] == job]
-        granted = tuple((node, incident) for node, incident, answer in mine if answer.granted)
+    def results(self, job: ObjectKey) -> tuple[tuple[tuple[str, str], ...], tuple[Obj, ...]]:
+        """Return (node, incident) of granted requests, and the refused requests without their time."""
+        results = [(key[1], key[2], result) for key, result in self._results.items() if key[0] == job]
+        granted = tuple((node, incident) for node, incident, result in results if result.granted)
         refused = tuple(
-            {"request": "quarantine", "node": node, "incident": incident, "reason": answer.reason}
-            for node, incident, answer in mine
-            if not answer.granted
+            {"request": "quarantine", "node": node, "incident": incident, "reason": result.reason}
+            for node, incident, result in results
+            if not result.granted
         )
         return granted, refused
 
@@ -115,18 +124,18 @@ class QuarantineController:
             self.queue.add(node.name)
 
     async def reconcile(self, name: str) -> float | None:
-        """One look at a node."""
+        """Reconcile one node; return the seconds after which to reconcile it again, None for never."""
         node, now = self._nodes.get(name), self._clock.utc()
         if node is not None:
-            operations = put_back_by_person(node, now)
+            operations = detect_manual_release(node, now)
             if operations:
                 log.info("%s was put back into service by a person", name)
                 self._metrics.releases.labels("person").inc()
                 await self._patch(name, operations, "Released", "put back into service by a person")
                 node = self._nodes.get(name)
-        again_s = _LOOK_AGAIN_S if node is not None and node.quarantine else None
-        for job, request in self._asking(name):
-            before = self._answers.get((job, name, request.incident))
+        requeue_s = _RESYNC_S if node is not None and node.quarantine else None
+        for job, request in self._requests_for(name):
+            before = self._results.get((job, name, request.incident))
             decision = decide(
                 node,
                 request,
@@ -138,21 +147,25 @@ class QuarantineController:
             if decision.operations:
                 await self._quarantine(name, request, decision)
                 node = self._nodes.get(name)
-            self._answer(job, request, decision)
-            if decision.again_s is not None:
-                again_s = min(again_s or decision.again_s, decision.again_s)
-        self._measure(now)
-        return again_s
+            self._store_result(job, request, decision)
+            if decision.requeue_s is not None:
+                requeue_s = min(requeue_s or decision.requeue_s, decision.requeue_s)
+        self._update_metrics(now)
+        return requeue_s
 
     async def release(self, name: str, by: str) -> None:
-        """Put a node back into service: undo what was set by us, and only that."""
+        """Put a node back into service: remove only what the operator set.
+
+        Args:
+            by: who releases it, for the Event.
+        """
         node = self._nodes.get(name)
         if node is None or not (node.quarantine or node.tainted):
             return
         await self._patch(name, patches.release(node), "Released", f"put back into service by {by}")
         self._metrics.releases.labels("check").inc()
 
-    def _asking(self, node: str) -> list[tuple[ObjectKey, JobRequest]]:
+    def _requests_for(self, node: str) -> list[tuple[ObjectKey, JobRequest]]:
         return [
             (job, request)
             for job, requests in self._requests.items()
@@ -161,7 +174,7 @@ class QuarantineController:
         ]
 
     def _breaker(self, now: float) -> str:
-        return closed_because(self._nodes.records.values(), self._limits, now)
+        return breaker_open_reason(self._nodes.records.values(), self._limits, now)
 
     async def _quarantine(self, name: str, request: JobRequest, decision: Decision) -> None:
         mode = decision.mark.mode if decision.mark else ""
@@ -171,25 +184,25 @@ class QuarantineController:
 
     async def _patch(self, name: str, operations: Operations, reason: str, message: str) -> None:
         try:
-            answer = await self._api.patch(NODES, name, operations, kind="json")
+            response = await self._api.patch(NODES, name, operations, kind="json")
         except NotFoundError:
             return
-        self._nodes.absorb(answer)
+        self._nodes.absorb(response)
         kind = "Warning" if reason == "Quarantined" else "Normal"
-        await self._recorder.record(answer, kind, reason, message)
+        await self._recorder.record(response, kind, reason, message)
 
-    def _answer(self, job: ObjectKey, request: JobRequest, decision: Decision) -> None:
+    def _store_result(self, job: ObjectKey, request: JobRequest, decision: Decision) -> None:
         key = (job, request.node, request.incident)
-        answer = _Answer(decision.granted, decision.refused)
-        before = self._answers.get(key)
-        if before == answer:
+        result = _Result(decision.granted, decision.refused)
+        before = self._results.get(key)
+        if before == result:
             return
-        self._answers[key] = answer
-        if not answer.granted and (before is None or before.granted):
+        self._results[key] = result
+        if not result.granted and (before is None or before.granted):
             self._metrics.refusals.labels(decision.cause or "unknown").inc()
         self._notify_job(job)
 
-    def _measure(self, now: float) -> None:
+    def _update_metrics(self, now: float) -> None:
         self._metrics.breaker_open.set(bool(self._breaker(now)))
         self._metrics.quarantined.set(sum(1 for node in self._nodes.records.values() if node.quarantine))
 

@@ -1,4 +1,4 @@
-"""What to do about one node that jobs want out of service. Pure."""
+"""Decisions on quarantine requests for one node. Pure."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from megascale_operator.reconcile.mark import MODES, Mark, mark_of
 from megascale_operator.reconcile.records import NodeRecord
 
 OVERRIDE_S: Final = 3600.0
-"""After a person put a node back, automation leaves it alone for so long."""
+"""A node that a person put back into service is not quarantined again for this long."""
 Cause = Literal["mode", "breaker", "person", "unknown"]
 
 
 @dataclass(frozen=True, slots=True)
 class JobRequest:
-    """A job's request to quarantine a node, with the mode that the job allows."""
+    """A job's request to quarantine a node; `job` is namespace/name, `mode` the job's `remediation.mode`."""
 
     job: str
     node: str
@@ -28,20 +28,21 @@ class JobRequest:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What follows for one request.
+    """The decision on one request.
 
     Attributes:
-        operations: JSON patch, empty = the node is as it should be.
-        mark: the node's mark afterwards, None = it has none.
-        refused: why the request is refused, "" if it is granted; cause: in one word.
-        again_s: when to look again.
+        operations: JSON patch of the node, empty for no change.
+        mark: the node's quarantine mark afterwards, None for none.
+        refused: why the request is refused, "" if it is granted.
+        cause: the refusal's cause, for metrics.
+        requeue_s: seconds after which to decide again, None for never.
     """
 
     operations: Operations
     mark: Mark | None = None
     refused: str = ""
     cause: Cause | None = None
-    again_s: float | None = None
+    requeue_s: float | None = None
 
     @property
     def granted(self) -> bool:
@@ -49,7 +50,7 @@ class Decision:
 
 
 def effective_mode(ceiling: str, wanted: str) -> str:
-    """The milder of the operator's and the job's mode."""
+    """Return the weaker of the operator's mode (`ceiling`) and the job's."""
     return MODES[min(MODES.index(ceiling), MODES.index(wanted))]
 
 
@@ -65,14 +66,17 @@ def decide(
     """Grant or refuse one request.
 
     Args:
-        breaker: why nothing may be quarantined, "" if something may.
-        granted_before: this very request was granted; a node that was released since is left in service.
+        node: None if there is no such node.
+        ceiling: the operator's mode.
+        breaker: why no node may be quarantined, "" if one may.
+        now: Unix seconds.
+        granted_before: whether this request was granted before; a node released since then stays in service.
     """
     if node is None:
         return Decision([], refused=f"there is no node {request.node}", cause="unknown")
     mode = effective_mode(ceiling, request.mode)
     if mode == "Observe":
-        message = f"mode is Observe: nothing is done to {node.name}"
+        message = f"mode is Observe: {node.name} is not changed"
         return Decision([], refused=message, cause="mode")
     mark = mark_of(node)
     if mark and mark.overridden:
@@ -84,18 +88,19 @@ def decide(
     if granted_before if mark is None else MODES.index(mark.mode) >= MODES.index(mode):
         return Decision([], mark)
     if mark is None and breaker:
-        return Decision([], refused=f"breaker open: {breaker}", cause="breaker", again_s=60.0)
+        return Decision([], refused=f"breaker open: {breaker}", cause="breaker", requeue_s=60.0)
     since = mark.since if mark else now
     wanted = Mark(mode, request.job, request.incident, request.reason, since)
     operations, complete = patches.quarantine(node, wanted)
     return Decision(operations, complete)
 
 
-def put_back_by_person(node: NodeRecord, now: float) -> Operations:
-    """What follows when a person uncordoned a node that we cordoned, or took our taint or annotation away.
+def detect_manual_release(node: NodeRecord, now: float) -> Operations:
+    """Detect that a person uncordoned a quarantined node, or removed its quarantine taint or annotation.
 
-    The person wins: our taint goes, a cordon that is still there may be theirs by now and stays, and the
-    annotation remembers it for a while. Empty = nobody did.
+    Returns the JSON patch that completes the release, empty if there is nothing to change. The patch removes
+    the taint and keeps a remaining cordon, which may be the person's own. The annotation stays for OVERRIDE_S
+    to prevent a new quarantine (docs/decisions/0054-a-person-wins-over-node-care.md).
     """
     mark = mark_of(node)
     if mark is None:

@@ -1,4 +1,4 @@
-"""JSON patches of Nodes. Each tests the resourceVersion: nothing is changed that was not seen."""
+"""JSON patches of Nodes. Each tests the resourceVersion, so it fails if the node has changed."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from megascale_operator.reconcile.records import NodeRecord
 Operations = list[dict[str, Any]]
 EFFECT: Final = "NoSchedule"
 CLASSES: Final = ("hardware", "network", "straggler", "hang", "numerics", "lost", "other")
-"""Values of our taint: why, in one word."""
+"""Values of the quarantine taint."""
 
 
 def reason_class(reason: str) -> str:
-    """The word for a reason; what a job says is text, a taint's value must be short and from a known set."""
+    """Return the taint value (one of CLASSES) for a reason, which is free text."""
     lowered = reason.lower()
-    words = {
+    keywords = {
         "hardware": ("xid", "ecc", "gpu", "hardware", "memory", "nvlink", "pcie", "device"),
         "network": ("nic", "network", "link", "rdma", "nccl"),
         "straggler": ("slow", "straggl"),
@@ -26,11 +26,12 @@ def reason_class(reason: str) -> str:
         "numerics": ("nan", "numbers", "numerics", "bitwise"),
         "lost": ("silent", "lost", "unreachable"),
     }
-    return next((name for name, known in words.items() if any(word in lowered for word in known)), "other")
+    classes = (name for name, texts in keywords.items() if any(text in lowered for text in texts))
+    return next(classes, "other")
 
 
 def quarantine(node: NodeRecord, mark: Mark) -> tuple[Operations, Mark]:
-    """Operations that quarantine the node, and the mark with what they set."""
+    """Return the operations that quarantine the node, and the mark with `set` filled in."""
     done: list[str] = []
     operations: Operations = []
     if mark.mode == "Enforce":
@@ -56,7 +57,11 @@ def quarantine(node: NodeRecord, mark: Mark) -> tuple[Operations, Mark]:
 
 
 def release(node: NodeRecord, *, keep_mark: Mark | None = None) -> Operations:
-    """Undo what we set, nothing else; with `keep_mark` the annotation stays and says that a person did it."""
+    """Return the operations that remove what the operator set.
+
+    Args:
+        keep_mark: write this mark instead of removing the annotation, and keep the cordon.
+    """
     mark = mark_of(node)
     operations: Operations = []
     if mark and "cordon" in mark.set and node.unschedulable and keep_mark is None:
@@ -73,7 +78,7 @@ def release(node: NodeRecord, *, keep_mark: Mark | None = None) -> Operations:
 
 
 def annotate(node: NodeRecord, annotations: dict[str, str]) -> Operations:
-    """Add or replace annotations."""
+    """Return the operations that add or replace annotations."""
     if not node.annotated:
         return [{"op": "add", "path": "/metadata/annotations", "value": annotations}]
     return [{"op": "add", "path": _pointer(key), "value": value} for key, value in annotations.items()]

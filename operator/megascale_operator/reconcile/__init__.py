@@ -1,1 +1,1 @@
-"""What a job needs, as pure functions: (spec, observed objects, now) -> actions."""
+"""The reconciliation of TrainingJobs as pure functions: (spec, observed objects, now) -> plan."""

@@ -1,4 +1,4 @@
-"""`status.conditions` and `status.state` of a job, and the Events of their transitions."""
+"""`status.conditions` and `status.state` of a TrainingJob, and the Events of condition changes."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from typing import Final, Literal
 from megascale_operator.kube.clock import stamp
 from megascale_operator.kube.resources import Obj
 from megascale_operator.reconcile.job import Job
-from megascale_operator.reconcile.plan import Note
+from megascale_operator.reconcile.plan import PlannedEvent
 from megascale_operator.reconcile.records import PodRecord
 from megascale_operator.reconcile.slots import SlotsPlan
 
 Status = Literal["True", "False", "Unknown"]
 
-SILENT_S: Final = 90.0
-"""The driver writes at least every 15 s; silent for longer, nobody knows whether the job runs."""
-_MESSAGE: Final = 1024
+DRIVER_SILENT_S: Final = 90.0
+"""Condition Running is Unknown when the driver has not updated its status for this long. A healthy driver
+updates it at least every 45 s."""
+_MAX_MESSAGE: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """One metav1.Condition, without its times."""
+    """A metav1.Condition without observedGeneration and lastTransitionTime."""
 
     type: str
     status: Status
@@ -31,7 +32,7 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """How a job ended: completed, failed or stopped."""
+    """How a job ended: `state` is completed, failed or stopped."""
 
     state: str
     reason: str
@@ -41,7 +42,13 @@ class End:
 def conditions_of(
     job: Job, phase: str, slots: SlotsPlan, driver: PodRecord | None, end: End | None, now: float
 ) -> list[Condition]:
-    """All conditions of a job in `phase` (see `lifecycle`)."""
+    """Return all conditions of a job in `phase` (see `lifecycle.phase_of`).
+
+    Args:
+        driver: the newest driver pod, None if there is none.
+        end: None while the job has not ended.
+        now: Unix seconds.
+    """
     return [
         _slots_ready(job, phase, slots),
         _driver_ready(phase, driver),
@@ -54,7 +61,7 @@ def conditions_of(
 
 
 def _slots_ready(job: Job, phase: str, slots: SlotsPlan) -> Condition:
-    have = f"{slots.ready} of {slots.wanted} slots are ready, the job trains on {job.spec.nodes}"
+    have = f"{slots.ready} of {slots.wanted} slots are ready, the job needs {job.spec.nodes}"
     if phase != "active":
         return Condition("SlotsReady", "False", "NotNeeded", f"the job is {phase}")
     if slots.ready >= job.spec.nodes:
@@ -70,7 +77,7 @@ def _driver_ready(phase: str, driver: PodRecord | None) -> Condition:
     if phase not in ("active", "deleting"):
         return Condition("DriverReady", "False", "NotNeeded", f"the job is {phase}")
     if driver is None:
-        return Condition("DriverReady", "False", "NoPod", "the driver has no pod yet")
+        return Condition("DriverReady", "False", "NoPod", "there is no driver pod yet")
     return Condition(
         "DriverReady", "False", "NotReady", f"pod {driver.name} on {driver.node or 'no node yet'}"
     )
@@ -82,11 +89,11 @@ def _running(job: Job, phase: str, now: float) -> Condition:
     state = str(job.driver.get("jobState") or "")
     if not state:
         return Condition("Running", "False", "Starting", "the driver has not reported yet")
-    if now - job.driver_wrote_at > SILENT_S:
-        return Condition("Running", "Unknown", "DriverSilent", "the driver has not reported for a while")
+    if now - job.driver_updated_at > DRIVER_SILENT_S:
+        return Condition("Running", "Unknown", "DriverSilent", f"no driver update for {DRIVER_SILENT_S:g} s")
     if state in ("running", "diagnosing", "saving"):
         return Condition("Running", "True", "Training", "")
-    return Condition("Running", "False", state.capitalize(), "no training step is being made")
+    return Condition("Running", "False", state.capitalize(), "no training step is running")
 
 
 def _recovering(job: Job, phase: str) -> Condition:
@@ -99,9 +106,11 @@ def _recovering(job: Job, phase: str) -> Condition:
 
 def _suspended(job: Job, phase: str) -> Condition:
     if phase == "suspended":
-        return Condition("Suspended", "True", "Suspended", "no ranks run; set spec.suspend to false to go on")
+        return Condition(
+            "Suspended", "True", "Suspended", "no ranks run; set spec.suspend to false to resume"
+        )
     if job.spec.suspend and phase == "active":
-        return Condition("Suspended", "False", "Saving", "the driver saves before the slots go")
+        return Condition("Suspended", "False", "Saving", "saving a checkpoint before the slots are deleted")
     return Condition("Suspended", "False", "NotSuspended")
 
 
@@ -112,7 +121,7 @@ def _ended(kind: str, end: End | None, holds: bool) -> Condition:
 
 
 def state_of(job: Job, phase: str, conditions: list[Condition]) -> str:
-    """The word that `kubectl get` shows; nothing decides by it."""
+    """Return `status.state`, which is for display in `kubectl get` only."""
     holding = {one.type for one in conditions if one.status == "True"}
     by_condition = (
         ("Complete", "Completed"), ("Failed", "Failed"), ("Suspended", "Suspended"),
@@ -129,26 +138,26 @@ def state_of(job: Job, phase: str, conditions: list[Condition]) -> str:
     return "Unknown" if unknown else "Starting" if "SlotsReady" in holding else "Pending"
 
 
-def written(job: Job, conditions: list[Condition], now: float) -> list[Obj]:
-    """Conditions as they go into the status; a time changes only with its status."""
-    return [_written(job, one, now) for one in conditions]
+def rendered(job: Job, conditions: list[Condition], now: float) -> list[Obj]:
+    """Return the conditions for the status; lastTransitionTime changes only with a condition's status."""
+    return [_rendered(job, one, now) for one in conditions]
 
 
-def _written(job: Job, condition: Condition, now: float) -> Obj:
+def _rendered(job: Job, condition: Condition, now: float) -> Obj:
     before = job.condition(condition.type)
     flipped = before.get("status") != condition.status
     return {
         "type": condition.type,
         "status": condition.status,
         "reason": condition.reason,
-        "message": condition.message[:_MESSAGE],
+        "message": condition.message[:_MAX_MESSAGE],
         "observedGeneration": job.generation,
         "lastTransitionTime": stamp(now) if flipped else before["lastTransitionTime"],
     }
 
 
-_BAD: Final = (("Failed", "True"), ("Recovering", "True"), ("Running", "Unknown"))
-_TOLD: Final = (
+_WARNINGS: Final = (("Failed", "True"), ("Recovering", "True"), ("Running", "Unknown"))
+_EVENT_REASONS: Final = (
     ("SlotsReady", "True", "SlotsReady"),
     ("Running", "True", "Running"),
     ("Running", "Unknown", "DriverSilent"),
@@ -161,13 +170,13 @@ _TOLD: Final = (
 )
 
 
-def transitions(job: Job, conditions: list[Condition]) -> list[Note]:
-    """One Event for each condition that changed and means something to people."""
-    notes = []
+def transitions(job: Job, conditions: list[Condition]) -> list[PlannedEvent]:
+    """Return one Event for each condition whose status changed to one listed in _EVENT_REASONS."""
+    events = []
     for one in conditions:
         before = job.condition(one.type).get("status", "False")
-        reason = next((word for kind, to, word in _TOLD if (kind, to) == (one.type, one.status)), "")
+        reason = next((word for kind, to, word in _EVENT_REASONS if (kind, to) == (one.type, one.status)), "")
         if before != one.status and reason:
-            bad = (one.type, one.status) in _BAD
-            notes.append(Note("Warning" if bad else "Normal", reason, one.message or reason))
-    return notes
+            warning = (one.type, one.status) in _WARNINGS
+            events.append(PlannedEvent("Warning" if warning else "Normal", reason, one.message or reason))
+    return events

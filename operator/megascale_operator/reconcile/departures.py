@@ -1,4 +1,4 @@
-"""Why a slot's pod goes or went, and whether that was planned: nobody's fault, no budget charged."""
+"""Why a slot pod is leaving or gone. A planned departure is no failure and charges no restart budget."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from megascale_operator.reconcile.job import Requests
 from megascale_operator.reconcile.records import Nodes, PodRecord
 
 RESTART_EXIT: Final = 75
-"""The agent asks for a restart of its container."""
+"""Exit code with which the agent requests a restart of its container."""
 _CRASHES: Final = 3
 _FAULTS: Final = ("failed", "check", "node")
 _NODE_FAULTS: Final = ("DeletionByPodGC", "DeletionByTaintManager")
@@ -19,7 +19,10 @@ _PLANNED_REASONS: Final = ("Evicted", "Preempting", "Terminated", "NodeShutdown"
 
 @dataclass(frozen=True, slots=True)
 class Departure:
-    """`reason` begins with its kind: evicted, drained, deleted, released, restart, failed, check, node."""
+    """A departure; `reason` begins with its kind.
+
+    The kinds evicted, drained, deleted, released and restart are planned; failed, check and node are not.
+    """
 
     reason: str
 
@@ -29,12 +32,16 @@ class Departure:
 
     @staticmethod
     def was_planned(reason: str) -> bool:
-        """Whether nothing was wrong with pod or node."""
+        """Return whether the departure with this reason was planned, not caused by a fault of pod or node."""
         return not reason.startswith(_FAULTS)
 
 
 def departure_of(pod: PodRecord, nodes: Nodes, requests: Requests) -> Departure | None:
-    """Why the pod is on its way out, None if it stays; the surest reason comes first."""
+    """Return why the pod is leaving, None if it is not.
+
+    If several reasons apply, the most specific one is returned: a request of the driver, a DisruptionTarget
+    condition, a lost node, a failed pod, a drained node, any other deletion.
+    """
     reason = (
         _requested(pod, requests)
         or _disrupted(pod)
@@ -46,13 +53,13 @@ def departure_of(pod: PodRecord, nodes: Nodes, requests: Requests) -> Departure 
     return Departure(reason) if reason else None
 
 
-def outcome_of(pod: PodRecord, nodes: Nodes, requests: Requests, earlier: str) -> Departure:
-    """Why the pod is gone; `earlier` is what was told while it was leaving."""
-    if earlier and earlier != "deleted":
-        return Departure(earlier)
+def outcome_of(pod: PodRecord, nodes: Nodes, requests: Requests, reported: str) -> Departure:
+    """Return why the pod is gone; `reported` is its earlier reason in `slots.json`, "" for none."""
+    if reported and reported != "deleted":
+        return Departure(reported)
     leaving = departure_of(pod, nodes, requests)
     if pod.phase == "Succeeded":
-        # An agent ends well whoever tells it to: only one that nobody deletes was told by its driver.
+        # The agent exits 0 on any request to stop: only without a deletion of the pod was it the driver's.
         return leaving or Departure("released: the agent ended")
     if leaving and (leaving.reason != "deleted" or pod.phase != "Failed"):
         return leaving
@@ -66,7 +73,7 @@ def outcome_of(pod: PodRecord, nodes: Nodes, requests: Requests, earlier: str) -
 
 
 def crashes(pod: PodRecord) -> bool:
-    """Whether its agent keeps ending by itself; the kubelet restarts it, which helps only so often."""
+    """Return whether the agent failed after the kubelet restarted it _CRASHES times or is in back-off."""
     return (
         pod.exit not in (None, 0, RESTART_EXIT)
         and (pod.looping or pod.restarts >= _CRASHES)
@@ -75,7 +82,7 @@ def crashes(pod: PodRecord) -> bool:
 
 
 def conviction(pod: PodRecord) -> str:
-    """What the check before joining found wrong with the node, "" if nothing."""
+    """Return why the check before joining convicted the pod's node, "" if it did not."""
     if not pod.failed_check:
         return ""
     try:
@@ -88,9 +95,9 @@ def conviction(pod: PodRecord) -> str:
 
 
 def _requested(pod: PodRecord, requests: Requests) -> str:
-    for name, order in requests.restart:
+    for name, request_id in requests.restart:
         if name == pod.name:
-            return f"restart: {order}"
+            return f"restart: {request_id}"
     return "released: by the driver" if pod.name in requests.release else ""
 
 

@@ -1,4 +1,4 @@
-"""The pod of a job's driver."""
+"""The driver pod of a job."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from megascale_operator.reconcile.pods import (
 )
 
 _GONE_AFTER_S: Final = 30
-"""A driver on a silent node is replaced after this; the new one's term fences the old one."""
+"""Seconds for which the pod tolerates a not-ready or unreachable node before it is evicted and replaced. The
+old driver may still run; the higher term of its successor fences it."""
 _GRACE_S: Final = 30
 METRICS_PORT: Final = 8080
 
 
 def driver_pod(job: Job, incarnation: int, image: str) -> Obj:
-    """The driver with what it needs of the job's template: volumes that its container mounts."""
+    """Return the driver pod; of the template's volumes it has those that the driver container mounts."""
     container = base_container(job, "driver", image)
     wanted = {one["name"] for one in container["volumeMounts"]}
     container["command"] = ["python", "-m", "megascale_operator.driver"]

@@ -1,4 +1,4 @@
-"""Gang scheduling: one function per back end changes pods so that all slots of a job are placed together."""
+"""Gang scheduling: each back end changes the slot pods so that all of a job's slots are placed together."""
 
 from __future__ import annotations
 
@@ -11,27 +11,29 @@ _KUEUE: Final = "kueue.x-k8s.io"
 
 
 class Gang(Protocol):
-    """Changes a slot pod in place, before it is created."""
+    """A gang scheduling back end."""
 
-    def decorate(self, pod: Obj, job: Job) -> None: ...
+    def decorate(self, pod: Obj, job: Job) -> None:
+        """Change a slot pod in place before it is created."""
+        ...
 
 
 class NoGang:
-    """Slots are placed one by one."""
+    """No gang scheduling: slots are placed one by one."""
 
     def decorate(self, pod: Obj, job: Job) -> None:
         """Leave the pod as it is."""
 
 
 class KueuePodGroup:
-    """All slots of a job are one pod group of a Kueue queue.
+    """The slots of a job form one Kueue pod group.
 
-    Kueue's webhook gates the pods until the whole group fits its quota. A pod that replaces one of the group
-    has the same group name and is admitted in its place.
+    Kueue gates the pods until the whole group fits the queue's quota. A replacement pod has the same group
+    name and is admitted in place of the pod that it replaces.
     """
 
     def decorate(self, pod: Obj, job: Job) -> None:
-        """Labels and annotations of a plain-pod group."""
+        """Add the labels and annotations of a Kueue plain pod group."""
         meta = pod["metadata"]
         meta["labels"] |= {
             f"{_KUEUE}/queue-name": job.spec.scheduling.queue or "",
@@ -44,5 +46,5 @@ BACK_ENDS: Final[dict[str, Gang]] = {"none": NoGang(), "kueue": KueuePodGroup()}
 
 
 def gang_of(job: Job) -> Gang:
-    """What `spec.scheduling.gang` names."""
+    """Return the back end that `spec.scheduling.gang` names."""
     return BACK_ENDS[job.spec.scheduling.gang]

@@ -1,4 +1,4 @@
-"""A TrainingJob as decisions see it: the checked spec, what the driver says, what was said before."""
+"""A TrainingJob as the reconcile functions use it: the validated spec, and the parsed status."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from megascale_operator.kube.resources import TRAINING_JOBS, Obj
 from megascale_operator.reconcile import names
 
 FINAL_STATES: Final = ("completed", "failed", "stopped")
-_MOST: Final = 64
-"""Entries of each list of requests that are read (docs/kubernetes.md)."""
-_SLOTS_BEYOND: Final = 64
+_MAX_REQUESTS: Final = 64
+"""Entries read of each list in `status.driver.requests` (docs/kubernetes.md, "Slot requests")."""
+_EXTRA_SLOTS: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One job.
+    """One TrainingJob.
 
     Attributes:
-        obj: the object; manifest: the same, checked, with defaults filled in.
+        obj: the object as read from the API server.
+        manifest: the validated manifest with defaults.
     """
 
     obj: Obj
@@ -60,43 +61,43 @@ class Job:
 
     @property
     def driver(self) -> Obj:
-        """`status.driver`, {} before the driver wrote it."""
+        """`status.driver`, {} until the driver has written it."""
         return self.status.get("driver") or {}
 
     @property
     def final_state(self) -> str:
-        """completed, failed or stopped once the driver said so, else ""."""
+        """The driver's final state: completed, failed or stopped; "" while there is none."""
         state = str(self.driver.get("state") or "")
         return state if state in FINAL_STATES else ""
 
     @property
-    def says_suspended(self) -> bool:
-        """Whether the driver has saved and let its ranks go, for the spec as it is now."""
+    def driver_suspended(self) -> bool:
+        """Whether the driver has saved and stopped its ranks for the current generation of the spec."""
         current = int(self.driver.get("observedGeneration") or 0) >= self.generation
         return current and self.driver.get("jobState") == "suspended"
 
     @property
-    def driver_wrote_at(self) -> float:
-        """Unix seconds of the driver's last word, 0 before the first."""
+    def driver_updated_at(self) -> float:
+        """Unix seconds of the driver's last status update, 0 if there was none."""
         return unix_s(self.driver.get("updatedAt"))
 
     @property
     def started_at(self) -> float:
-        """Unix seconds at which its first pods were made, 0 before."""
+        """Unix seconds at which the first slot pods were created, 0 before."""
         return unix_s(self.status.get("startTime"))
 
     @property
     def slots_by_spec(self) -> int:
-        """Nodes and spares."""
+        """Number of nodes and spare nodes."""
         return self.spec.nodes + spare_nodes(self.manifest)
 
     @property
-    def most_slots(self) -> int:
-        """What a driver can get at most: replacements may overlap with what they replace."""
-        return self.slots_by_spec + _SLOTS_BEYOND
+    def max_slots(self) -> int:
+        """Most slots a driver can request; replacements may overlap with the pods they replace."""
+        return self.slots_by_spec + _EXTRA_SLOTS
 
     def condition(self, kind: str) -> Obj:
-        """The condition of that type as last written, {} if never."""
+        """Return the condition of that type in the status, {} if there is none."""
         found = self.status.get("conditions") or ()
         return next((one for one in found if one.get("type") == kind), {})
 
@@ -104,7 +105,7 @@ class Job:
         return bool(self.condition(kind).get("status") == "True")
 
     def owner(self) -> list[Obj]:
-        """ownerReferences of everything made for it."""
+        """Return the ownerReferences of objects created for the job."""
         reference = {
             "apiVersion": TRAINING_JOBS.api_version, "kind": TRAINING_JOBS.kind, "name": self.name,
             "uid": self.uid, "controller": True, "blockOwnerDeletion": True,
@@ -112,7 +113,7 @@ class Job:
         return [reference]
 
     def metadata(self, name: str, role: str) -> Obj:
-        """Metadata of an object made for it."""
+        """Return the metadata of an object created for the job."""
         return {
             "name": name,
             "namespace": self.namespace,
@@ -123,7 +124,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class QuarantineRequest:
-    """The driver convicted a node."""
+    """The driver's request to quarantine a node."""
 
     node: str
     incident: str
@@ -132,7 +133,14 @@ class QuarantineRequest:
 
 @dataclass(frozen=True, slots=True)
 class Requests:
-    """`status.driver.requests`; `slots` is None until the driver has written any."""
+    """`status.driver.requests`.
+
+    Attributes:
+        slots: number of slots, None if the driver has not requested any.
+        avoid: names of nodes for new pods to avoid.
+        release: names of pods to delete.
+        restart: (pod, request id) of pods to replace on the same node.
+    """
 
     slots: int | None = None
     avoid: tuple[str, ...] = ()
@@ -142,19 +150,19 @@ class Requests:
 
 
 def granted_to(job: Job) -> frozenset[tuple[str, str]]:
-    """(node, incident) of the quarantines that its status lists as granted."""
+    """Return (node, incident) of the quarantines that the job's status lists as granted."""
     listed = (job.status.get("operator") or {}).get("quarantined") or ()
     return frozenset((str(one["node"]), str(one.get("incident", ""))) for one in listed)
 
 
 def requests_of(job: Job) -> Requests:
-    """The driver's requests; malformed entries are ignored."""
+    """Parse the driver's requests; malformed entries are ignored."""
     stated: Any = job.driver.get("requests")
     if not isinstance(stated, dict):
         return Requests()
     slots = stated.get("slots")
     if job.driver.get("jobState") == "suspended":
-        # Said before the job was resumed, perhaps with other sizes.
+        # Written before the job was resumed, when spec.nodes may have been different.
         slots = None
     return Requests(
         slots=slots if isinstance(slots, int) and slots >= 0 else None,
@@ -170,12 +178,12 @@ def requests_of(job: Job) -> Requests:
     )
 
 
-def _texts(value: Any) -> tuple[str, ...]:  # noqa: ANN401 - what a driver wrote
-    return tuple(str(one) for one in (value or ())[:_MOST]) if isinstance(value, list) else ()
+def _texts(value: Any) -> tuple[str, ...]:  # noqa: ANN401 - unvalidated JSON
+    return tuple(str(one) for one in (value or ())[:_MAX_REQUESTS]) if isinstance(value, list) else ()
 
 
 def _entries(stated: dict[str, Any], key: str, needed: str) -> list[dict[str, Any]]:
     entries = stated.get(key)
     if not isinstance(entries, list):
         return []
-    return [one for one in entries[:_MOST] if isinstance(one, dict) and one.get(needed)]
+    return [one for one in entries[:_MAX_REQUESTS] if isinstance(one, dict) and one.get(needed)]

@@ -1,4 +1,4 @@
-"""In which phase a job is, and the steps that end one: finish, suspend, delete."""
+"""The phase of a job, and the plans that finish, suspend and delete it."""
 
 from __future__ import annotations
 
@@ -11,47 +11,48 @@ from megascale_operator.reconcile import names
 from megascale_operator.reconcile.conditions import End
 from megascale_operator.reconcile.job import FINAL_STATES, Job
 from megascale_operator.reconcile.observed import Observed
-from megascale_operator.reconcile.plan import Delete, DeletePods, Note, Patch, Plan
+from megascale_operator.reconcile.plan import Delete, DeletePods, Patch, Plan, PlannedEvent
 from megascale_operator.reconcile.records import PodRecord
 
 Phase = Literal["active", "suspended", "finished", "deleting"]
 
-_LOOK_AGAIN_S: Final = 5.0
+_RESYNC_S: Final = 5.0
 _PODS_GONE_S: Final = 180.0
-"""From the end of saving until the finalizer goes although pods are still there; owner references remain."""
-_STOP: Final = {
+"""After the save, how long to wait for the pods to go before the finalizer is removed. The garbage collector
+deletes the remaining pods by their owner references."""
+_STOP_COMMAND: Final = {
     "id": "deadline", "command": "stop", "node": "", "reason": "activeDeadlineSeconds", "by": names.OPERATOR,
 }  # fmt: skip
 
 
 def phase_of(job: Job, pods: tuple[PodRecord, ...], now: float) -> Phase:
-    """active: it should have pods; suspended, finished: it should have none."""
+    """Return the job's phase. Only an active job has pods; a suspended or finished job's are deleted."""
     if job.obj["metadata"].get("deletionTimestamp"):
         return "deleting"
     if end_of(job, now):
         return "finished"
-    if job.spec.suspend and (job.says_suspended or not pods):
+    if job.spec.suspend and (job.driver_suspended or not pods):
         return "suspended"
     stated = job.condition("Suspended")
     if job.spec.suspend and stated.get("status") == "True" and stated["observedGeneration"] == job.generation:
-        # On the way down: the driver has been let go before the last slot was gone.
+        # The driver pod may already be deleted while the last slot pods terminate.
         return "suspended"
     return "active"
 
 
 def end_of(job: Job, now: float) -> End | None:
-    """How the job ended, None while it goes on."""
+    """Return how the job ended, None while it has not."""
     for kind in ("Complete", "Failed"):
         if job.holds(kind):
             condition = job.condition(kind)
             state = "completed" if kind == "Complete" else "failed"
             return End(state, condition["reason"], condition.get("message", ""))
-    late = overdue_s(job, now)
+    overdue = overdue_s(job, now)
     limit_s = job.spec.active_deadline_seconds
     expired = f"not complete {limit_s} s after its start (activeDeadlineSeconds)"
     if job.final_state == "completed":
         return End("completed", "Completed", str(job.driver.get("reason") or "all steps are done"))
-    if late is not None and (late >= job.spec.deletion_save_seconds or job.final_state):
+    if overdue is not None and (overdue >= job.spec.deletion_save_seconds or job.final_state):
         return End("failed", "DeadlineExceeded", expired)
     if job.final_state in FINAL_STATES:
         reason = "Stopped" if job.final_state == "stopped" else "JobFailed"
@@ -60,38 +61,40 @@ def end_of(job: Job, now: float) -> End | None:
 
 
 def overdue_s(job: Job, now: float) -> float | None:
-    """Seconds since activeDeadlineSeconds ran out, None if it did not."""
+    """Return the seconds since activeDeadlineSeconds expired, None if it has not."""
     limit_s = job.spec.active_deadline_seconds
     if limit_s is None or not job.started_at:
         return None
-    late = now - job.started_at - limit_s
-    return late if late >= 0 else None
+    overdue = now - job.started_at - limit_s
+    return overdue if overdue >= 0 else None
 
 
-def watch_deadline(job: Job, plan: Plan, now: float) -> None:
-    """At activeDeadlineSeconds the driver is told to save and stop; it gets deletionSaveSeconds for that."""
+def enforce_deadline(job: Job, plan: Plan, now: float) -> None:
+    """At activeDeadlineSeconds, command the driver to save and stop within deletionSaveSeconds."""
     limit_s = job.spec.active_deadline_seconds
     if limit_s is None or not job.started_at:
         return
-    late = overdue_s(job, now)
-    if late is None:
-        plan.again(job.started_at + limit_s - now)
+    overdue = overdue_s(job, now)
+    if overdue is None:
+        plan.requeue_after(job.started_at + limit_s - now)
         return
-    order = json.dumps(_STOP, separators=(",", ":"))
-    if job.annotations.get(names.COMMAND) != order:
-        body = {"metadata": {"annotations": {names.COMMAND: order}}}
-        plan.then(Patch(TRAINING_JOBS, job.namespace, job.name, body))
-        plan.notes.append(Note("Warning", "DeadlineExceeded", "told the driver to save and stop"))
-    plan.again(max(1.0, job.spec.deletion_save_seconds - late))
+    command = json.dumps(_STOP_COMMAND, separators=(",", ":"))
+    if job.annotations.get(names.COMMAND) != command:
+        body = {"metadata": {"annotations": {names.COMMAND: command}}}
+        plan.add_step(Patch(TRAINING_JOBS, job.namespace, job.name, body))
+        plan.events.append(
+            PlannedEvent("Warning", "DeadlineExceeded", "requested the driver to save and stop")
+        )
+    plan.requeue_after(max(1.0, job.spec.deletion_save_seconds - overdue))
 
 
 def tear_down(job: Job, observed: Observed, plan: Plan) -> None:
-    """Slot pods first, then the driver, which may still have something to say."""
+    """Delete the slot pods, then the driver pod, which reports their end."""
     slots, drivers = observed.role("slot"), observed.role("driver")
     if any(pod.alive for pod in slots):
-        plan.then(DeletePods(job.namespace, names.pods_selector(job.name, "slot")))
+        plan.add_step(DeletePods(job.namespace, names.pods_selector(job.name, "slot")))
     elif not slots:
-        plan.then(
+        plan.add_step(
             *(
                 Delete(PODS, pod.namespace, pod.name, pod.uid)
                 for pod in drivers
@@ -99,22 +102,26 @@ def tear_down(job: Job, observed: Observed, plan: Plan) -> None:
             )
         )
     if slots or any(pod.phase != "Succeeded" for pod in drivers):
-        plan.again(_LOOK_AGAIN_S)
+        plan.requeue_after(_RESYNC_S)
 
 
 def expire(job: Job, plan: Plan, now: float) -> None:
-    """Delete the job ttlSecondsAfterFinished after its end."""
+    """Delete the job when ttlSecondsAfterFinished has passed since its end."""
     ttl_s, ended = job.spec.ttl_seconds_after_finished, unix_s(job.status.get("completionTime"))
     if ttl_s is None or not ended:
         return
     if now >= ended + ttl_s:
-        plan.then(Delete(TRAINING_JOBS, job.namespace, job.name, job.uid))
+        plan.add_step(Delete(TRAINING_JOBS, job.namespace, job.name, job.uid))
     else:
-        plan.again(ended + ttl_s - now)
+        plan.requeue_after(ended + ttl_s - now)
 
 
 def delete(obj: Obj, pods: tuple[PodRecord, ...], now: float) -> Plan:
-    """Steps of a deletion: wait for the save, remove the pods, let the object go. Needs no valid spec."""
+    """Plan the deletion of a job: wait for the save, delete the pods, remove the finalizer.
+
+    The spec need not be valid. The wait ends after deletionSaveSeconds, and at once with the force-delete
+    annotation.
+    """
     plan = Plan()
     meta = obj["metadata"]
     if names.FINALIZER not in (meta.get("finalizers") or ()):
@@ -125,21 +132,23 @@ def delete(obj: Obj, pods: tuple[PodRecord, ...], now: float) -> Plan:
     forced = (meta.get("annotations") or {}).get(names.FORCE_DELETE) == "true"
     state = ((obj.get("status") or {}).get("driver") or {}).get("state")
     drivers = [pod for pod in pods if pod.role == "driver" and pod.alive]
-    # Where no driver ever reported, nothing was trained that could be saved.
+    # If no driver ever reported a state, no step was trained and there is nothing to save.
     if drivers and not forced and state and state not in FINAL_STATES and since < save_s:
-        plan.again(min(_LOOK_AGAIN_S, save_s - since))
+        plan.requeue_after(min(_RESYNC_S, save_s - since))
         return plan
     if pods and not forced and since < save_s + _PODS_GONE_S:
         if any(pod.alive for pod in pods):
-            plan.then(DeletePods(meta["namespace"], names.pods_selector(meta["name"])))
-        plan.again(_LOOK_AGAIN_S)
+            plan.add_step(DeletePods(meta["namespace"], names.pods_selector(meta["name"])))
+        plan.requeue_after(_RESYNC_S)
         return plan
     if pods:
-        plan.then(DeletePods(meta["namespace"], names.pods_selector(meta["name"])))
-        plan.notes.append(Note("Warning", "DeletedWithPods", "let go although pods are still there"))
+        plan.add_step(DeletePods(meta["namespace"], names.pods_selector(meta["name"])))
+        plan.events.append(
+            PlannedEvent("Warning", "DeletedWithPods", "removed the finalizer although pods still exist")
+        )
     index = meta["finalizers"].index(names.FINALIZER)
     path = f"/metadata/finalizers/{index}"
-    plan.then(
+    plan.add_step(
         Patch(
             TRAINING_JOBS,
             meta["namespace"],
@@ -151,7 +160,7 @@ def delete(obj: Obj, pods: tuple[PodRecord, ...], now: float) -> Plan:
 
 
 def times(job: Job, phase: Phase, *, has_slots: bool, now: float) -> Obj:
-    """startTime and completionTime, each set once."""
+    """Return startTime and completionTime for the status; each is set once and then kept."""
     found = {key: job.status[key] for key in ("startTime", "completionTime") if job.status.get(key)}
     if has_slots and "startTime" not in found:
         found["startTime"] = stamp(now)

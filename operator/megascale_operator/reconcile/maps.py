@@ -13,19 +13,23 @@ from megascale_operator.reconcile.job import Job
 
 
 def digest(content: Any) -> str:  # noqa: ANN401 - any JSON value
-    """What an object looked like when it was last applied, in few letters."""
+    """Return a short digest (16 hex digits) of a JSON value."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def with_digest(body: Obj) -> Obj:
-    """The object with its digest in an annotation."""
+    """Return the object with its own digest in an annotation."""
     annotations = {names.HASH: digest(body), **(body["metadata"].get("annotations") or {})}
     return {**body, "metadata": {**body["metadata"], "annotations": annotations}}
 
 
 def job_map(job: Job, ca_pem: str, detection: DetectionDefaults | None = None) -> Obj:
-    """What driver and agents run, whom agents trust, and which defaults the cluster has for the job."""
+    """Return the ConfigMap that driver and agents read.
+
+    It holds the manifest, the CA certificate that agents verify the driver with, and the cluster's defaults
+    of `spec.detection`.
+    """
     manifest = {
         "apiVersion": TRAINING_JOBS.api_version,
         "kind": TRAINING_JOBS.kind,
@@ -39,7 +43,7 @@ def job_map(job: Job, ca_pem: str, detection: DetectionDefaults | None = None) -
 
 
 def driver_maps(job: Job) -> list[Obj]:
-    """Made once, empty; from then on they are the driver's."""
+    """Return the ConfigMaps that the operator creates empty and only the driver updates."""
     return [
         {"apiVersion": "v1", "kind": "ConfigMap", "metadata": job.metadata(name, "driver"), "data": {}}
         for name in (names.driver_map(job.name), names.record_map(job.name))

@@ -1,4 +1,4 @@
-"""The quarantine annotation of a node: what we set, why, for whom, since when."""
+"""The quarantine annotation of a node: what the operator set, why, for which job and since when."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ _REASON: Final = 300
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """One quarantine.
+    """The content of the quarantine annotation.
 
     Attributes:
-        mode: Annotate or Enforce; set: of cordon and taint, what we did ourselves.
-        job: namespace/name.
-        overridden: Unix seconds at which a person was found to have put the node back, 0 = nobody did.
+        mode: Annotate or Enforce.
+        job: namespace/name of the job that requested the quarantine.
+        since: Unix seconds.
+        set: what the operator set: cordon, taint, or both.
+        overridden: Unix seconds at which a release by a person was detected, 0 for none.
     """
 
     mode: str
@@ -33,6 +35,7 @@ class Mark:
     overridden: float = 0.0
 
     def text(self) -> str:
+        """Return the annotation's value (JSON)."""
         document: dict[str, Any] = {
             "mode": self.mode,
             "job": self.job,
@@ -47,7 +50,7 @@ class Mark:
 
 
 def mark_of(node: NodeRecord) -> Mark | None:
-    """The node's mark, None if there is none; of a damaged one nothing is known but that it is there."""
+    """Return the node's mark, None if there is none; invalid fields get their defaults."""
     found = node.mark()
     if found is None:
         return None
@@ -63,7 +66,7 @@ def mark_of(node: NodeRecord) -> Mark | None:
 
 
 def history_of(node: NodeRecord) -> tuple[float, ...]:
-    """Unix seconds of the node's last quarantines, oldest first; kept beyond their release."""
+    """Return Unix seconds of the node's last quarantines, including released ones, oldest first."""
     try:
         times = json.loads(node.history) if node.history else []
     except ValueError:

@@ -1,4 +1,4 @@
-"""How much memory the snapshots of a node's ranks need."""
+"""Memory needed for the in-memory snapshots of one node's ranks."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from megascale.model.api import STATE_BYTES, Layout, ModelShape, stage_parameter
 _MIB: Final = 2**20
 _LEAST: Final = 256 * _MIB
 _COPIES: Final = 4
-"""Own and neighbour's state, each in two buffers."""
+"""A rank's own state and its neighbour's, each in two buffers."""
 _SLACK: Final = 1.25
 
 
 def snapshot_mebibytes(spec: JobSpec) -> int | None:
-    """MiB for the snapshots of one node at the fewest nodes the job may shrink to; None = not known.
+    """Return the MiB that snapshots of one node need when the job runs on the fewest nodes it may shrink to.
 
-    Nothing is known of a user's own script: its snapshots are bounded by the pod's memory limit alone.
+    Returns None for a user's own script, whose state size is unknown; its snapshots are bounded only by the
+    pod's memory limit.
     """
     megatron = spec.runtime.megatron
     if megatron is None or not spec.checkpoint.memory.enabled:

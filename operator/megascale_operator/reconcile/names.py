@@ -1,4 +1,4 @@
-"""Names, labels and annotations (docs/kubernetes.md, "Names")."""
+"""Names, labels and annotations of Kubernetes objects (docs/kubernetes.md, "Names")."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 from typing import Final
 
 OPERATOR: Final = "megascale-operator"
-"""Field manager, Lease, ServiceAccount, and the value of `managed-by`."""
+"""Name of the field manager, Lease and ServiceAccount, and value of the label `managed-by`."""
 MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 SELECTOR: Final = f"{MANAGED_BY}={OPERATOR}"
 JOB: Final = "megascale.io/job"
@@ -15,9 +15,9 @@ SLOT: Final = "megascale.io/slot"
 CHECK: Final = "megascale.io/check"
 INCARNATION: Final = "megascale.io/incarnation"
 DRIVER: Final = "megascale.io/driver"
-"""Annotation of slot pods: which driver they were last told of."""
+"""Annotation on slot pods: digest of the `driver.json` that was current when the pod was last written."""
 HASH: Final = "megascale.io/hash"
-"""Annotation on what is applied: digest of what was wanted, so that an unchanged object is not written."""
+"""Annotation on applied objects: digest of the applied configuration, to skip writes that change nothing."""
 FINALIZER: Final = "megascale.io/save-before-delete"
 FORCE_DELETE: Final = "megascale.io/force-delete"
 COMMAND: Final = "megascale.io/command"
@@ -38,13 +38,13 @@ def driver_pod(job: str, incarnation: int) -> str:
 
 
 def incarnation_of(pod: str) -> int:
-    """The number at the end of a pod's name, -1 if there is none."""
+    """Return the number at the end of a pod's name, -1 if there is none."""
     number = pod.rpartition("-")[2]
     return int(number) if number.isdigit() else -1
 
 
 def check_pod(check: str, node: str) -> str:
-    """Names of nodes can be longer than what is left of a pod's name."""
+    """Return the prefix of a check pod's name; it has a hash of the node, whose name may be too long."""
     return f"{check}-{hashlib.sha256(node.encode()).hexdigest()[:10]}"
 
 
@@ -73,12 +73,12 @@ def slot_account(job: str) -> str:
 
 
 def server_name(job: str, namespace: str) -> str:
-    """The name in the driver's certificate."""
+    """Return the DNS name in the driver's certificate."""
     return f"{job}.{namespace}.driver.megascale"
 
 
 def audience(namespace: str, uid: str) -> str:
-    """Audience of the slots' tokens (contracts 8)."""
+    """Return the audience of the slots' ServiceAccount tokens (docs/kubernetes.md, "Permissions")."""
     return f"megascale/{namespace}/{uid}"
 
 

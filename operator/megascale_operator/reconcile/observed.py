@@ -1,4 +1,4 @@
-"""What a job's reconcile looks at."""
+"""The inputs of a job's reconcile."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from megascale_operator.reconcile.storage import CheckpointRoot
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the operator was started with.
+    """The operator's settings.
 
     Attributes:
-        mode: the most that may be done to nodes: Observe, Annotate or Enforce.
-        checkpoint_root: for jobs that name no place for their checkpoints, None = there is none.
-        detection: thresholds for what a job's spec.detection leaves out, None = there are none.
+        image: of driver, slot and check pods, unless a job sets another.
+        namespace: the operator's own.
+        mode: the strongest action on nodes: Observe, Annotate or Enforce.
+        checkpoint_root: storage for jobs without `checkpoint.uri`, None for none.
+        detection: defaults of fields that a job's `spec.detection` does not set, None for none.
     """
 
     image: str
@@ -30,16 +32,20 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """Objects of one job, as the informers have them.
+    """The cached objects of one job.
 
     Attributes:
-        pods: all of the job; nodes: of the cluster.
-        things: ConfigMaps, ServiceAccounts, Role and RoleBinding by (kind, name).
-        ended: pods that are gone, as last seen, until `slots.json` tells of them.
-        incarnations: the highest number each slot ever had, as far as this process knows.
-        ca_pem: of the CA that signs drivers; driver_crt: for the CSR that the driver published, "" if none.
-        granted: nodes quarantined for this job, with the incident; refused: refusals of node care.
-        slots_written_at, status_written_at: Unix seconds at which this process last wrote them.
+        pods: pods of the job.
+        nodes: nodes that the pods run on.
+        owned: ConfigMaps, ServiceAccounts, Role and RoleBinding by (kind, name).
+        ended: last records of deleted slot pods that `slots.json` does not list as gone yet.
+        incarnations: the highest incarnation of each slot that this process has seen.
+        ca_pem: certificate of the CA that signs driver certificates.
+        driver_crt: certificate for the CSR that the driver published, "" if there is none.
+        granted: (node, incident) of the quarantines granted to the job.
+        refused: refused quarantine requests, as in `status.operator.refusals` but without `time`.
+        slots_written_at: Unix seconds of this process' last write of `slots.json`.
+        status_written_at: Unix seconds of its last write of the status.
     """
 
     pods: tuple[PodRecord, ...] = ()
@@ -58,6 +64,6 @@ class Observed:
         return [pod for pod in self.pods if pod.role == role]
 
     def slots_document(self, job: str) -> str:
-        """`slots.json` as it stands, "" before the first."""
+        """Return the current `slots.json`, "" if there is none yet."""
         owned_object = self.owned.get(("ConfigMap", f"{job}-slots"))
         return owned_object.text("slots.json") if owned_object else ""

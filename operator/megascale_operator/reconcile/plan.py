@@ -1,4 +1,4 @@
-"""What a reconcile asks for. Steps are done one after the other, the actions of a step side by side."""
+"""The result of a reconcile: API writes in ordered steps, Events, and when to reconcile again."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from megascale_operator.kube.resources import Obj, Resource
 
 @dataclass(frozen=True, slots=True)
 class Create:
-    """An object that is made once; that it exists already is as good."""
+    """Create an object; if it already exists, do nothing."""
 
     resource: Resource
     body: Obj
@@ -18,7 +18,7 @@ class Create:
 
 @dataclass(frozen=True, slots=True)
 class Apply:
-    """Server-side apply of exactly the fields that are ours."""
+    """Server-side apply; `body` holds exactly the fields that the operator owns."""
 
     resource: Resource
     body: Obj
@@ -27,7 +27,7 @@ class Apply:
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """A merge patch, or a JSON patch if it is a list."""
+    """Patch an object: a JSON patch if `patch` is a list, else a merge patch."""
 
     resource: Resource
     namespace: str
@@ -37,7 +37,7 @@ class Patch:
 
 @dataclass(frozen=True, slots=True)
 class Delete:
-    """Deletion of the very object with that uid; `grace_s` None = as long as the object itself says."""
+    """Delete the object if it has that uid; `grace_s` None uses the object's own grace period."""
 
     resource: Resource
     namespace: str
@@ -48,7 +48,7 @@ class Delete:
 
 @dataclass(frozen=True, slots=True)
 class DeletePods:
-    """All pods with these labels, in one request."""
+    """Delete all pods that match the label selector, in one request."""
 
     namespace: str
     selector: str
@@ -58,8 +58,8 @@ Action = Create | Apply | Patch | Delete | DeletePods
 
 
 @dataclass(frozen=True, slots=True)
-class Note:
-    """An Event on the object."""
+class PlannedEvent:
+    """An Event to record on the reconciled object."""
 
     type: Literal["Normal", "Warning"]
     reason: str
@@ -68,7 +68,7 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Actions side by side; after a `needed` step that failed nothing more is done."""
+    """Actions to execute concurrently; if a `needed` step fails, the following steps are not executed."""
 
     actions: tuple[Action, ...]
     needed: bool = False
@@ -76,19 +76,23 @@ class Step:
 
 @dataclass(slots=True)
 class Plan:
-    """What to do now, what to tell, and when to look again even if nothing happens."""
+    """Writes and Events to make now.
+
+    Attributes:
+        requeue_s: seconds after which to reconcile again even if nothing changes, None for no limit.
+    """
 
     steps: list[Step] = field(default_factory=list)
-    notes: list[Note] = field(default_factory=list)
+    events: list[PlannedEvent] = field(default_factory=list)
     requeue_s: float | None = None
 
-    def then(self, *actions: Action, needed: bool = False) -> None:
-        """One more step, if there is anything in it."""
+    def add_step(self, *actions: Action, needed: bool = False) -> None:
+        """Append a step, unless it has no actions."""
         if actions:
             self.steps.append(Step(actions, needed))
 
-    def again(self, seconds: float) -> None:
-        """Look again in that time at the latest."""
+    def requeue_after(self, seconds: float) -> None:
+        """Reconcile again after at most that time."""
         self.requeue_s = seconds if self.requeue_s is None else min(self.requeue_s, seconds)
 
     @property

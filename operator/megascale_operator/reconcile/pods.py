@@ -1,4 +1,4 @@
-"""What driver pod and slot pods have in common: restricted containers, the template of the job."""
+"""Common parts of driver and slot pods: restricted security contexts, and the job's pod template."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ JOB_FILES: Final = f"{names.RUN}/job"
 
 
 def field_env(name: str, path: str) -> Obj:
-    """A variable with a field of the pod."""
+    """Return an environment variable with the value of a pod field."""
     return {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
 
 
@@ -41,18 +41,18 @@ def mount(name: str, path: str, *, read_only: bool = False) -> Obj:
 
 
 def plain(value: Any) -> Any:  # noqa: ANN401 - a section of the manifest
-    """A section as JSON, without what was not given."""
+    """Return a section as a JSON value without unset fields."""
     return value.model_dump(by_alias=True, exclude_none=True, exclude_defaults=True)
 
 
 def container_template(job: Job, name: str) -> Container:
-    """The job's changes to one of its containers."""
+    """Return the template's container of that name, an empty one if there is none."""
     found = job.spec.template.spec.containers or ()
     return next((one for one in found if one.name == name), Container(name=name))  # type: ignore[arg-type]
 
 
 def base_container(job: Job, name: str, image: str) -> Obj:
-    """A container without arguments: image, settings and the template's changes."""
+    """Return a container with the template's image, environment, mounts and resources, without a command."""
     wanted = container_template(job, name)
     container: Obj = {
         "name": name,
@@ -72,7 +72,7 @@ def base_container(job: Job, name: str, image: str) -> Obj:
 
 
 def shared_spec(job: Job) -> Obj:
-    """Parts of the template that are for driver and slots alike."""
+    """Return the parts of the pod spec that are the same for driver and slots."""
     spec = job.spec.template.spec
     shared: Obj = {
         "restartPolicy": "OnFailure",
@@ -93,7 +93,7 @@ def template_volumes(job: Job) -> list[Obj]:
 
 
 def pod_metadata(job: Job, name: str, role: str, annotations: dict[str, str]) -> Obj:
-    """Metadata with the template's labels and annotations; ours win."""
+    """Return pod metadata with the template's labels and annotations; the operator's own take precedence."""
     template = job.spec.template.metadata
     meta = job.metadata(name, role)
     meta["labels"] = {**(template.labels or {}), **meta["labels"]}

@@ -1,4 +1,4 @@
-"""What the pods of a job may do: the driver a little, the agents nothing."""
+"""ServiceAccounts and RBAC of a job's pods: the driver's Role is minimal, agents have no API access."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from megascale_operator.reconcile.maps import with_digest
 
 
 def rights(job: Job) -> list[tuple[Resource, Obj]]:
-    """ServiceAccounts and the Role."""
+    """Return the ServiceAccounts of driver and slots, and the driver's Role."""
     driver, slot = names.driver_account(job.name), names.slot_account(job.name)
     role = {"metadata": job.metadata(driver, "driver"), "rules": _rules(job.name)}
     accounts = [
@@ -23,7 +23,7 @@ def rights(job: Job) -> list[tuple[Resource, Obj]]:
 
 
 def binding(job: Job) -> tuple[Resource, Obj]:
-    """The RoleBinding, which is refused where the Role is not there yet."""
+    """Return the driver's RoleBinding; the API server refuses it until the Role exists."""
     driver = names.driver_account(job.name)
     body = {
         "metadata": job.metadata(driver, "driver"),
@@ -34,7 +34,7 @@ def binding(job: Job) -> tuple[Resource, Obj]:
 
 
 def _rules(job: str) -> list[Obj]:
-    """Every right names its object; the operator holds all of them itself, so it may grant them."""
+    """Return the driver's rules, each limited by resourceNames; the operator may grant only what it holds."""
     own = [names.driver_map(job), names.record_map(job)]
     read = [names.job_map(job), names.slots_map(job)]
     return [

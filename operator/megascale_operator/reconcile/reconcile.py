@@ -1,4 +1,4 @@
-"""One look at a job: what is there, what should be, what to do. Pure."""
+"""Compute the plan for one TrainingJob from its spec and observed objects. Pure."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Final
 from megascale_operator.kube.clock import stamp
 from megascale_operator.kube.resources import CONFIG_MAPS, PODS, TRAINING_JOBS, Obj, Resource
 from megascale_operator.reconcile import lifecycle, maps, names
-from megascale_operator.reconcile.conditions import conditions_of, state_of, transitions, written
+from megascale_operator.reconcile.conditions import conditions_of, rendered, state_of, transitions
 from megascale_operator.reconcile.driver_pod import driver_pod
 from megascale_operator.reconcile.job import Job, requests_of
 from megascale_operator.reconcile.observed import Observed, Settings
-from megascale_operator.reconcile.plan import Action, Apply, Create, Delete, Note, Patch, Plan
+from megascale_operator.reconcile.plan import Action, Apply, Create, Delete, Patch, Plan, PlannedEvent
 from megascale_operator.reconcile.rbac import binding, rights
 from megascale_operator.reconcile.records import PodRecord
 from megascale_operator.reconcile.slot_pod import SlotPods
@@ -21,25 +21,29 @@ from megascale_operator.reconcile.slots_file import SlotsFile, next_file
 SLOTS_PERIOD_S: Final = 1.0
 """`slots.json` is written at most this often."""
 COUNTS_PERIOD_S: Final = 2.0
-"""Counts of slots in the status are brought up to date at most this often."""
-_LOOK_AGAIN_S: Final = 30.0
+"""Changes of slot counts alone are written to the status at most this often."""
+_RESYNC_S: Final = 30.0
 _DRIVER_PAUSE_S: Final = 10.0
-_MOST_REFUSALS: Final = 20
-_MOST_QUARANTINED: Final = 64
-_IN_PODS: Final = (
-    "spec.checkpoint.uri is not set and the operator has no --checkpoint-root: checkpoints stay in the pods "
-    "and are lost with them, so that a lost node sends the job back to its first step"
+_MAX_REFUSALS: Final = 20
+_MAX_QUARANTINED: Final = 64
+_CHECKPOINTS_IN_PODS: Final = (
+    "spec.checkpoint.uri is not set and the operator has no --checkpoint-root: checkpoints are stored in the "
+    "pods and lost with them, so the job restarts from step 0 when it loses a node"
 )
 
 
 def reconcile(job: Job, observed: Observed, settings: Settings, now: float) -> Plan:
-    """What to do about a job of ours; `managedBy` was looked at before."""
+    """Return the plan for a job; the caller has checked `spec.managedBy`.
+
+    Args:
+        now: Unix seconds.
+    """
     phase = lifecycle.phase_of(job, observed.pods, now)
     if phase == "deleting":
         return lifecycle.delete(job.obj, observed.pods, now)
     plan = Plan()
     if names.FINALIZER not in (job.obj["metadata"].get("finalizers") or ()):
-        plan.then(_add_finalizer(job))
+        plan.add_step(_add_finalizer(job))
     requests = requests_of(job)
     file = next_file(
         SlotsFile.parse(observed.slots_document(job.name)),
@@ -55,12 +59,12 @@ def reconcile(job: Job, observed: Observed, settings: Settings, now: float) -> P
     if phase == "active":
         slots = plan_slots(job, requests, observed, file, now)
         _activate(job, slots, file, observed, settings, plan, now)
-        lifecycle.watch_deadline(job, plan, now)
-        plan.again(_LOOK_AGAIN_S)
+        lifecycle.enforce_deadline(job, plan, now)
+        plan.requeue_after(_RESYNC_S)
     else:
-        _publish(job, observed, file, plan, now)
+        _update_slots_map(job, observed, file, plan, now)
         lifecycle.tear_down(job, observed, plan)
-    _report(job, phase, slots, observed, plan, now)
+    _update_status(job, phase, slots, observed, plan, now)
     if phase == "finished":
         lifecycle.expire(job, plan, now)
     return plan
@@ -81,26 +85,27 @@ def _activate(
     plan: Plan,
     now: float,
 ) -> None:
-    """What an active job needs: objects, its driver, its slots.
+    """Plan the objects, driver pod and slot pods of an active job.
 
-    Numbers of new pods are written down before the pods are made: no name is ever used twice.
+    Incarnations of new slot pods are stored in `slots.json` before the pods are created, so that no pod name
+    is used twice (docs/decisions/0051-numbers-of-pods-are-written-first.md).
     """
-    plan.then(*_objects(job, observed, settings))
-    plan.then(*_applied([binding(job)], observed), *_driver(job, observed, settings, plan, now))
-    written = _publish(
-        job, observed, file.with_new({one.slot: one.incarnation for one in slots.make}), plan, now
+    plan.add_step(*_objects(job, observed, settings))
+    plan.add_step(*_applied([binding(job)], observed), *_ensure_driver(job, observed, settings, plan, now))
+    slots_map_current = _update_slots_map(
+        job, observed, file.with_new({one.slot: one.incarnation for one in slots.create}), plan, now
     )
-    plan.then(*slots.remove)
+    plan.add_step(*slots.delete)
     driver = _driver_digest(job, observed)
-    plan.then(*_announce_driver(driver, observed.role("slot")))
-    if slots.make and written:
+    plan.add_step(*_announce_driver(driver, observed.role("slot")))
+    if slots.create and slots_map_current:
         pods = SlotPods(job, settings.image, slots.avoid, driver)
-        plan.then(*(Create(PODS, pods.make(slot)) for slot in slots.make))
-        plan.notes.append(Note("Normal", "SlotsCreated", f"creating {len(slots.make)} slot pods"))
+        plan.add_step(*(Create(PODS, pods.build(slot)) for slot in slots.create))
+        plan.events.append(PlannedEvent("Normal", "SlotsCreated", f"creating {len(slots.create)} slot pods"))
         if not job.started_at and not job.spec.checkpoint.uri and job.spec.runtime.megatron:
-            plan.notes.append(Note("Warning", "CheckpointsInPods", _IN_PODS))
-    if slots.again_s is not None:
-        plan.again(slots.again_s)
+            plan.events.append(PlannedEvent("Warning", "CheckpointsInPods", _CHECKPOINTS_IN_PODS))
+    if slots.requeue_s is not None:
+        plan.requeue_after(slots.requeue_s)
 
 
 def _objects(job: Job, observed: Observed, settings: Settings) -> list[Action]:
@@ -123,8 +128,11 @@ def _is_current(resource: Resource, body: Obj, observed: Observed) -> bool:
     return owned_object is not None and owned_object.digest == body["metadata"]["annotations"][names.HASH]
 
 
-def _driver(job: Job, observed: Observed, settings: Settings, plan: Plan, now: float) -> list[Action]:
-    """Make a driver pod if none is alive. An old one on a silent node may still run: the term fences it."""
+def _ensure_driver(job: Job, observed: Observed, settings: Settings, plan: Plan, now: float) -> list[Action]:
+    """Create a driver pod if none is alive.
+
+    An old driver on an unreachable node may still run; the higher term of its successor fences it.
+    """
     pods = observed.role("driver")
     actions: list[Action] = [
         Delete(PODS, pod.namespace, pod.name, pod.uid, 0 if pod.node in observed.nodes.gone else None)
@@ -137,11 +145,13 @@ def _driver(job: Job, observed: Observed, settings: Settings, plan: Plan, now: f
     if failed:
         wait_s = max(pod.created for pod in failed) + _DRIVER_PAUSE_S - now
         if wait_s > 0:
-            plan.again(wait_s)
+            plan.requeue_after(wait_s)
             return actions
     stated = (job.status.get("operator") or {}).get("driverPod") or ""
     last = max([pod.incarnation for pod in pods] + [names.incarnation_of(stated) if stated else -1])
-    plan.notes.append(Note("Normal", "DriverCreated", f"creating {names.driver_pod(job.name, last + 1)}"))
+    plan.events.append(
+        PlannedEvent("Normal", "DriverCreated", f"creating {names.driver_pod(job.name, last + 1)}")
+    )
     return [*actions, Create(PODS, driver_pod(job, last + 1, settings.image))]
 
 
@@ -152,9 +162,9 @@ def _driver_digest(job: Job, observed: Observed) -> str:
 
 
 def _announce_driver(driver: str, slots: list[PodRecord]) -> list[Action]:
-    """Touch pods whose `driver.json` is of an earlier driver.
+    """Update the driver annotation of slot pods that have another `driver.json`.
 
-    A kubelet brings mounted ConfigMaps up to date about once a minute, but at once when the pod changes.
+    A kubelet updates mounted ConfigMaps about once a minute, but immediately when the pod changes.
     """
     if not driver:
         return []
@@ -166,8 +176,11 @@ def _announce_driver(driver: str, slots: list[PodRecord]) -> list[Action]:
     ]
 
 
-def _publish(job: Job, observed: Observed, file: SlotsFile, plan: Plan, now: float) -> bool:
-    """Write `slots.json` and `driver.crt` if they changed; False = not yet, the last time was too recent."""
+def _update_slots_map(job: Job, observed: Observed, file: SlotsFile, plan: Plan, now: float) -> bool:
+    """Write `slots.json` and `driver.crt` if they changed.
+
+    Returns False if they changed but were written less than SLOTS_PERIOD_S ago: the write is deferred.
+    """
     owned_object = observed.owned.get(("ConfigMap", names.slots_map(job.name)))
     text = file.text()
     before = (owned_object.text("slots.json"), owned_object.text("driver.crt")) if owned_object else None
@@ -176,16 +189,16 @@ def _publish(job: Job, observed: Observed, file: SlotsFile, plan: Plan, now: flo
         return True
     wait_s = observed.slots_written_at + SLOTS_PERIOD_S - now
     if wait_s > 0:
-        plan.again(wait_s)
+        plan.requeue_after(wait_s)
         return False
-    plan.then(Apply(CONFIG_MAPS, maps.slots_map(job, text, certificate)), needed=True)
+    plan.add_step(Apply(CONFIG_MAPS, maps.slots_map(job, text, certificate)), needed=True)
     return True
 
 
-def _report(
+def _update_status(
     job: Job, phase: lifecycle.Phase, slots: SlotsPlan, observed: Observed, plan: Plan, now: float
 ) -> None:
-    """Bring the status up to date, if it is not."""
+    """Write `status` if it changed, and record the Events of condition changes."""
     end = lifecycle.end_of(job, now)
     drivers = sorted(observed.role("driver"), key=lambda pod: pod.incarnation)
     newest: PodRecord | None = drivers[-1] if drivers else None
@@ -195,31 +208,31 @@ def _report(
         "driverPod": newest.name if newest else (job.status.get("operator") or {}).get("driverPod", ""),
         "refusals": _refusals(job, [*slots.refusals, *observed.refused], now),
         "quarantined": [
-            {"node": node, "incident": incident} for node, incident in observed.granted[:_MOST_QUARANTINED]
+            {"node": node, "incident": incident} for node, incident in observed.granted[:_MAX_QUARANTINED]
         ],
-        "avoid": list(slots.avoid[:_MOST_QUARANTINED]),
+        "avoid": list(slots.avoid[:_MAX_QUARANTINED]),
     }
     status = {
         "observedGeneration": job.generation,
         "state": state_of(job, phase, conditions),
         "nodes": f"{slots.ready}/{slots.wanted}",
-        "conditions": written(job, conditions, now),
+        "conditions": rendered(job, conditions, now),
         "operator": operator,
-        **lifecycle.times(job, phase, has_slots=bool(slots.make or observed.role("slot")), now=now),
+        **lifecycle.times(job, phase, has_slots=bool(slots.create or observed.role("slot")), now=now),
     }
-    plan.notes += transitions(job, conditions)
+    plan.events += transitions(job, conditions)
     if all(job.status.get(key) == value for key, value in status.items()):
         return
     wait_s = observed.status_written_at + COUNTS_PERIOD_S - now
-    if wait_s > 0 and _essence(job.status) == _essence({**job.status, **status}):
-        plan.again(wait_s)
+    if wait_s > 0 and _without_slot_counts(job.status) == _without_slot_counts({**job.status, **status}):
+        plan.requeue_after(wait_s)
         return
     body = {"metadata": {"name": job.name, "namespace": job.namespace}, "status": status}
-    plan.then(Apply(TRAINING_JOBS, body, "status"))
+    plan.add_step(Apply(TRAINING_JOBS, body, "status"))
 
 
-def _essence(status: Obj) -> Obj:
-    """The status without counts of slots, which change with every pod that comes up."""
+def _without_slot_counts(status: Obj) -> Obj:
+    """Return the status without slot counts, which change with every pod."""
     operator = {key: value for key, value in (status.get("operator") or {}).items() if key != "slots"}
     conditions = [(one["type"], one["status"], one["reason"]) for one in status.get("conditions") or ()]
     rest = {key: value for key, value in status.items() if key != "nodes"}
@@ -227,10 +240,10 @@ def _essence(status: Obj) -> Obj:
 
 
 def _refusals(job: Job, wanted: list[Obj], now: float) -> list[Obj]:
-    """Refusals with the time at which each began."""
+    """Return the refusals, each with the time at which it was first reported."""
     known = (job.status.get("operator") or {}).get("refusals") or ()
     found = []
-    for refusal in wanted[:_MOST_REFUSALS]:
+    for refusal in wanted[:_MAX_REFUSALS]:
         same = next((one for one in known if all(one.get(key) == refusal[key] for key in refusal)), None)
         found.append({**refusal, "time": same["time"] if same else stamp(now)})
     return found

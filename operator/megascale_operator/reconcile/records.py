@@ -1,4 +1,4 @@
-"""Slim records of what is watched: the few fields that decisions need of each object."""
+"""Projections of watched objects: the fields that the controllers use."""
 
 from __future__ import annotations
 
@@ -18,20 +18,27 @@ OUT_OF_SERVICE: Final = "node.kubernetes.io/out-of-service"
 
 @dataclass(frozen=True, slots=True)
 class PodRecord:
-    """A pod of ours.
+    """A pod that the operator created.
 
     Attributes:
-        slot: number, -1 of other roles; incarnation: the number at the end of its name.
-        node: where it is bound, "" before.
-        ready: whether its Ready condition holds.
-        deleting_since: Unix seconds of its deletion, 0 = it is not being deleted.
-        disruption: reason of its DisruptionTarget condition, "" if it has none.
-        exit: exit code of the last end of its main container, None if it never ended.
-        looping: whether the kubelet waits longer and longer between restarts of it.
-        check: termination message of the check before joining; failed_check: whether it convicted.
-        reason: the pod's own status reason, such as Evicted.
-        owner_check: NodeCheck that it belongs to; target: the node that it is to check.
-        message: termination message of its main container; driver: which driver it was told of.
+        version: resourceVersion.
+        slot: slot number, -1 for other roles.
+        incarnation: number at the end of the pod's name.
+        created: creation time in Unix seconds.
+        node: node that the pod is bound to, "" if it is not.
+        ready: whether the Ready condition is True.
+        deleting_since: deletion time in Unix seconds, 0 if the pod is not being deleted.
+        disruption: reason of the DisruptionTarget condition, "" if there is none.
+        exit: last exit code of the main container, None if it has not ended.
+        restarts: restart count of the main container.
+        looping: whether the main container is in CrashLoopBackOff.
+        check: termination message of the init container, the check before joining.
+        failed_check: whether the init container's exit code is not 0.
+        reason: `status.reason`, such as Evicted.
+        owner_check: name of the NodeCheck that the pod belongs to, "" for pods of jobs.
+        target: node that a check pod checks.
+        message: termination message of the main container.
+        driver: digest of the `driver.json` in the pod's driver annotation.
     """
 
     version: str
@@ -66,7 +73,7 @@ class PodRecord:
 
     @property
     def alive(self) -> bool:
-        """Neither finished nor on its way out."""
+        """Neither finished nor being deleted."""
         return not self.finished and not self.deleting_since
 
 
@@ -108,7 +115,7 @@ def pod_record(pod: Obj) -> PodRecord:
 
 
 def _target(pod: Obj) -> str:
-    """The only node that a check pod may go to."""
+    """Return the node that a check pod's affinity requires."""
     affinity = ((pod.get("spec") or {}).get("affinity") or {}).get("nodeAffinity") or {}
     required = affinity.get("requiredDuringSchedulingIgnoredDuringExecution") or {}
     for term in required.get("nodeSelectorTerms") or ():
@@ -143,11 +150,16 @@ class NodeRecord:
     """A node of the cluster.
 
     Attributes:
-        ready: whether its Ready condition is True.
-        out_of_service: somebody declared it powered off; draining: an autoscaler is about to remove it.
-        tainted: whether our own taint is on it.
-        quarantine: our annotation, None if there is none; history: Unix seconds of earlier quarantines.
-        taints: keys in their order.
+        version: resourceVersion.
+        ready: whether the Ready condition is True.
+        out_of_service: whether it has the out-of-service taint.
+        draining: whether an autoscaler has tainted it for removal.
+        tainted: whether it has the quarantine taint.
+        taints: taint keys, in order.
+        labels: sorted (key, value) pairs.
+        annotated: whether it has any annotation.
+        quarantine: quarantine annotation (JSON), "" if there is none.
+        history: quarantine history annotation (JSON list of Unix seconds), "" if there is none.
     """
 
     version: str
@@ -165,7 +177,7 @@ class NodeRecord:
     history: str
 
     def mark(self) -> dict[str, Any] | None:
-        """The quarantine annotation, None if there is none; what cannot be read is an empty mark."""
+        """Return the parsed quarantine annotation, None if there is none, {} if it is malformed."""
         if not self.quarantine:
             return None
         try:
@@ -198,7 +210,7 @@ def node_record(node: Obj) -> NodeRecord:
 
 @dataclass(frozen=True, slots=True)
 class Nodes:
-    """Nodes by name, and the names of those that were looked for and do not exist."""
+    """Nodes by name, and the names of nodes that the API server does not have (`gone`)."""
 
     records: Mapping[str, NodeRecord] = field(default_factory=dict)
     gone: frozenset[str] = frozenset()
@@ -208,7 +220,7 @@ class Nodes:
 
 
 def same_for_jobs(before: NodeRecord, after: NodeRecord) -> bool:
-    """Whether nothing changed that a job's reconcile looks at: nodes report every few minutes anyway."""
+    """Return whether all fields that job reconciles use are equal; kubelets update nodes all the time."""
     return (before.ready, before.out_of_service, before.draining, before.quarantine) == (
         after.ready,
         after.out_of_service,
@@ -219,7 +231,7 @@ def same_for_jobs(before: NodeRecord, after: NodeRecord) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class OwnedObject:
-    """A ConfigMap, ServiceAccount, Role or RoleBinding of a job; `data` only of maps that are read."""
+    """A ConfigMap, ServiceAccount, Role or RoleBinding of a job; `data` is kept for _READ_MAPS only."""
 
     version: str
     namespace: str
@@ -250,7 +262,7 @@ def owned_object(obj: Obj) -> OwnedObject:
 
 @dataclass(frozen=True, slots=True)
 class JobRecord:
-    """A TrainingJob as it is; there are few of them."""
+    """A TrainingJob as a whole, without managedFields."""
 
     version: str
     namespace: str
@@ -267,7 +279,7 @@ def job_record(obj: Obj) -> JobRecord:
 
 @dataclass(frozen=True, slots=True)
 class CheckRecord:
-    """A NodeCheck as it is."""
+    """A NodeCheck as a whole."""
 
     version: str
     name: str

@@ -1,4 +1,4 @@
-"""The pods of a job's slots: one agent per node."""
+"""The slot pods of a job: one per node, each runs an agent."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from megascale_operator.reconcile.pods import (
 
 _TOKEN_S: Final = 3600
 _GRACE_S: Final = 120
-"""From SIGTERM to SIGKILL: an agent that is told to go saves first."""
+"""From SIGTERM to SIGKILL; the agent saves a checkpoint in this time."""
 _MEMORY: Final = f"{names.RUN}/memory"
 _SHM: Final = "/dev/shm"  # noqa: S108 - in the container
 _TMP: Final = "/tmp"  # noqa: S108 - in the container
@@ -35,7 +35,7 @@ _TMP: Final = "/tmp"  # noqa: S108 - in the container
 
 @dataclass(frozen=True, slots=True)
 class NewSlot:
-    """A pod to make; `prefer` is the node it is to come back to, "" = any."""
+    """A slot pod to create; `prefer` is the node it should return to, "" for any."""
 
     slot: int
     incarnation: int
@@ -43,10 +43,14 @@ class NewSlot:
 
 
 class SlotPods:
-    """Makes the pods of one job's slots; what all have in common is worked out once."""
+    """Builds the slot pods of one job; the common parts are computed once.
+
+    Args:
+        avoid: nodes that the pods must not be placed on.
+        driver: digest of `driver.json`, "" if there is none yet.
+    """
 
     def __init__(self, job: Job, image: str, avoid: tuple[str, ...], driver: str) -> None:
-        """`driver` is the digest of `driver.json`, "" before there is one."""
         self._job = job
         self._pod: Obj = {
             "apiVersion": PODS.api_version,
@@ -56,8 +60,8 @@ class SlotPods:
         }
         gang_of(job).decorate(self._pod, job)
 
-    def make(self, slot: NewSlot) -> Obj:
-        """One pod. It shares its spec with the others: not to be changed."""
+    def build(self, slot: NewSlot) -> Obj:
+        """Return one pod; it may share its spec with other pods and must not be modified."""
         shared = self._pod["metadata"]
         meta = {
             **shared,
@@ -144,7 +148,7 @@ def _agent(job: Job, image: str) -> Obj:
 
 
 def check_container(main: Obj) -> Obj:
-    """The check of the node, on the same devices as the container that comes after it."""
+    """Return the init container that checks the node, with the same devices as the main container."""
     own = ("megascale-work", "megascale-shm", "megascale-tmp")
     check: Obj = {
         "name": "check",
@@ -179,21 +183,21 @@ def _volumes(job: Job) -> list[Obj]:
 
 
 def _affinity(job: Job, avoid: tuple[str, ...]) -> Obj:
-    """The template's affinity, and: no two slots of the job on one node, none on a node the job avoids."""
+    """Add to the template's affinity: one slot of the job per node, none on nodes in `avoid`."""
     affinity: Obj = copy.deepcopy(job.spec.template.spec.affinity or {})
-    mine = {"matchLabels": {names.JOB: job.name, names.ROLE: "slot"}}
+    slots_of_job = {"matchLabels": {names.JOB: job.name, names.ROLE: "slot"}}
     apart = affinity.setdefault("podAntiAffinity", {})
     apart.setdefault("requiredDuringSchedulingIgnoredDuringExecution", []).append(
-        {"labelSelector": mine, "topologyKey": names.HOSTNAME_KEY}
+        {"labelSelector": slots_of_job, "topologyKey": names.HOSTNAME_KEY}
     )
     keys = job.spec.scheduling.topology_keys
     if keys:
         together = affinity.setdefault("podAffinity", {})
-        # Narrower domains weigh more: widest comes first.
+        # topologyKeys go from the widest to the narrowest domain; narrower domains get more weight.
         together.setdefault("preferredDuringSchedulingIgnoredDuringExecution", []).extend(
             {
                 "weight": min(100, 10 * (index + 1)),
-                "podAffinityTerm": {"labelSelector": mine, "topologyKey": key},
+                "podAffinityTerm": {"labelSelector": slots_of_job, "topologyKey": key},
             }
             for index, key in enumerate(keys)
         )
@@ -203,11 +207,11 @@ def _affinity(job: Job, avoid: tuple[str, ...]) -> Obj:
 
 
 def _require_elsewhere(node_affinity: Obj, avoid: tuple[str, ...]) -> None:
-    """Every term of the requirement gets the exclusion: terms are alternatives."""
+    """Add the exclusion to every term of the required node affinity, since the terms are alternatives."""
     required = node_affinity.setdefault("requiredDuringSchedulingIgnoredDuringExecution", {})
     terms = required.setdefault("nodeSelectorTerms", [])
     if not terms:
         terms.append({})
     for term in terms:
-        # One name per entry: matchFields takes a single value; labels of the host name may differ from it.
+        # matchFields accepts one value per entry. The host name label may differ from the node's name.
         term.setdefault("matchFields", []).extend(_node_is("NotIn", [node]) for node in avoid)

@@ -1,4 +1,4 @@
-"""Which slot pods to make and which to remove."""
+"""Which slot pods to create and which to delete."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from megascale_operator.reconcile.slot_pod import NewSlot
 from megascale_operator.reconcile.slots_file import SlotsFile
 
 FORCE_AFTER_VERDICT_S: Final = 120.0
-"""A pod that does not go by itself from a quarantined node is removed after this, in mode Enforce."""
+"""In mode Enforce, a terminating pod on a quarantined node is force-deleted after this time."""
 _RECENT_S: Final = 600.0
-_MOST_FAILED_CHECKS: Final = 16
+_MAX_FAILED_CHECKS: Final = 16
 _FREE_FAILURES: Final = 2
 _MAX_DELAY_S: Final = 300.0
 _CHECK_MEMORY_S: Final = 3600.0
@@ -26,26 +26,29 @@ _CHECK_MEMORY_S: Final = 3600.0
 
 @dataclass(slots=True)
 class SlotsPlan:
-    """What to do about the slots.
+    """The slot pods to create and delete.
 
     Attributes:
-        wanted: how many there should be; bound, ready: how many are.
-        avoid: nodes that new pods must not go to.
-        refusals: requests that are not granted, without their time.
+        wanted: number of slots there should be.
+        bound: number of live slot pods that have a node.
+        ready: number of live slot pods that are ready.
+        avoid: nodes that new pods must not be placed on.
+        refusals: requests that are not granted, as in `status.operator.refusals` but without `time`.
+        requeue_s: seconds after which to plan again, None if there is nothing to wait for.
     """
 
     wanted: int
     bound: int = 0
     ready: int = 0
     avoid: tuple[str, ...] = ()
-    make: list[NewSlot] = field(default_factory=list)
-    remove: list[Action] = field(default_factory=list)
+    create: list[NewSlot] = field(default_factory=list)
+    delete: list[Action] = field(default_factory=list)
     refusals: list[Obj] = field(default_factory=list)
-    again_s: float | None = None
+    requeue_s: float | None = None
 
 
 def plan_slots(job: Job, requests: Requests, observed: Observed, file: SlotsFile, now: float) -> SlotsPlan:
-    """From requests and pods to the pods to make and remove; `file` is the new `slots.json`."""
+    """Compute the slot pods to create and delete; `file` is the new `slots.json`."""
     pods = observed.role("slot")
     failed = {*failed_checks(file, now), *(pod.node for pod in pods if conviction(pod))}
     plan = SlotsPlan(_wanted(job, requests), avoid=tuple(sorted({*requests.avoid, *failed})))
@@ -53,33 +56,33 @@ def plan_slots(job: Job, requests: Requests, observed: Observed, file: SlotsFile
     plan.ready = sum(1 for pod in pods if pod.alive and pod.ready)
     if requests.slots is not None and requests.slots > plan.wanted:
         plan.refusals.append(
-            _refusal(f"{requests.slots} slots are more than {plan.wanted}, the most for this job")
+            _refusal(f"{requests.slots} slots requested, but this job can have at most {plan.wanted}")
         )
     restarting = {pod for pod, _ in requests.restart}
     for pod in pods:
-        action = removal(pod, observed.nodes, requests, now)
+        action = deletion_of(pod, observed.nodes, requests, now)
         if action:
-            plan.remove.append(action)
+            plan.delete.append(action)
     staying = [pod for pod in pods if _occupies(pod, observed.nodes, requests, restarting)]
     missing = plan.wanted - len(staying)
     if missing <= 0:
         return plan
-    if len(failed) >= _MOST_FAILED_CHECKS:
-        message = f"{len(failed)} nodes failed their check within an hour: no more slots are made for now"
+    if len(failed) >= _MAX_FAILED_CHECKS:
+        message = f"{len(failed)} nodes failed their check within an hour: no new slots are created for now"
         plan.refusals.append(_refusal(message))
-        plan.again_s = 60.0
+        plan.requeue_s = 60.0
         return plan
     wait_s = _delay(file, now)
     if wait_s > 0:
-        plan.again_s = wait_s
+        plan.requeue_s = wait_s
         return plan
     taken = {pod.slot for pod in staying}
-    plan.make = list(_fill(missing, taken, file, plan.avoid))
+    plan.create = list(_fill(missing, taken, file, plan.avoid))
     return plan
 
 
-def removal(pod: PodRecord, nodes: Nodes, requests: Requests, now: float) -> Action | None:
-    """How the pod is removed, None if it is not, or is already on its way."""
+def deletion_of(pod: PodRecord, nodes: Nodes, requests: Requests, now: float) -> Action | None:
+    """Return the deletion of the pod, None if the pod stays or is already being deleted."""
     node = nodes.get(pod.node)
     if pod.node in nodes.gone or (node and node.out_of_service):
         return Delete(PODS, pod.namespace, pod.name, pod.uid, 0)
@@ -95,7 +98,7 @@ def removal(pod: PodRecord, nodes: Nodes, requests: Requests, now: float) -> Act
 
 
 def failed_checks(file: SlotsFile, now: float) -> tuple[str, ...]:
-    """Nodes that a check before joining convicted within the hour."""
+    """Return the nodes that a check before joining convicted in the last hour."""
     nodes = {
         str(entry["node"])
         for entry in file.gone
@@ -105,7 +108,7 @@ def failed_checks(file: SlotsFile, now: float) -> tuple[str, ...]:
 
 
 def _enforced_since(node: NodeRecord, now: float) -> float:
-    """When the node was cordoned and tainted by us; `now` if it was not."""
+    """Return when the operator tainted the node (Unix seconds), `now` if it did not."""
     mark = mark_of(node)
     if mark is None or not node.tainted or "taint" not in mark.set:
         return now
@@ -113,13 +116,13 @@ def _enforced_since(node: NodeRecord, now: float) -> float:
 
 
 def _wanted(job: Job, requests: Requests) -> int:
-    return job.slots_by_spec if requests.slots is None else min(requests.slots, job.most_slots)
+    return job.slots_by_spec if requests.slots is None else min(requests.slots, job.max_slots)
 
 
 def _occupies(pod: PodRecord, nodes: Nodes, requests: Requests, restarting: set[str]) -> bool:
-    """Whether the pod fills its slot.
+    """Return whether the pod occupies its slot.
 
-    One that is restarted does until it is gone, so that its successor finds room on the same node.
+    A pod that is being restarted does until it is gone, so that its successor fits on the same node.
     """
     if pod.name in restarting and not pod.finished:
         return True
@@ -127,7 +130,7 @@ def _occupies(pod: PodRecord, nodes: Nodes, requests: Requests, restarting: set[
 
 
 def _delay(file: SlotsFile, now: float) -> float:
-    """Seconds to wait before more pods are made: those of late failed by themselves one after the other."""
+    """Return the seconds to wait before creating pods; grows with the pods that failed within 10 minutes."""
     failures = [
         float(entry["at"])
         for entry in file.gone

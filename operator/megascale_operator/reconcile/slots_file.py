@@ -1,4 +1,4 @@
-"""`slots.json`: what became of each slot, told to the driver (docs/kubernetes.md)."""
+"""`slots.json`: current and departed slot pods, for the driver (docs/kubernetes.md, "Objects of one job")."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ GONE_KEPT: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class SlotsFile:
-    """The document as it stands.
+    """The content of `slots.json`.
 
     Attributes:
-        slots: entries of pods that are there; gone: of the last that went, oldest first.
-        incarnations: the highest number each slot ever had.
+        slots: entries of the current pods.
+        gone: entries of the last GONE_KEPT departed pods, oldest first.
+        incarnations: the highest incarnation that each slot ever had.
     """
 
     slots: tuple[Obj, ...] = ()
@@ -30,7 +31,7 @@ class SlotsFile:
 
     @classmethod
     def parse(cls, text: str) -> SlotsFile:
-        """What cannot be read is as if it were not there: it is rebuilt from the pods."""
+        """Parse `slots.json`; malformed text gives an empty document, which is then rebuilt from the pods."""
         try:
             found: Any = json.loads(text) if text else {}
             return cls(
@@ -42,7 +43,7 @@ class SlotsFile:
             return cls()
 
     def with_new(self, incarnations: Mapping[int, int]) -> SlotsFile:
-        """The same with the numbers of pods that are about to be made."""
+        """Return a copy that includes the incarnations of pods that are about to be created."""
         return replace(self, incarnations={**self.incarnations, **incarnations})
 
     def text(self) -> str:
@@ -64,10 +65,15 @@ def next_file(
     now: float,
     topology_keys: Sequence[str] = (),
 ) -> SlotsFile:
-    """The document for the pods that are there now; who is missing is told in `gone`.
+    """Return the document for the current pods; pods that have disappeared since `before` go to `gone`.
 
     Args:
-        topology_keys: node labels whose values are told of every slot, in this order.
+        before: the current `slots.json`.
+        pods: current slot pods.
+        ended: last records of deleted slot pods.
+        known: highest incarnation of each slot that this process has seen.
+        now: Unix seconds.
+        topology_keys: node labels whose values become the `domains` of each slot, in this order.
     """
     pods = sorted(pods, key=lambda pod: (pod.slot, pod.incarnation))
     present = {pod.uid for pod in pods if not pod.finished}
@@ -121,7 +127,7 @@ def _gone(pod: PodRecord, outcome: Departure, now: float) -> Obj:
 
 
 def _gone_by_entry(entry: Obj, now: float) -> Obj:
-    """Of a pod that went while nobody watched, only what was said of it is known."""
+    """Return the entry of a pod that disappeared while no operator was watching, from its last entry."""
     reason = entry.get("leaving") or "deleted"
     kept = {key: entry[key] for key in ("slot", "incarnation", "node", "uid")}
     return {**kept, "reason": reason, "planned": Departure.was_planned(reason), "at": round(now, 3)}

@@ -1,4 +1,7 @@
-"""Where checkpoints of jobs go that name no place: the operator's `--checkpoint-root` (decision 0055)."""
+"""`--checkpoint-root`: checkpoint storage of jobs without `checkpoint.uri`.
+
+See docs/decisions/0055-a-place-for-checkpoints.md.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +13,19 @@ from megascale.errors import InputError
 from megascale_operator.kube.resources import Obj
 
 CLAIM: Final = "claim:"
-PLACE: Final = "/mnt/checkpoints"
-"""Where a folder or a claim is mounted in slots and drivers."""
+MOUNT_PATH: Final = "/mnt/checkpoints"
+"""Mount path of a node directory or a claim in slot and driver containers."""
 _VOLUME: Final = "default-checkpoints"
 _UID: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointRoot:
-    """One place for all jobs without `checkpoint.uri`, each in a folder of its own.
+    """Storage for all jobs without `checkpoint.uri`, with one directory per job.
 
     Attributes:
         base: URI, or path in the pods.
-        volume: what is mounted there, None for an object store.
+        volume: volume to mount at that path, None for an object store.
     """
 
     base: str
@@ -30,27 +33,31 @@ class CheckpointRoot:
 
     @classmethod
     def parse(cls, text: str) -> CheckpointRoot | None:
-        """`s3://bucket/prefix`, `/folder/on/every/node`, `claim:NAME` (of each job's namespace), "" = none.
+        """Parse the value of `--checkpoint-root`; "" gives None.
+
+        Args:
+            text: `s3://bucket/prefix`, `/directory/on/every/node`, or `claim:NAME`, a PersistentVolumeClaim
+                in each job's namespace.
 
         Raises:
-            InputError: it is none of these.
+            InputError: the text has another form.
         """
         if not text:
             return None
         if text.startswith(CLAIM) and text != CLAIM:
             claim = {"claimName": text.removeprefix(CLAIM)}
-            return cls(PLACE, {"name": _VOLUME, "persistentVolumeClaim": claim})
+            return cls(MOUNT_PATH, {"name": _VOLUME, "persistentVolumeClaim": claim})
         if text.startswith("/"):
-            return cls(PLACE, {"name": _VOLUME, "hostPath": {"path": text, "type": "Directory"}})
+            return cls(MOUNT_PATH, {"name": _VOLUME, "hostPath": {"path": text, "type": "Directory"}})
         if urlsplit(text).scheme and "://" in text:
             return cls(text.rstrip("/"))
         raise InputError(
-            f"--checkpoint-root {text!r}: expected a URI (s3://bucket/prefix), an absolute folder that every "
-            "node has, or claim:NAME"
+            f"--checkpoint-root {text!r}: expected a URI (s3://bucket/prefix), an absolute path that exists "
+            "on every node, or claim:NAME"
         )
 
     def fill(self, obj: Obj) -> Obj:
-        """The TrainingJob with its place written in, as if its author had; unchanged if it names one."""
+        """Return the TrainingJob with `checkpoint.uri` and volume set; unchanged if it has a URI."""
         spec, meta = obj["spec"], obj["metadata"]
         checkpoint = spec.get("checkpoint") or {}
         if checkpoint.get("uri"):
@@ -63,12 +70,12 @@ class CheckpointRoot:
 
 
 def _with_volume(template: Obj, volume: Obj) -> Obj:
-    """The template with the volume, mounted in slots and drivers."""
+    """Return the template with the volume, mounted in the slot and driver containers."""
     spec: dict[str, Any] = template.get("spec") or {}
     containers = {one["name"]: one for one in spec.get("containers") or ()}
     for name in ("slot", "driver"):
         container = containers.get(name) or {"name": name}
-        mounts = [*(container.get("volumeMounts") or ()), {"name": _VOLUME, "mountPath": PLACE}]
+        mounts = [*(container.get("volumeMounts") or ()), {"name": _VOLUME, "mountPath": MOUNT_PATH}]
         containers[name] = {**container, "volumeMounts": mounts}
     volumes = [*(spec.get("volumes") or ()), volume]
     return {**template, "spec": {**spec, "containers": list(containers.values()), "volumes": volumes}}

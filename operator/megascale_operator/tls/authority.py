@@ -1,4 +1,4 @@
-"""A small certificate authority: one P-256 key, certificates for drivers and for nobody else."""
+"""The certificate authority (P-256) that signs the drivers' TLS server certificates."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LEAST_RSA_BITS: Final = 2048
 
 
 class RequestRefusedError(MegascaleError):
-    """A certificate request that is not signed, with the reason."""
+    """A certificate signing request was refused; the message gives the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Authority:
 
     @classmethod
     def create(cls, now: datetime) -> Authority:
-        """A new one, good for ten years."""
+        """Return a new CA, valid for ten years."""
         key = ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, _CA_NAME)])
         usage = _usage(signs_certificates=True)
@@ -58,10 +58,10 @@ class Authority:
 
     @classmethod
     def load(cls, certificate_pem: bytes, key_pem: bytes) -> Authority:
-        """From its Secret.
+        """Load a CA from the PEM data in its Secret.
 
         Raises:
-            InputError: not a certificate and its P-256 key.
+            InputError: the data is not a certificate and the P-256 key that belongs to it.
         """
         try:
             certificate = x509.load_pem_x509_certificate(certificate_pem)
@@ -85,12 +85,12 @@ class Authority:
         ).decode()
 
     def sign(self, csr_pem: str, server_name: str, now: datetime) -> str:
-        """A server certificate for exactly `server_name`, as PEM.
+        """Sign a server certificate for exactly `server_name`, valid for 7 days; return it as PEM.
 
-        Nothing but the key is taken from the request.
+        Only the public key is taken from the request.
 
         Raises:
-            RequestRefusedError: the request is malformed or asks for something else.
+            RequestRefusedError: the request is malformed or for another name, or its key is too short.
         """
         request = _checked(csr_pem, server_name)
         key = request.public_key()
@@ -114,8 +114,8 @@ class Authority:
         )
         return certificate.public_bytes(serialization.Encoding.PEM).decode()
 
-    def is_good(self, certificate_pem: str, csr_pem: str, now: datetime) -> bool:
-        """Whether the certificate is ours, for that request's key, and not to be renewed yet."""
+    def is_current(self, certificate_pem: str, csr_pem: str, now: datetime) -> bool:
+        """Return whether this CA issued the certificate for the CSR's key and it needs no renewal yet."""
         try:
             certificate = x509.load_pem_x509_certificate(certificate_pem.encode())
             request = x509.load_pem_x509_csr(csr_pem.encode())

@@ -1,4 +1,4 @@
-"""The CA in its Secret: made by the first leader, read by all that follow."""
+"""The Secret that stores the CA; the first leader creates it, later leaders read it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from megascale_operator.tls.authority import Authority
 
 
 async def load_or_create(api: KubeApi, namespace: str, now: datetime) -> Authority:
-    """The CA of the operator's namespace.
+    """Return the CA stored in the operator's namespace; create it if there is none.
 
     Raises:
-        InputError: the Secret is there and cannot be used.
+        InputError: the Secret does not hold a usable CA.
     """
     try:
         return _read(await api.get(SECRETS, names.CA_SECRET, namespace))

@@ -19,9 +19,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="module")
 def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """A cluster with four nodes and one operator that leads; tests leave it as they found it.
+    """A cluster with four nodes and one leading operator; tests must leave it unchanged.
 
-    Jobs that name no place for their checkpoints have one under `site.checkpoints`.
+    Checkpoints of jobs without checkpoint.uri are under `site.checkpoints`.
     """
     folder = tmp_path_factory.mktemp("site")
     with Site(folder, request.config.getoption("--kubeconfig", default=None)) as site:
@@ -37,5 +37,5 @@ def namespace(site: Site) -> str:
 
 @pytest.fixture
 def slots(request: pytest.FixtureRequest) -> int:
-    """Nodes of the large job; 1536 needs both cores of a machine for minutes."""
+    """Nodes of the large job; 1536 keeps two cores busy for minutes."""
     return int(request.config.getoption("--slots", default=60))

@@ -1,4 +1,4 @@
-"""The corpus of manifests gets from the API server the verdict that it gets from `megascale job validate`."""
+"""The API server accepts and refuses the same manifests of the corpus as `megascale job validate`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_the_api_server_agrees_about_every_manifest(site: Site) -> None:
 
 
 def verdict(site: Site, folder: str, case: Case) -> Json | None:
-    """What the server says against it, None if it takes it. Nothing stays."""
+    """Return the server's refusal (Status), None if it accepts the case; the created object is deleted."""
     if case.update is None:
         return refusal_of(site, "POST", folder, case.manifest, dryRun="All")
     stored = site.api.create(folder, case.manifest, **_STRICT)
@@ -61,7 +61,7 @@ def refusal_of(site: Site, method: str, path: str, body: Json, **query: str) -> 
 
 
 def fields_of(status: Json) -> list[str]:
-    """The fields that a Status names; unknown ones stand in its message only."""
+    """Return the fields that a Status names; it names unknown fields in its message only."""
     causes = (status.get("details") or {}).get("causes") or ()
     message = str(status.get("message", ""))
     unknown = [part.partition('"')[0] for part in message.split('unknown field "')[1:]]

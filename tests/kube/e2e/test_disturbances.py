@@ -1,4 +1,4 @@
-"""One job that trains on while things go wrong around it, one after the other."""
+"""One job that keeps training through a sequence of disturbances."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ NODES = 6
 
 @dataclass
 class Running:
-    """The job, and what it left in its folder."""
+    """The job and the files in its folder."""
 
     site: Site
     job: Job
     folder: Path
 
     def step(self) -> int:
-        """Steps done by rank 0, as it keeps them itself."""
+        """Return the step that rank 0 has recorded in its own file."""
         kept = self.folder / self.job.name / "rank-0"
         return int(kept.read_text()) if kept.exists() else 0
 
     def trains(self, steps: int = 5, timeout_s: float = 0.0) -> int:
-        """Wait for this many further steps; the step then."""
+        """Wait for this many further steps; return the step then."""
         goal = self.step() + steps
         eventually(lambda: self.step() >= goal or None, timeout_s or self.job.patience_s)
         return self.step()
 
     def full(self) -> dict[str, Json]:
-        """Wait until at least three slots are ready, each on a node of its own, and the driver is told so.
+        """Wait until at least three slots are ready on different nodes and `slots.json` lists them.
 
         Returns node -> pod.
         """
@@ -60,17 +60,17 @@ class Running:
             raise AssertionError(f"not three ready slots: {self.described()}") from error
 
     def full_without(self, node: str) -> None:
-        """Wait until the slots are full and none is on `node`; its loss may not have been seen yet."""
+        """Wait until the slots are full and none is on `node`, whose loss may not be detected yet."""
         eventually(lambda: node not in self.full() or None, self.job.patience_s)
 
     def told(self) -> set[str]:
-        """Nodes of the slots that the operator tells the driver about, and that stay."""
+        """Return the nodes of the slots in `slots.json` that are not leaving."""
         path = f"/api/v1/namespaces/{self.job.namespace}/configmaps/{self.job.name}-slots"
         slots = json.loads(self.site.api.get(path)["data"]["slots.json"])["slots"]
         return {one["node"] for one in slots if one["ready"] and not one["leaving"]}
 
     def described(self) -> str:
-        """What there is, for a failure's message."""
+        """Describe the job's objects, for a failure message."""
         pods = {
             one["metadata"]["name"]: [
                 one["spec"].get("nodeName"),
@@ -83,7 +83,7 @@ class Running:
         return json.dumps({"pods": pods, "driver": driver(self.job.get())})
 
     def recovered(self, restarts: int) -> Json:
-        """Wait until the driver has recovered from that many restarts in all; what it says."""
+        """Wait until the driver has recovered from that many restarts in total; return its status."""
         found = self.job.until(
             lambda one: (
                 driver(one).get("restarts", 0) >= restarts and driver(one).get("jobState") == "running"
@@ -121,7 +121,7 @@ def started(site: Site) -> Running:
 
 @pytest.fixture
 def running(started: Running) -> Iterator[Running]:
-    """The job, training on two nodes with a spare; disturbances are lifted afterwards."""
+    """The job, training on two nodes with a spare; disturbances are removed afterwards."""
     started.full()
     started.trains()
     yield started
@@ -134,8 +134,8 @@ def running(started: Running) -> Iterator[Running]:
 
 
 @pytest.mark.minutes
-def test_the_api_server_is_away_and_training_does_not_notice(running: Running) -> None:
-    """Refused for 15 s, then silent for 60 s: not one rank is restarted."""
+def test_an_unreachable_api_server_does_not_disturb_training(running: Running) -> None:
+    """Connections are refused for 15 s, then requests hang for 60 s: no rank is restarted."""
     site = running.site
     ranks, restarts = site.ranks(running.job), running.restarts
     for client in (OPERATORS[0], PODS):
@@ -157,7 +157,7 @@ def test_the_api_server_is_away_and_training_does_not_notice(running: Running) -
 
 
 def test_faults_on_every_kind_of_request_only_delay(running: Running) -> None:
-    """409, 429 with Retry-After, 500, lost answers and expired watches, to operator and driver alike."""
+    """409, 429 with Retry-After, 500, lost responses and expired watches, for operator and driver."""
     site = running.site
     rules = [
         site.faults.add("answer", method="PUT|PATCH", code=409, times=6),
@@ -178,7 +178,7 @@ def test_faults_on_every_kind_of_request_only_delay(running: Running) -> None:
     assert site.ranks(running.job) == ranks
 
 
-def test_the_driver_tells_prometheus_how_its_job_does(running: Running) -> None:
+def test_the_driver_exports_metrics_of_its_job(running: Running) -> None:
     step = running.step()
     eventually(
         lambda: metrics(running.job.pods("driver")[0])["megascale_job_step"] >= step or None,
@@ -187,7 +187,7 @@ def test_the_driver_tells_prometheus_how_its_job_does(running: Running) -> None:
 
 
 def metrics(pod: dict[str, Any]) -> dict[str, float]:
-    """What the pod tells on the port that the PodMonitor names."""
+    """Return the pod's metrics on the port that the PodMonitor names."""
     (port,) = (
         one["containerPort"] for one in pod["spec"]["containers"][0]["ports"] if one["name"] == "metrics"
     )
@@ -227,7 +227,7 @@ def test_a_deleted_driver_pod_is_replaced_and_training_goes_on(running: Running)
 
 @pytest.mark.parametrize("with_driver", [True, False], ids=["with-driver", "without-driver"])
 def test_an_evicted_pod_is_replaced_by_the_spare_without_blame(running: Running, with_driver: bool) -> None:
-    """The eviction API is a planned disruption: saved, swapped, no node excluded, also by a later driver."""
+    """An eviction is planned: the job saves, uses the spare, and never excludes the node."""
     site, job = running.site, running.job
     if not with_driver:
         site.api.delete(f"/api/v1/namespaces/{job.namespace}/pods/{driver(job.get())['pod']}")
@@ -250,7 +250,7 @@ def test_a_silent_node_is_replaced_by_the_spare(running: Running) -> None:
     assert running.trains() >= step
     said = running.recovered(restarts + 1)
     assert said["lastFaultNode"] == node
-    # The slot is filled elsewhere, although the node's pod cannot be ended.
+    # The slot is filled elsewhere, although the pod on the silent node cannot terminate.
     running.full_without(node)
 
 
@@ -276,7 +276,7 @@ def test_an_operator_killed_in_the_middle_of_a_recovery(running: Running) -> Non
     node = sorted(site.ranks(job))[0]
     site.control.act(node, "stop")
     site.operators[OPERATORS[0]].signal(signal.SIGKILL)
-    # The driver recovers on the spare by itself; the slot is filled once an operator is back.
+    # The driver recovers on the spare without the operator; the slot is filled once an operator runs.
     eventually(lambda: (node not in site.ranks(job) and len(site.ranks(job)) == 2) or None, job.patience_s)
     running.trains()
     site.stop_operator(OPERATORS[0])
@@ -285,7 +285,7 @@ def test_an_operator_killed_in_the_middle_of_a_recovery(running: Running) -> Non
 
 
 def test_two_drivers_alive_and_the_older_one_is_fenced(running: Running) -> None:
-    """Its node hangs, another driver takes over, the node wakes up: the old driver ends."""
+    """A driver's node hangs, another driver takes over, the node resumes: the old driver exits."""
     site, job = running.site, running.job
     term = int(driver(job.get())["term"])
     old = job.pods("driver")[0]

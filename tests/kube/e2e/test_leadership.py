@@ -1,4 +1,4 @@
-"""Two operators, one Lease: whatever happens to the leader, never two of them write."""
+"""Two operators and one Lease: under all faults of the leader, at most one of them writes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(autouse=True)
 def _never_two_writers(site: Site) -> Iterator[None]:
-    """Both replicas run before each test; afterwards the trail of all requests is looked through."""
+    """Both replicas run before each test; after it, the log of all requests is checked for two writers."""
     for name in OPERATORS:
         if name not in site.operators or not site.operators[name].running:
             site.start_operator(name)
@@ -39,20 +39,20 @@ def _never_two_writers(site: Site) -> Iterator[None]:
 
 
 def roles(site: Site) -> tuple[str, str]:
-    """The leader and the other one."""
+    """Return the names of the leader and of the other replica."""
     leader = site.leader()
     return leader, next(name for name in OPERATORS if name != leader)
 
 
 def other_leads(site: Site, name: str, timeout_s: float) -> float:
-    """Seconds until `name` leads."""
+    """Wait until `name` leads; return the seconds it took."""
     begin = time.monotonic()
     eventually(lambda: site.leader() == name or None, timeout_s)
     return time.monotonic() - begin
 
 
 def reacts(site: Site, namespace: str) -> Job:
-    """Somebody looks after a fresh job: all its pods come."""
+    """Create a job and wait until a leader has created all its pods."""
     job = site.job(namespace, training_job(fresh("job"), site.folder / "state", steps=1000))
     eventually(lambda: len(job.pods()) == 4 or None, 30.0)
     return job
@@ -74,7 +74,7 @@ def test_a_rollout_hands_over_within_5_s(site: Site, namespace: str) -> None:
     reacts(site, namespace)
 
 
-def test_a_stopped_leader_that_wakes_up_writes_nothing(site: Site, namespace: str) -> None:
+def test_a_paused_leader_writes_nothing_when_it_resumes(site: Site, namespace: str) -> None:
     leader, other = roles(site)
     job = reacts(site, namespace)
     site.operators[leader].signal(signal.SIGSTOP)
@@ -97,21 +97,21 @@ def test_a_leader_cut_off_from_the_api_server_steps_down(site: Site, namespace: 
     assert site.operators[leader].running
 
 
-def test_an_unchanged_cluster_is_left_alone(site: Site, namespace: str) -> None:
-    """Zero writes for a job at rest, however often it is looked at."""
+def test_an_unchanged_cluster_gets_no_writes(site: Site, namespace: str) -> None:
+    """A job that does not change causes no writes, however often it is reconciled."""
     job = site.job(namespace, training_job(fresh("rest"), site.folder / "state", suspend=True))
     job.until(lambda one: one.get("status", {}).get("observedGeneration") == 1, "observed")
     quiet(site, namespace)
     begin = len(site.faults.trail())
     for round_ in range(5):
         job.patch({"metadata": {"annotations": {"touched": str(round_)}}})
-    # Time for what must not come.
+    # Give unwanted writes time to happen.
     time.sleep(3.0)
     assert writes_about(site.faults.trail()[begin:], namespace) == []
 
 
 def quiet(site: Site, namespace: str) -> None:
-    """Wait until nothing about the namespace was written for two seconds."""
+    """Wait until there was no write in the namespace for two seconds."""
 
     def look() -> bool | None:
         lines = writes_about(site.faults.trail(), namespace)

@@ -1,4 +1,4 @@
-"""The life of jobs: trained to the end, refused, suspended, resumed, deleted; and many at once."""
+"""Life cycle of jobs: completed, refused, suspended, resumed, deleted; and 200 at once."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def kept_step(folder: Path, job: Job) -> int:
 
 
 def test_suspend_resume_and_delete_while_training(site: Site, namespace: str) -> None:
-    """Suspended pods are gone and the step is kept; a deleted job saves, ends its pods and leaves nothing."""
+    """Suspending removes the pods and keeps the step; deleting saves and leaves no objects."""
     folder = site.folder / "state"
     job = site.job(namespace, training_job("pausing", folder, steps=100_000, step_s=0.05))
     eventually(lambda: kept_step(folder, job) >= 5 or None, job.patience_s)
@@ -68,7 +68,7 @@ def test_suspend_resume_and_delete_while_training(site: Site, namespace: str) ->
 
 
 def test_two_hundred_jobs_at_once(site: Site, namespace: str) -> None:
-    """Every job gets its pods; they are too large for any node, so that nothing runs."""
+    """Every job gets its pods; they fit on no node, so that nothing runs."""
     begin = time.monotonic()
     for n in range(JOBS):
         body = training_job(f"many-{n}", site.folder / "state")

@@ -1,4 +1,4 @@
-"""Bad nodes are taken out of service within bounds, and only a person, or a check, puts them back."""
+"""Quarantine within the breaker's limits, and release by a person or a NodeCheck."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_quarantine_breaker_and_release_by_a_check(site: Site) -> None:
     body["spec"] |= {"remediation": {"mode": "Enforce"}}
     job = site.job(namespace, body)
     eventually(lambda: len(site.ranks(job)) == 2 or None, job.patience_s)
-    # Somebody else's taint on the node must survive everything.
+    # A taint of another owner must stay on the node throughout.
     bad = sorted(site.ranks(job))[0]
     theirs = {"key": "example.com/theirs", "effect": "PreferNoSchedule"}
     site.api.json_patch(f"/api/v1/nodes/{bad}", [{"op": "add", "path": "/spec/taints", "value": [theirs]}])
@@ -50,10 +50,10 @@ def test_quarantine_breaker_and_release_by_a_check(site: Site) -> None:
     assert set(json.loads(marked["metadata"]["annotations"][MARK])["set"]) == {"cordon", "taint"}
     assert theirs["key"] in {one["key"] for one in marked["spec"]["taints"]}
     job.until(lambda one: bad in str(one["status"]["operator"]["quarantined"]), "granted")
-    eventually(lambda: "Quarantined" in told_of(site, bad) or None, job.patience_s)
+    eventually(lambda: "Quarantined" in event_reasons(site, bad) or None, job.patience_s)
     eventually(lambda: len(site.ranks(job)) == 2 or None, job.patience_s)
 
-    # A second one is refused: one node in ten, but always one, may be out.
+    # A second quarantine is refused: at most 10% of the nodes, but always one.
     worse = sorted(site.ranks(job))[0]
     site.control.act(worse, "stop")
     refused = job.until(
@@ -67,7 +67,7 @@ def test_quarantine_breaker_and_release_by_a_check(site: Site) -> None:
     assert own_taints(site, worse) == []
     assert worse in driver(refused)["requests"]["avoidNodes"]
 
-    # The first one is repaired and passes its check: what we set goes, what others set stays.
+    # The first node is repaired and passes its check: only what the operator set is removed.
     site.control.act(bad, "start")
     eventually(lambda: (is_free(job, bad) and len(held(site) - {bad, worse}) == 3) or None, job.patience_s)
     eventually(lambda: ready(site, bad) or None, job.patience_s)
@@ -85,19 +85,19 @@ def test_quarantine_breaker_and_release_by_a_check(site: Site) -> None:
 
 
 def held(site: Site) -> set[str]:
-    """The nodes with a slot of a job: two that train and the spare, once what was lost is replaced."""
+    """Wait for three slots of a job (two train, one is a spare); return their nodes."""
     state = site.control.state()
     return {name for name, one in state.items() for pod in one["pods"].values() if "slot" in pod["pids"]}
 
 
-def told_of(site: Site, name: str) -> set[str]:
-    """Reasons of the Events on a node."""
+def event_reasons(site: Site, name: str) -> set[str]:
+    """Return the reasons of the Events on a node."""
     events = site.api.get("/api/v1/namespaces/default/events")["items"]
     return {one["reason"] for one in events if one["involvedObject"]["name"] == name}
 
 
 def is_free(job: Job, name: str) -> bool:
-    """Whether the job's pods on a node that came back are gone."""
+    """Return whether the job has no pods left on a node that came back."""
     return all(one["spec"].get("nodeName") != name for one in job.pods())
 
 
@@ -111,7 +111,7 @@ def ready(site: Site, name: str) -> bool:
 
 
 def checked(site: Site, names: list[str]) -> Json:
-    """Apply a NodeCheck for the nodes, one at a time; its status when it is complete."""
+    """Create a NodeCheck of the nodes, one at a time; return its status when it is complete."""
     check = fresh("check")
     kind = {"apiVersion": "megascale.io/v1alpha1", "kind": "NodeCheck", "metadata": {"name": check}}
     site.apply({**kind, "spec": {"nodes": names, "maxConcurrent": 1}})

@@ -1,4 +1,4 @@
-"""One large job on simulated nodes: created, training, a rack lost, recovered (`--slots 1536`: full size)."""
+"""A large job on simulated nodes: creation, training, a lost rack, recovery (`--slots 1536`: full size)."""
 
 from __future__ import annotations
 
@@ -61,9 +61,9 @@ def test_many_slots_and_a_rack_that_is_lost(site: Site, slots: int) -> None:
         eventually(lambda: racks.counts()["slots"] >= nodes + spares or None, patience_s)
         print(f"apply to all joined: {time.time() - begin:.1f} s", flush=True)
         job.until_step(2, patience_s)
-        print(f"apply to step 2 as status tells it: {time.time() - begin:.1f} s")
+        print(f"apply to step 2 in the status: {time.time() - begin:.1f} s")
         attempt = driver(job.get())["attempt"]
-        # The driver knows the racks: each gives the job ranks that follow one another.
+        # The driver knows the racks: the nodes of one rack get consecutive ranks.
         racks_in_order = [int(name.rpartition("-")[2]) // RACK for name in assigned(site, job)]
         runs = sum(1 for one, other in pairwise(racks_in_order) if one != other) + 1
         assert runs == len(set(racks_in_order))
@@ -76,7 +76,7 @@ def test_many_slots_and_a_rack_that_is_lost(site: Site, slots: int) -> None:
             patience_s,
         )
         print(f"{len(lost)} nodes lost; running again after {time.time() - at:.1f} s")
-        # Nodes of one rack, lost at once: none of them is blamed for it.
+        # The nodes of a rack are lost together: none of them is blamed.
         assert driver(found)["requests"]["avoidNodes"] == []
         step = driver(found)["step"]
         job.until_step(step + 2, patience_s)
@@ -85,24 +85,24 @@ def test_many_slots_and_a_rack_that_is_lost(site: Site, slots: int) -> None:
 
 
 def assigned(site: Site, job: Job) -> list[str]:
-    """The nodes that have ranks, by the driver's record."""
+    """Return the nodes with ranks from the driver's job record."""
     path = f"/api/v1/namespaces/{job.namespace}/configmaps/{job.name}-record"
     record = json.loads(site.api.get(path)["data"]["record.json"])
     return unpack(record["core"]["assignment"])
 
 
 def made(site: Site, job: Job, count: int, timeout_s: float) -> list[dict[str, Any]]:
-    """Wait until so many of the job's slots are on nodes; the operator's requests that made its pods."""
+    """Wait until `count` slots are on nodes; return the operator's requests that created the pods."""
     job.until(lambda one: bound(one) >= count, f"{count} slots on nodes", timeout_s)
     lines = [line for line in site.faults.trail() if line["client"] == OPERATORS[0]]
-    # Code 0: the answer came too late for the operator, which is no failure.
+    # Code 0: the response came after the operator's timeout, which is no failure.
     created = [line for line in lines if _makes_a_pod(line) and line["code"] in (0, 201)]
     assert len(created) > count
     return created
 
 
 def pods(site: Site, namespace: str) -> int:
-    """How many there are, without reading them."""
+    """Return the number of pods without reading them."""
     page = site.api.get(f"/api/v1/namespaces/{namespace}/pods", limit="1")
     return len(page["items"]) + int(page["metadata"].get("remainingItemCount", 0))
 

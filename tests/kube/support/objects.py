@@ -1,4 +1,4 @@
-"""Small objects for tests of the double, and how a refusal is expected."""
+"""Small objects and helpers for tests of the double."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def refusal(call: Callable[[], Any]) -> Refused:
 
 
 def eventually(look: Callable[[], T | None], timeout_s: float = 10.0) -> T:
-    """What `look` finds, tried until it finds something."""
+    """Poll `look` until it returns something; return it."""
     end = time.monotonic() + timeout_s
     while (found := look()) is None:
         assert time.monotonic() < end, f"nothing within {timeout_s:g} s"

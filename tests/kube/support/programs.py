@@ -1,4 +1,4 @@
-"""The parts of the suite as processes: started, awaited by their first line, always stopped."""
+"""The suite's programs as processes: started, ready after their first line, always stopped."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _REPOSITORY = _HERE.parents[2]
 
 
 def python_path() -> str:
-    """PYTHONPATH under which support programs and the operator are found."""
+    """Return the PYTHONPATH of the support programs and the operator."""
     return os.pathsep.join([str(_HERE), str(_REPOSITORY), str(_REPOSITORY / "operator")])
 
 
@@ -30,7 +30,7 @@ class Program:
     process: subprocess.Popen[str] | None = None
 
     def start(self, *, first_line_s: float = 0.0) -> str:
-        """Start it; with `first_line_s` wait that long for the first line on stdout and return it."""
+        """Start the process; with `first_line_s` wait up to that long for stdout's first line; return it."""
         environment = os.environ | {"PYTHONPATH": python_path()}
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
@@ -52,7 +52,7 @@ class Program:
         if not line:
             self.stop()
             raise RuntimeError(
-                f"{self.module} said nothing within {timeout_s:g} s:\n{self.log.read_text()[-4000:]}"
+                f"{self.module} printed nothing within {timeout_s:g} s:\n{self.log.read_text()[-4000:]}"
             )
         return line
 
@@ -65,7 +65,7 @@ class Program:
             self.process.send_signal(number)
 
     def stop(self, grace_s: float = 10.0) -> int | None:
-        """SIGTERM, then SIGKILL; the exit code."""
+        """Send SIGTERM, then SIGKILL; return the exit code."""
         if self.process is None:
             return None
         if self.process.poll() is None:
@@ -90,7 +90,7 @@ class Program:
 
 
 def api_server(folder: Path, *arguments: str) -> Program:
-    """The API server double; its kubeconfig is `folder/kubeconfig` when this returns."""
+    """Start the API server double and wait until it has written `folder/kubeconfig`."""
     folder.mkdir(parents=True, exist_ok=True)
     program = Program("apiserver", ["--dir", str(folder), *arguments], folder / "apiserver.log")
     program.start(first_line_s=30.0)
@@ -98,7 +98,7 @@ def api_server(folder: Path, *arguments: str) -> Program:
 
 
 def kubelet(folder: Path, kubeconfig: Path, *arguments: str) -> tuple[Program, str]:
-    """Process nodes, registered when this returns, and the URL of their control port."""
+    """Start process nodes and wait until they are registered; also return their control port's URL."""
     folder.mkdir(parents=True, exist_ok=True)
     program = Program(
         "kubelet", ["--kubeconfig", str(kubeconfig), "--dir", str(folder), *arguments], folder / "kubelet.log"
@@ -107,7 +107,7 @@ def kubelet(folder: Path, kubeconfig: Path, *arguments: str) -> tuple[Program, s
 
 
 def proxy(folder: Path, kubeconfig: Path, *clients: str) -> tuple[Program, str]:
-    """A fault-injecting proxy with a listener for each client, and the URL of its control port."""
+    """Start a fault-injecting proxy with a listener per client; also return its control port's URL."""
     folder.mkdir(parents=True, exist_ok=True)
     arguments = ["--kubeconfig", str(kubeconfig), "--dir", str(folder), "--clients", *clients]
     program = Program("proxy", arguments, folder / "proxy.log")
@@ -115,7 +115,7 @@ def proxy(folder: Path, kubeconfig: Path, *clients: str) -> tuple[Program, str]:
 
 
 def simulated(folder: Path, kubeconfig: Path, *arguments: str) -> tuple[Program, str]:
-    """Simulated nodes, which take pods when this returns, and the URL of their control port."""
+    """Start simulated nodes and wait until they accept pods; also return their control port's URL."""
     folder.mkdir(parents=True, exist_ok=True)
     given = ["--kubeconfig", str(kubeconfig), "--dir", str(folder), *arguments]
     program = Program("simulated", given, folder / "simulated.log")

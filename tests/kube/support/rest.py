@@ -1,4 +1,4 @@
-"""A small client for tests: JSON over HTTPS to whatever API server a kubeconfig names."""
+"""A small client for tests: JSON over HTTPS to the API server of a kubeconfig."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Json = dict[str, Any]
 
 
 class Refused(Exception):  # noqa: N818 - a Status, not an error of the test
-    """The API server answered with a failure."""
+    """The API server responded with an error."""
 
     def __init__(self, code: int, status: Json) -> None:
         super().__init__(f"{code}: {status.get('message')}")
@@ -29,7 +29,7 @@ class Refused(Exception):  # noqa: N818 - a Status, not an error of the test
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where an API server is and how to be let in."""
+    """Address and credentials of an API server."""
 
     url: str
     ca_pem: str
@@ -38,7 +38,7 @@ class Cluster:
 
     @classmethod
     def of(cls, kubeconfig: Path) -> Cluster:
-        """The current context of a kubeconfig."""
+        """Return the current context of a kubeconfig."""
         config = yaml.safe_load(kubeconfig.read_text())
         context = _named(config["contexts"], config["current-context"])["context"]
         cluster = _named(config["clusters"], context["cluster"])["cluster"]
@@ -65,7 +65,7 @@ def _content(holder: Json, key: str, kubeconfig: Path) -> str:
 
 @dataclass
 class Rest:
-    """Requests as one user. Bodies and answers are JSON."""
+    """Requests of one user. Request and response bodies are JSON."""
 
     cluster: Cluster
     agent: str = "tests"
@@ -81,7 +81,7 @@ class Rest:
     def request(
         self, method: str, path: str, body: Any = None, *, media: str = "application/json", **query: Any
     ) -> Json:
-        """Raises: Refused."""
+        """Send a request; return the response's JSON. Raises: Refused."""
         response = self._send(method, path, body, media, query, stream=False)
         answer: Json = (
             json.loads(response.data) if response.data[:1] in b"{[" else {"text": response.data.decode()}
@@ -130,7 +130,7 @@ class Rest:
 
     @contextmanager
     def watch(self, path: str, **query: Any) -> Iterator[Iterator[Json]]:
-        """Events of a watch; reading blocks at most `timeout_s` for each."""
+        """Yield the events of a watch; each read blocks at most `timeout_s` seconds."""
         response = self._send("GET", path, None, "application/json", query | {"watch": True}, stream=True)
         if response.status >= 400:
             raise Refused(response.status, json.loads(response.read()))

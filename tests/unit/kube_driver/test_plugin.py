@@ -96,7 +96,7 @@ def test_what_is_known_of_a_job_is_told(
     code, out, _ = tell("incidents", NAME)
     assert "after the fault: detect 0.25 s, first step 1.50 s; recovered" in out
     code, out, _ = tell("why", NAME)
-    assert "it waits for nodes: 1 are asked for" in out
+    assert "waiting for 1 requested nodes" in out
     assert "worker-9 (fan noise)" in out
     assert "the operator refused slots: no room" in out
     assert "decision: restart in place: restarting the processes" in out
@@ -179,7 +179,7 @@ def test_exit_codes_say_what_kind_of_trouble_it_is(
     known_job.kubeconfig = tmp_path / "away"
     known_job.kubeconfig.write_text(away)
     code, _, err = run(known_job, capsys, monkeypatch, "status", NAME)
-    assert (code, "does not answer" in err) == (3, True)
+    assert (code, "does not respond" in err) == (3, True)
 
 
 def test_orders_are_answered_by_the_driver(

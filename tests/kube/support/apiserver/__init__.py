@@ -1,5 +1,5 @@
-"""A double of the Kubernetes API server, for exactly the resources and verbs that operator and tests use.
+"""A double of the Kubernetes API server with exactly the resources and verbs that operator and tests use.
 
-What it does not know it answers with 501, so that a test can never pass by a silent shortcut. Objects live in
+It responds 501 to unsupported requests, so that no test passes by a missing feature. Objects are stored in
 memory. Start it with `python -m apiserver --port 0 --dir DIR`; DIR then holds `kubeconfig` and `audit.jsonl`.
 """

@@ -1,4 +1,4 @@
-"""`python -m apiserver --port 0 --dir DIR`: runs until SIGTERM, prints its URL when it serves.
+"""`python -m apiserver --port 0 --dir DIR`: prints its URL when it serves, runs until SIGTERM.
 
 SIGUSR1 compacts: watches that resume from an older resourceVersion then get 410.
 """
@@ -18,7 +18,7 @@ def main() -> None:
     parser.add_argument(
         "--dir", type=Path, required=True, help="where kubeconfig and audit.jsonl are written"
     )
-    parser.add_argument("--port", type=int, default=0, help="0 = any free one")
+    parser.add_argument("--port", type=int, default=0, help="0 = a free one")
     parser.add_argument("--bookmark-seconds", type=float, default=20.0, help="between bookmarks of a watch")
     parser.add_argument("--window", type=int, default=20_000, help="changes kept for watches, per resource")
     parser.add_argument(

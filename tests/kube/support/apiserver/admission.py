@@ -1,4 +1,4 @@
-"""Decoding, defaults and checks per kind, before an object reaches the store."""
+"""Decoding, defaulting and validation per kind, before an object is stored."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from apiserver.typed import Decoding
 
 
 class CustomType(Protocol):
-    """Schema of one custom resource version."""
+    """The schema of one custom resource version."""
 
     def decode(self, body: Json) -> tuple[Json, list[str]]:
-        """A pruned copy, and the paths of unknown fields."""
+        """Return a pruned copy, and the paths of unknown fields."""
 
     def default(self, obj: Json) -> Json:
-        """The object with defaults filled in."""
+        """Return the object with defaults."""
 
     def check(self, obj: Json, old: Json | None, /) -> list[Cause]:
-        """Schema and CEL violations; `old` enables transition rules."""
+        """Return schema and CEL violations; `old` enables transition rules."""
 
 
 class Admission:
-    """Everything between a request's body and the store."""
+    """Processes the body of a write before it is stored."""
 
     def __init__(self, store: Store, registry: Registry, rbac: Rbac) -> None:
         self._store = store
@@ -46,7 +46,7 @@ class Admission:
         self.custom_types: dict[str, CustomType] = {}
 
     def decode(self, resource: Resource, body: Json) -> tuple[Json, list[str]]:
-        """A pruned copy, and unknown fields. Raises: 400 for wrong types, 422 for missing fields."""
+        """Return a pruned copy, and unknown fields. Raises: 400 for wrong types, 422 for missing fields."""
         if resource.is_custom:
             return self.custom_types[resource.key].decode(body)
         decoding = Decoding()
@@ -60,11 +60,11 @@ class Admission:
         return obj, decoding.unknown
 
     def defaulted(self, resource: Resource, obj: Json) -> Json:
-        """`obj` with schema defaults (custom resources only; pods are defaulted at creation)."""
+        """Return `obj` with schema defaults (custom resources only; pods are defaulted at creation)."""
         return self.custom_types[resource.key].default(obj) if resource.is_custom else obj
 
     def create(self, resource: Resource, obj: Json, user: User) -> None:
-        """Default and check a new object in place."""
+        """Default and validate a new object in place."""
         if resource.is_custom:
             self._check(resource, obj, None)
         elif resource.key == CRDS:
@@ -83,7 +83,7 @@ class Admission:
         self._check_grants(resource, obj, user)
 
     def update(self, resource: Resource, old: Json, new: Json, subresource: str, user: User) -> None:
-        """Check a changed object."""
+        """Validate a changed object."""
         causes = _check_update(resource, old, new)
         if resource.plural == "pods" and not subresource:
             causes += pods.check_pod_update(old, new)
@@ -114,9 +114,9 @@ class Admission:
         pods.default_pod(obj, obj["metadata"]["uid"][:5], self._store)
 
     def _check_grants(self, resource: Resource, obj: Json, user: User) -> None:
-        """What the writer may grant.
+        """Check the permissions that a role or binding grants.
 
-        Raises: 403 for rights it does not hold, 404 for those of a role that is not there, unless it has
+        Raises: 403 if the user does not hold them, 404 if the role does not exist, unless the user has
         `escalate` or `bind`.
         """
         key, namespace = resource.key, obj["metadata"].get("namespace", "")
@@ -143,7 +143,7 @@ class Admission:
 
 
 def _check_event(resource: Resource, event: Json) -> None:
-    """Raises: 422 for an Event that lies elsewhere than what it is about."""
+    """Raises: 422 if an Event is in another namespace than the object it is about."""
     about, here = event["involvedObject"].get("namespace", ""), event["metadata"]["namespace"]
     if here != (about or "default"):
         cause = Cause("involvedObject.namespace", f'Invalid value: "{about}": does not match event.namespace')
@@ -161,7 +161,7 @@ def _check_definition(crd: Json) -> None:
 
 
 def _check_update(resource: Resource, old: Json, new: Json) -> list[Cause]:
-    """Finalizers of a leaving object, immutable maps, and the role of a binding stay as they are."""
+    """Reject new finalizers during deletion, changes of immutable maps, and of a binding's role."""
     causes = []
     leaving = old["metadata"].get("deletionTimestamp")
     if leaving and set(new["metadata"].get("finalizers", ())) - set(old["metadata"].get("finalizers", ())):
@@ -177,7 +177,7 @@ def _check_update(resource: Resource, old: Json, new: Json) -> list[Cause]:
 
 
 def _check_containers(spec: Json) -> list[Cause]:
-    """Names, images, and mounts of volumes that exist."""
+    """Check names, images, and that mounted volumes exist."""
     causes, seen = [], set()
     volumes = {one["name"] for one in spec.get("volumes", ())}
     for group in ("initContainers", "containers"):
@@ -203,7 +203,7 @@ def _check_containers(spec: Json) -> list[Cause]:
 
 
 def _default_node(obj: Json) -> None:
-    """A node is tainted until its first Ready condition, as the TaintNodesByCondition plug-in does."""
+    """Taint a node until its first Ready condition, as the TaintNodesByCondition plug-in does."""
     taints = obj.setdefault("spec", {}).setdefault("taints", [])
     if not any(one["key"] == "node.kubernetes.io/not-ready" for one in taints):
         taints.append({"key": "node.kubernetes.io/not-ready", "effect": "NoSchedule"})

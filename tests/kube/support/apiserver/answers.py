@@ -1,4 +1,4 @@
-"""How objects are written into answers: as JSON, as the other Event version, or as a Table."""
+"""Encodes objects in responses: as JSON, as the other Event version, or as a Table."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from apiserver.store import Stored
 from apiserver.tables import Printer
 
 _COMPRESSED_BYTES, _LEVEL = 128 * 1024, 1
-"""As a real server does it, for clients that take it."""
+"""Least size in bytes and level of gzip compression, as in a real server."""
 
 
 @dataclass
 class Answer:
-    """A finished answer; `version` is what a write produced."""
+    """A complete response; `version` is the resourceVersion that a write produced."""
 
     body: bytes
     code: int = 200
@@ -51,14 +51,14 @@ def refused(error: ApiError) -> web.Response:
 
 
 def encoder(resource: Resource) -> Callable[[Stored], bytes]:
-    """Writes one object of a resource."""
+    """Return the function that encodes one object of a resource."""
     if resource.group == "events.k8s.io":
         return lambda stored: dumped(from_core(stored.obj))
     return lambda stored: stored.json
 
 
 def renderer(request: web.Request, resource: Resource, ask: Ask) -> Callable[[Stored], bytes]:
-    """Writes one object as the client asked; in a watch only the first Table carries column definitions."""
+    """Return the function that encodes an object as requested; a watch sends column definitions once."""
     if not wants_table(request):
         return encoder(resource)
     printer, first = Printer(resource, ask.query.get("includeObject", "")), [True]

@@ -1,7 +1,7 @@
 """Server-side apply and the bookkeeping of metadata.managedFields.
 
-The rules are those of sigs.k8s.io/structured-merge-diff: an apply owns exactly what it states, takes over
-what others own only by force, and removes what it owned before, states no longer, and nobody else owns.
+The rules are those of sigs.k8s.io/structured-merge-diff: an apply owns exactly the fields it contains, takes
+over those of other managers only by force, and removes fields it contained before that no other manager owns.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _ABSENT: Any = object()
 
 
 def track_update(before: Managed, old_flat: Flat, new: Json, node: Node, manager: Manager) -> None:
-    """After a create or update by anything but apply: the writer owns what it changed."""
+    """Record that the writer of a create or update (not apply) owns the fields it changed."""
     owned = dict(before.owned)
     new_flat = flatten(new, node)
     changed = {path for path, value in new_flat.items() if old_flat.get(path, _ABSENT) != value}
@@ -31,7 +31,7 @@ def track_update(before: Managed, old_flat: Flat, new: Json, node: Node, manager
 def apply(
     live: Json, live_flat: Flat, before: Managed, config: Json, node: Node, manager: Manager, *, force: bool
 ) -> Json:
-    """The object after `manager` applied `config` to `live`.
+    """Return the object after `manager` applied `config` to `live`.
 
     Raises: 409 with every field another manager owns with another value, unless `force`.
     """
@@ -79,7 +79,7 @@ def _conflict(contested: list[tuple[Manager, Path]]) -> ApiError:
 
 
 def merge(live: Any, config: Any, node: Node) -> Any:
-    """`config` laid over `live`: maps by key, keyed lists by item, everything else replaced."""
+    """Merge `config` into `live`: maps by key, keyed lists by item; everything else is replaced."""
     if isinstance(config, dict) and isinstance(live, dict) and not node.atomic:
         merged = dict(live)
         for name, value in config.items():
@@ -111,7 +111,7 @@ def _parents(paths: frozenset[Path]) -> set[Path]:
 def _without(
     value: Any, node: Node, path: Path, dropped: frozenset[Path], owned: set[Path], on_the_way: set[Path]
 ) -> Any:
-    """`value` without the dropped leaves, and without the containers that became empty and nobody owns."""
+    """Return `value` without the dropped leaves, and without unowned containers that became empty."""
     if isinstance(value, dict):
         pairs = [(name, ("f:" + name), inner, node.child(name)) for name, inner in value.items()]
     else:

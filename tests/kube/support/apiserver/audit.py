@@ -1,4 +1,4 @@
-"""The audit trail: one JSON line a request, for tests to read."""
+"""The audit log: one JSON line per request, for tests to read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from apiserver.rbac import Attributes
 
 
 class Audit:
-    """Appends to a file; every line is written at once, before the request is answered."""
+    """Appends to a file; each line is written before the response is sent."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("a", buffering=1)

@@ -1,4 +1,4 @@
-"""Who a request is from: static bearer tokens and ServiceAccount tokens (RS256), with OpenID discovery."""
+"""Authentication: static bearer tokens and ServiceAccount tokens (RS256), with OpenID discovery."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def service_account_user(namespace: str, name: str, uid: str = "", extra: Json |
 
 
 Exists = Callable[[str, str, str, str], bool]
-"""(resource, namespace, name, uid) -> whether that very object exists."""
+"""(resource, namespace, name, uid) -> whether the object exists with that uid."""
 
 
 class Tokens:
-    """Issues and checks bearer tokens. `exists` tells whether the objects a token is bound to still do."""
+    """Issues and verifies bearer tokens. `exists` returns whether the objects a token is bound to exist."""
 
     def __init__(self, exists: Exists) -> None:
         self._exists = exists
@@ -50,7 +50,7 @@ class Tokens:
         self.key_id = hashlib.sha256(str(numbers.n).encode()).hexdigest()[:16]
 
     def add_static(self, user: User) -> str:
-        """A token for a user outside the cluster, such as the administrator."""
+        """Return a token for a user outside the cluster, such as the administrator."""
         token = secrets.token_urlsafe(24)
         self._static[token] = User(user.name, (*user.groups, "system:authenticated"))
         return token
@@ -58,7 +58,7 @@ class Tokens:
     def issue(
         self, namespace: str, account: Json, audiences: list[str], life_s: int, bound: Json | None
     ) -> str:
-        """A token of a ServiceAccount object; `bound`: the claims of the pod it is bound to."""
+        """Return a token of a ServiceAccount object; `bound`: the claims of the pod it is bound to."""
         now = int(time.time())
         name, uid = account["metadata"]["name"], account["metadata"]["uid"]
         kubernetes: Json = {"namespace": namespace, "serviceaccount": {"name": name, "uid": uid}}

@@ -1,4 +1,4 @@
-"""What a fresh cluster holds: namespaces, the roles everybody has, and their bindings."""
+"""Initial objects of a cluster: namespaces, default roles, and their bindings."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _ROLES: dict[str, tuple[list[Json], str]] = {
 
 
 def bootstrap(writer: Writer, registry: Registry) -> None:
-    """Create them in an empty store."""
+    """Create the initial objects in an empty store."""
     for name in NAMESPACES:
         _create(writer, registry, "v1", "Namespace", name, {})
     for name, (rules, group) in _ROLES.items():

@@ -1,4 +1,4 @@
-"""A CA and server certificates for 127.0.0.1, made on the spot."""
+"""A CA and server certificates for 127.0.0.1, generated at start."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LIFE = timedelta(days=30)
 
 
 class Authority:
-    """A certificate authority that lives as long as the process."""
+    """A certificate authority that exists only in memory."""
 
     def __init__(self, name: str = "double-ca") -> None:
         self._key = ec.generate_private_key(ec.SECP256R1())
@@ -33,7 +33,7 @@ class Authority:
         return self.certificate.public_bytes(serialization.Encoding.PEM)
 
     def server_context(self, folder: Path) -> ssl.SSLContext:
-        """A TLS server context for loopback; certificate and key are written to `folder`."""
+        """Return a TLS server context for loopback; certificate and key are written to `folder`."""
         key = ec.generate_private_key(ec.SECP256R1())
         names = [x509.DNSName(name) for name in ("localhost", "kubernetes", "kubernetes.default.svc")]
         alternatives = x509.SubjectAlternativeName([*names, x509.IPAddress(ip_address("127.0.0.1"))])

@@ -1,4 +1,4 @@
-"""Custom resources: from a CRD object to served resources with schema, defaults and rules."""
+"""Custom resources: serves the resources of CRD objects with schema, defaults and CEL rules."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class CustomResources:
         self._registry.add(resource)
 
     def _terminate(self, crd: Json) -> None:
-        """Delete every instance; the CRD goes when the last one is gone."""
+        """Delete every instance; the CRD is removed after the last one."""
         key = crd["metadata"]["name"]
         resource = self._registry.by_key(key)
         self._leaving.add(key)

@@ -1,4 +1,4 @@
-"""Schema, defaults and rules of a custom resource version."""
+"""Schema, defaults and CEL rules of a custom resource version."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from apiserver.typed import Decoding, metadata_node
 
 
 class SchemaType:
-    """A compiled schema, and ObjectMeta for `metadata`. Raises: ValueError for what is no schema."""
+    """A compiled schema, with ObjectMeta for `metadata`. Raises: ValueError if the schema is invalid."""
 
     def __init__(self, schema: Json) -> None:
         self._schema = CompiledSchema(schema)
@@ -29,7 +29,7 @@ class SchemaType:
 
 
 def schemas(crd_spec: Json) -> dict[str, SchemaType]:
-    """Version -> its type, for every served version. Raises: ValueError naming the version."""
+    """Return the type of each served version. Raises: ValueError naming the version."""
     found = {}
     for version in crd_spec["versions"]:
         if version.get("served"):

@@ -1,4 +1,4 @@
-"""Deletion: at once, after finalizers, or when the kubelet says that the pod has ended."""
+"""Deletion: immediate, after finalizers, or after the kubelet has confirmed that the pod has ended."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from apiserver.typed import copy
 
 
 def delete(store: Store, target: Target, body: Json, options: Options) -> tuple[Stored, bool]:
-    """Delete, or begin to; the object, and whether it is gone. `body`: DeleteOptions."""
+    """Delete an object or begin its deletion; return it, and whether it is gone. `body`: DeleteOptions."""
     live = store.get(target.key, target.namespace, target.name)
     if live is None:
         raise target.not_found()
@@ -41,7 +41,7 @@ def delete(store: Store, target: Target, body: Json, options: Options) -> tuple[
 
 
 def _grace_s(target: Target, obj: Json, body: Json) -> int:
-    """Pods that run somewhere get their grace period, everything else goes at once."""
+    """Return the grace period: that of a pod on a node, 0 for everything else."""
     if target.resource.plural != "pods" or not obj["spec"].get("nodeName") or pods.is_over(obj):
         return 0
     given = body.get("gracePeriodSeconds")

@@ -1,4 +1,4 @@
-"""What kubectl asks before it works: groups, resources, and the OpenAPI v3 documents."""
+"""Discovery for kubectl: groups, resources, and the OpenAPI v3 documents."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PATCH_TYPES = ("application/json-patch+json", "application/merge-patch+json", "
 
 
 class Discovery:
-    """Documents derived from the registry; OpenAPI documents are built when asked for."""
+    """Discovery documents of the registry; OpenAPI documents are built on request."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
@@ -63,7 +63,7 @@ class Discovery:
         return {"paths": paths}
 
     def openapi(self, where: str) -> Json | None:
-        """The OpenAPI v3 document of `api/v1` or `apis/GROUP/VERSION`."""
+        """Return the OpenAPI v3 document of `api/v1` or `apis/GROUP/VERSION`."""
         served = [one for one in self._registry.all() if _root(one) == where]
         if not served:
             return None

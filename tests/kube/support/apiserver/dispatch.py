@@ -1,4 +1,4 @@
-"""From a parsed write to the part that performs it."""
+"""Dispatches parsed writes to the parts that execute them."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from apiserver.writes import Writer
 
 _ACTIONS = frozenset(("binding", "eviction", "token"))
 _REVIEWS = frozenset(("authorization.k8s.io", "authentication.k8s.io"))
-# The API server answers their deletion with the object, everything else's with a Status.
+# The API server responds to their deletion with the object, and with a Status for all others.
 _RETURNED_WHEN_DELETED = frozenset(("pods", "serviceaccounts"))
 
 
 class Dispatch:
-    """Writes, actions and reviews."""
+    """Executes writes, actions and reviews."""
 
     def __init__(
         self, registry: Registry, writer: Writer, reader: Reader, actions: Actions, access: rbac.Rbac
@@ -54,7 +54,7 @@ class Dispatch:
     def _change(
         self, request: web.Request, target: Target, ask: Ask, body: Any, options: Options
     ) -> tuple[Stored, int, bool]:
-        """The object, the status code, and whether the object is gone."""
+        """Return the object, the status code, and whether the object is gone."""
         if ask.verb == "create":
             return self._writer.create(target, body, options), 201, False
         if ask.verb == "update":

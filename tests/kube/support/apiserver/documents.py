@@ -1,4 +1,4 @@
-"""Answers to paths that name no resource."""
+"""Responses to paths that name no resource."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from apiserver.errors import Json
 from apiserver.resources import Registry
 
 OPEN = frozenset(("/healthz", "/livez", "/readyz", "/version"))
-"""Paths that anybody may read."""
+"""Paths that need no authorization."""
 JWKS, JWKS_TYPE = "/openid/v1/jwks", "application/jwk-set+json"
-"""The one document that is not served as application/json."""
+"""The only document that is not served as application/json."""
 
 
 class Documents:
-    """Discovery, OpenAPI and OpenID by path."""
+    """Discovery, OpenAPI and OpenID documents by path."""
 
     def __init__(self, registry: Registry, tokens: Tokens) -> None:
         self._discovery = Discovery(registry)
         self._tokens = tokens
 
     def find(self, path: str, base_url: str) -> Json | None:
-        """None where the server has nothing."""
+        """Return the document of a path, None if there is none."""
         match [part for part in path.split("/") if part]:
             case ["version"]:
                 return VERSION

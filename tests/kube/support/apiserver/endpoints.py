@@ -1,4 +1,4 @@
-"""What may be changed through an object's main endpoint, and what through its status."""
+"""Which fields may be changed through an object's main endpoint and through its status."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from apiserver.resources import Resource
 
 
 def reset(config: Json, resource: Resource, subresource: str) -> None:
-    """Drop what an apply through this endpoint cannot set."""
+    """Remove the fields that an apply through this endpoint cannot set."""
     if subresource == "status":
         for name in [one for one in config if one not in {"status", "metadata", "apiVersion", "kind"}]:
             del config[name]
@@ -21,7 +21,7 @@ def reset(config: Json, resource: Resource, subresource: str) -> None:
 
 
 def separated(resource: Resource, old: Json, new: Json, subresource: str) -> Json:
-    """`new` with everything reset that this endpoint may not change."""
+    """Return `new` with the fields reset that this endpoint may not change."""
     if subresource == "status":
         meta = old["metadata"] | {"managedFields": new["metadata"].get("managedFields")}
         if meta["managedFields"] is None:

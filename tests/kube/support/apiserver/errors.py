@@ -1,4 +1,4 @@
-"""Failures worded as the Kubernetes API server words them, carried in a metav1.Status."""
+"""Errors with the Kubernetes API server's messages, sent as a metav1.Status."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Cause:
-    """One field at fault."""
+    """One invalid field."""
 
     field: str
     message: str
@@ -22,7 +22,7 @@ class Cause:
 
 @dataclass
 class ApiError(Exception):
-    """Any refusal; `code` is the HTTP status, `reason` the machine-readable word of metav1.Status."""
+    """An error response; `code` is the HTTP status, `reason` that of the metav1.Status."""
 
     code: int
     reason: str
@@ -64,7 +64,7 @@ def conflict(plural: str, group: str, name: str, why: str = "") -> ApiError:
 
 
 def invalid(kind: str, group: str, name: str, causes: list[Cause]) -> ApiError:
-    """422: `causes` name the fields."""
+    """Return a 422; `causes` name the fields."""
     parts = [f"{cause.field}: {cause.message}" if cause.field else cause.message for cause in causes]
     listed = parts[0] if len(parts) == 1 else "[" + ", ".join(parts) + "]"
     shown = f"{kind}.{group}" if group else kind
@@ -99,5 +99,5 @@ def unsupported_media(kind: str, known: list[str]) -> ApiError:
 
 
 def not_implemented(what: str) -> ApiError:
-    """The double does not play this part; whoever needs it must teach it first."""
+    """Return a 501 for a feature that the double does not have."""
     return ApiError(501, "NotImplemented", f"the API server double does not implement {what}")

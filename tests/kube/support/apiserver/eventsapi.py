@@ -16,12 +16,12 @@ _PAIRS = (
 
 
 def to_core(event: Json) -> Json:
-    """The v1 form of an events.k8s.io/v1 Event."""
+    """Return the v1 form of an events.k8s.io/v1 Event."""
     return _renamed(event, dict(_PAIRS), "v1")
 
 
 def from_core(event: Json) -> Json:
-    """The events.k8s.io/v1 form of a v1 Event."""
+    """Return the events.k8s.io/v1 form of a v1 Event."""
     return _renamed(event, {old: new for new, old in _PAIRS}, "events.k8s.io/v1")
 
 

@@ -15,7 +15,7 @@ from apiserver.typed import ANY, Node
 Path = tuple[str, ...]
 Flat = dict[Path, Any]
 MEMBER = "."
-# Not owned by anybody: identity and what the server sets.
+# Not owned by any manager: identity, and fields that the server sets.
 _UNOWNED = frozenset(
     [("f:apiVersion",), ("f:kind",)]
     + [
@@ -29,7 +29,7 @@ _UNOWNED = frozenset(
 
 
 def item_element(item: Any, node: Node) -> str:
-    """The path element of an item of a keyed list or a member of a set."""
+    """Return the path element of an item of a keyed list or a member of a set."""
     if node.list_type == "set" or not isinstance(item, dict):
         return "v:" + json.dumps(item, separators=(",", ":"))
     defaults = node.key_defaults
@@ -39,7 +39,7 @@ def item_element(item: Any, node: Node) -> str:
 
 
 def flatten(obj: Json, node: Node) -> Flat:
-    """Leaf path -> value of everything in an object that can be owned."""
+    """Return leaf path -> value for all fields of an object that can be owned."""
     flat: Flat = {}
     _flatten_object(obj, node, (), flat)
     for path in flat.keys() & _UNOWNED:
@@ -70,7 +70,7 @@ def _flatten(value: Any, node: Node, path: Path, flat: Flat) -> None:
 
 
 def to_fields(paths: frozenset[Path]) -> Json:
-    """FieldsV1 of a set of paths."""
+    """Return the FieldsV1 of a set of paths."""
     root: Json = {}
     for path in sorted(paths):
         at = root
@@ -87,7 +87,7 @@ def _without_lone_members(fields: Json) -> Json:
 
 
 def from_fields(fields: Json) -> frozenset[Path]:
-    """The set of paths of FieldsV1."""
+    """Return the set of paths of FieldsV1."""
     found: set[Path] = set()
     _collect(fields, (), found)
     return frozenset(found)
@@ -104,7 +104,7 @@ def _collect(fields: Json, path: Path, found: set[Path]) -> None:
 
 
 def shown(path: Path) -> str:
-    """A path as conflicts print it: `.spec.containers[name="x"].image`."""
+    """Format a path as in conflict messages: `.spec.containers[name="x"].image`."""
     text = ""
     for element in path:
         if element.startswith("f:"):

@@ -1,4 +1,4 @@
-"""metadata.managedFields: who owns which fields of an object."""
+"""metadata.managedFields: which manager owns which fields of an object."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from apiserver.fieldsets import Path, from_fields, to_fields
 
 @dataclass(frozen=True)
 class Manager:
-    """Who writes: the key of one entry."""
+    """A field manager: the key of one entry."""
 
     name: str
     operation: str
@@ -28,7 +28,7 @@ def now_text() -> str:
 
 @dataclass(frozen=True)
 class Managed:
-    """Ownership as read from an object, with the entries it was read from. Not to be changed."""
+    """Ownership read from an object, with its entries. Must not be modified."""
 
     owned: Owned
     entries: dict[Manager, Json]
@@ -45,7 +45,7 @@ class Managed:
         return cls(owned, entries)
 
     def write(self, obj: Json, owned: Owned) -> None:
-        """Put changed ownership into an object; entries that did not change stay as they are."""
+        """Write changed ownership into an object; unchanged entries are kept as they are."""
         entries = [
             self.entries[key] if self.owned.get(key) == paths else _entry(key, paths)
             for key, paths in owned.items()

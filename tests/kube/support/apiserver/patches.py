@@ -9,7 +9,7 @@ from apiserver.typed import copy
 
 
 def json_merge(target: Any, patch: Any) -> Any:
-    """RFC 7386: null removes, maps merge, everything else replaces."""
+    """Apply a merge patch (RFC 7386): null removes, maps merge, everything else replaces."""
     if not isinstance(patch, dict):
         return copy(patch)
     merged = dict(target) if isinstance(target, dict) else {}
@@ -22,7 +22,7 @@ def json_merge(target: Any, patch: Any) -> Any:
 
 
 def json_patch(target: Json, operations: Any) -> Json:
-    """RFC 6902. Raises: 422 for a failed test or a missing path, 400 for what is no patch."""
+    """Apply a JSON patch (RFC 6902). Raises: 422 for a failed test or path, 400 for a malformed patch."""
     if not isinstance(operations, list):
         raise bad_request("json: cannot unmarshal object into Go value of type jsonpatch.Patch")
     root: Any = copy(target)

@@ -19,7 +19,7 @@ _PDBS = "poddisruptionbudgets.policy"
 
 
 class Actions:
-    """Performs them on the store."""
+    """Executes the actions on the store."""
 
     def __init__(self, store: Store, writer: Writer, tokens: Tokens) -> None:
         self._store = store
@@ -35,7 +35,7 @@ class Actions:
         return success()
 
     def evict(self, target: Target, body: Json, options: Options) -> Json:
-        """Raises: 429 when a PodDisruptionBudget does not allow it now."""
+        """Evict a pod. Raises: 429 if a PodDisruptionBudget does not allow it now."""
         pod = self._pod(target)
         wanted = body.get("deleteOptions") or {}
         if not pods.is_over(pod) and pod["spec"].get("nodeName"):
@@ -65,7 +65,7 @@ class Actions:
                 raise errors.ApiError(429, "TooManyRequests", message, {"causes": [cause]}, retry_after_s=1)
 
     def token(self, target: Target, body: Json) -> Json:
-        """A TokenRequest answered."""
+        """Return a TokenRequest with its token."""
         account = self._store.get("serviceaccounts", target.namespace, target.name)
         if account is None:
             raise target.not_found()
@@ -106,7 +106,7 @@ class Actions:
 
 
 def allowed_disruptions(spec: Json, siblings: list[Json]) -> int:
-    """How many of a budget's pods may go now."""
+    """Return how many of a budget's pods may be evicted now."""
     healthy = sum(is_ready(one) and not one["metadata"].get("deletionTimestamp") for one in siblings)
     minimum = spec.get("minAvailable")
     if minimum is None:

@@ -1,4 +1,4 @@
-"""What the API server does to pods: defaults, admission, and what may change later."""
+"""Defaults, admission and immutable fields of pods."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _DEFAULT_TOLERATION_S = 300
 
 
 def default_pod(pod: Json, suffix: str, store: Store) -> None:
-    """Fill in what the API server defaults and its admission plug-ins add. Raises: 403 from admission."""
+    """Set the fields that the API server defaults and its admission plug-ins add. Raises: 403."""
     spec = pod["spec"]
     for name, value in _POD_DEFAULTS.items():
         spec.setdefault(name, copy(value))
@@ -139,7 +139,7 @@ def _tolerations(spec: Json) -> None:
 
 
 def quality(spec: Json) -> str:
-    """Quality of service class."""
+    """Return the quality of service class."""
     resources = [container.get("resources", {}) for container in spec["containers"]]
     if not any(one.get("requests") or one.get("limits") for one in resources):
         return "BestEffort"
@@ -153,7 +153,7 @@ _MAY_CHANGE = ("activeDeadlineSeconds", "terminationGracePeriodSeconds")
 
 
 def check_pod_update(old: Json, new: Json) -> list[Cause]:
-    """Causes against an update of a pod's spec: nearly everything is immutable."""
+    """Return the invalid changes of an update of a pod's spec; nearly all fields are immutable."""
     before, after = _comparable(old["spec"]), _comparable(new["spec"])
     if old["spec"].get("schedulingGates"):
         for spec in (before, after):
@@ -195,7 +195,7 @@ def is_over(pod: Json) -> bool:
 
 
 def set_condition(pod: Json, kind: str, status: str, reason: str, message: str, time: str) -> None:
-    """Set one condition of the caller's own copy; the transition time moves on a change only."""
+    """Set a condition in place; lastTransitionTime changes only with the status."""
     conditions = pod.setdefault("status", {}).setdefault("conditions", [])
     old = next((one for one in conditions if one["type"] == kind), None)
     since = old["lastTransitionTime"] if old and old["status"] == status else time
@@ -205,7 +205,7 @@ def set_condition(pod: Json, kind: str, status: str, reason: str, message: str, 
 
 
 def bind(pod: Json, node: str, time: str) -> Json:
-    """A copy of `pod` bound to `node`. Raises: 409 when it is bound already."""
+    """Return a copy of `pod` bound to `node`. Raises: 409 if it is already bound."""
     if pod["spec"].get("nodeName"):
         name = pod["metadata"]["name"]
         why = (

@@ -1,4 +1,4 @@
-"""Role-based access control: decides requests, and refuses the granting of rights one does not hold."""
+"""Role-based access control: authorizes requests, and refuses grants of permissions one does not hold."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _WATCHED = frozenset((ROLES, CLUSTER_ROLES, BINDINGS, CLUSTER_BINDINGS))
 
 @dataclass(frozen=True)
 class Attributes:
-    """What is to be decided. `path` is set for requests that name no resource."""
+    """A request to authorize. `path` is set for requests that name no resource."""
 
     verb: str
     group: str = ""
@@ -34,7 +34,7 @@ class Attributes:
 
 
 class Rbac:
-    """Decides from the roles and bindings in the store; rules are cached until one of them changes."""
+    """Authorizes by the roles and bindings in the store; rules are cached until one of them changes."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -51,7 +51,7 @@ class Rbac:
         return any(_rule_allows(rule, want) for rule in self.rules(user, want.namespace))
 
     def rules(self, user: User, namespace: str) -> list[Json]:
-        """Every rule that counts for `user` in `namespace`; cluster-wide ones included."""
+        """Return the rules of `user` in `namespace`, including cluster-wide ones."""
         key = (user.name, user.groups, namespace)
         found = self._cache.get(key)
         if found is None:
@@ -68,13 +68,13 @@ class Rbac:
                     yield from self.role_rules(binding.obj["roleRef"], namespace)
 
     def role_rules(self, ref: Json, namespace: str) -> list[Json] | None:
-        """Rules of the role that a binding names; None = there is no such role."""
+        """Return the rules of the role that a binding names, None if there is no such role."""
         cluster = ref["kind"] == "ClusterRole"
         role = self._store.get(CLUSTER_ROLES if cluster else ROLES, "" if cluster else namespace, ref["name"])
         return list(role.obj.get("rules") or ()) if role else None
 
     def missing(self, user: User, rules: list[Json], namespace: str) -> list[Json]:
-        """Single rights among `rules` that `user` does not hold: they may not be granted by that user."""
+        """Return the permissions among `rules` that `user` does not hold and thus may not grant."""
         if "system:masters" in user.groups:
             return []
         held = self.rules(user, namespace)
@@ -118,7 +118,7 @@ def _rule_allows(rule: Json, want: Attributes) -> bool:
 
 
 def _atoms(rule: Json) -> Iterator[Json]:
-    """A rule as single rights: one verb, group, resource and name each."""
+    """Split a rule into single permissions: one verb, group, resource and name each."""
     for verb in rule.get("verbs") or ():
         for url in rule.get("nonResourceURLs") or ():
             yield {"verbs": [verb], "nonResourceURLs": [url]}
@@ -144,7 +144,7 @@ def _covers(own: Json, one: Json) -> bool:
 
 
 def refusal(user: User, want: Attributes) -> str:
-    """Why, in the words of the API server."""
+    """Return the API server's message for a forbidden request."""
     if want.path:
         return f'User "{user.name}" cannot {want.verb} path "{want.path}"'
     where = f'in the namespace "{want.namespace}"' if want.namespace else "at the cluster scope"

@@ -1,4 +1,4 @@
-"""Lists in pages and watches that resume, with bookmarks and 410."""
+"""Paged lists, and watches with resume, bookmarks and 410."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from apiserver.store import Event, Store, Stored
 
 _MOST_SNAPSHOTS = 64
 Render = Callable[[Stored], bytes]
-"""How an object is written out: as itself, or as a Table row."""
+"""Encodes an object: as JSON, or as a Table row."""
 
 
 @dataclass(frozen=True)
 class Filter:
-    """Which objects of a resource a request is about."""
+    """Selects the objects of a list or watch."""
 
     namespace: str
     labels: Matcher | None
@@ -49,7 +49,7 @@ class Filter:
 
 @dataclass
 class Page:
-    """One answer to a list."""
+    """One page of a list."""
 
     items: list[Stored]
     version: int
@@ -64,7 +64,7 @@ class Page:
 
 
 class Reader:
-    """Lists and watches over the store."""
+    """Serves lists and watches from the store."""
 
     def __init__(self, store: Store, bookmark_s: float) -> None:
         self._store = store
@@ -72,7 +72,7 @@ class Reader:
         self._snapshots: OrderedDict[str, Page] = OrderedDict()
 
     def forget(self) -> None:
-        """Expire every continue token, as compaction does."""
+        """Expire all continue tokens, as compaction does."""
         self._snapshots.clear()
 
     def select(self, resource: Resource, chosen: Filter) -> list[Stored]:
@@ -82,7 +82,7 @@ class Reader:
         return [one for one in self._store.all(storage_key(resource), chosen.namespace) if chosen(one)]
 
     def list(self, resource: Resource, namespace: str, query: dict[str, str]) -> Page:
-        """Raises: 410 when a continue token has expired, 504 for a version that is still to come."""
+        """Return one page. Raises: 410 for an expired continue token, 504 for a future resourceVersion."""
         limit = int(query.get("limit") or 0)
         token = query.get("continue", "")
         if token:
@@ -123,7 +123,7 @@ class Reader:
     async def watch(
         self, resource: Resource, namespace: str, query: dict[str, str], render: Render
     ) -> AsyncIterator[bytes]:
-        """Lines of a watch, in batches, until its timeout or an ERROR line."""
+        """Yield the lines of a watch, in batches, until its timeout or an ERROR line."""
         watch = _Watch(self._store, resource, Filter.of(resource, namespace, query), render)
         life_s = float(query.get("timeoutSeconds") or 1800 + secrets.randbelow(1800))
         bookmarks = query.get("allowWatchBookmarks") in {"true", "1"}
@@ -134,7 +134,7 @@ class Reader:
 
 
 class _Watch:
-    """One watch: a position in the log of a resource."""
+    """One watch: a position in a resource's log of changes."""
 
     def __init__(self, store: Store, resource: Resource, chosen: Filter, render: Render) -> None:
         self._store = store
@@ -173,11 +173,11 @@ class _Watch:
             self._log.waiters.discard(waiter)
 
     def _changed(self) -> bool:
-        """A real server, too, sends no bookmarks for a kind of which it saw no change."""
+        """Whether the resource ever changed; like a real server, no bookmarks are sent otherwise."""
         return bool(self._log.base or self._log.events)
 
     def _start(self, version: str) -> tuple[bytes, int]:
-        """The first lines, and the position to go on from."""
+        """Return the first lines, and the position to continue from."""
         if version in {"", "0"}:
             items = [one for one in self._store.all(storage_key(self._resource)) if self._chosen(one)]
             self._sent = self._store.version
@@ -204,7 +204,7 @@ class _Watch:
 
 
 def _at(event: Event) -> Stored:
-    """The last state that matched, at the version of the change."""
+    """Return the last state that matched the selector, with the resourceVersion of the change."""
     if event.type == "DELETED" or event.before is None:
         return event.after
     meta = event.before.obj["metadata"] | {"resourceVersion": str(event.version)}

@@ -1,4 +1,4 @@
-"""From an HTTP request to what it asks for."""
+"""Parsing of HTTP requests."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Ask:
 
 
 def parse(request: web.Request, registry: Registry) -> Ask:
-    """Raises: 404 for a group, version or resource that is not served."""
+    """Parse a request. Raises: 404 if the group, version or resource is not served."""
     query = dict(request.query)
     parts = [part for part in request.path.split("/") if part]
     if not parts or parts[0] not in {"api", "apis"}:
@@ -61,7 +61,7 @@ def parse(request: web.Request, registry: Registry) -> Ask:
     subresource = rest[2] if len(rest) > 2 else ""
     fields = query.get("fieldSelector", "")
     if not name and fields.startswith("metadata.name=") and "," not in fields:
-        # The authorizer sees a list or watch of one name as a request for that name.
+        # The authorizer treats a list or watch of one name as a request for that name.
         asked = fields.removeprefix("metadata.name=").lstrip("=")
         return Ask(_verb(request, query, ""), request.path, query, resource, namespace, asked, subresource)
     return Ask(_verb(request, query, name), request.path, query, resource, namespace, name, subresource)
@@ -86,7 +86,7 @@ def _verb(request: web.Request, query: dict[str, str], name: str) -> str:
 
 
 async def read_body(request: web.Request) -> Any:
-    """The decoded body, {} when there is none. Raises: 400, 415."""
+    """Return the decoded body, {} if there is none. Raises: 400, 415."""
     raw = await request.read()
     if not raw:
         return {}
@@ -99,7 +99,7 @@ async def read_body(request: web.Request) -> Any:
 
 
 class _Loader(yaml.CSafeLoader):
-    """YAML whose timestamps stay text."""
+    """A YAML loader that keeps timestamps as text."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -117,13 +117,13 @@ def _from_yaml(raw: bytes) -> Json:
 
 
 def accepts(request: web.Request, media: str) -> bool:
-    """Whether the client takes answers of that type."""
+    """Return whether the client accepts responses of that media type."""
     given = request.headers.get("Accept", "*/*").split(",")
     return not {media, "*/*", "application/*"}.isdisjoint(part.partition(";")[0].strip() for part in given)
 
 
 def wants_table(request: web.Request) -> bool:
-    """Whether the client prefers a Table of version v1."""
+    """Return whether the client prefers a Table of version v1."""
     for part in request.headers.get("Accept", "").split(","):
         if "as=Table" in part and "v=v1" in part and "v1beta1" not in part:
             return True

@@ -1,4 +1,4 @@
-"""The resources the double serves: a fixed table of built-in ones, and one more for every CRD."""
+"""The served resources: built-in ones, and those of CRDs."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ LEASES = "leases.coordination.k8s.io"
 
 
 def builtin_resources() -> list[Resource]:
-    """Fresh table of the built-in resources."""
+    """Return a new table of the built-in resources."""
     return [
         _core("Pod", "pods", "po", sub=("status", "eviction", "binding", "log")),
         _core("Node", "nodes", "no", cluster=True, sub=("status",)),
@@ -129,7 +129,7 @@ def builtin_resources() -> list[Resource]:
 
 
 class Registry:
-    """Finds resources by URL and by kind; CRDs come and go."""
+    """Finds resources by URL and by kind; CRDs add and remove resources."""
 
     def __init__(self) -> None:
         self._by_path: dict[tuple[str, str, str], Resource] = {}
@@ -158,5 +158,5 @@ class Registry:
 
 
 def storage_key(resource: Resource) -> str:
-    """Both event APIs show the same objects."""
+    """Return the store key; both Event APIs serve the same objects."""
     return "events" if resource.plural == "events" else resource.key

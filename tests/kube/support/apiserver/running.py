@@ -1,4 +1,4 @@
-"""A double that serves: TLS, kubeconfig, and the controllers a cluster brings."""
+"""Runs the double: TLS, kubeconfig and controllers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ADMIN = User("kubernetes-admin", ("system:masters",))
 
 @dataclass(frozen=True)
 class Options:
-    """How to run. Times in seconds; a real cluster takes 40 s for both graces."""
+    """Options of the double. Times in seconds; both grace periods are 40 s in a real cluster."""
 
     port: int = 0
     bookmark_s: float = 20.0
@@ -31,7 +31,7 @@ class Options:
 
 
 class Double:
-    """An async context manager: serves on loopback while entered. `kubeconfig` is the administrator's."""
+    """An async context manager that serves on loopback. `kubeconfig` is the administrator's."""
 
     def __init__(self, folder: Path, options: Options | None = None) -> None:
         self._options = options or Options()
@@ -70,7 +70,7 @@ class Double:
 
 
 def write_kubeconfig(path: Path, url: str, ca_pem: bytes, token: str, namespace: str = "default") -> None:
-    """A kubeconfig with one cluster and one token, written in one step and readable by its owner only."""
+    """Write a kubeconfig with one cluster and one token, atomically and readable by its owner only."""
     cluster = {"server": url, "certificate-authority-data": base64.b64encode(ca_pem).decode()}
     context = {"cluster": "double", "user": "user", "namespace": namespace}
     config = {

@@ -47,12 +47,12 @@ def _part(text: str) -> Matcher:
 
 
 def label_matcher(query: str) -> Matcher | None:
-    """Of a `labelSelector` parameter; None selects everything."""
+    """Return the matcher of a `labelSelector` parameter; None selects everything."""
     return _all([_part(part) for part in _SPLIT.split(query)]) if query else None
 
 
 def selector_matcher(selector: Json) -> Matcher:
-    """Of a LabelSelector object; an empty one selects everything."""
+    """Return the matcher of a LabelSelector object; an empty one selects everything."""
     tests = [_requirement(key, "In", [value]) for key, value in selector.get("matchLabels", {}).items()]
     tests += [
         _requirement(one["key"], one["operator"], one.get("values", []))
@@ -62,7 +62,7 @@ def selector_matcher(selector: Json) -> Matcher:
 
 
 def expressions_matcher(expressions: list[Json]) -> Matcher:
-    """Of a node selector term's matchExpressions."""
+    """Return the matcher of a node selector term's matchExpressions."""
     return selector_matcher({"matchExpressions": expressions})
 
 
@@ -85,7 +85,7 @@ _FIELDS = {
 
 
 class FieldSelector:
-    """Of a `fieldSelector` parameter. Raises: 400 for a field the kind does not support."""
+    """The matcher of a `fieldSelector` parameter. Raises: 400 for a field the kind does not support."""
 
     def __init__(self, query: str, plural: str) -> None:
         self.terms: list[tuple[list[str], bool, str]] = []

@@ -1,4 +1,4 @@
-"""The HTTP face of the double: authentication, authorization, routing, answers, audit."""
+"""The HTTP server: authentication, authorization, routing, responses, audit."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ _ANONYMOUS = User("system:anonymous", ("system:unauthenticated",))
 
 @dataclass(frozen=True)
 class Settings:
-    """What a test may shorten. Times in seconds; `window` in changes kept for watches, per resource."""
+    """Settings. Times in seconds; `window`: changes kept for watches, per resource."""
 
     bookmark_s: float = 20.0
     window: int = 20_000
 
 
 class ApiServer:
-    """Wires the parts together and handles requests."""
+    """Connects the parts and handles requests."""
 
     def __init__(self, folder: Path, settings: Settings) -> None:
         self.store = Store(settings.window)
@@ -61,7 +61,7 @@ class ApiServer:
         bootstrap(self.writer, self.registry)
 
     def compact(self) -> None:
-        """Forget history: watches that resume and continue tokens get 410."""
+        """Drop history: resumed watches and continue tokens then get 410."""
         self.store.compact()
         self._reader.forget()
 
@@ -166,7 +166,7 @@ class ApiServer:
             cause = errors.Cause("sendInitialEvents", why, "FieldValueForbidden")
             raise errors.invalid("ListOptions", "meta.k8s.io", "", [cause])
         namespace = ask.namespace if resource.namespaced else ""
-        # A selector that does not parse is refused before the stream begins.
+        # A malformed selector is refused before the stream starts.
         Filter.of(resource, namespace, ask.query)
         self._record(request, user, ask, 200)
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
@@ -182,6 +182,6 @@ class ApiServer:
                     await response.write(lines[start : start + _WATCH_CHUNK])
             await response.write_eof()
         except ConnectionError:
-            # The client went away; there is nobody left to tell.
+            # The client disconnected; no response can be sent.
             return response
         return response

@@ -1,6 +1,6 @@
-"""Objects in memory under one resourceVersion, and the bounded log that watches read.
+"""Objects in memory with one resourceVersion counter, and the bounded log that watches read.
 
-Objects in the store are never changed in place: a write puts a new one.
+Stored objects are never modified in place: a write stores a new one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Event(NamedTuple):
 
 
 class Stored:
-    """An object with its encodings, made when first needed."""
+    """An object with its encodings, which are created on first use."""
 
     __slots__ = ("_flat", "_json", "_managed", "obj")
 
@@ -69,13 +69,13 @@ class Log:
     waiters: set[asyncio.Event] = field(default_factory=set)
 
     def position_after(self, version: int) -> int:
-        """Absolute index of the first change newer than `version`. Raises: 410 when that was compacted."""
+        """Return the absolute index of the first change after `version`. Raises: 410 if it was compacted."""
         if version < self.compacted:
             raise expired(f"too old resource version: {version} ({self.compacted})")
         return self.base + bisect_right(self.events, version, key=lambda event: event.version)
 
     def read(self, position: int) -> list[Event]:
-        """Changes from an absolute index. Raises: 410 when the reader fell behind the window."""
+        """Return the changes from an absolute index. Raises: 410 if the reader fell behind the window."""
         if position < self.base:
             raise expired(f"too old resource version: the watch fell behind ({self.compacted})")
         return self.events[position - self.base :]
@@ -92,7 +92,7 @@ Listener = Callable[[str, Event], None]
 
 
 class Store:
-    """Everything the server keeps. `window` bounds the log of each resource, in changes."""
+    """The server's objects. `window` limits the log of each resource, in changes."""
 
     def __init__(self, window: int = 20_000) -> None:
         self.version = 1000
@@ -112,17 +112,17 @@ class Store:
         return self._objects.get(resource, {}).get((namespace, name))
 
     def all(self, resource: str, namespace: str = "") -> Iterator[Stored]:
-        """Every object of a resource, sorted by namespace and name."""
+        """Yield every object of a resource, sorted by namespace and name."""
         objects = self._objects.get(resource, {})
         keys = [key for key in objects if key[0] == namespace] if namespace else list(objects)
         return (objects[key] for key in sorted(keys))
 
     def values(self, resource: str) -> list[Stored]:
-        """Every object of a resource, in no order."""
+        """Return every object of a resource, unordered."""
         return list(self._objects.get(resource, {}).values())
 
     def put(self, resource: str, obj: Json) -> Stored:
-        """Create or replace; gives the object the next resourceVersion."""
+        """Create or replace an object; it gets the next resourceVersion."""
         meta = obj["metadata"]
         objects = self._objects.setdefault(resource, {})
         key = (meta.get("namespace", ""), meta["name"])
@@ -134,7 +134,7 @@ class Store:
         return stored
 
     def remove(self, resource: str, namespace: str, name: str, last: Json | None = None) -> Stored | None:
-        """Delete; `last` is the state to show in the DELETED event where it is not the stored one."""
+        """Delete an object; `last` is the state for the DELETED event if it differs from the stored one."""
         before = self._objects.get(resource, {}).pop((namespace, name), None)
         if before is None:
             return None
@@ -146,7 +146,7 @@ class Store:
         return after
 
     def compact(self) -> None:
-        """Watches that resume from an older version get 410; open ones go on, as with a real watch cache."""
+        """Drop the log: resumed watches get 410, open ones continue, as with a real watch cache."""
         for log in self._logs.values():
             log.compacted = self.version
 

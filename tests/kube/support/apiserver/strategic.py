@@ -14,7 +14,7 @@ _DIRECTIVE = "$patch"
 
 
 def strategic_merge(target: Any, patch: Any, node: Node) -> Any:
-    """`patch` applied to `target`, both JSON objects of the type `node`."""
+    """Apply `patch` to `target`, both JSON objects of the type `node`; return the result."""
     if not isinstance(patch, dict):
         return copy(patch)
     directive = patch.get(_DIRECTIVE)

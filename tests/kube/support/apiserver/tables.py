@@ -18,7 +18,7 @@ _STEP = re.compile(
 
 
 def age(timestamp: str | None) -> str:
-    """As kubectl shows durations: 12s, 3m, 5h12m, 4d."""
+    """Format an age as kubectl does: 12s, 3m, 5h12m, 4d."""
     if not timestamp:
         return "<unknown>"
     seconds = int((datetime.now(UTC) - datetime.fromisoformat(timestamp)).total_seconds())
@@ -39,7 +39,7 @@ def duration(seconds: int) -> str:
 
 
 def lookup(obj: Any, path: str) -> Any:
-    """The value at a printer column's JSONPath; None where there is none."""
+    """Return the value at a printer column's JSONPath, None if there is none."""
     at = obj
     for found in _STEP.finditer(path):
         name, single, double, index, key, value = found.groups()
@@ -145,7 +145,7 @@ _OTHERS: list[tuple[Json, Cell]] = [(_AGE, lambda obj: age(lookup(obj, _CREATED)
 
 
 class Printer:
-    """Rows of one resource."""
+    """Formats objects of one resource as rows."""
 
     def __init__(self, resource: Resource, include: str) -> None:
         self._include = include
@@ -158,7 +158,7 @@ class Printer:
         self._columns = first + own
 
     def table(self, objects: list[Json], metadata: Json, *, headers: bool = True) -> Json:
-        """A Table; in a watch only the first one carries column definitions."""
+        """Return a Table; in a watch only the first one has column definitions."""
         table: Json = {"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": metadata}
         table["columnDefinitions"] = [column for column, _ in self._columns] if headers else None
         return table | {"rows": [self._row(obj) for obj in objects]}

@@ -1,4 +1,4 @@
-"""What a write is about, who sends it, and the names objects may have."""
+"""The object and options of a write, and valid object names."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LONGEST_NAME = 253
 
 @dataclass(frozen=True)
 class Options:
-    """Query parameters of a write, and who sends it."""
+    """Query parameters of a write, and its user."""
 
     user: User
     manager: str = "unknown"
@@ -32,7 +32,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Target:
-    """What a write is about."""
+    """The object that a write changes."""
 
     resource: Resource
     namespace: str
@@ -53,7 +53,7 @@ class Target:
         return errors.invalid(self.resource.kind, self.resource.group, self.name, causes)
 
     def check_preconditions(self, old: Json, given: Json) -> None:
-        """`given`: metadata or preconditions with uid and resourceVersion, both optional. Raises: 409."""
+        """Compare optional uid and resourceVersion in `given` (metadata or preconditions). Raises: 409."""
         version, uid = given.get("resourceVersion"), given.get("uid")
         if uid and uid != old["metadata"]["uid"]:
             mine = old["metadata"]["uid"]
@@ -65,9 +65,9 @@ class Target:
 
 
 def named(store: Store, target: Target, meta: Json) -> Target:
-    """The target with the name and namespace that a new object gets; both are put into `meta`.
+    """Return the target with the name and namespace of a new object; both are written to `meta`.
 
-    Raises: 422 for a bad name, 404 for a namespace that does not exist, 400 for the wrong one.
+    Raises: 422 for an invalid name, 404 for a missing namespace, 400 for the wrong one.
     """
     if not meta.get("name") and meta.get("generateName"):
         meta["name"] = meta["generateName"] + "".join(secrets.choice(_SUFFIX) for _ in range(5))

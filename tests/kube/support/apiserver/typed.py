@@ -1,4 +1,4 @@
-"""Types of API objects, compiled from OpenAPI: what is a map, a keyed list or atomic, and which fields exist.
+"""Types of API objects, compiled from OpenAPI: maps, keyed lists, atomic values, and their fields.
 
 Built-in kinds come from the Kubernetes 1.33 definitions that the `kubernetes-validate` package ships, custom
 resources from their CRD. Server-side apply, strategic merge and pruning all walk these nodes.
@@ -28,7 +28,7 @@ _JSON_TYPES: dict[str, tuple[type, ...]] = {
 
 @dataclass(slots=True)
 class Node:
-    """One place in an object. `form` is object, map, list, scalar, or any (no schema)."""
+    """The type of one value in an object. `form` is object, map, list, scalar, or any (no schema)."""
 
     form: str = "any"
     types: tuple[type, ...] = ()
@@ -45,7 +45,7 @@ class Node:
     preserve: bool = False
 
     def child(self, name: str) -> Node:
-        """The node of a field or map key; ANY where the schema says nothing."""
+        """Return the node of a field or map key, ANY if the schema does not define it."""
         found = self.properties.get(name)
         return found or self.values or ANY
 
@@ -55,7 +55,7 @@ ANY = Node()
 
 @cache
 def definitions() -> dict[str, Json]:
-    """Every built-in definition by its OpenAPI name."""
+    """Return the built-in definitions by OpenAPI name."""
     root = Path(kubernetes_validate.__file__).parent / "kubernetes-json-schema" / KUBERNETES
     text = (root / "_definitions.json").read_text()
     text = text.replace("/api/_definitions.json#/$defs/", "").replace("#/$defs/", "")
@@ -67,7 +67,7 @@ _compiled: dict[str, Node] = {}
 
 
 def builtin(name: str) -> Node:
-    """The node of a built-in definition, such as `io.k8s.api.core.v1.Pod`."""
+    """Return the node of a built-in definition, such as `io.k8s.api.core.v1.Pod`."""
     node = _compiled.get(name)
     if node is None:
         node = _compiled[name] = Node()
@@ -80,14 +80,14 @@ def metadata_node() -> Node:
 
 
 def compile_schema(schema: Json) -> Node:
-    """The node of an OpenAPI schema; in a CRD's root, `metadata` is ObjectMeta."""
+    """Return the node of an OpenAPI schema; in a CRD's root, `metadata` is ObjectMeta."""
     node = Node()
     _fill(node, schema)
     return node
 
 
 def custom(schema: Json) -> Node:
-    """The node of a custom resource version's root."""
+    """Return the root node of a custom resource version."""
     node = compile_schema(schema)
     if node.form == "any":
         node.form, node.preserve = "object", True
@@ -151,14 +151,14 @@ def _fill_form(node: Node, schema: Json) -> None:
 
 @dataclass
 class Decoding:
-    """What pruning an object against its node found."""
+    """The result of pruning an object: unknown fields and type errors."""
 
     unknown: list[str] = field(default_factory=list)
     mistyped: list[str] = field(default_factory=list)
     missing: list[Cause] = field(default_factory=list)
 
     def prune(self, value: Any, node: Node, path: str) -> Any:
-        """A copy of `value` without unknown fields and nulls."""
+        """Return a copy of `value` without unknown fields and nulls."""
         if node.form == "any":
             return copy(value)
         if node.form == "scalar":
@@ -196,7 +196,7 @@ class Decoding:
 
 
 def copy(value: Any) -> Any:
-    """A deep copy of JSON."""
+    """Return a deep copy of a JSON value."""
     if type(value) is dict:
         return {name: copy(inner) if type(inner) in _CONTAINERS else inner for name, inner in value.items()}
     if type(value) is list:

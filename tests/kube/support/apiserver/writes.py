@@ -1,4 +1,4 @@
-"""Create, update, patch and apply on behalf of a request."""
+"""Create, update, patch and apply."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from apiserver.strategic import strategic_merge
 from apiserver.target import Options, Target, named
 from apiserver.typed import copy
 
-# Set by the server alone: a client's value is replaced by the stored one.
+# Set only by the server: a client's value is replaced by the stored one.
 _SERVER_SET = (
     "uid",
     "creationTimestamp",
@@ -32,7 +32,7 @@ STRATEGIC_PATCH, APPLY_PATCH = "application/strategic-merge-patch+json", "applic
 
 
 class Writer:
-    """Performs writes on the store. All methods are synchronous: one write is one step."""
+    """Executes writes on the store. All methods are synchronous, so each write is atomic."""
 
     def __init__(self, store: Store, admission: Admission) -> None:
         self._store = store
@@ -63,7 +63,7 @@ class Writer:
         if managed:
             meta["managedFields"] = managed["metadata"].get("managedFields", [])
         else:
-            # The phase that the server gives a new pod belongs to nobody.
+            # The phase of a new pod is set by the server and has no field manager.
             stated = {
                 name: value for name, value in obj.items() if (resource.plural, name) != ("pods", "status")
             }
@@ -89,7 +89,7 @@ class Writer:
         return self._replace(target, live, new, manager, options)
 
     def patch(self, target: Target, content_type: str, body: Any, options: Options) -> tuple[Stored, bool]:
-        """The object, and whether it was created."""
+        """Return the object, and whether it was created."""
         if content_type == APPLY_PATCH:
             return self._apply(target, body, options)
         live = self._live(target)
@@ -176,7 +176,7 @@ class Writer:
     def _replace(
         self, target: Target, live: Stored, new: Json, manager: Manager | None, options: Options
     ) -> Stored:
-        """Put `new` where `live` is; `manager` is None when ownership is worked out already (apply)."""
+        """Replace `live` by `new`; `manager` is None if ownership is already computed (apply)."""
         resource, old = target.resource, live.obj
         target.check_preconditions(old, new["metadata"])
         new = separated(resource, old, new, target.subresource)
@@ -219,5 +219,5 @@ class Writer:
         return self._store.put(target.key, new)
 
     def delete(self, target: Target, body: Json, options: Options) -> tuple[Stored, bool]:
-        """Delete, or begin to; the object, and whether it is gone. `body`: DeleteOptions."""
+        """Delete an object or begin its deletion; return it, and whether it is gone."""
         return delete(self._store, target, body, options)

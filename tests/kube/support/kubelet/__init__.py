@@ -1,5 +1,6 @@
-"""A kubelet whose containers are local processes: plays the nodes for the double or a real API server.
+"""A kubelet whose containers are local processes: provides nodes for the double or a real API server.
 
-It never binds pods. Each container gets mount and process namespaces of its own, so that its paths are what
-the pod says; images are ignored, `python` is the interpreter this runs under. See `python -m kubelet --help`.
+It does not schedule pods. Each container has its own mount and process namespaces and so the paths that
+the pod declares. Images are ignored; `python` is the kubelet's own interpreter. See
+`python -m kubelet --help`.
 """

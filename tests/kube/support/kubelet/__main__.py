@@ -1,4 +1,4 @@
-"""`python -m kubelet --kubeconfig FILE --nodes 3 --dir DIR`: plays nodes until SIGTERM.
+"""`python -m kubelet --kubeconfig FILE --nodes 3 --dir DIR`: runs nodes until SIGTERM.
 
 Prints the URL of its control port when every node is registered. Logs of containers are in DIR/logs.
 """

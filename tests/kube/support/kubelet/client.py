@@ -1,4 +1,4 @@
-"""An asynchronous client for any API server, and the list-and-watch loop the kubelet lives on."""
+"""An asynchronous API server client with a list-and-watch loop."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LONGEST_PAUSE_S = 5.0
 
 
 class Client:
-    """JSON requests with the rights of a kubeconfig."""
+    """JSON requests with the credentials of a kubeconfig."""
 
     def __init__(self, cluster: Cluster, agent: str = "kubelet/v1.33.0") -> None:
         context = ssl.create_default_context(cadata=cluster.ca_pem)
@@ -42,7 +42,7 @@ class Client:
     async def request(
         self, method: str, path: str, body: Any = None, media: str = "application/json", **query: str
     ) -> Json:
-        """Raises: Refused; aiohttp.ClientError and TimeoutError when the server cannot be reached."""
+        """Send a request. Raises: Refused; aiohttp.ClientError, TimeoutError if the server is unreachable."""
         raw = None if body is None else json.dumps(body)
         headers = {"Content-Type": media} if raw is not None else {}
         async with self._session.request(
@@ -55,7 +55,7 @@ class Client:
             return found
 
     async def insist(self, method: str, path: str, body: Any = None, media: str = "application/json") -> Json:
-        """Repeat until the server answers with something final. Raises: Refused, but not for 429 and 5xx."""
+        """Retry until there is a final response. Raises: Refused, but not for 429 and 5xx."""
         pause = Pause()
         while True:
             try:
@@ -68,9 +68,9 @@ class Client:
             await pause.wait()
 
     async def follow(self, path: str, change: Callable[[str, Json], Awaitable[None]], **query: str) -> None:
-        """List, then watch for ever: `change(type, object)`; ADDED for what the list held, SYNCED after it.
+        """List, then watch without end; calls `change(type, object)`: ADDED per listed object, then SYNCED.
 
-        Objects deleted while no watch was open are told as DELETED.
+        Objects deleted while no watch was open are reported as DELETED.
         """
         known: dict[str, Json] = {}
         pause = Pause()
@@ -121,7 +121,7 @@ class Client:
         change: Callable[[str, Json], Awaitable[None]],
         query: dict[str, str],
     ) -> None:
-        """Watch and resume until the version has expired."""
+        """Watch, and resume after each end, until the resourceVersion has expired."""
         while True:
             params = query | {"watch": "true", "allowWatchBookmarks": "true", "resourceVersion": version}
             async with self._session.get(path, params=params, timeout=_WATCH_TIMEOUT) as answer:
@@ -142,7 +142,7 @@ class Client:
 
 
 class Pause:
-    """Growing waits with jitter between tries."""
+    """Exponential back-off with jitter."""
 
     def __init__(self, first_s: float = 0.1, longest_s: float = _LONGEST_PAUSE_S) -> None:
         self._first_s, self._longest_s = first_s, longest_s

@@ -1,4 +1,4 @@
-"""Running one container as a process with namespaces of its own."""
+"""Runs a container as a process with its own namespaces."""
 
 from __future__ import annotations
 
@@ -33,26 +33,26 @@ def now() -> str:
 
 @dataclass
 class Running:
-    """A started container. `pid` is its process 1 as seen from outside."""
+    """A started container. `pid` is the id of its process 1 on the host."""
 
     process: asyncio.subprocess.Process
     pid: int
     started_at: str = field(default_factory=now)
 
     async def wait(self) -> int:
-        """The exit code, 128+n after signal n."""
+        """Wait for the end; return the exit code, 128+n after signal n."""
         code = await self.process.wait()
         return code if code >= 0 else 128 - code
 
     def signal(self, number: signal.Signals) -> None:
-        """To process 1; SIGKILL takes the whole container."""
+        """Send a signal to process 1; SIGKILL ends the whole container."""
         try:
             os.kill(self.pid, number)
         except ProcessLookupError:
             return
 
     def tree(self) -> list[psutil.Process]:
-        """Every process of the container."""
+        """Return all processes of the container."""
         try:
             first = psutil.Process(self.pid)
             return [first, *first.children(recursive=True)]
@@ -60,7 +60,7 @@ class Running:
             return []
 
     def freeze(self) -> None:
-        """Stop every process, also those forked meanwhile."""
+        """Stop all processes, including those forked in the meantime."""
         stopped: set[int] = set()
         while fresh := [one for one in self.tree() if one.pid not in stopped]:
             for one in fresh:
@@ -80,7 +80,7 @@ def _send(process: psutil.Process, number: signal.Signals) -> None:
 
 
 def mounts(pod: Json, container: Json, volumes: Volumes) -> list[Json]:
-    """Sources and targets, outer targets first."""
+    """Return sources and targets of the mounts, outer targets first."""
     kinds = {one["name"]: one for one in pod["spec"].get("volumes", ())}
     found = []
     for mount in container.get("volumeMounts", ()):
@@ -96,7 +96,7 @@ def mounts(pod: Json, container: Json, volumes: Volumes) -> list[Json]:
 async def start(
     folder: Path, container: Json, argv: list[str], variables: dict[str, str], mounted: list[Json], log: Path
 ) -> Running:
-    """Start a container; `folder` keeps its spec and its termination message. Raises: StartError."""
+    """Start a container; its spec and termination message are in `folder`. Raises: StartError."""
     folder.mkdir(parents=True, exist_ok=True)
     message = folder / "termination"
     message.write_bytes(b"")
@@ -127,7 +127,7 @@ async def start(
 
 
 async def _read_all(descriptor: int) -> str:
-    """Everything until the other end closes, which the start of the command does."""
+    """Read until the other end is closed, which happens when the command starts."""
     reader = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
     transport, _ = await loop.connect_read_pipe(
@@ -140,7 +140,7 @@ async def _read_all(descriptor: int) -> str:
 
 
 def termination_message(folder: Path, container: Json, code: int, log: Path) -> str:
-    """What the container left at terminationMessagePath, or the end of its log if it asked for that."""
+    """Return the content of terminationMessagePath, or by its policy the end of the log."""
     text = (folder / "termination").read_bytes()[:_LONGEST_MESSAGE].decode(errors="replace")
     if text or code == 0 or container.get("terminationMessagePolicy") != "FallbackToLogsOnError":
         return text

@@ -1,4 +1,4 @@
-"""How tests make nodes misbehave: a small control port, and its client."""
+"""The HTTP control port by which tests make nodes fail, and its client."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ControlPort:
         self._runner = web.AppRunner(app, access_log=None)
 
     async def start(self) -> str:
-        """The URL it listens on."""
+        """Start listening; return the URL."""
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", 0).start()
         return f"http://127.0.0.1:{self._runner.addresses[0][1]}"
@@ -73,13 +73,13 @@ class Control:
     url: str
 
     def act(self, node: str, action: str) -> None:
-        """stop, start, freeze, thaw or remove a node; returns when it is done."""
+        """Stop, start, freeze, thaw or remove a node, and wait until it is done."""
         answer = urllib3.request("POST", f"{self.url}/nodes/{node}/{action}", timeout=30.0, retries=False)
         if answer.status != 200:
             raise RuntimeError(f"{action} {node}: {answer.status} {answer.data.decode()}")
 
     def state(self) -> dict[str, Json]:
-        """Node name -> state, and its pods with address and process ids."""
+        """Return node name -> state, and its pods with address and process ids."""
         answer = urllib3.request("GET", f"{self.url}/state", timeout=10.0, retries=False)
         found: dict[str, Json] = json.loads(answer.data)
         return found

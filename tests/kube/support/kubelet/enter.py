@@ -1,8 +1,8 @@
-"""The first process of a container: makes the namespaces and mounts, then becomes the container's command.
+"""The first process of a container: creates namespaces and mounts, then executes the container's command.
 
 Run as `python -I -S enter.py SPEC REPORT_FD` with only the standard library. It writes `pid N` to REPORT_FD
-(the container's process 1 as the outside sees it), then `error TEXT` if the command could not be started. It
-exits with the command's exit code, 128+n after signal n, and takes the whole container with it when killed.
+(the host's id of the container's process 1), then `error TEXT` if the command could not be started. It
+exits with the command's exit code, 128+n after signal n; killing it ends the whole container.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def _become(spec: dict[str, Any], report: int) -> None:
 
 
 def _lay_out(spec: dict[str, Any]) -> None:
-    """Mount everything. Sources are opened first: a fresh /tmp may hide them."""
+    """Create all mounts. Sources are opened first, because the new /tmp may hide them."""
     _mount("none", "/", "", _REC | _PRIVATE)
     _mount("proc", "/proc", "proc", 0)
     kept = [path for path in spec["visible"] if path.startswith(tuple(f"{one}/" for one in _SHADOWED))]

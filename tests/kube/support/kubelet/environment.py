@@ -1,4 +1,4 @@
-"""Command, arguments and environment of a container, resolved as kubelets do."""
+"""Command, arguments and environment of a container, resolved as by a kubelet."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _UNITS = {
 
 
 def expand(text: str, variables: dict[str, str]) -> str:
-    """`$(NAME)` becomes the variable, unknown ones stay, `$$` is `$`."""
+    """Replace `$(NAME)` by the variable's value; unknown variables stay, `$$` becomes `$`."""
 
     def replace(found: re.Match[str]) -> str:
         if found[0] == "$$":
@@ -40,7 +40,7 @@ def expand(text: str, variables: dict[str, str]) -> str:
 
 
 def command(container: Json, variables: dict[str, str]) -> list[str]:
-    """What to execute. Raises: Missing when the pod leaves it to the image."""
+    """Return the command line. Raises: Missing if the pod has no command."""
     given = container.get("command")
     if not given:
         raise Missing(f"container {container['name']} has no command, and images are ignored here")
@@ -51,7 +51,7 @@ def command(container: Json, variables: dict[str, str]) -> list[str]:
 
 
 async def environment(pod: Json, container: Json, source: Source, api: tuple[str, int]) -> dict[str, str]:
-    """Variables of a bare system, the API server's address, then the pod's own. Raises: Missing."""
+    """Return the system's variables, the API server's address, then the pod's own. Raises: Missing."""
     variables = {
         "PATH": os.pathsep.join(
             [str(Path(sys.executable).parent), "/usr/local/bin", "/usr/bin", "/bin", "/usr/sbin", "/sbin"]

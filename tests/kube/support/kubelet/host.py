@@ -1,4 +1,4 @@
-"""All nodes of one kubelet process, fed by a few watches."""
+"""All nodes of one kubelet process, which share their watches."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Json = dict[str, Any]
 
 
 class Host:
-    """Follows pods, ConfigMaps and nodes of the cluster and tells each node what concerns it.
+    """Watches pods, ConfigMaps and nodes of the cluster and passes changes to the nodes they belong to.
 
     `api_url` is where pods find the API server and `api_ca` its CA, where these are not the cluster's own: a
     test may put a proxy in between.
@@ -61,7 +61,7 @@ class Host:
         await self.client.close()
 
     async def remove(self, name: str) -> None:
-        """The machine is gone for good: dead, and its Node object deleted."""
+        """Remove a node permanently: end its processes and delete its Node object."""
         await self.nodes[name].stop()
         await self.client.insist("DELETE", f"/api/v1/nodes/{name}")
 
@@ -91,7 +91,7 @@ class Host:
             await known.node_changed(node)
 
     async def config_map(self, namespace: str, name: str) -> Json | None:
-        """A ConfigMap as last seen; the cluster's CA is replaced where pods talk through a proxy."""
+        """Return a ConfigMap from the cache, with the CA of the proxy if pods use one."""
         found = self._config_maps.get((namespace, name))
         if found and name == "kube-root-ca.crt" and self._api_ca:
             return found | {"data": {"ca.crt": self._api_ca}}
@@ -104,7 +104,7 @@ class Host:
             return None
 
     async def token(self, pod: Json, audience: str, life_s: int) -> str:
-        """A token bound to the pod."""
+        """Return a token bound to the pod."""
         return await bound_token(self.client, pod, audience, life_s)
 
 
@@ -114,7 +114,7 @@ def _report(task: asyncio.Task[Any]) -> None:
 
 
 def check_ca(pem: str) -> str:
-    """Raises: ssl.SSLError for what is no certificate."""
+    """Return the PEM text. Raises: ssl.SSLError if it is not a certificate."""
     if pem:
         ssl.create_default_context(cadata=pem)
     return pem

@@ -25,7 +25,7 @@ LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
 
 @dataclass(frozen=True)
 class Plan:
-    """How the nodes of this kubelet are. Times in seconds."""
+    """Properties of the nodes of this kubelet. Times in seconds."""
 
     labels: dict[str, str] = field(default_factory=dict)
     capacity: dict[str, str] = field(default_factory=lambda: {"cpu": "8", "memory": "32Gi", "pods": "110"})
@@ -34,7 +34,7 @@ class Plan:
 
 
 class Node:
-    """A node that is up, or was stopped by a test. `number` gives it addresses of its own."""
+    """A node, running or stopped by a test. `number` determines its addresses."""
 
     def __init__(
         self,
@@ -57,27 +57,27 @@ class Node:
         self.pods: dict[str, Json] = {}
         self.workers: dict[str, PodWorker] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._beating: asyncio.Task[None] | None = None
+        self._heartbeats: asyncio.Task[None] | None = None
         self._next = 2
         self.state = "down"
 
     def _address(self, last: int) -> str:
-        """Pods choose their ports as if they were alone, so two kubelets of a machine have two networks."""
+        """Return an address; kubelets of one machine have separate networks, so pods' ports do not clash."""
         network = 64 + (os.getpid() + self._number // 250) % 64
         return f"127.{network}.{self._number % 250 + 1}.{last}"
 
     async def start(self) -> None:
-        """Register, beat, and run the pods that are bound here."""
+        """Register, send heartbeats, and run the pods bound to this node."""
         await self._register()
         self.state = "up"
-        self._beating = asyncio.create_task(self._beat())
+        self._heartbeats = asyncio.create_task(self._heartbeat())
         for uid, pod in list(self.pods.items()):
             self._run(uid, pod)
 
     async def stop(self) -> None:
-        """As if the power went: every process dies, and nothing is reported."""
+        """Simulate a power loss: kill all processes and report nothing."""
         self.state = "down"
-        tasks = [*self._tasks.values(), *([self._beating] if self._beating else [])]
+        tasks = [*self._tasks.values(), *([self._heartbeats] if self._heartbeats else [])]
         for worker in self.workers.values():
             worker.kill()
         for task in tasks:
@@ -87,10 +87,10 @@ class Node:
         self.workers.clear()
 
     def freeze(self) -> None:
-        """Every process stops, and the node falls silent; it wakes up with `thaw`."""
+        """Stop all processes and heartbeats, until `thaw`."""
         self.state = "frozen"
-        if self._beating:
-            self._beating.cancel()
+        if self._heartbeats:
+            self._heartbeats.cancel()
         for worker in self.workers.values():
             for one in worker.running.values():
                 one.freeze()
@@ -100,10 +100,10 @@ class Node:
         for worker in self.workers.values():
             for one in worker.running.values():
                 one.thaw()
-        self._beating = asyncio.create_task(self._beat())
+        self._heartbeats = asyncio.create_task(self._heartbeat())
 
     def changed(self, kind: str, pod: Json) -> None:
-        """A pod bound here was added, changed or deleted."""
+        """Handle a change of a pod bound to this node."""
         uid = pod["metadata"]["uid"]
         if kind == "DELETED":
             self.pods.pop(uid, None)
@@ -156,7 +156,7 @@ class Node:
         await self._post_status()
 
     def _status(self) -> Json:
-        beat = {"lastHeartbeatTime": now(), "lastTransitionTime": now()}
+        heartbeat = {"lastHeartbeatTime": now(), "lastTransitionTime": now()}
         ready = {
             "type": "Ready",
             "status": "True",
@@ -170,7 +170,7 @@ class Node:
                 "reason": f"KubeletHasNo{kind}",
                 "message": "kubelet has enough",
             }
-            | beat
+            | heartbeat
             for kind in ("MemoryPressure", "DiskPressure", "PIDPressure")
         ]
         info = dict.fromkeys(("machineID", "systemUUID", "bootID", "kernelVersion", "osImage"), "")
@@ -183,7 +183,7 @@ class Node:
         return {
             "capacity": self._plan.capacity,
             "allocatable": self._plan.capacity,
-            "conditions": [*pressures, ready | beat],
+            "conditions": [*pressures, ready | heartbeat],
             "addresses": [
                 {"type": "InternalIP", "address": self.host_ip},
                 {"type": "Hostname", "address": self.name},
@@ -198,19 +198,19 @@ class Node:
             )
 
     async def node_changed(self, node: Json) -> None:
-        """Somebody declared this node silent though it is up: say otherwise."""
+        """Post the status again if the node is running but was declared unreachable."""
         conditions = node.get("status", {}).get("conditions", ())
         ready = next((one["status"] for one in conditions if one["type"] == "Ready"), "")
         if self.state == "up" and ready != "True":
             await self._post_status()
 
-    async def _beat(self) -> None:
+    async def _heartbeat(self) -> None:
         """Renew the Lease; create it where it is missing."""
         while True:
             try:
                 await self._renew()
             except (Refused, aiohttp.ClientError, TimeoutError):
-                # The next beat comes in time; a silent API server is what the Lease is there for.
+                # The next heartbeat retries; a Lease may miss some while the API server is unreachable.
                 await asyncio.sleep(self._plan.lease_s / 4)
                 continue
             await asyncio.sleep(self._plan.lease_s)

@@ -12,7 +12,7 @@ Json = dict[str, Any]
 
 @dataclass
 class ContainerState:
-    """One container over its restarts. `state` has one of waiting, running, terminated."""
+    """The state of one container over its restarts. `state` has one of waiting, running, terminated."""
 
     name: str
     image: str
@@ -23,7 +23,7 @@ class ContainerState:
 
     @property
     def exit_code(self) -> int | None:
-        """None while it has not ended for good."""
+        """The exit code, None while the container may still run again."""
         ended = self.state.get("terminated")
         return int(ended["exitCode"]) if ended else None
 
@@ -41,8 +41,8 @@ class ContainerState:
         self.state = {"terminated": ended | {"containerID": identity}}
         self.ready = False
 
-    def again(self) -> None:
-        """What ended becomes the last state, and counts as a restart."""
+    def restart(self) -> None:
+        """Move the terminated state to the last state, and count a restart."""
         if "terminated" in self.state:
             self.last = self.state
         self.restarts += 1
@@ -63,12 +63,12 @@ class ContainerState:
 
 
 def may_restart(policy: str, code: int) -> bool:
-    """Whether `restartPolicy` starts a container again after an exit."""
+    """Return whether `restartPolicy` restarts a container after an exit."""
     return policy == "Always" or (policy == "OnFailure" and code != 0)
 
 
 def phase(policy: str, init: list[ContainerState], main: list[ContainerState]) -> str:
-    """Pending, Running, Succeeded or Failed."""
+    """Return the pod's phase: Pending, Running, Succeeded or Failed."""
     codes = [one.exit_code for one in init]
     if any(code not in {0, None} and not may_restart(_init_policy(policy), code or 0) for code in codes):
         return "Failed"
@@ -82,24 +82,24 @@ def phase(policy: str, init: list[ContainerState], main: list[ContainerState]) -
 
 
 def _init_policy(policy: str) -> str:
-    """An init container that succeeded is never run again."""
+    """Return the restart policy of init containers: one that succeeded is not run again."""
     return "OnFailure" if policy == "Always" else policy
 
 
 @dataclass
 class Conditions:
-    """Pod conditions with the times of their last change."""
+    """Pod conditions with their transition times."""
 
     _known: dict[str, Json] = field(default_factory=dict)
 
     def update(self, wanted: dict[str, tuple[bool, str]]) -> list[Json]:
-        """`wanted`: type -> (true, reason when false)."""
+        """Return the conditions. `wanted`: type -> (true, reason when false)."""
         for kind, (holds, reason) in wanted.items():
             status = "True" if holds else "False"
             old = self._known.get(kind)
             since = old["lastTransitionTime"] if old and old["status"] == status else now()
             new = {"type": kind, "status": status, "lastTransitionTime": since}
-            # A null removes the reason that a former state had.
+            # A null removes the reason of the previous state.
             self._known[kind] = new | {"reason": None if holds else reason}
         return list(self._known.values())
 
@@ -107,7 +107,7 @@ class Conditions:
 def conditions(
     phase_now: str, init: list[ContainerState], main: list[ContainerState]
 ) -> dict[str, tuple[bool, str]]:
-    """What each condition says now."""
+    """Return the current value of each condition."""
     initialized = all(one.exit_code == 0 for one in init)
     ready = all(one.ready for one in main)
     over = phase_now in {"Succeeded", "Failed"}

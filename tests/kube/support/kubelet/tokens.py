@@ -10,7 +10,7 @@ Json = dict[str, Any]
 
 
 async def bound_token(client: Client, pod: Json, audience: str, life_s: int) -> str:
-    """A token of the pod's ServiceAccount that ends with the pod. `audience`: "" = the API server's."""
+    """Return a token of the pod's ServiceAccount, bound to the pod. `audience` "": the API server's."""
     meta = pod["metadata"]
     account = pod["spec"].get("serviceAccountName", "default")
     bound = {"kind": "Pod", "apiVersion": "v1", "name": meta["name"], "uid": meta["uid"]}

@@ -1,4 +1,4 @@
-"""Volumes of a pod as folders: updated in one step, the way kubelets do it."""
+"""Volumes of a pod as folders, updated atomically as by a kubelet."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _REFRESH_SHARE = 0.8
 
 
 class Missing(Exception):  # noqa: N818 - a state to wait in, not a failure
-    """Something a volume needs does not exist yet."""
+    """An object that a volume needs does not exist yet."""
 
 
 class Source(Protocol):
-    """Where volumes get their content."""
+    """Provides the content of volumes."""
 
     async def config_map(self, namespace: str, name: str) -> Json | None: ...
 
@@ -40,7 +40,7 @@ class Volumes:
     _tokens: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def path(self, name: str) -> Path:
-        """Where a volume is, or the host's path for a hostPath volume."""
+        """Return the folder of a volume, for a hostPath volume the host's path."""
         volume = next(one for one in self.pod["spec"]["volumes"] if one["name"] == name)
         if "hostPath" in volume:
             return Path(volume["hostPath"]["path"])
@@ -49,7 +49,7 @@ class Volumes:
         return self.folder / name
 
     async def prepare(self) -> None:
-        """Make every volume. Raises: Missing."""
+        """Create all volumes. Raises: Missing."""
         for volume in self.pod["spec"].get("volumes", ()):
             await self._prepare(volume)
 
@@ -68,7 +68,7 @@ class Volumes:
             write_atomically(path, await self._content(volume))
 
     async def refresh(self, config_map: str = "") -> None:
-        """Rewrite volumes that hold a changed ConfigMap, or a token that is due."""
+        """Rewrite volumes with a changed ConfigMap or a token due for renewal."""
         for volume in self.pod["spec"].get("volumes", ()):
             due = self._refresh_at.get(volume["name"], float("inf")) <= time.monotonic()
             if due or (config_map and config_map in _config_maps(volume)):
@@ -78,7 +78,7 @@ class Volumes:
                     continue
 
     def next_refresh(self) -> float:
-        """Monotonic time at which a token is due."""
+        """Return the monotonic time at which the next token is due for renewal."""
         return min(self._refresh_at.values(), default=float("inf"))
 
     def remove(self) -> None:
@@ -155,7 +155,7 @@ def _config_maps(volume: Json) -> set[str]:
 
 
 def field_value(pod: Json, path: str) -> str:
-    """The value of a downward API field, such as `metadata.labels['a']` or `status.podIP`."""
+    """Return the value of a downward API field, such as `metadata.labels['a']` or `status.podIP`."""
     meta, status = pod["metadata"], pod.get("status", {})
     for kind in ("labels", "annotations"):
         prefix = f"metadata.{kind}"
@@ -181,7 +181,7 @@ def field_value(pod: Json, path: str) -> str:
 
 
 def write_atomically(folder: Path, content: dict[str, bytes]) -> None:
-    """Files behind a `..data` link that is switched in one step; readers see all of one version."""
+    """Write files behind a `..data` link that is replaced atomically, so that readers see one version."""
     link = folder / "..data"
     old = folder / link.readlink() if link.is_symlink() else None
     if old and _holds(old, content):

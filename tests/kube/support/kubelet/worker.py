@@ -23,7 +23,7 @@ _REMOVED_GRACE_S = 2.0
 
 
 class Host(Protocol):
-    """What a worker needs of its node."""
+    """The parts of a node that a worker uses."""
 
     client: Client
     source: Source
@@ -35,7 +35,7 @@ class Host(Protocol):
 
 
 class PodWorker:
-    """Runs until the pod is over or gone. `update` tells it of every new version of the pod."""
+    """Runs a pod until it has ended or is deleted. `update` must be called with every new version of it."""
 
     def __init__(self, host: Host, pod: Json, ip: str) -> None:
         self._host = host
@@ -61,7 +61,7 @@ class PodWorker:
         return ContainerState(container["name"], container["image"])
 
     def _adopt(self, pod: Json) -> None:
-        """After a restart of the node: what ran then was killed."""
+        """Take over a pod after a restart of the node, which killed its containers."""
         known = {one["name"]: one for one in pod.get("status", {}).get("containerStatuses", ())}
         for state in self._main:
             old = known.get(state.name)
@@ -69,22 +69,22 @@ class PodWorker:
                 started = old["state"].get("running", {}).get("startedAt", now())
                 state.restarts = old["restartCount"]
                 state.end(137, started, "", old.get("containerID", ""))
-                state.again()
+                state.restart()
 
     def update(self, pod: Json) -> None:
-        """A new version of the pod; spec and identity are the same."""
+        """Handle a new version of the pod; spec and identity are unchanged."""
         self.pod = pod | {"status": pod.get("status", {}) | {"podIP": self.ip, "hostIP": self._host.host_ip}}
         self.volumes.pod = self.pod
         if pod["metadata"].get("deletionTimestamp"):
             self._leaving.set()
 
     def removed(self) -> None:
-        """The pod is gone from the API server: there is nobody to report to."""
+        """Handle the removal of the pod from the API server: no status is reported any more."""
         self._gone = True
         self._leaving.set()
 
     async def run(self) -> None:
-        """The life of the pod; killed containers and a removed folder are left behind when it ends."""
+        """Run the pod; at the end kill its containers and remove its folder."""
         if self.pod["metadata"].get("deletionTimestamp"):
             self._leaving.set()
         reporting = asyncio.create_task(self._report())
@@ -111,7 +111,7 @@ class PodWorker:
             one.signal(signal.SIGKILL)
 
     async def _leave(self, living: asyncio.Task[None]) -> None:
-        """SIGTERM, the grace period, SIGKILL."""
+        """Terminate the pod: SIGTERM, the grace period, SIGKILL."""
         grace_s = float(self.pod["metadata"].get("deletionGracePeriodSeconds") or _REMOVED_GRACE_S)
         for one in self.running.values():
             one.signal(signal.SIGTERM)
@@ -151,7 +151,7 @@ class PodWorker:
             refreshing.cancel()
 
     async def _prepared(self) -> bool:
-        """Wait until every volume can be made."""
+        """Wait until all volumes are created."""
         pause = Pause(0.05, 1.0)
         while not self._leaving.is_set():
             try:
@@ -166,20 +166,20 @@ class PodWorker:
         return False
 
     async def _refresh(self) -> None:
-        """Renew tokens in time."""
+        """Renew tokens before they expire."""
         while (due := self.volumes.next_refresh()) < float("inf"):
             await asyncio.sleep(max(0.0, due - asyncio.get_running_loop().time()))
             await self.volumes.refresh()
 
     async def _keep(self, container: Json, state: ContainerState, policy: str) -> None:
-        """Run a container again and again as its policy says; the first restart comes at once."""
+        """Run a container and restart it by its policy; the first restart is immediate."""
         failures = 0
         while not self._leaving.is_set():
             code = await self._once(container, state)
             self._changed.set()
             if self._leaving.is_set() or not may_restart(policy, code):
                 return
-            state.again()
+            state.restart()
             if failures:
                 wait_s = min(
                     self._host.backoff_s * 2 ** (failures - 1), self._host.backoff_s * _LONGEST_BACKOFF
@@ -194,7 +194,7 @@ class PodWorker:
             failures += 1
 
     async def _once(self, container: Json, state: ContainerState) -> int:
-        """One run of a container; its exit code."""
+        """Run a container once; return its exit code."""
         folder = self._folder / "containers" / f"{state.name}-{state.restarts}"
         meta = self.pod["metadata"]
         log = (
@@ -226,7 +226,7 @@ class PodWorker:
         return code
 
     async def _report(self) -> None:
-        """Send the status whenever it changed."""
+        """Send the status whenever it changes."""
         while True:
             await self._changed.wait()
             self._changed.clear()

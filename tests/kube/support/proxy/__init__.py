@@ -1,5 +1,5 @@
-"""A proxy that injects faults in front of any API server, and writes down who sent what.
+"""A proxy that injects faults in front of any API server and logs all requests.
 
-Every client (an operator process, the drivers) gets a listener of its own, so that faults can hit one of them
-and the trail tells them apart even where the API server keeps no audit log. See `python -m proxy --help`.
+Every client (an operator process, the drivers) has its own listener, so that faults can affect one of them
+and the log identifies clients even if the API server has no audit log. See `python -m proxy --help`.
 """

@@ -1,7 +1,7 @@
 """`python -m proxy --kubeconfig FILE --dir DIR --clients a b`: runs until SIGTERM.
 
-It prints its control URL. DIR/ca.crt is the CA of its listeners, DIR/trail.jsonl has one line a request.
-Clients bring their own bearer tokens.
+It prints its control URL. DIR/ca.crt is the CA of its listeners, DIR/trail.jsonl has one line per request.
+Clients send their own bearer tokens.
 """
 
 from __future__ import annotations

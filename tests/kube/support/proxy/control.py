@@ -1,4 +1,4 @@
-"""How tests steer the proxy: a small control port, and its client."""
+"""The proxy's HTTP control port for tests, and its client."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ControlPort:
         self._runner = web.AppRunner(app, access_log=None)
 
     async def start(self) -> str:
-        """The URL it listens on."""
+        """Start listening; return the URL."""
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", 0).start()
         return f"http://127.0.0.1:{self._runner.addresses[0][1]}"
@@ -76,7 +76,7 @@ class ControlPort:
 
 @dataclass(frozen=True)
 class Faults:
-    """The client of a control port; `folder` is where the proxy writes."""
+    """The client of a control port; `folder` is the proxy's output folder."""
 
     url: str
     folder: Path
@@ -89,7 +89,7 @@ class Faults:
         return found
 
     def add(self, action: str, **rule: Any) -> int:
-        """Put a rule (see `proxy.rules.Rule`) in force; its number."""
+        """Add a rule (see `proxy.rules.Rule`); return its number."""
         return int(self._call("POST", "/rules", {"action": action} | rule)["number"])
 
     def remove(self, number: int) -> None:
@@ -99,18 +99,18 @@ class Faults:
         self._call("DELETE", "/rules")
 
     def close(self, client: str) -> None:
-        """Refuse connections of a client."""
+        """Refuse the connections of a client."""
         self._call("POST", f"/clients/{client}/close")
 
     def open(self, client: str) -> None:
         self._call("POST", f"/clients/{client}/open")
 
     def cut(self, client: str) -> None:
-        """Drop the watches of a client that are open now."""
+        """Drop the open watches of a client."""
         self._call("POST", f"/clients/{client}/cut")
 
     def urls(self) -> dict[str, str]:
-        """Client -> where its listener is."""
+        """Return client -> URL of its listener."""
         return {name: str(url) for name, url in self._call("GET", "/clients").items()}
 
     @property
@@ -118,5 +118,5 @@ class Faults:
         return (self.folder / "ca.crt").read_text()
 
     def trail(self) -> list[Json]:
-        """Every request answered so far."""
+        """Return all requests that have been answered so far."""
         return [json.loads(line) for line in (self.folder / "trail.jsonl").read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""One listener: takes requests of one client, applies faults, and forwards the rest."""
+"""The listener of one client: applies faults, and forwards the other requests."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _HOP = frozenset(f"{_ABOUT_ONE_HOP} content-length host".split())
 
 
 class CutError(Exception):
-    """The connection is to be dropped here."""
+    """The connection must be dropped here."""
 
 
 class Listener:
-    """What `client` talks to. It keeps its port while it is closed and opened again."""
+    """The endpoint of `client`. It keeps its port when it is closed and opened again."""
 
     def __init__(
         self, client: str, cluster: Cluster, session: aiohttp.ClientSession, rules: Rules, trail: Trail
@@ -73,7 +73,7 @@ class Listener:
         await self._runner.cleanup()
 
     def cut(self) -> None:
-        """Drop every connection that is in the middle of an answer."""
+        """Drop every connection with a response in progress."""
         for request in list(self._streams.values()):
             _drop(request)
 
@@ -135,7 +135,7 @@ class Listener:
         answer: aiohttp.ClientResponse,
         cut_after: int,
     ) -> None:
-        """Pass lines on as they come; `cut_after` lines drops the connection."""
+        """Forward lines as they arrive; drop the connection after `cut_after` lines."""
         self._streams[id(request)] = request
         try:
             lines = 0
@@ -144,12 +144,12 @@ class Listener:
                 await response.write(line)
                 lines += 1
                 if cut_after and lines >= cut_after and request.transport:
-                    # What was written arrives, the end of the answer does not.
+                    # The lines written so far arrive, the end of the response does not.
                     request.transport.close()
                     return
             await response.write_eof()
         except ConnectionError:
-            # The client went away, or the test cut the connection.
+            # The client disconnected, or the test dropped the connection.
             return
         finally:
             del self._streams[id(request)]

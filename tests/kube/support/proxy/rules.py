@@ -1,4 +1,4 @@
-"""What goes wrong, for which requests, and how often."""
+"""Fault rules: which fault, for which requests, and how often."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ ACTIONS = frozenset(("answer", "expire", "hang", "cut", "lose", "delay"))
 class Rule:
     """One fault. Patterns are searched in client, method and path with query; `times` 0 = until removed.
 
-    `answer`: reply `code` (with Retry-After) without asking the server. `expire`: a watch that answers 410.
-    `hang`: nothing comes, on open watches neither, until the rule is removed. `cut`: drop the connection
-    after `lines` lines of the answer. `lose`: the server acts, the answer is lost. `delay`: `seconds` later.
+    `answer`: respond `code` (with Retry-After) without forwarding. `expire`: a watch responds 410.
+    `hang`: no data, on open watches either, until the rule is removed. `cut`: drop the connection
+    after `lines` lines of the response. `lose`: forward, drop the response. `delay`: wait `seconds` first.
     """
 
     action: str
@@ -36,7 +36,7 @@ class Rule:
 
     def __post_init__(self) -> None:
         if self.action not in ACTIONS:
-            raise ValueError(f"action: {self.action!r} is none of {sorted(ACTIONS)}")
+            raise ValueError(f"action: {self.action!r} is not one of {sorted(ACTIONS)}")
 
     def matches(self, client: str, method: str, path: str) -> bool:
         pairs = ((self.client, client), (self.method, method), (self.path, path))
@@ -44,7 +44,7 @@ class Rule:
 
 
 class Rules:
-    """The rules in force, oldest first."""
+    """The active rules, oldest first."""
 
     def __init__(self) -> None:
         self._rules: dict[int, Rule] = {}
@@ -68,7 +68,7 @@ class Rules:
         return {number: rule.hits for number, rule in self._rules.items()}
 
     def take(self, client: str, method: str, path: str) -> Rule | None:
-        """The first rule that matches a request; counts the hit."""
+        """Return the first rule that matches a request, and count the match."""
         for number, rule in list(self._rules.items()):
             if rule.matches(client, method, path):
                 rule.hits += 1
@@ -78,7 +78,7 @@ class Rules:
         return None
 
     async def gate(self, client: str, method: str, path: str) -> None:
-        """Wait while a `hang` matches."""
+        """Wait while a `hang` rule matches."""
         while True:
             found = [
                 one
@@ -91,7 +91,7 @@ class Rules:
 
 
 def status(code: int, retry_after: int = 0) -> Json:
-    """The body that an API server sends with a code."""
+    """Return the metav1.Status of a fault with that code."""
     reasons = {
         409: "Conflict",
         410: "Expired",

@@ -1,4 +1,4 @@
-"""The trail of requests: who sent what, and what came back, one JSON line each."""
+"""The log of requests with client and response code, one JSON line each."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Json = dict[str, Any]
 
 
 class Trail:
-    """Appends to a file, a line as soon as the answer is known."""
+    """Appends to a file; a line is written when the response is known."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("a", buffering=1)
 
     def write(self, client: str, request: web.Request, began: float, code: int, fault: str) -> None:
-        """`began`: Unix time at which the request came; `code` 0: no answer was given."""
+        """Log a request. `began`: Unix seconds of its arrival; `code` 0: there was no response."""
         token = request.headers.get("Authorization", "").removeprefix("Bearer ")
         claims = _claims(token)
         bound = claims.get("kubernetes.io", {})
@@ -44,7 +44,7 @@ class Trail:
 
 
 def _claims(token: str) -> Json:
-    """Claims of a JWT, unverified: the server checks it, the trail only names it."""
+    """Return the claims of a JWT without verification, which is left to the server."""
     try:
         part = token.split(".")[1]
         found: Json = json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))

@@ -1,4 +1,4 @@
-"""What a Kubernetes API server does with a custom resource's schema: prune, default, validate, CEL rules.
+"""The processing of a custom resource's schema by an API server: pruning, defaults, validation, CEL rules.
 
 compiled = CompiledSchema(version["schema"]["openAPIV3Schema"])
 obj, unknown = compiled.prune(obj)

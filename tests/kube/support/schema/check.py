@@ -1,8 +1,8 @@
-"""Types and worst cost of a CEL rule, before any object is there: an API server refuses a CRD for either.
+"""Type check and worst-case cost of a CEL rule; an API server refuses a CRD that fails either.
 
 Costs follow cel-go's estimate with the API server's sizes: a field or call is 1, a list 10, a map 30, a text
 a tenth of the bytes that are read, a comprehension its iterations times its body. Where the server counts
-less (branches, lookups) the larger figure is taken, so a rule that passes here passes there.
+less (branches, lookups) this takes the larger figure, so a rule that passes here also passes there.
 """
 
 from __future__ import annotations
@@ -54,15 +54,15 @@ _FUNCTIONS: Final = {
     ("contains", "string", "string"): BOOL,
     ("matches", "string", "string"): BOOL,
 }
-"""What functions give, by name and types of their operands."""
+"""Result types of functions, by name and operand types."""
 
 
 class RuleError(ValueError):
-    """The API server would not compile the rule."""
+    """The API server would refuse the rule."""
 
 
 def declared(schema: Json) -> Type:
-    """The type that rules see at a place of the schema."""
+    """Return the CEL type of a part of the schema."""
     kind = "dyn" if schema.get("x-kubernetes-int-or-string") else schema.get("type", "object")
     if kind in _SCALARS:
         return _SCALARS[kind]
@@ -78,17 +78,17 @@ def declared(schema: Json) -> Type:
 
 
 def _text_size(schema: Json) -> int:
-    """In bytes: bounds are in characters, of up to four bytes each."""
+    """Return the maximal size in bytes; maxLength counts characters of up to four bytes each."""
     if "enum" in schema:
         return max(map(len, schema["enum"]))
     return int(4 * schema["maxLength"]) if "maxLength" in schema else MAX_REQUEST
 
 
 def check(rule: str, here: Type) -> int:
-    """The worst cost of `rule` at a place of type `here`.
+    """Return the worst-case cost of `rule` for a value of type `here`.
 
     Raises:
-        RuleError: the rule does not compile, or is no truth value.
+        RuleError: the rule does not compile, or is not of type bool.
     """
     checker = _Checker({"self": here, "oldSelf": here})
     kind = checker.type_of(parse(rule))
@@ -103,7 +103,7 @@ class _Checker:
         self.cost = 0
 
     def type_of(self, term: Term) -> Type:
-        """The type of a term; what it costs is added up."""
+        """Return the type of a term, and add its cost to the total."""
         if term.kind == "literal":
             return _literal(term.word)
         kinds = {
@@ -220,4 +220,4 @@ _READERS: Final[Mapping[str, Callable[[int, int], int]]] = {
     "contains": lambda text, part: _tenth(text) * _tenth(part),
     "matches": lambda text, pattern: _tenth(text + 1) * max(1, pattern // 4),
 }
-"""What functions over texts cost, by the sizes of their operands."""
+"""Costs of string functions, by the sizes of their operands."""

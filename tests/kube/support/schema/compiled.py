@@ -1,4 +1,4 @@
-"""A structural schema with its rules, compiled once."""
+"""A structural schema with its CEL rules, compiled once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .violation import Json, Violation
 BLOCKING = frozenset(
     {"FieldValueRequired", "FieldValueTooLong", "FieldValueTooMany", "FieldValueTypeInvalid"}
 )
-"""Faults after which the API server does not evaluate rules."""
+"""Violations after which the API server does not evaluate CEL rules."""
 IMPLICIT = ("apiVersion", "kind", "metadata")
 
 
@@ -25,7 +25,7 @@ class CompiledSchema:
         schema: `openAPIV3Schema` of the version.
 
     Raises:
-        ValueError: a rule is not CEL.
+        ValueError: a rule is not valid CEL.
     """
 
     def __init__(self, schema: Json) -> None:
@@ -33,20 +33,20 @@ class CompiledSchema:
         self._rules = CompiledRules(schema)
 
     def prune(self, obj: Json) -> tuple[Json, list[str]]:
-        """A copy without the fields that the schema does not know, and the paths of those."""
+        """Return a copy without unknown fields, and the paths of those."""
         pruned, unknown = copy.deepcopy(obj), []
         implicit = {name: pruned.pop(name) for name in IMPLICIT if name in pruned}
         prune(pruned, self._schema, "", unknown)
         return implicit | pruned, unknown
 
     def default(self, obj: Json) -> Json:
-        """A copy with defaults, without nulls of fields that are not nullable."""
+        """Return a copy with defaults and without nulls of fields that are not nullable."""
         defaulted = copy.deepcopy(obj)
         default(defaulted, self._schema)
         return defaulted
 
     def validate(self, obj: Json, old: Json | None = None) -> list[Violation]:
-        """Every fault of a pruned and defaulted object; `old` is what it replaces, None when it is new."""
+        """Return the violations of a pruned and defaulted object; `old` is the replaced one, None if new."""
         found = [*value_violations(obj, self._schema, ""), *list_violations(obj, self._schema, "")]
         if any(violation.reason in BLOCKING for violation in found):
             return found

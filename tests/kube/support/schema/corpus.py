@@ -1,4 +1,4 @@
-"""The corpus of manifests in tests/kube/corpus, put together."""
+"""The cases of the manifest corpus in tests/kube/corpus."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Case:
     """One case.
 
     Attributes:
-        manifest: what is created.
-        update: what the stored object is replaced by, or None.
-        refused: the field at fault, of the update if there is one; None = valid.
+        manifest: the object to create.
+        update: the object that replaces it, or None.
+        refused: the invalid field, of the update if there is one; None if the case is valid.
     """
 
     name: str
@@ -34,11 +34,11 @@ class Case:
 
     @property
     def kind(self) -> str:
-        """Kind of the object."""
+        """The object's kind."""
         return str(self.manifest["kind"])
 
     def blames(self, field: str) -> bool:
-        """Whether `field` is the one at fault, or a section around it."""
+        """Return whether `field` is the invalid field, or a section that contains it."""
         return self.refused is not None and (
             f"{self.refused}.".startswith(f"{field}.") or self.refused.startswith(f"{field}[")
         )
@@ -46,13 +46,13 @@ class Case:
 
 @cache
 def cases() -> tuple[Case, ...]:
-    """Every case, in the order of the files."""
+    """Return all cases, in the order of the files."""
     return tuple(case for path in sorted(FOLDER.glob("*.yaml")) for case in _cases(path))
 
 
 @cache
 def openapi_schema(plural: str) -> Json:
-    """`openAPIV3Schema` of a committed CRD."""
+    """Return `openAPIV3Schema` of a committed CRD."""
     crd = _read(CRDS / f"megascale.io_{plural}.yaml")
     schema: Json = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
     return schema
@@ -77,7 +77,7 @@ def _cases(path: Path) -> Iterator[Case]:
 
 
 def _merged(base: Json, change: Json) -> Json:
-    """`base` with `change` in it; sections are merged, all else is replaced."""
+    """Return `base` with `change` merged in; sections are merged, other values replaced."""
     merged = copy.deepcopy(base)
     for name, value in change.items():
         inner = merged.get(name)

@@ -1,4 +1,4 @@
-"""Defaults, outermost first; a null where null is not a value is defaulted or dropped."""
+"""Defaults, outermost first; a null of a field that is not nullable is defaulted or dropped."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .violation import Json
 
 
 def default(value: Any, schema: Json) -> None:
-    """Fill `value` in place."""
+    """Set the defaults of `value` in place."""
     if isinstance(value, dict):
         _default_properties(value, schema.get("properties", {}))
         extra = schema.get("additionalProperties")

@@ -1,4 +1,4 @@
-"""Entries of sets and keyed lists are there once."""
+"""Duplicate entries of sets and keyed lists."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .violation import Json, Violation, child
 
 
 def list_violations(value: Any, schema: Json, path: str) -> list[Violation]:
-    """Entries that were there before, in every list below `value`."""
+    """Return the duplicate entries of all lists in `value`."""
     if isinstance(value, dict):
         properties, extra = schema.get("properties", {}), schema.get("additionalProperties") or {}
         return [
@@ -28,7 +28,7 @@ def list_violations(value: Any, schema: Json, path: str) -> list[Violation]:
 
 
 def keys_of(item: Any, schema: Json) -> str:
-    """What tells an entry of the list apart, as text."""
+    """Return the identity of a list entry, as text."""
     names = schema.get("x-kubernetes-list-map-keys", ())
     if names and isinstance(item, dict):
         return json.dumps({name: item.get(name) for name in names}, sort_keys=True)

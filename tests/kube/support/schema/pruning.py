@@ -1,4 +1,4 @@
-"""Fields that a schema does not know are dropped."""
+"""Removal of fields that the schema does not declare."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .violation import Json, child
 
 
 def prune(value: Any, schema: Json, path: str, unknown: list[str]) -> None:
-    """Drop them in place; their paths are appended to `unknown`."""
+    """Remove unknown fields in place; their paths are appended to `unknown`."""
     if isinstance(value, list):
         for index, item in enumerate(value):
             prune(item, schema.get("items", {}), child(path, index), unknown)

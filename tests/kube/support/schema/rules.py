@@ -23,7 +23,7 @@ class _Rule:
 
 @dataclass(frozen=True, slots=True)
 class _Node:
-    """A place of the schema below which there are rules."""
+    """A node of the schema that has rules at or below it."""
 
     rules: tuple[_Rule, ...]
     properties: Mapping[str, _Node]
@@ -32,7 +32,7 @@ class _Node:
 
 
 class CompiledRules:
-    """The rules of a schema; places without rules below them are not visited.
+    """The rules of a schema; parts of the schema without rules are not visited.
 
     Raises:
         ValueError: a rule cannot be parsed.
@@ -42,7 +42,7 @@ class CompiledRules:
         self._root = _compile(schema, "")
 
     def violations(self, obj: Json, old: Json | None) -> list[Violation]:
-        """Rules that do not hold; rules about `oldSelf` only where the old object has the place too."""
+        """Return the violated rules; those with `oldSelf` apply only where the old object has a value."""
         if self._root is None:
             return []
         return list(_violations(self._root, obj, _MISSING if old is None else old, ""))
@@ -91,7 +91,7 @@ def _violations(node: _Node, value: Any, old: Any, path: str) -> Iterator[Violat
 
 
 def _by_key(old: Any, schema: Json) -> dict[str, Any]:
-    """Entries of a keyed list; those of other lists have no identity, so nothing is known of their past."""
+    """Return the old entries of a keyed list by key, {} for other lists, whose entries have no identity."""
     if schema.get("x-kubernetes-list-type") != "map" or not isinstance(old, list):
         return {}
     return {keys_of(item, schema): item for item in old}
@@ -111,7 +111,7 @@ def _broken(node: _Node, value: Any, old: Any, path: str) -> Iterator[Violation]
 
 
 def _verdict(rule: _Rule, context: Json, kind: str) -> str | None:
-    """None when the rule holds."""
+    """Return the violation's message, None if the rule holds."""
     try:
         holds = rule.program.execute(context)
     except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError) as error:
@@ -125,7 +125,7 @@ def _verdict(rule: _Rule, context: Json, kind: str) -> str | None:
 
 
 def _seen(value: Any, schema: Json) -> Any:
-    """What rules see: whole numbers in `number` fields are doubles, null fields are absent."""
+    """Return the value as rules see it: `number` fields are doubles, null fields are absent."""
     if isinstance(value, dict):
         properties, extra = schema.get("properties", {}), schema.get("additionalProperties")
         inside = {

@@ -1,4 +1,4 @@
-"""What an API server refuses in a CRD's schema before it stores the CRD; an empty list means it is taken."""
+"""Validation of a CRD's schema, as by the API server before it stores the CRD."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ _INT_OR_STRING = [{"type": "integer"}, {"type": "string"}]
 
 
 def faults(schema: Json) -> list[str]:
-    """Faults of `openAPIV3Schema`, each with its place."""
+    """Return the errors of `openAPIV3Schema`, each with its path; [] if it is valid."""
     found = list(_faults(schema, "", transitions=True))
     total = 0 if found else sum(cost for _, cost in costs(schema))
     return [f"the rules cost {total}, at most {CRD_LIMIT} are allowed"] if total > CRD_LIMIT else found
 
 
 def costs(schema: Json, path: str = "", times: int = 1) -> Iterator[tuple[str, int]]:
-    """Place and rule, and its worst cost over all entries of the lists and maps around it."""
+    """Yield path and rule with its worst-case cost over all entries of enclosing lists and maps."""
     for rule in schema.get("x-kubernetes-validations", ()):
         yield f"{path}: {rule['rule']}", times * check(rule["rule"], declared(schema))
     for name, inner in schema.get("properties", {}).items():
@@ -140,7 +140,7 @@ def _leads_somewhere(schema: Json, field: str) -> bool:
 
 
 def _default_faults(schema: Json, path: str) -> Iterator[str]:
-    """A default must be valid as it stands, and must not lack what the defaults below would add."""
+    """A default must be valid and must include the defaults of its own fields."""
     holder = {
         "type": "object",
         "properties": {"value": {name: v for name, v in schema.items() if name != "default"}},

@@ -1,4 +1,4 @@
-"""CEL source as a small tree, parsed by cel-python's grammar."""
+"""Parses CEL source to a small tree with cel-python's grammar."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def _environment() -> celpy.Environment:
 
 
 def parse(source: str) -> Term:
-    """The tree of an expression.
+    """Return the tree of an expression.
 
     Raises:
-        ValueError: it is not CEL.
+        ValueError: it is not valid CEL.
     """
     try:
         tree = _environment().compile(source)
@@ -93,6 +93,6 @@ _SPECIAL: Final = {
 
 
 def names_in(term: Term) -> set[str]:
-    """Every name that is used."""
+    """Return all names that the term uses."""
     found = {term.word} if term.kind == "name" else set()
     return found.union(*map(names_in, term.parts))

@@ -1,4 +1,4 @@
-"""Types and bounds of values, one by one."""
+"""Validation of types and bounds of values."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TYPES = {"object": dict, "array": list, "string": str, "boolean": bool}
 
 
 def value_violations(value: Any, schema: Json, path: str) -> list[Violation]:
-    """Faults of `value` and of everything inside it."""
+    """Return the violations of `value` and everything inside it."""
     if value is None and schema.get("nullable"):
         return []
     wrong_type = _type_violation(value, schema, path)
@@ -106,7 +106,7 @@ def _text_bounds(value: str, schema: Json, path: str) -> Iterator[Violation]:
 
 @lru_cache(maxsize=256)
 def _pattern(text: str) -> re.Pattern[str]:
-    """Go's `$` is the very end; Python's also matches before a last line break."""
+    """Compile a pattern; Go's `$` does not match before a final line break, Python's does."""
     return re.compile(re.sub(r"(?<!\\)\$$", r"\\Z", text))
 
 

@@ -1,4 +1,4 @@
-"""A field at fault, worded as the API server words it."""
+"""A schema violation with the API server's message."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """One field at fault; `reason` is that of a metav1.StatusCause."""
+    """One invalid field; `reason` is that of a metav1.StatusCause."""
 
     field: str
     message: str
@@ -18,7 +18,7 @@ class Violation:
 
 
 def child(path: str, name: str | int) -> str:
-    """`spec.faults[0].rank`"""
+    """Return the path of a field or entry, such as `spec.faults[0].rank`."""
     if isinstance(name, int):
         return f"{path}[{name}]"
     return f"{path}.{name}" if path else name

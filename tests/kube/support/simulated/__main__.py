@@ -1,7 +1,7 @@
-"""`python -m simulated --kubeconfig FILE --dir DIR --nodes 1600`: plays nodes and agents until SIGTERM.
+"""`python -m simulated --kubeconfig FILE --dir DIR --nodes 1600`: simulates nodes and agents until SIGTERM.
 
 The nodes have the taint megascale.io/simulated=true:NoSchedule and a label of the same name: give a job's
-slots a toleration and a node selector for them. It prints the URL of its control port when every node takes
+slots a toleration and a node selector for them. It prints the URL of its control port when every node accepts
 pods.
 """
 

@@ -1,4 +1,4 @@
-"""An agent that pretends: the real stream to the driver, made-up ranks."""
+"""A simulated agent: a real stream to the driver, simulated ranks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LATE_S = 0.005
 
 
 class SimulatedAgent:
-    """One slot's agent. `run` ends with its exit code when the driver lets it go."""
+    """The agent of one slot. `run` returns its exit code when the driver releases it."""
 
     def __init__(self, config: AgentConfig, world: World, ranks_per_node: int, heartbeat_s: float) -> None:
         self._place, self._world = config, world
@@ -30,13 +30,13 @@ class SimulatedAgent:
         self._node_rank = 0
         self._ended = False
         self._leaving: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._link = Link(config, self._greeting, self._handle_command)
+        self._link = Link(config, self._hello_messages, self._handle_command)
         self._report_s = heartbeat_s
         self._seq = 0
 
     async def run(self) -> int:
-        """0 released, 75 start me again."""
-        tasks = [asyncio.create_task(self._link.serve()), asyncio.create_task(self._beat())]
+        """Run the agent; return its exit code: 0 released, 75 restart requested."""
+        tasks = [asyncio.create_task(self._link.serve()), asyncio.create_task(self._send_heartbeats())]
         try:
             return await self._leaving
         finally:
@@ -55,14 +55,14 @@ class SimulatedAgent:
         )
         return pb.AgentMessage(fence=fence, **body)
 
-    def _mine(self) -> list[int]:
+    def _own_ranks(self) -> list[int]:
         if self._attempt is None or self._ended:
             return []
         first = self._node_rank * self._ranks_per_node
         return list(range(first, first + self._ranks_per_node))
 
-    def _greeting(self) -> list[pb.AgentMessage]:
-        hello = pb.Hello(pid=1, ranks=self._mine(), host=self._place.host, pod=self._place.pod)
+    def _hello_messages(self) -> list[pb.AgentMessage]:
+        hello = pb.Hello(pid=1, ranks=self._own_ranks(), host=self._place.host, pod=self._place.pod)
         return [self._fenced(hello=hello), self._fenced(report=self._report())]
 
     def _report(self) -> pb.Report:
@@ -80,7 +80,7 @@ class SimulatedAgent:
                 loaded_at=loaded, first_step_at=first, saved_step=-1, snapshot_step=-1,
                 flops=1e12, peak_flops=2e12,
             )
-            for rank in self._mine()
+            for rank in self._own_ranks()
         ]  # fmt: skip
         return pb.Report(ranks=ranks)
 
@@ -118,17 +118,17 @@ class SimulatedAgent:
         step = self._attempt.step(time.time()) if self._attempt else 0
         ranks = [
             pb.RankEvidence(rank=rank, process_state="S", step=step, phase="forward", collectives=-1)
-            for rank in self._mine()
+            for rank in self._own_ranks()
         ]
         return pb.Evidence(command_id=command_id, ranks=ranks)
 
-    async def _beat(self) -> None:
-        """Report every heartbeat, and milestones at once."""
+    async def _send_heartbeats(self) -> None:
+        """Send a report per heartbeat, and milestones immediately."""
         sent: tuple[Any, ...] = ()
         now = time.time()
         sent_at = now - random.uniform(0, self._heartbeat_s)
         while True:
-            # Real agents look every 50 ms; hundreds of pretended ones share a process.
+            # Real agents poll every 50 ms; hundreds of simulated ones share one process.
             until = now + _TICK_S if self._young() else max(now + _TICK_S, sent_at + self._report_s)
             await asyncio.sleep(until - until % _TICK_S + _LATE_S - now)
             now = time.time()
@@ -140,14 +140,14 @@ class SimulatedAgent:
             self._end_when_done()
 
     def _young(self) -> bool:
-        """Milestones are still to come."""
+        """Whether the attempt has milestones left to report."""
         return self._attempt is not None and not self._ended and not self._attempt.milestones(time.time())[2]
 
     def _end_when_done(self) -> None:
         attempt = self._attempt
         if attempt is None or self._ended or not attempt.done(time.time()):
             return
-        for rank in self._mine():
+        for rank in self._own_ranks():
             exit_report = pb.RankExit(
                 rank=rank, attempt=attempt.number, exit_code=0, at=time.time(), step=attempt.steps
             )

@@ -25,7 +25,7 @@ class ControlPort:
         self._runner = web.AppRunner(app, access_log=None)
 
     async def start(self) -> str:
-        """The URL it listens on."""
+        """Start listening; return the URL."""
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", 0).start()
         return f"http://127.0.0.1:{self._runner.addresses[0][1]}"
@@ -47,7 +47,7 @@ class Racks:
     url: str
 
     def fail(self, rack: int) -> list[str]:
-        """Silence every node of a rack; their names."""
+        """Silence all nodes of a rack; return their names."""
         answer = urllib3.request("POST", f"{self.url}/racks/{rack}/fail", timeout=10.0, retries=False)
         lost: list[str] = json.loads(answer.data)["lost"]
         return lost

@@ -1,4 +1,4 @@
-"""Nodes that exist in the cluster and beat, without machines behind them."""
+"""Simulated nodes: Node objects with heartbeats but without machines."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _AT_ONCE = 32
 
 @dataclass(frozen=True)
 class Fleet:
-    """How many nodes, in racks of how many, and how often they renew their Lease (seconds)."""
+    """Number of nodes, nodes per rack, and Lease renewal period in seconds."""
 
     nodes: int = 1600
     rack: int = 32
@@ -34,7 +34,7 @@ class Fleet:
 
 
 class Nodes:
-    """Registers nodes and renews their Leases, but for those that were lost."""
+    """Registers nodes and renews the Leases of those that are not lost."""
 
     def __init__(self, client: Client, fleet: Fleet) -> None:
         self._client, self._fleet = client, fleet
@@ -46,11 +46,11 @@ class Nodes:
         self._usable = asyncio.Event()
 
     def alive(self, name: str) -> bool:
-        """Whether `name` is one of these nodes and beats."""
+        """Return whether `name` is one of these nodes and is not lost."""
         return name in self.numbers and name not in self.lost
 
     def fail(self, rack: int) -> list[str]:
-        """Every node of a rack goes silent at once; their names."""
+        """Silence all nodes of a rack; return their names."""
         names = [name for name, number in self.numbers.items() if number // self._fleet.rack == rack]
         self.lost.update(names)
         return names
@@ -92,7 +92,7 @@ class Nodes:
                     await self._client.request("POST", LEASES, {"metadata": {"name": name}, "spec": spec})
 
     async def beat(self) -> None:
-        """Renew every Lease once a period, evenly over it, however long the answers take."""
+        """Renew every Lease once per period, spread evenly, independent of response times."""
         clock = asyncio.get_running_loop().time
         due_s = clock()
         for name in itertools.cycle(self.numbers):
@@ -111,7 +111,7 @@ class Nodes:
             self._gate.release()
 
     async def changed(self, change: str, node: Json) -> None:
-        """What a watch of the nodes brings: one that was called lost and is not says that it is ready."""
+        """Handle a change of a node; one that was declared unreachable but is not lost posts Ready again."""
         name = node.get("metadata", {}).get("name", "")
         if change == "DELETED" or not self.alive(name):
             return
@@ -128,7 +128,7 @@ class Nodes:
             await self._client.insist("PATCH", f"/api/v1/nodes/{name}/status", body, STRATEGIC)
 
     async def usable(self) -> None:
-        """Wait until the cluster lets pods on every one of these nodes."""
+        """Wait until pods can be scheduled on all of these nodes."""
         await self._usable.wait()
 
 

@@ -1,4 +1,4 @@
-"""What a kubelet says of a pod, and what the pod asks for."""
+"""Status of simulated pods, and the audience of their tokens."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Json = dict[str, Any]
 
 
 def audience(pod: Json) -> str:
-    """Of the token that the pod asks for."""
+    """Return the audience of the pod's projected token."""
     for volume in pod["spec"].get("volumes", ()):
         for source in volume.get("projected", {}).get("sources", ()):
             if "audience" in source.get("serviceAccountToken", {}):

@@ -1,4 +1,4 @@
-"""The pods of simulated nodes, and an agent for every slot."""
+"""The slot pods of simulated nodes, with a simulated agent each."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _RESTART = 75
 
 @dataclass
 class _Job:
-    """What the agents of one job share."""
+    """State shared by the agents of one job."""
 
     folder: Path
     world: World
@@ -46,7 +46,7 @@ class _Slot:
 
 
 class Slots:
-    """Marks pods bound to these nodes Running, and plays their agents."""
+    """Marks pods bound to these nodes Running, and runs their simulated agents."""
 
     def __init__(self, client: Client, folder: Path, nodes: Nodes, pace: Pace) -> None:
         self._client, self._folder, self._nodes, self._pace = client, folder, nodes, pace
@@ -81,7 +81,7 @@ class Slots:
         await self._client.close()
 
     def fail(self, rack: int) -> list[str]:
-        """Every node of a rack goes silent at once, with its agents; their names."""
+        """Silence all nodes of a rack and their agents; return the nodes' names."""
         names = self._nodes.fail(rack)
         for uid, slot in list(self._slots.items()):
             if slot.pod["spec"]["nodeName"] in self._nodes.lost:
@@ -107,7 +107,7 @@ class Slots:
         return {"slots": len(self._slots), "dead": len(self._nodes.lost)}
 
     async def _config_map_changed(self, kind: str, config_map: Json) -> None:
-        """Agents read the driver's address and the job from files, as in a pod."""
+        """Write the driver's address and the job to files, which agents read as in a pod."""
         name = config_map.get("metadata", {}).get("name", "")
         labels = config_map.get("metadata", {}).get("labels", {})
         if kind in {"SYNCED", "DELETED"} or "megascale.io/job" not in labels:
@@ -153,7 +153,7 @@ class Slots:
             await self._client.insist("DELETE", path, body)
 
     async def _play(self, pod: Json) -> None:
-        """Mark the pod Running, then be its agent until it is told to go."""
+        """Mark the pod Running, then run its agent until it is released."""
         meta = pod["metadata"]
         number = self._nodes.numbers[pod["spec"]["nodeName"]]
         ip = f"127.{128 + number // 250}.{number % 250 + 1}.2"
@@ -162,7 +162,7 @@ class Slots:
         if "megascale.io/job" not in meta.get("labels", {}):
             return
         while (job := self._job_of(pod)) is None:
-            # Its ConfigMap comes by another watch.
+            # Its ConfigMap arrives by another watch.
             await self._learned.wait()
         token = job.folder / f"token-{meta['uid']}"
         async with self._gate:

@@ -1,4 +1,4 @@
-"""The training that simulated ranks pretend to do: steps by the clock, as long as every member lives."""
+"""Simulated training: steps advance with the clock while all members are alive."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Pace:
-    """Durations of the pretence, in seconds."""
+    """Durations of the simulated training, in seconds."""
 
     groups_s: float = 0.2
     load_s: float = 0.2
@@ -17,7 +17,7 @@ class Pace:
 
 @dataclass
 class Attempt:
-    """One attempt of one job: it makes steps from when all have joined until one is lost.
+    """One attempt of one job: it advances from the time all members have joined until one is lost.
 
     `steps`: where training ends.
     """
@@ -34,17 +34,17 @@ class Attempt:
         self.joined.setdefault(node, time.time())
 
     def lose(self, node: str) -> None:
-        """A member is gone: the collectives of the others hang from now on."""
+        """Lose a member: the collectives of the others hang from now on."""
         if node in self.joined and not self.stopped_at:
             self.stopped_at = time.time()
 
     @property
     def complete_at(self) -> float:
-        """When the last member joined; 0.0 before that."""
+        """Time at which the last member joined, 0.0 before that."""
         return max(self.joined.values()) if len(self.joined) == self.nodes else 0.0
 
     def milestones(self, now: float) -> tuple[float, float, float]:
-        """When groups were made, state was loaded and the first step was done; 0.0 for what is to come."""
+        """Return the times of groups created, state loaded and first step done; 0.0 if not yet."""
         begin = self.complete_at
         if not begin:
             return 0.0, 0.0, 0.0
@@ -56,7 +56,7 @@ class Attempt:
         return reached[0], reached[1], reached[2]
 
     def step(self, now: float) -> int:
-        """Steps done in all."""
+        """Return the number of steps done."""
         loaded = self.milestones(now)[1]
         if not loaded:
             return self.resumed_step
@@ -68,7 +68,7 @@ class Attempt:
 
 
 class World:
-    """Attempts of one job."""
+    """The attempts of one job."""
 
     def __init__(self, pace: Pace, steps: int) -> None:
         self._pace, self._steps = pace, steps

@@ -1,1 +1,1 @@
-"""What the end-to-end suite stands on: a cluster (double or real), nodes, operators, jobs."""
+"""The environment of the end-to-end suite: cluster (double or real), nodes, operators, jobs."""

@@ -1,4 +1,4 @@
-"""One TrainingJob: its state, its pods, and waiting for either."""
+"""Helpers for one TrainingJob: its state, its pods, and waiting for conditions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _API = "/apis/megascale.io/v1alpha1"
 
 @dataclass(frozen=True)
 class Job:
-    """`patience_s`: how long to wait for what should happen."""
+    """One TrainingJob. `patience_s`: default timeout of waits in seconds."""
 
     api: Rest
     namespace: str
@@ -27,7 +27,7 @@ class Job:
         return f"{_API}/namespaces/{self.namespace}/trainingjobs/{self.name}"
 
     def get(self) -> Json:
-        """The job, {} when it is gone."""
+        """Return the job, {} if it does not exist."""
         try:
             return self.api.get(self.path)
         except Refused as refused:
@@ -36,14 +36,14 @@ class Job:
             raise
 
     def pods(self, role: str = "") -> list[Json]:
-        """Its pods, or those of one role (driver, slot), by name."""
+        """Return the job's pods, or those of one role (driver, slot), sorted by name."""
         selector = f"megascale.io/job={self.name}" + (f",megascale.io/role={role}" if role else "")
         path = f"/api/v1/namespaces/{self.namespace}/pods"
         items: list[Json] = self.api.get(path, labelSelector=selector)["items"]
         return sorted(items, key=lambda one: str(one["metadata"]["name"]))
 
     def until(self, holds: Callable[[Json], Any], what: str, timeout_s: float = 0.0) -> Json:
-        """The first state of the job for which `holds`, by watching it; {} stands for a deleted job."""
+        """Watch the job; return its first state for which `holds`; {} stands for a deleted job."""
         end = time.monotonic() + (timeout_s or self.patience_s)
         latest: Json = {}
         while time.monotonic() < end:
@@ -75,7 +75,7 @@ class Job:
         return self.until(lambda job: driver(job).get("step", 0) >= step, f"at step {step}", timeout_s)
 
     def condition(self, kind: str) -> str:
-        """Status of a condition, "" when it is not set."""
+        """Return the status of a condition, "" if it is not set."""
         conditions = self.get().get("status", {}).get("conditions", ())
         return next((str(one["status"]) for one in conditions if one["type"] == kind), "")
 
@@ -87,6 +87,6 @@ class Job:
 
 
 def driver(job: Json) -> Json:
-    """What the driver says of a job."""
+    """Return `status.driver` of a job."""
     found: Json = job.get("status", {}).get("driver") or {}
     return found

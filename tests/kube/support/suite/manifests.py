@@ -12,9 +12,9 @@ STATE = "/mnt/state"
 
 
 def training_job(name: str, folder: Path, **spec: Any) -> Json:
-    """A job of two nodes and a spare that runs steps.py; `folder` is on every node at /mnt/state.
+    """Return a job of two nodes and a spare that runs steps.py, with `folder` mounted at /mnt/state.
 
-    `spec` overrides sections; `steps` and `step_s` say how long it trains.
+    `spec` overrides sections; `steps` and `step_s` (seconds) determine its duration.
     """
     folder.mkdir(parents=True, exist_ok=True)
     script = folder / "steps.py"
@@ -37,7 +37,7 @@ def training_job(name: str, folder: Path, **spec: Any) -> Json:
 
 
 def template(folder: Path) -> Json:
-    """Mounts `folder` of the host in the slots and in the driver."""
+    """Return a template that mounts the host's `folder` in slots and driver."""
     mounts = [{"name": "state", "mountPath": STATE}]
     containers = [{"name": name, "volumeMounts": mounts} for name in ("slot", "driver")]
     volumes = [{"name": "state", "hostPath": {"path": str(folder), "type": "Directory"}}]

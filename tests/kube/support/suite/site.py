@@ -1,4 +1,4 @@
-"""One cluster with everything installed, and what tests do to it."""
+"""A cluster with CRDs, nodes and operators, and the actions of tests on it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PODS = "pods"
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a cluster takes to notice things, in seconds; a real one's settings cannot be changed."""
+    """Timeouts in seconds for the cluster's reactions, which are longer on a real cluster."""
 
     silent_node_s: float
     orphaned_pods_s: float
@@ -45,9 +45,9 @@ DOUBLE, REAL = Patience(3.0, 2.0), Patience(60.0, 120.0, 180.0)
 
 @dataclass
 class Site:
-    """A context manager, one at a time for a cluster. `kubeconfig` None = start a double.
+    """A context manager; only one at a time per cluster. `kubeconfig` None starts a double.
 
-    What was applied through it, and its nodes, are gone afterwards; what was installed stays.
+    At exit its nodes and the objects applied through it are deleted; installed objects stay.
     """
 
     folder: Path
@@ -68,7 +68,7 @@ class Site:
 
     @property
     def checkpoints(self) -> Path:
-        """Where a test's operator may have checkpoints put."""
+        """A folder for the checkpoints of jobs, usable as `--checkpoint-root`."""
         return self.folder / "checkpoints"
 
     def _start(self, stack: ExitStack) -> None:
@@ -109,7 +109,7 @@ class Site:
             self._stack.close()
 
     def _tidy(self) -> None:
-        """Take off what would meet the next site of the cluster, by force: nobody is to save any more."""
+        """Delete the jobs and nodes of this site without saving, so that the next site starts clean."""
         self.faults.clear()
         for path in reversed(self._applied):
             if "/trainingjobs/" in path:
@@ -125,7 +125,7 @@ class Site:
 
     @staticmethod
     def _gone(call: Callable[[], Json]) -> None:
-        """Do it to what may be gone already, or be going."""
+        """Make a request; ignore that the object is gone or being deleted."""
         try:
             call()
         except Refused as refused:
@@ -133,7 +133,7 @@ class Site:
                 raise
 
     def _install(self) -> None:
-        """CRDs, namespace, and the operator's rights, from the files that users apply."""
+        """Install CRDs, namespace and the operator's RBAC objects from the files that users apply."""
         for path in sorted((_ROOT / "operator" / "crds").glob("*.yaml")):
             self._put(yaml.safe_load(path.read_text()))
         for document in deployment(self.mode):
@@ -141,7 +141,7 @@ class Site:
                 self._put(document)
 
     def apply(self, document: Json) -> Json:
-        """Server-side apply of any object, as the suite's own field manager."""
+        """Server-side apply an object with the suite's own field manager."""
         self._applied.append(path_of(document))
         return self._put(document)
 
@@ -149,7 +149,7 @@ class Site:
         return self.api.apply(path_of(document), document, "suite", force=True)
 
     def start_operator(self, name: str, *arguments: str) -> Program:
-        """One replica under the rights of the operator's ServiceAccount, up when this returns."""
+        """Start a replica with the operator's ServiceAccount, and wait until it is running."""
         kubeconfig = self._operator_kubeconfig(name)
         folder = self.folder / name
         folder.mkdir(exist_ok=True)
@@ -166,7 +166,7 @@ class Site:
         return program
 
     def _asked_for_lease(self, name: str, since: float) -> bool:
-        """Whether a replica stands for election, which it does once it is up."""
+        """Return whether a replica has requested the Lease, which it does once it is running."""
         lines = (line for line in self.faults.trail() if line["client"] == name and line["began"] >= since)
         return any("/leases" in line["path"] for line in lines)
 
@@ -194,7 +194,7 @@ class Site:
         return target
 
     def leader(self) -> str:
-        """Who holds the operator's Lease; "" when nobody does."""
+        """Return the holder of the operator's Lease, "" if there is none."""
         path = f"/apis/coordination.k8s.io/v1/namespaces/{SYSTEM}/leases/megascale-operator"
         try:
             return str(self.api.get(path)["spec"].get("holderIdentity") or "")
@@ -202,7 +202,7 @@ class Site:
             return ""
 
     def ranks(self, job: Job) -> dict[str, list[int]]:
-        """Node -> process ids of the job's rank processes that run there."""
+        """Return node -> process ids of the job's rank processes on it."""
         found: dict[str, list[int]] = {}
         for node, state in self.control.state().items():
             for pod, entry in state["pods"].items():
@@ -211,12 +211,12 @@ class Site:
         return {node: pids for node, pids in found.items() if pids}
 
     def namespace(self, name: str) -> str:
-        """A namespace whose default ServiceAccount and CA are there."""
+        """Create a namespace and wait for its default ServiceAccount and CA."""
         self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
         return name
 
     def job(self, namespace: str, body: Json) -> Job:
-        """Apply a job."""
+        """Apply a job; return its helper."""
         body["metadata"]["namespace"] = namespace
         self.apply(body)
         return Job(self.api, namespace, body["metadata"]["name"], self.patience.usual_s)
@@ -244,15 +244,15 @@ _CLUSTER = frozenset(
 
 
 def _training(pid: int) -> list[int]:
-    """Descendants that run steps.py."""
+    """Return the descendants of a process that run steps.py."""
     try:
         tree = psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
         return []
-    return sorted(one.pid for one in tree if any("steps.py" in word for word in _words(one)))
+    return sorted(one.pid for one in tree if any("steps.py" in word for word in _command_line(one)))
 
 
-def _words(process: psutil.Process) -> list[str]:
+def _command_line(process: psutil.Process) -> list[str]:
     try:
         return process.cmdline()
     except psutil.NoSuchProcess:
@@ -260,7 +260,7 @@ def _words(process: psutil.Process) -> list[str]:
 
 
 def path_of(document: Json) -> str:
-    """Where an object lives."""
+    """Return the URL path of an object."""
     version, kind, meta = document["apiVersion"], document["kind"], document["metadata"]
     root = f"/apis/{version}" if "/" in version else f"/api/{version}"
     space = "" if kind in _CLUSTER else f"/namespaces/{meta.get('namespace', 'default')}"
@@ -268,7 +268,7 @@ def path_of(document: Json) -> str:
 
 
 def deployment(mode: str) -> Iterator[Json]:
-    """Every object of deploy/base, and the rights to nodes that `mode` needs."""
+    """Yield the objects of deploy/base, and the node permissions that `mode` needs."""
     files = sorted((_DEPLOY / "base").glob("*.yaml"))
     files += sorted((_DEPLOY / "components" / "node-rights").glob("*.yaml")) if mode != "Observe" else []
     for path in files:

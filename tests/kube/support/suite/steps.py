@@ -1,6 +1,6 @@
-"""The training script of most jobs in the suite: steps that only take time, and a step count that is kept.
+"""The training script of most jobs in the suite: its steps only take time, and each is recorded.
 
-Usage: steps.py FOLDER STEPS STEP_SECONDS. Each rank resumes from its own file in FOLDER. No torch, so that a
+Usage: steps.py FOLDER STEPS STEP_SECONDS. Each rank resumes from its own file in FOLDER. Without torch, a
 launch takes well under a second.
 """
 

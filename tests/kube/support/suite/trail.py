@@ -1,4 +1,4 @@
-"""Reading the trail of requests: who wrote, and whether two ever wrote at the same time."""
+"""Evaluation of the request log: writes per client, and overlapping writers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _LEASE = "/leases"
 
 
 def writes(trail: Iterable[Json], *clients: str) -> list[Json]:
-    """What these clients changed, in order; Leases, Events, tokens and reviews left out."""
+    """Return the writes of these clients in order, without Leases, Events, tokens and reviews."""
     ignored = (_LEASE, "/events", "/token", "selfsubject")
     return [
         line
@@ -24,7 +24,7 @@ def writes(trail: Iterable[Json], *clients: str) -> list[Json]:
 
 
 def overlaps(trail: list[Json], clients: tuple[str, ...]) -> list[Json]:
-    """Writes that a client sent after another one had taken the Lease over, or without ever holding it."""
+    """Return the writes that a client sent after another had taken the Lease, or without ever holding it."""
     holder, since, wrong = "", 0.0, []
     for line in trail:
         if line["client"] not in clients or line["method"] not in _WRITES or not 0 < line["code"] < 400:

@@ -1,1 +1,1 @@
-"""The few controllers that a cluster brings: scheduler, node life cycle, garbage collection, namespaces."""
+"""Controllers of a cluster: scheduler, node life cycle, garbage collection, namespaces."""

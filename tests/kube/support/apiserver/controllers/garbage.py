@@ -1,4 +1,4 @@
-"""Deletes objects whose owners are gone; honours the `orphan` finalizer."""
+"""Deletes objects whose owners no longer exist; handles the `orphan` finalizer."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ class GarbageCollector:
     async def run(self) -> None:
         while True:
             for place in await self._dirty.take():
-                self._look_at(*place)
+                self._collect(*place)
 
-    def _look_at(self, resource: str, namespace: str, name: str) -> None:
+    def _collect(self, resource: str, namespace: str, name: str) -> None:
         stored = self._store.get(resource, namespace, name)
         found = self._registry.by_key(resource)
         if stored is None or found is None:

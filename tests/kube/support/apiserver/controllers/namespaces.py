@@ -1,4 +1,4 @@
-"""Gives every namespace its default ServiceAccount and the cluster's CA."""
+"""Creates the default ServiceAccount and the CA ConfigMap in every namespace."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ class Nodes:
         next_tick = time.monotonic() + tick_s
         while True:
             for name in await self._dirty.take(max(0.0, next_tick - time.monotonic())):
-                self._look_at(name)
+                self._sync_taints(name)
             now = time.monotonic()
             if now >= next_tick:
                 next_tick = now + tick_s
@@ -93,7 +93,7 @@ class Nodes:
             pods.set_condition(node, kind, "Unknown", "NodeStatusUnknown", why, now_text())
         self._store.put("nodes", node)
 
-    def _look_at(self, name: str) -> None:
+    def _sync_taints(self, name: str) -> None:
         stored = self._store.get("nodes", "", name)
         if stored is None:
             return
@@ -148,7 +148,7 @@ class Nodes:
 
 
 def _heartbeats(node: Json) -> list[str]:
-    """What a node status update changes even when nothing happened."""
+    """Return the timestamps that a node status update changes even if nothing else changed."""
     conditions = node.get("status", {}).get("conditions", ())
     return [one.get("lastHeartbeatTime", "") for one in conditions if one["status"] != "Unknown"]
 
@@ -159,7 +159,7 @@ def _ready(node: Json) -> str:
 
 
 def _wanted(node: Json) -> set[tuple[str, str]]:
-    """The taints that a node's condition and cordon ask for."""
+    """Return the taints that follow from a node's condition and cordon."""
     wanted = {(_UNSCHEDULABLE, "NoSchedule")} if node["spec"].get("unschedulable") else set()
     if _ready(node) == "Unknown":
         return wanted | {(_UNREACHABLE, "NoSchedule"), (_UNREACHABLE, "NoExecute")}
@@ -169,7 +169,7 @@ def _wanted(node: Json) -> set[tuple[str, str]]:
 
 
 def eviction_delay_s(tolerations: list[Json], taints: list[Json]) -> float | None:
-    """Seconds until a pod must go because of NoExecute taints; None when it may stay."""
+    """Return the seconds until NoExecute taints evict a pod, None if it may stay."""
     if not taints:
         return None
     delays: list[float] = []

@@ -1,4 +1,4 @@
-"""Whether a pod fits a node: the filters of the scheduler that matter here."""
+"""The scheduler's filters: whether a pod fits a node."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HOSTNAME = "kubernetes.io/hostname"
 
 
 def tolerates(tolerations: list[Json], taint: Json) -> bool:
-    """Whether any toleration matches a taint."""
+    """Return whether any toleration matches a taint."""
     for one in tolerations:
         if one.get("effect") and one["effect"] != taint["effect"]:
             continue
@@ -25,8 +25,8 @@ def tolerates(tolerations: list[Json], taint: Json) -> bool:
 
 
 @dataclass
-class Place:
-    """One node as the scheduler sees it."""
+class NodeInfo:
+    """A node's state in the scheduler: capacity, taints, labels and pods."""
 
     name: str
     node: Json = field(default_factory=dict)
@@ -47,9 +47,9 @@ class Place:
                 self.used[name] -= value
 
 
-def refusal(pod: Json, place: Place) -> str:
-    """Why `pod` cannot go to `place`, in the scheduler's words; empty when it can."""
-    spec, node = pod["spec"], place.node
+def refusal(pod: Json, info: NodeInfo) -> str:
+    """Return why `pod` does not fit the node, worded as by the scheduler; "" if it fits."""
+    spec, node = pod["spec"], info.node
     meta, labels = node["metadata"], node["metadata"].get("labels", {})
     tolerations = spec.get("tolerations", [])
     unschedulable = {"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"}
@@ -63,11 +63,11 @@ def refusal(pod: Json, place: Place) -> str:
     allocatable = node.get("status", {}).get("allocatable", {})
     for name, value in requests(spec).items():
         if (
-            place.used.get(name, 0.0) + value
+            info.used.get(name, 0.0) + value
             > number(allocatable.get(name, "110" if name == "pods" else "0")) + 1e-9
         ):
             return "Too many pods" if name == "pods" else f"Insufficient {name}"
-    return _anti_affinity(pod, place)
+    return _anti_affinity(pod, info)
 
 
 def _selected(spec: Json, labels: dict[str, str], name: str) -> bool:
@@ -95,9 +95,9 @@ def _terms(pod: Json) -> list[Json]:
     return [term for term in terms if term["topologyKey"] == HOSTNAME]
 
 
-def _anti_affinity(pod: Json, place: Place) -> str:
+def _anti_affinity(pod: Json, info: NodeInfo) -> str:
     own = _terms(pod)
-    for other in place.pods.values():
+    for other in info.pods.values():
         for term in own:
             if _hits(term, pod, other):
                 return "node(s) didn't match pod anti-affinity rules"

@@ -1,4 +1,4 @@
-"""Pod garbage collection: pods whose node is gone or out of service."""
+"""Pod garbage collection: deletes pods whose node no longer exists or is out of service."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _Key = tuple[str, str]
 
 
 class PodCollector:
-    """`orphan_grace_s`: how long a node must be gone before its pods are deleted."""
+    """The pod garbage collector. `orphan_grace_s`: seconds from a node's deletion to that of its pods."""
 
     def __init__(self, store: Store, orphan_grace_s: float) -> None:
         self._store = store

@@ -1,4 +1,4 @@
-"""Kubernetes quantities as numbers."""
+"""Conversion of Kubernetes quantities to numbers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def number(quantity: str | int | float) -> float:
 
 
 def requests(spec: dict[str, object]) -> dict[str, float]:
-    """What a pod asks for: the sum of its containers, at least the largest init container; one pod."""
+    """Return a pod's resource requests: the sum of its containers, or the largest init container."""
     total: dict[str, float] = {"pods": 1.0}
     for container in spec.get("containers", ()):  # type: ignore[attr-defined]
         for name, value in container.get("resources", {}).get("requests", {}).items():

@@ -1,4 +1,4 @@
-"""A set of keys that waits to be worked on: the same key twice is one piece of work."""
+"""A set of keys to be processed; adding a key twice has no effect."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Work = TypeVar("Work")
 
 
 class Dirty(Generic[Work]):
-    """Keys marked since the last take."""
+    """The keys marked since the last `take`."""
 
     def __init__(self) -> None:
         self._keys: dict[Work, None] = {}
@@ -20,7 +20,7 @@ class Dirty(Generic[Work]):
         self._some.set()
 
     async def take(self, timeout_s: float | None = None) -> list[Work]:
-        """All marked keys; waits for the first, at most `timeout_s`."""
+        """Return and clear the marked keys; wait up to `timeout_s` seconds for the first."""
         try:
             async with asyncio.timeout(timeout_s):
                 await self._some.wait()

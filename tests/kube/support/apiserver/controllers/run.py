@@ -1,4 +1,4 @@
-"""Starts and stops the controllers beside the server."""
+"""Starts and stops the controllers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class _Runs(Protocol):
 
 
 class Controllers:
-    """An async context manager: they run while entered. Times in seconds."""
+    """An async context manager: the controllers run while it is entered. Times in seconds."""
 
     def __init__(self, server: ApiServer, ca_pem: str, node_grace_s: float, orphan_grace_s: float) -> None:
         store, writer, registry = server.store, server.writer, server.registry
@@ -47,7 +47,7 @@ class Controllers:
 
 
 def _report(task: asyncio.Task[Any]) -> None:
-    """A controller that fails ends the program: tests must not run against half a cluster."""
+    """Exit the process if a controller fails, so that tests do not run against an incomplete cluster."""
     if not task.cancelled() and task.exception():
         task.get_loop().call_exception_handler(
             {"message": f"controller {task.get_name()} failed", "exception": task.exception()}

@@ -1,4 +1,4 @@
-"""A small scheduler: binds pods that fit somewhere, tells the others why not."""
+"""A small scheduler: binds pods that fit a node, and sets the condition PodScheduled on the others."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from apiserver import pods
-from apiserver.controllers.placement import Place, refusal
+from apiserver.controllers.placement import NodeInfo, refusal
 from apiserver.controllers.queue import Dirty
 from apiserver.errors import Json
 from apiserver.managed import now_text
@@ -22,7 +22,7 @@ _FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.1, 5.0
 
 @dataclass
 class _Wait:
-    """A pod without a node. `seen`: the state of the cluster it was tried on; `due`: monotonic time."""
+    """An unscheduled pod. `seen`: the cluster state it was last tried with; `due`: monotonic time."""
 
     seen: int = -1
     due: float = 0.0
@@ -37,14 +37,14 @@ class _Wait:
 
 
 class Scheduler:
-    """Keeps the state of nodes from events; looks at waiting pods when something changed.
+    """Tracks the state of nodes from events, and retries unscheduled pods after changes.
 
     It takes the first node that fits, starting after the last one it used, instead of scoring all.
     """
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._places: dict[str, Place] = {}
+        self._infos: dict[str, NodeInfo] = {}
         self._order: list[str] = []
         self._at = 0
         self._waiting: dict[_Key, _Wait] = {}
@@ -62,7 +62,7 @@ class Scheduler:
         obj = event.after.obj
         if resource == "nodes":
             if event.type == "DELETED":
-                self._places[obj["metadata"]["name"]].node = {}
+                self._infos[obj["metadata"]["name"]].node = {}
             else:
                 self._node(obj)
         elif resource == "pods":
@@ -73,21 +73,21 @@ class Scheduler:
 
     def _node(self, node: Json) -> None:
         name = node["metadata"]["name"]
-        place = self._place(name)
-        old, place.node = place.node, node
+        info = self._info(name)
+        old, info.node = info.node, node
         if not old or old.get("spec") != node.get("spec") or _differs(old, node):
             self._change()
 
     def _change(self) -> None:
-        """Something that may let a waiting pod fit."""
+        """Record a change after which an unscheduled pod may fit."""
         self._changes += 1
         self._dirty.mark("nodes")
 
-    def _place(self, name: str) -> Place:
-        if name not in self._places:
-            self._places[name] = Place(name)
+    def _info(self, name: str) -> NodeInfo:
+        if name not in self._infos:
+            self._infos[name] = NodeInfo(name)
             self._order.append(name)
-        return self._places[name]
+        return self._infos[name]
 
     def _pod(self, pod: Json) -> None:
         key = (pod["metadata"]["namespace"], pod["metadata"]["name"])
@@ -95,7 +95,7 @@ class Scheduler:
         if node:
             self._waiting.pop(key, None)
             self._bound[key] = node
-            self._place(node).add(pod)
+            self._info(node).add(pod)
         elif not pod["metadata"].get("deletionTimestamp"):
             gated = bool(pod["spec"].get("schedulingGates"))
             if key not in self._waiting or self._gated.get(key, False) != gated:
@@ -108,11 +108,11 @@ class Scheduler:
         self._gated.pop(key, None)
         node = self._bound.pop(key, None)
         if node:
-            self._places[node].remove(key)
+            self._infos[node].remove(key)
             self._change()
 
     async def run(self) -> None:
-        """Try a pod when it comes, and again after a change, but not more often than its back-off allows."""
+        """Try a pod when it is created, and again after changes, limited by its back-off."""
         while True:
             await self._dirty.take(self._next_due_s())
             tried = 0
@@ -127,46 +127,50 @@ class Scheduler:
                     await asyncio.sleep(0)
 
     def _next_due_s(self) -> float | None:
-        """Until a pod is to be tried again without a further change; None when there is none."""
+        """Return the seconds until the next pod's back-off ends, None if no pod has to be retried."""
         due = [wait.due for wait in self._waiting.values() if wait.seen != self._changes]
         return max(0.0, min(due) - time.monotonic()) if due else None
 
     def _try(self, key: _Key) -> bool:
-        """Whether the pod needs no further try."""
+        """Try to schedule a pod; return whether it needs no retry."""
         stored = self._store.get("pods", *key)
         if stored is None or stored.obj["spec"].get("schedulerName") != "default-scheduler":
             self._waiting.pop(key, None)
             return True
         pod = stored.obj
         if pod["spec"].get("schedulingGates"):
-            self._tell(pod, "SchedulingGated", "Scheduling is blocked due to non-empty scheduling gates")
+            self._set_unschedulable(
+                pod, "SchedulingGated", "Scheduling is blocked due to non-empty scheduling gates"
+            )
             return True
-        place, reasons = self._find(pod)
-        if place:
-            self._store.put("pods", pods.bind(pod, place.name, now_text()))
+        info, reasons = self._find(pod)
+        if info:
+            self._store.put("pods", pods.bind(pod, info.name, now_text()))
             return True
         total = sum(reasons.values())
         listed = ", ".join(f"{many} {why}" for why, many in sorted(reasons.items()))
         none = "no nodes available to schedule pods"
-        self._tell(pod, "Unschedulable", f"0/{total} nodes are available: {listed}." if total else none)
+        self._set_unschedulable(
+            pod, "Unschedulable", f"0/{total} nodes are available: {listed}." if total else none
+        )
         return False
 
-    def _find(self, pod: Json) -> tuple[Place | None, Counter[str]]:
-        """The next node that fits, or why none does."""
+    def _find(self, pod: Json) -> tuple[NodeInfo | None, Counter[str]]:
+        """Return the next node that fits, or the reasons why none does."""
         reasons: Counter[str] = Counter()
         count = len(self._order)
         for n in range(count):
             index = (self._at + n) % count
-            place = self._places[self._order[index]]
-            why = refusal(pod, place) if place.node else "gone"
+            info = self._infos[self._order[index]]
+            why = refusal(pod, info) if info.node else "gone"
             if not why:
                 self._at = (index + 1) % count
-                return place, reasons
-            if place.node:
+                return info, reasons
+            if info.node:
                 reasons[why] += 1
         return None, reasons
 
-    def _tell(self, pod: Json, reason: str, message: str) -> None:
+    def _set_unschedulable(self, pod: Json, reason: str, message: str) -> None:
         conditions = pod.get("status", {}).get("conditions", ())
         old: Json = next((one for one in conditions if one["type"] == "PodScheduled"), {})
         if (old.get("reason"), old.get("message")) != (reason, message):
@@ -176,7 +180,7 @@ class Scheduler:
 
 
 def _differs(old: Json, new: Json) -> bool:
-    """Labels and allocatable decide placement; the heartbeat of conditions does not."""
+    """Return whether fields that affect placement differ; heartbeats of conditions do not."""
     if old["metadata"].get("labels") != new["metadata"].get("labels"):
         return True
     return bool(old.get("status", {}).get("allocatable") != new.get("status", {}).get("allocatable"))

@@ -1,4 +1,4 @@
-"""Orders to a driver, through an annotation, and checks of nodes."""
+"""Commands to a driver through an annotation of the TrainingJob, and node checks."""
 
 from __future__ import annotations
 
@@ -15,63 +15,66 @@ from megascale_operator.kube.resources import NODE_CHECKS, TRAINING_JOBS, Obj
 from megascale_operator.plugin.access import Access
 from megascale_operator.reconcile import names
 
-_ANSWER_S: Final = 60.0
+_RESPONSE_TIMEOUT_S: Final = 60.0
 
 
-async def order(access: Access, job: str, command: str, node: str, reason: str) -> str:
-    """Give an order and wait for the driver's answer; returns what it said.
+async def send_command(access: Access, job: str, command: str, node: str, reason: str) -> str:
+    """Send a command and wait for the driver's result; return its message.
 
     Raises:
-        InputError: the driver refuses, or the job has ended.
-        UnreachableError: it does not answer within a minute.
+        InputError: the driver refused the command, or the job has ended.
+        UnreachableError: the driver did not respond within a minute.
     """
-    found = await access.job(job)
-    name = str(found["metadata"]["name"])
-    _check_goes_on(found)
+    training_job = await access.job(job)
+    name = str(training_job["metadata"]["name"])
+    _check_not_ended(training_job)
     identity = secrets.token_hex(6)
     text = {"id": identity, "command": command, "node": node, "reason": reason, "by": getpass.getuser()}
     patch = {"metadata": {"annotations": {names.COMMAND: json.dumps(text)}}}
     await access.api.patch(TRAINING_JOBS, name, patch, access.namespace)
     try:
-        async with asyncio.timeout(_ANSWER_S):
-            answer = await _answer(access, name, identity)
+        async with asyncio.timeout(_RESPONSE_TIMEOUT_S):
+            result = await _wait_for_result(access, name, identity)
     except TimeoutError as error:
         raise UnreachableError(
-            f"the driver of {name} did not answer within {_ANSWER_S:g} s; the order stands until it does"
+            f"the driver of {name} did not respond within {_RESPONSE_TIMEOUT_S:g} s; it will execute the "
+            "command when it is back"
         ) from error
-    if not answer.get("ok"):
-        raise InputError(str(answer.get("message")))
-    return str(answer.get("message"))
+    if not result.get("ok"):
+        raise InputError(str(result.get("message")))
+    return str(result.get("message"))
 
 
-async def _answer(access: Access, name: str, identity: str) -> Obj:
+async def _wait_for_result(access: Access, name: str, identity: str) -> Obj:
     async for job in follow(access.api, TRAINING_JOBS, name, access.namespace):
         if job is None:
-            raise InputError(f"the TrainingJob {name} was deleted meanwhile")
+            raise InputError(f"the TrainingJob {name} was deleted in the meantime")
         driver = (job.get("status") or {}).get("driver") or {}
-        answer: Obj = driver.get("lastCommand") or {}
-        if answer.get("id") == identity:
-            return answer
-        _check_goes_on(job)
+        result: Obj = driver.get("lastCommand") or {}
+        if result.get("id") == identity:
+            return result
+        _check_not_ended(job)
     raise AssertionError("following an object never ends")
 
 
-def _check_goes_on(job: Obj) -> None:
-    """Raises: InputError: the job has no driver any more."""
+def _check_not_ended(job: Obj) -> None:
+    """Check that the job still has a driver.
+
+    Raises:
+        InputError: the job has ended.
+    """
     for condition in (job.get("status") or {}).get("conditions") or ():
         if condition["type"] in {"Complete", "Failed"} and condition["status"] == "True":
             name = job["metadata"]["name"]
-            raise InputError(
-                f"the TrainingJob {name} has ended ({condition['type']}): it has no driver to ask"
-            )
+            raise InputError(f"the TrainingJob {name} has ended ({condition['type']}) and has no driver")
 
 
 async def check(access: Access, nodes: list[str], timeout_s: float) -> dict[str, Any]:
-    """Have the operator check nodes; returns the NodeCheck's status.
+    """Create a NodeCheck, wait until it completes, and return its status.
 
     Raises:
-        InputError: the API server does not take the check.
-        UnreachableError: it is not over in `timeout_s`.
+        InputError: the API server refused the NodeCheck.
+        UnreachableError: it did not complete within `timeout_s` seconds.
     """
     name = f"kubectl-{secrets.token_hex(4)}"
     body = {
@@ -86,12 +89,12 @@ async def check(access: Access, nodes: list[str], timeout_s: float) -> dict[str,
         raise InputError(str(error)) from error
     try:
         async with asyncio.timeout(timeout_s):
-            async for found in follow(access.api, NODE_CHECKS, name, ""):
-                status = (found or {}).get("status") or {}
+            async for node_check in follow(access.api, NODE_CHECKS, name, ""):
+                status = (node_check or {}).get("status") or {}
                 if status.get("state") == "Completed":
                     return {"check": name, **status}
     except TimeoutError as error:
         raise UnreachableError(
-            f"NodeCheck {name} is not over after {timeout_s:g} s; kubectl get nc {name}"
+            f"NodeCheck {name} did not complete within {timeout_s:g} s; see kubectl get nc {name}"
         ) from error
     raise AssertionError("following an object never ends")

@@ -1,4 +1,4 @@
-"""Informers of all that the operator looks at."""
+"""The informers of all resources that the operator watches."""
 
 from __future__ import annotations
 
@@ -32,25 +32,30 @@ from megascale_operator.reconcile.records import (
 )
 
 
-class Cluster:
-    """Local copies of everything that is looked at; pods of a check are found under ("", its name)."""
+class Informers:
+    """Caches of jobs, checks, pods, nodes and the objects that jobs own.
+
+    The owner key of a job's objects is (namespace, job); that of a check's pods is ("", check).
+    """
 
     def __init__(self, api: KubeApi, clock: Clock) -> None:
-        def owned(record: PodRecord | OwnedObject) -> ObjectKey | None:
+        def owner_of(record: PodRecord | OwnedObject) -> ObjectKey | None:
             if isinstance(record, PodRecord) and record.owner_check:
                 return "", record.owner_check
             return (record.namespace, record.job) if record.job else None
 
-        mine = names.SELECTOR
         self.jobs: Informer[JobRecord] = Informer(api, TRAINING_JOBS, job_record, clock)
         self.checks: Informer[CheckRecord] = Informer(api, NODE_CHECKS, check_record, clock)
-        self.pods: Informer[PodRecord] = Informer(api, PODS, pod_record, clock, selector=mine, owner=owned)
+        self.pods: Informer[PodRecord] = Informer(
+            api, PODS, pod_record, clock, selector=names.SELECTOR, owner=owner_of
+        )
         self.nodes: Informer[NodeRecord] = Informer(api, NODES, node_record, clock)
         self.owned: list[Informer[OwnedObject]] = [
-            Informer(api, resource, owned_object, clock, selector=mine, owner=owned)
+            Informer(api, resource, owned_object, clock, selector=names.SELECTOR, owner=owner_of)
             for resource in (CONFIG_MAPS, SERVICE_ACCOUNTS, ROLES, ROLE_BINDINGS)
         ]
 
     @property
-    def informers(self) -> list[Informer[Any]]:
+    def all(self) -> list[Informer[Any]]:
+        """Every informer."""
         return [self.jobs, self.checks, self.pods, self.nodes, *self.owned]
