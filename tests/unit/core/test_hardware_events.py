@@ -53,7 +53,11 @@ def test_what_is_explained_later_is_blamed_once(running):
     job.exit(1, sig=9)
     assert (job.incident.cause, job.record.blame["n-1"].score) == ("crash", 1.0)
     job.hardware("n-1", "xid", 46, "GPU stopped processing")
-    assert (job.incident.id, job.incident.cause, job.incident.action) == ("i-1", "hardware", "restart_in_place")
+    assert (job.incident.id, job.incident.cause, job.incident.action) == (
+        "i-1",
+        "hardware",
+        "restart_in_place",
+    )
     assert job.record.blame["n-1"].score == pytest.approx(1.0)
     assert job.record.history["n-1"] == [job.now]
     assert job.record.restarts == {"crash": 0, "hardware": 1}
