@@ -22,19 +22,19 @@ MACHINE_CLASSES: Final[tuple[LogCategory, ...]] = ("gpu", "host", "network", "st
 @dataclass(frozen=True, slots=True)
 class LogRuleSpec:
     """An entry of `spec.logRules`. It is for lines that `pattern` is found in, or it changes the built-in
-    rule named `rule`, or all built-in rules of the class `of_category`; the other two are "".
+    rule named `rule`, or all built-in rules of the class `of_category`; the other two are None.
 
     Attributes:
         id: named in incidents and alerts.
-        category, action: what the line means; "" = as the built-in rule says.
+        category, action: what the line means; None = as the built-in rule says.
     """
 
     id: str
-    pattern: str = ""
-    rule: str = ""
-    of_category: str = ""
-    category: str = ""
-    action: str = ""
+    pattern: str | None = None
+    rule: str | None = None
+    of_category: str | None = None
+    category: str | None = None
+    action: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +48,12 @@ class RecoveryOverride:
     """
 
     action: str
-    cause: str = ""
-    rule: str = ""
-    category: str = ""
+    cause: str | None = None
+    rule: str | None = None
+    category: str | None = None
     xid: int | None = None
-    error_type: str = ""
-    message: str = ""
+    error_type: str | None = None
+    message: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
