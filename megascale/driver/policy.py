@@ -123,10 +123,10 @@ def _override(entry: Override) -> RecoveryOverride:
     match = entry.match
     return RecoveryOverride(
         action=entry.action,
-        cause=match.cause or "",
-        rule=match.rule or "",
-        category=match.category or "",
+        cause=match.cause,
+        rule=match.rule,
+        category=match.category,
         xid=match.xid,
-        error_type=match.error_type or "",
-        message=match.message or "",
+        error_type=match.error_type,
+        message=match.message,
     )

@@ -131,11 +131,11 @@ def log_rules(rules: Sequence[LogRule]) -> tuple[LogRuleSpec, ...]:
     return tuple(
         LogRuleSpec(
             id=rule.id or f"{LOG_RULES}[{index}]",
-            pattern=rule.match.pattern or "",
-            rule=rule.match.rule or "",
-            of_category=rule.match.category or "",
-            category=(rule.meaning if rule.match.pattern else rule.category) or "",
-            action=rule.action or "",
+            pattern=rule.match.pattern,
+            rule=rule.match.rule,
+            of_category=rule.match.category,
+            category=rule.meaning if rule.match.pattern else rule.category,
+            action=rule.action,
         )
         for index, rule in enumerate(rules)
     )

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
 from megascale.core.contract.policy import LogCategory
+from megascale.core.contract.vocabulary import Cause
 from megascale.job.base import Count, Natural, Problem, Seconds, Section, Text, Words, did_you_mean, refuse
 from megascale.job.log_rules import Pattern, pattern_problems
 
-CAUSES = (
-    "crash",
-    "user_code",
-    "hang",
-    "node_lost",
-    "hardware",
-    "straggler",
-    "numerics",
-    "checkpoint_corrupt",
-    "launch_failed",
+CAUSES: Final = tuple(
+    cause.value for cause in Cause if cause not in {Cause.MANUAL, Cause.PLANNED, Cause.SLOW}
 )
 """Causes of restarts that `recovery` can be tuned by."""
 

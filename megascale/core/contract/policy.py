@@ -4,12 +4,9 @@ job runs, with a `SpecChanged`."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final, Literal, get_args
+from typing import Final, Literal
 
-Detector = Literal["silence", "hang", "hardware", "straggler", "numerics"]
-"""Detectors that can run in shadow mode; exits of ranks are always acted on."""
-DETECTORS: Final[tuple[Detector, ...]] = get_args(Detector)
-
+from megascale.core.contract.vocabulary import Detector
 
 LogCategory = Literal["user_code", "gpu", "network", "storage", "host", "framework", "data", "oom", "benign"]
 """What a log line or a hardware event is about; `class` in manifests and JSON."""
@@ -22,19 +19,19 @@ MACHINE_CLASSES: Final[tuple[LogCategory, ...]] = ("gpu", "host", "network", "st
 @dataclass(frozen=True, slots=True)
 class LogRuleSpec:
     """An entry of `spec.logRules`. It is for lines that `pattern` is found in, or it changes the built-in
-    rule named `rule`, or all built-in rules of the class `of_category`; the other two are "".
+    rule named `rule`, or all built-in rules of the class `of_category`; the other two are None.
 
     Attributes:
         id: named in incidents and alerts.
-        category, action: what the line means; "" = as the built-in rule says.
+        category, action: what the line means; None = as the built-in rule says.
     """
 
     id: str
-    pattern: str = ""
-    rule: str = ""
-    of_category: str = ""
-    category: str = ""
-    action: str = ""
+    pattern: str | None = None
+    rule: str | None = None
+    of_category: str | None = None
+    category: str | None = None
+    action: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +45,12 @@ class RecoveryOverride:
     """
 
     action: str
-    cause: str = ""
-    rule: str = ""
-    category: str = ""
+    cause: str | None = None
+    rule: str | None = None
+    category: str | None = None
     xid: int | None = None
-    error_type: str = ""
-    message: str = ""
+    error_type: str | None = None
+    message: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +103,7 @@ class Policy:
         straggler_slowdown: a rank this much slower than its peers, as a share, is suspected.
         check_numbers: after wrong numbers nodes are checked before ranks run again.
         quarantine: ask the cluster to take convicted nodes out of service.
-        shadow: those of `DETECTORS` whose findings are recorded and not acted on.
+        shadow: detectors whose findings are recorded and not acted on.
     """
 
     nodes: int = 1
@@ -161,4 +158,4 @@ class Policy:
     straggler_slowdown: float = 0.05
     check_numbers: bool = False
     quarantine: bool = False
-    shadow: tuple[str, ...] = ()
+    shadow: tuple[Detector, ...] = ()

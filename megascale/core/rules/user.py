@@ -31,14 +31,15 @@ def rule_set(added: tuple[LogRuleSpec, ...] = ()) -> RuleSet:
             if name not in changed:
                 changed.add(name)
                 table[name] = _changed(table[name], entry)
-    return RuleSet([*(_pattern_rule(entry) for entry in added if entry.pattern), *table.values()])
+    patterns = [_pattern_rule(entry, entry.pattern) for entry in added if entry.pattern is not None]
+    return RuleSet([*patterns, *table.values()])
 
 
 def _targets(entry: LogRuleSpec, table: Mapping[str, LogRule]) -> list[str]:
-    if entry.rule:
+    if entry.rule is not None:
         return [entry.rule] if entry.rule in table else []
     builtin = {rule.id: rule.category for rule in BUILTIN}
-    return [name for name in table if entry.of_category and builtin[name] == entry.of_category]
+    return [name for name in table if entry.of_category is not None and builtin[name] == entry.of_category]
 
 
 def _changed(rule: LogRule, entry: LogRuleSpec) -> LogRule:
@@ -46,8 +47,8 @@ def _changed(rule: LogRule, entry: LogRuleSpec) -> LogRule:
     return replace(rule, category=category, action=cast("Action", entry.action or rule.action))
 
 
-def _pattern_rule(entry: LogRuleSpec) -> LogRule:
-    pattern = LinearPattern(entry.pattern)
+def _pattern_rule(entry: LogRuleSpec, text: str) -> LogRule:
+    pattern = LinearPattern(text)
     return LogRule(
         id=entry.id,
         pattern=pattern,
