@@ -14,20 +14,26 @@ from megascale.driver.policy import spare_nodes
 from megascale.driver.ports import DriverPorts
 from megascale.driver.record import LocalRecord
 from megascale.errors import MegascaleError
+from megascale.fleet.injected import InjectedFleet
 from megascale.fleet.local import LocalFleet
-from megascale.job import load_job
+from megascale.job import TrainingJob, load_job
 from megascale.observe.rundir import RunDir
 
 _EXTRA_NODES: Final = 2
 
 
+def fleet_of(run: RunDir, job: TrainingJob) -> LocalFleet:
+    """The nodes of a local run; only a manifest with faults has some that tell of injected ends."""
+    limit = job.spec.nodes + spare_nodes(job, shared_machine=True) + _EXTRA_NODES
+    return InjectedFleet(run, limit) if job.spec.faults else LocalFleet(run, limit)
+
+
 async def _serve(root: str) -> None:
     run = RunDir(Path(root))
     job = load_job(run.job_file)
-    limit = job.spec.nodes + spare_nodes(job, shared_machine=True) + _EXTRA_NODES
     ports = DriverPorts(
         LocalRecord(run, job.metadata.name),
-        LocalFleet(run, limit),
+        fleet_of(run, job),
         LocalListener(run),
         EventLog(run),
         shared_machine=True,

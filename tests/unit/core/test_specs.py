@@ -93,7 +93,7 @@ def test_a_spec_that_was_rolled_back_is_not_taken_again(running):
 def test_another_spec_after_a_rollback_is_taken_and_then_the_first_one_too(running):
     job = rolled_back(running)
     change(job, "r3", steps=2000)
-    assert (job.record.spec.waiting, job.record.spec.rejected, job.core.policy.steps) == ("r3", "", 2000)
+    assert (job.record.spec.waiting, job.record.spec.rejected, job.core.policy.steps) == ("r3", None, 2000)
     change(job, "r2", steps=7777)
     assert (job.record.spec.waiting, job.core.policy.steps) == ("r2", 7777)
 
@@ -103,7 +103,7 @@ def test_a_change_that_is_taken_back_before_it_was_applied_is_not_applied(runnin
     change(job, "r1", restart=False)
     change(job, "r2", apply_within_s=50.0)
     change(job, "r1")
-    assert (job.record.spec.waiting, job.record.spec.before) == ("", None)
+    assert (job.record.spec.waiting, job.record.spec.before) == (None, None)
     job.train(60)
     assert job.state is JobState.RUNNING
     job.exit(0, sig=9).done(fx.Kill)
@@ -118,7 +118,7 @@ def test_new_thresholds_rename_the_running_revision_and_the_waiting_one(running)
     change(job, "r3")
     change(job, "r4", restart=False)
     assert (job.record.spec.running, job.record.spec.waiting) == ("r2", "r4")
-    change(job, "", restart=False)
+    change(job, None, restart=False)
     assert (job.record.spec.running, job.record.spec.waiting) == ("r2", "r4")
 
 
@@ -130,7 +130,7 @@ def test_a_job_that_is_started_again_keeps_what_ran_and_has_nothing_to_go_back_t
     assert job.record.spec.previous == "r1"
     job.record.state = JobState.FINISHED
     job.tell(ev.ManualCommand("reopen", "again"))
-    assert (job.record.spec.running, job.record.spec.previous, job.record.spec.before) == ("r2", "", None)
+    assert (job.record.spec.running, job.record.spec.previous, job.record.spec.before) == ("r2", None, None)
 
 
 def test_people_see_the_first_letters_of_a_revision(running):
