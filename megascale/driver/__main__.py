@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 from pathlib import Path
 from typing import Final
@@ -17,7 +18,10 @@ from megascale.errors import MegascaleError
 from megascale.fleet.injected import InjectedFleet
 from megascale.fleet.local import LocalFleet
 from megascale.job import TrainingJob, load_job
+from megascale.observe.logs import LogContext, configure_logs
 from megascale.observe.rundir import RunDir
+
+log = logging.getLogger(__name__)
 
 _EXTRA_NODES: Final = 2
 
@@ -28,9 +32,10 @@ def fleet_of(run: RunDir, job: TrainingJob) -> LocalFleet:
     return InjectedFleet(run, limit) if job.spec.faults else LocalFleet(run, limit)
 
 
-async def _serve(root: str) -> None:
+async def _serve(root: str, context: LogContext) -> None:
     run = RunDir(Path(root))
     job = load_job(run.job_file)
+    context.job = job.metadata.name
     ports = DriverPorts(
         LocalRecord(run, job.metadata.name),
         fleet_of(run, job),
@@ -38,6 +43,7 @@ async def _serve(root: str) -> None:
         EventLog(run),
         shared_machine=True,
         reopens=True,
+        log_context=context,
     )
     driver = await Driver.take_over(run, job, ports)
     await driver.run()
@@ -45,10 +51,12 @@ async def _serve(root: str) -> None:
 
 def main() -> int:
     """Returns the exit code."""
+    context = LogContext("driver")
+    configure_logs(context, as_json=False)
     try:
-        asyncio.run(_serve(sys.argv[1]))
+        asyncio.run(_serve(sys.argv[1], context))
     except MegascaleError as error:
-        sys.stderr.write(f"driver: {error}\n")
+        log.error("%s", error)
         return error.exit_code
     return 0
 

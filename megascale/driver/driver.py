@@ -181,6 +181,7 @@ class Driver:
         record, now = self.core.record, time.time()
         before = (record.state, record.attempt, len(record.commits), len(record.pending))
         effects = self.core.step(event, now)
+        self._ports.log_context.attempt = record.attempt
         entry = Entry(now, event, tuple(effects))
         waited_s = await self._write(lambda: self._ports.log.append(entry))
         if effects or before != (record.state, record.attempt, len(record.commits), len(record.pending)):

@@ -28,7 +28,8 @@ MARKER = FaultMarker(time=100.0, kind="killRank", rank=1, node="node-1", attempt
 FAULT = Fault(kind="killRank", rank=1, step=8)
 LAUNCH = RankLaunch(
     job="j", spec={}, term=1, attempt=4, rank=1, world_size=2, local_rank=0, local_world_size=1,
-    node="node-1", node_rank=1, store_host="", store_port=0, run_dir=Path(), rank_file=Path(), resume=None, lineage={},
+    node="node-1", node_rank=1, store_host="", store_port=0, run_dir=Path(), rank_file=Path(), resume=None,
+    lineage={},
 )  # fmt: skip
 
 
