@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import sys
 from pathlib import Path
 
 from megascale.agent.agent import Agent
 from megascale.agent.config import KERNEL_LOG, AgentConfig
 from megascale.errors import MegascaleError
+from megascale.observe.logs import LogContext, configure_logs
 from megascale.rpc.connect import Trust
+
+log = logging.getLogger(__name__)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -36,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def config_of(arguments: argparse.Namespace) -> AgentConfig:
-    """The place that the command line describes."""
+    """Where the agent that the command line describes runs."""
     local = AgentConfig.local(arguments.run_dir, arguments.node)
     ca_file: Path | None = arguments.ca_file
     return AgentConfig(
@@ -54,17 +58,19 @@ def config_of(arguments: argparse.Namespace) -> AgentConfig:
     )
 
 
-async def _serve(config: AgentConfig) -> int:
-    return await Agent(config).run()
+async def _serve(config: AgentConfig, context: LogContext) -> int:
+    return await Agent(config, context).run()
 
 
 def main() -> int:
     """Returns the exit code."""
     config = config_of(_parser().parse_args())
+    context = LogContext("agent", node=config.node)
+    configure_logs(context, as_json=bool(config.pod))
     try:
-        return asyncio.run(_serve(config))
+        return asyncio.run(_serve(config, context))
     except MegascaleError as error:
-        sys.stderr.write(f"agent: {error}\n")
+        log.error("%s", error)
         return error.exit_code
 
 

@@ -28,6 +28,7 @@ from megascale.agent.zygote_client import Zygote, ZygoteError
 from megascale.checkpoint.snapshot_folders import remove_folders
 from megascale.errors import MegascaleError, first_error
 from megascale.job import load_job
+from megascale.observe.logs import LogContext
 from megascale.observe.rundir import RunDir
 from megascale.prctl import become_subreaper
 from megascale.rpc import megascale_pb2 as pb
@@ -42,10 +43,12 @@ RESTART_ME: Final = 75
 class Agent:
     """Runs until the driver lets it go, SIGTERM, or nobody has been in charge for `orphanSeconds`."""
 
-    def __init__(self, config: AgentConfig) -> None:
+    def __init__(self, config: AgentConfig, log_context: LogContext) -> None:
         self._config, self._node = config, config.node
         self._incarnation = secrets.token_hex(4)
         self._job = load_job(config.job_file)
+        self._log_context = log_context
+        log_context.job = self._job.metadata.name
         self._zygote = Zygote(engine=self._job.spec.runtime.megatron is not None)
         self._link = Link(config, self._hello_messages, self._handle_command)
         manifests = Manifests(config.job_file, self._link.fetch_revision)
@@ -216,6 +219,7 @@ class Agent:
         if body == "host_store":
             return {"store_port": await self._ranks.host_store(message.host_store.attempt)}
         if body == "launch":
+            self._log_context.attempt = message.launch.attempt
             await self._ranks.launch(message.term, message.launch)
             return {}
         if body == "kill":

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
+import logging
 from pathlib import Path
 from typing import Final
 
 from megascale.checkpoint.storage import LocalStorage, open_storage
 from megascale.errors import InputError
 from megascale.observe.rundir import RunDir
+
+log = logging.getLogger(__name__)
 
 PERIOD_S: Final = 30.0
 _CLOSE_S: Final = 10.0
@@ -62,7 +64,7 @@ class LogUploader:
                 _extend(storage, source, target)
         except (OSError, InputError) as error:
             if not self._complained:
-                sys.stderr.write(f"agent: logs and step records are not copied to {self._uri}: {error}\n")
+                log.warning("logs and step records are not copied to %s: %s", self._uri, error)
             self._complained = True
         else:
             self._complained = False

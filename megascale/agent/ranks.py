@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import math
-import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from megascale.agent.command import command_environment, kill_strays, spawn
 from megascale.agent.config import AgentConfig
+from megascale.agent.injected import Amend, amendment_of, leave_as_it_is
 from megascale.agent.logtail import LogTail, rules_of
 from megascale.agent.manifests import Manifests
 from megascale.agent.processes import Child, Exit, kill_all, process_state
@@ -64,6 +63,7 @@ class Ranks:
         self._store: Child | None = None
         self._store_attempt = 0
         self._store_port = 0
+        self._amend: Amend = leave_as_it_is
         self._to_unix = time.time() - time.monotonic()
 
     @property
@@ -92,6 +92,7 @@ class Ranks:
         job = await self._manifests.get(order.revision)
         await self.kill(order.attempt - 1, deadline_s=5.0)
         self.attempt, self.exits = order.attempt, []
+        self._amend = amendment_of(job.spec.faults, self._run)
         for folder in (self._run.logs(order.attempt), self._run.root / FLIGHT_RECORDS):
             folder.mkdir(parents=True, exist_ok=True)
         for local_rank in range(job.spec.ranks_per_node):
@@ -172,32 +173,20 @@ class Ranks:
 
     def _exit_report(self, entry: Rank, how: Exit) -> pb.RankExit:
         left = entry.file.read_exit_report()
-        fired = self._fired_fault(entry.launch, how)
         report = pb.RankExit(
             rank=entry.launch.rank,
             attempt=entry.launch.attempt,
-            at=float(fired["time"]) if fired else time.time(),
+            at=time.time(),
             step=entry.file.read().step,
             exit_report=json.dumps(left) if left else "",
             log_tail=entry.log.last_lines(_TAIL_LINES),
-            injected=fired is not None,
         )
         if how.signal is not None:
             report.signal = how.signal
         else:
             report.exit_code = how.code or 0
+        self._amend(entry.launch, report)
         return report
-
-    def _fired_fault(self, launch: RankLaunch, how: Exit) -> dict[str, Any] | None:
-        """The marker of an injected fault of this rank in this attempt, if it ended by SIGKILL."""
-        if how.signal != signal.SIGKILL:
-            return None
-        for path in self._run.faults.glob("*"):
-            with contextlib.suppress(ValueError, OSError):
-                marker: dict[str, Any] = json.loads(path.read_text())
-                if marker.get("rank") == launch.rank and marker.get("attempt") == launch.attempt:
-                    return marker
-        return None
 
     async def kill(self, attempt: int, deadline_s: float) -> list[int]:
         """SIGKILL and reap all ranks of `attempt` or older; returns the ranks that could not be reaped."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import platform
 import sys
 from pathlib import Path
@@ -15,6 +16,9 @@ from megascale.diagnose.serve import NodeServer
 from megascale.diagnose.wire import parse_address, read_token, require_token
 from megascale.diagnose.worker import FAULTS
 from megascale.errors import MegascaleError
+from megascale.observe.logs import LogContext, configure_logs
+
+log = logging.getLogger(__name__)
 
 _EPILOG: Final = """examples:
   python -m megascale.diagnose --light --local --json --termination-log /dev/termination-log
@@ -55,10 +59,11 @@ def _parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Returns the exit code."""
     arguments = _parser().parse_args()
+    configure_logs(LogContext("diagnose", node=arguments.name), as_json=arguments.termination_log is not None)
     try:
         return asyncio.run(_serve(arguments) if arguments.serve else _local(arguments))
     except MegascaleError as error:
-        sys.stderr.write(f"megascale diagnose: {error}\n")
+        log.error("%s", error)
         unknown = {"node": arguments.name, "verdict": "unknown", "kind": "", "reason": str(error)[:1000]}
         _write_log(arguments.termination_log, json.dumps(unknown, separators=(",", ":")))
         return error.exit_code
@@ -72,7 +77,7 @@ async def _local(arguments: argparse.Namespace) -> int:
         _options(arguments),
         baseline=arguments.baseline,
         record=arguments.record_baseline,
-        progress=lambda text: sys.stderr.write(f"{text}\n"),
+        progress=log.info,
     )
     text = report.message()
     _write_log(arguments.termination_log, text)
@@ -85,7 +90,7 @@ def _write_log(path: Path | None, text: str) -> None:
         try:
             path.write_text(text, encoding="utf-8")
         except OSError as error:
-            sys.stderr.write(f"--termination-log {path}: {error.strerror}\n")
+            log.error("--termination-log %s: %s", path, error.strerror)
 
 
 async def _serve(arguments: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 from pathlib import Path
 from typing import Final
@@ -14,24 +15,35 @@ from megascale.driver.policy import spare_nodes
 from megascale.driver.ports import DriverPorts
 from megascale.driver.record import LocalRecord
 from megascale.errors import MegascaleError
+from megascale.fleet.injected import InjectedFleet
 from megascale.fleet.local import LocalFleet
-from megascale.job import load_job
+from megascale.job import TrainingJob, load_job
+from megascale.observe.logs import LogContext, configure_logs
 from megascale.observe.rundir import RunDir
+
+log = logging.getLogger(__name__)
 
 _EXTRA_NODES: Final = 2
 
 
-async def _serve(root: str) -> None:
+def fleet_of(run: RunDir, job: TrainingJob) -> LocalFleet:
+    """The nodes of a local run; only a manifest with faults has some that tell of injected ends."""
+    limit = job.spec.nodes + spare_nodes(job, shared_machine=True) + _EXTRA_NODES
+    return InjectedFleet(run, limit) if job.spec.faults else LocalFleet(run, limit)
+
+
+async def _serve(root: str, context: LogContext) -> None:
     run = RunDir(Path(root))
     job = load_job(run.job_file)
-    limit = job.spec.nodes + spare_nodes(job, shared_machine=True) + _EXTRA_NODES
+    context.job = job.metadata.name
     ports = DriverPorts(
         LocalRecord(run, job.metadata.name),
-        LocalFleet(run, limit),
+        fleet_of(run, job),
         LocalListener(run),
         EventLog(run),
         shared_machine=True,
         reopens=True,
+        log_context=context,
     )
     driver = await Driver.take_over(run, job, ports)
     await driver.run()
@@ -39,10 +51,12 @@ async def _serve(root: str) -> None:
 
 def main() -> int:
     """Returns the exit code."""
+    context = LogContext("driver")
+    configure_logs(context, as_json=False)
     try:
-        asyncio.run(_serve(sys.argv[1]))
+        asyncio.run(_serve(sys.argv[1], context))
     except MegascaleError as error:
-        sys.stderr.write(f"driver: {error}\n")
+        log.error("%s", error)
         return error.exit_code
     return 0
 

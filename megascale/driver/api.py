@@ -19,6 +19,7 @@ from megascale.driver.status import incident_document, incidents_of
 from megascale.driver.store_log import StoreLog
 from megascale.driver.wire import shutdown_order
 from megascale.fleet.base import Fleet, FleetRefusedError, Health, SlotEvent
+from megascale.observe.logs import LogContext, configure_logs
 from megascale.observe.rundir import RunDir
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "FleetRefusedError",
     "Health",
     "Listener",
+    "LogContext",
     "NotAdmittedError",
     "RecordStore",
     "RunDir",
@@ -39,6 +41,7 @@ __all__ = [
     "SlotEvent",
     "StoreLog",
     "bind",
+    "configure_logs",
     "incident_document",
     "incidents_of",
     "shutdown_order",

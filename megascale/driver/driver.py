@@ -8,8 +8,6 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
-from pathlib import Path
 from typing import Any, Final
 
 import grpc
@@ -183,6 +181,7 @@ class Driver:
         record, now = self.core.record, time.time()
         before = (record.state, record.attempt, len(record.commits), len(record.pending))
         effects = self.core.step(event, now)
+        self._ports.log_context.attempt = record.attempt
         entry = Entry(now, event, tuple(effects))
         waited_s = await self._write(lambda: self._ports.log.append(entry))
         if effects or before != (record.state, record.attempt, len(record.commits), len(record.pending)):
@@ -308,19 +307,8 @@ class Driver:
         link = self.links.get(event.node)
         node = self.core.live.nodes.get(event.node)
         incarnation = link.incarnation if link else node.incarnation if node else ""
-        injected_at = self._injected_at(event.node)
-        if injected_at is not None:
-            event = replace(event, at=injected_at, injected=True)
         self.post(wire.slot_event(event, incarnation))
         self.links.lost(event.node)
-
-    def _injected_at(self, node: str) -> float | None:
-        """When the job's own faults killed this node in the current attempt."""
-        for path in self._run.faults.glob("*"):
-            marker = _read_marker(path)
-            if marker.get("node") == node and marker.get("attempt") == self.core.record.attempt:
-                return float(marker["time"])
-        return None
 
     def change_spec(self, job: TrainingJob) -> None:
         """The manifest may have changed: thresholds count at once, what ranks run at the next launch.
@@ -367,11 +355,3 @@ class Driver:
         except (UnreachableError, OSError) as error:
             self.board.alert(f"the summary has no rates: {error}")
             return {}
-
-
-def _read_marker(path: Path) -> dict[str, Any]:
-    try:
-        marker = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return marker if isinstance(marker, dict) else {}

@@ -16,6 +16,7 @@ from megascale.driver.record import RecordStore
 from megascale.driver.running import RunningDriver
 from megascale.errors import MegascaleError
 from megascale.fleet.base import Fleet
+from megascale.observe.logs import LogContext
 
 
 class NotAdmittedError(MegascaleError):
@@ -74,6 +75,7 @@ class DriverPorts:
     Attributes:
         shared_machine: all nodes share one machine, so spares wait until the first launch is done.
         reopens: starting a driver for a job that ended starts the job again.
+        log_context: what the lines of this process's log say of the job; the driver keeps the attempt in it.
     """
 
     record: RecordStore
@@ -83,3 +85,4 @@ class DriverPorts:
     background_services: Sequence[BackgroundService] = field(default=())
     shared_machine: bool = False
     reopens: bool = False
+    log_context: LogContext = field(default_factory=lambda: LogContext("driver"))

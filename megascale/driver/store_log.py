@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import sys
+import logging
 from collections import deque
 from typing import Final
 
@@ -11,6 +11,8 @@ from megascale.checkpoint.storage import open_storage
 from megascale.core.eventlog import Entry, Header, entry_line, header_line
 from megascale.driver.offload import StorageThread
 from megascale.driver.running import RunningDriver
+
+log = logging.getLogger(__name__)
 
 _PERIOD_S: Final = 2.0
 _HELD_BYTES: Final = 64 << 20
@@ -44,7 +46,7 @@ class StoreLog:
         raw = line.encode() + b"\n"
         if self._held + len(raw) > _HELD_BYTES:
             if not self.dropped:
-                sys.stderr.write(f"driver: {self._name} has a gap: the store takes no events for too long\n")
+                log.warning("%s has a gap: the store takes no events for too long", self._name)
             self.dropped += 1
             return
         self._lines.append(raw)
@@ -67,7 +69,7 @@ class StoreLog:
         except OSError as error:
             self._lines = batch + self._lines
             if not self._complained:
-                sys.stderr.write(f"driver: {self._name} cannot be written, events are held: {error}\n")
+                log.warning("%s cannot be written, events are held: %s", self._name, error)
             self._complained = True
         else:
             self._held -= len(raw)
@@ -78,4 +80,4 @@ class StoreLog:
         try:
             await asyncio.wait_for(self._flush(), _CLOSE_S)
         except TimeoutError:
-            sys.stderr.write(f"driver: the last events were not written to {self._name}\n")
+            log.warning("the last events were not written to %s", self._name)

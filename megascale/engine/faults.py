@@ -14,6 +14,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 
 from megascale.engine.context import RankLaunch
 from megascale.job.faults import Fault
+from megascale.observe.fault_markers import FaultMarker, leave_marker
 
 _DRAG: Final = 2.0
 
@@ -44,9 +45,8 @@ def _driver_pid(run_dir: Path) -> int:
 class FaultInjector:
     """Fires each fault once per job, on the rank it is addressed to.
 
-    A marker file `<run_dir>/faults/<index>`, created exclusively and synced before the fault acts, keeps a
-    restarted job from meeting it again and tells when it happened: {"time", "kind", "rank", "node",
-    "attempt", "step"}.
+    A marker, written before the fault acts, keeps a restarted job from meeting it again and tells agents and
+    driver that it was injected (`megascale.observe.fault_markers`).
     """
 
     def __init__(
@@ -79,25 +79,9 @@ class FaultInjector:
                 self._act(fault.kind)
 
     def _claim(self, index: int, fault: Fault) -> bool:
-        folder = self._launch.run_dir / "faults"
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            descriptor = os.open(folder / str(index), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-        except FileExistsError:
-            return False
-        marker = {
-            "time": time.time(),
-            "kind": fault.kind,
-            "rank": self._launch.rank,
-            "node": self._launch.node,
-            "attempt": self._launch.attempt,
-            "step": fault.step,
-        }
-        with os.fdopen(descriptor, "w") as handle:
-            handle.write(json.dumps(marker))
-            handle.flush()
-            os.fsync(handle.fileno())
-        return True
+        launch = self._launch
+        marker = FaultMarker(time.time(), fault.kind, launch.rank, launch.node, launch.attempt, fault.step)
+        return leave_marker(launch.run_dir / "faults", index, marker)
 
     def _act(self, kind: str) -> None:
         match kind:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from megascale.engine.context import RankLaunch
-from megascale.engine.faults import FaultInjector
 from megascale.engine.feed import Feed
 from megascale.engine.garbage import PlannedCollection
 from megascale.engine.metrics import MetricsLog
 from megascale.engine.plan import Plan
+from megascale.engine.points import AtPoint
 from megascale.engine.segments import SegmentClock
 from megascale.engine.state import EngineState
 from megascale.engine.stepper import Stepper, StepResult
@@ -64,7 +64,7 @@ class Loop:
         feed: Feed,
         rank_file: RankFile,
         metrics: MetricsLog,
-        faults: FaultInjector,
+        at_point: AtPoint,
         saver: Saver,
         peak_flops: float,
         clock: SegmentClock[Any],
@@ -77,7 +77,7 @@ class Loop:
         self._feed = feed
         self._rank_file = rank_file
         self._metrics = metrics
-        self._faults = faults
+        self._at_point = at_point
         self._saver = saver
         self._snapshots = snapshots
         self._peak_flops = peak_flops
@@ -142,7 +142,7 @@ class Loop:
         return step % every == 0 or step == self._plan.spec.steps
 
     def _step(self, step: int) -> StepResult:
-        self._faults.reach("step", step)
+        self._at_point("step", step)
         clock = _Clock(time.monotonic())
         self._report(phase=Phase.DATA, micro_batch=0)
         with self._segments.within("data"):

@@ -11,7 +11,6 @@ from megascale.engine.affinity import bus_address, cores_beside, stay_on
 from megascale.engine.compiling import compile_chunks
 from megascale.engine.context import RankLaunch
 from megascale.engine.device import Device, open_device
-from megascale.engine.faults import FaultInjector
 from megascale.engine.feed import Feed
 from megascale.engine.groups import Groups, build_groups, connect
 from megascale.engine.loop import Loop
@@ -20,6 +19,7 @@ from megascale.engine.node_data import NodeData
 from megascale.engine.overlap import decide, tensor_obstacle
 from megascale.engine.peak import PeakFile, measure_flops, rated_flops
 from megascale.engine.plan import Plan, make_plan
+from megascale.engine.points import points_of
 from megascale.engine.rng import seed_all
 from megascale.engine.saving import Checkpointer
 from megascale.engine.segments import segment_clock
@@ -55,8 +55,8 @@ def run_rank(launch: RankLaunch, rank_file: RankFile) -> int:
         rank_file.update(groups_at=time.monotonic())
         seed_all(plan.megatron.seed, groups.place)
         state = _build(launch, plan, groups, device)
-        faults = FaultInjector(plan.spec.faults, launch)
-        checkpointer = Checkpointer(launch, plan, state, rank_file, faults)
+        at_point = points_of(plan.spec.faults, launch)
+        checkpointer = Checkpointer(launch, plan, state, rank_file, at_point)
         snapshots = Snapshots.open(launch, state) if launch.snapshot_folders else None
         _resume(launch, checkpointer, snapshots)
         rank_file.update(loaded_at=time.monotonic(), step=state.step, tokens=plan.tokens_until(state.step))
@@ -82,7 +82,7 @@ def run_rank(launch: RankLaunch, rank_file: RankFile) -> int:
                 feed=feed,
                 rank_file=rank_file,
                 metrics=metrics,
-                faults=faults,
+                at_point=at_point,
                 saver=checkpointer,
                 snapshots=snapshots,
                 peak_flops=peak_flops,

@@ -10,8 +10,8 @@ from torch import distributed
 from megascale.checkpoint import CheckpointStore, restore, save
 from megascale.core.contract.lineage import Commit
 from megascale.engine.context import RankLaunch
-from megascale.engine.faults import FaultInjector
 from megascale.engine.plan import Plan
+from megascale.engine.points import AtPoint
 from megascale.engine.rng import restore_rng, rng_state
 from megascale.engine.sharded_state import owned_pieces, pieces
 from megascale.engine.state import EngineState
@@ -29,13 +29,13 @@ class Checkpointer:
         plan: Plan,
         state: EngineState,
         rank_file: RankFile,
-        faults: FaultInjector,
+        at_point: AtPoint,
     ) -> None:
         self._launch = launch
         self._plan = plan
         self._state = state
         self._rank_file = rank_file
-        self._faults = faults
+        self._at_point = at_point
         self._store = CheckpointStore(plan.spec.checkpoint.uri or launch.run_dir / "checkpoints")
 
     def resume(self, commit: Commit) -> None:
@@ -78,7 +78,7 @@ class Checkpointer:
                 rank=launch.rank,
                 world_size=launch.world_size,
                 agree=self._agree,
-                at_point=lambda point: self._faults.reach(point, step),
+                at_point=lambda point: self._at_point(point, step),
                 job=launch.job,
             )
         except CheckpointSaveError as error:

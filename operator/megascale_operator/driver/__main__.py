@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from megascale.driver.api import Driver, DriverPorts, RunDir, StoreLog
+from megascale.driver.api import Driver, DriverPorts, LogContext, RunDir, StoreLog, configure_logs
 from megascale.errors import FencedError, MegascaleError, first_error
 from megascale.job.api import TrainingJob
 from megascale_operator.driver.commands import CommandWatcher, checkpoint_uri, manifest_of
@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-async def serve(options: Options) -> None:
+async def serve(options: Options, context: LogContext) -> None:
     """One driver life.
 
     Raises:
@@ -103,6 +103,7 @@ async def serve(options: Options) -> None:
                 tokens=tokens,
             ),
             log=events,
+            log_context=context,
             background_services=(
                 events,
                 fleet,
@@ -144,15 +145,16 @@ async def _drive(
 
 def main() -> int:
     """Returns the exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     options = Options(**vars(_parser().parse_args()))
+    context = LogContext("driver", job=options.job)
+    configure_logs(context, as_json=True)
     try:
-        asyncio.run(serve(options))
+        asyncio.run(serve(options, context))
     except FencedError as error:
         log.warning("%s; this driver ends", error)
         return 0
     except MegascaleError as error:
-        sys.stderr.write(f"driver: {error}\n")
+        log.error("%s", error)
         return error.exit_code
     return 0
 

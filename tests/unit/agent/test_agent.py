@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from megascale.agent import agent as module
 from megascale.agent.agent import RESTART_ME, Agent, is_supervised
 from megascale.agent.config import AgentConfig
 from megascale.errors import UnreachableError
+from megascale.observe.logs import LogContext
 from megascale.observe.rundir import RunDir
 from megascale.rpc import megascale_pb2 as pb
 
@@ -110,7 +112,8 @@ def play(
         run = RunDir(folder)
         run.job_file.write_text(MANIFEST)
         agent = Agent(
-            AgentConfig(run, "n0", run.job_file, run.driver_file, run.token_file, pod=pod, grace_s=5.0)
+            AgentConfig(run, "n0", run.job_file, run.driver_file, run.token_file, pod=pod, grace_s=5.0),
+            LogContext("agent"),
         )
         ranks, sent = FakeRanks(), Outbox()
         agent._ranks = cast(Any, ranks)
@@ -415,6 +418,16 @@ def test_an_error_in_a_task_ends_the_agent_with_a_word_and_a_code(tmp_path: Path
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 1
     assert "KeyError: 'a defect'" in ended.stderr
+
+
+def test_lines_of_an_agent_in_a_pod_are_json_with_its_job_and_node(tmp_path: Path) -> None:
+    RunDir(tmp_path).job_file.write_text(MANIFEST)
+    command = [sys.executable, "-c", PROGRAM, "_report_changes", str(tmp_path), "n0", "--pod", "q-0-0"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1
+    found = [json.loads(line) for line in ended.stderr.splitlines()]
+    assert {(line["component"], line["job"], line["node"]) for line in found} == {("agent", "q", "n0")}
+    assert "KeyError: 'a defect'" in found[-1]["traceback"]
 
 
 def test_sigterm_ends_an_agent_with_0(tmp_path: Path) -> None:

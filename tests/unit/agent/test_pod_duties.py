@@ -118,7 +118,7 @@ def test_logs_and_step_records_are_copied_on(tmp_path: Path) -> None:
 
 
 def test_a_store_that_cannot_be_written_is_said_once(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = RunDir(tmp_path / "work")
     run.root.mkdir()
@@ -127,7 +127,7 @@ def test_a_store_that_cannot_be_written_is_said_once(
     uploader = LogUploader(run, str(tmp_path / "store"), "q-1-0")
     for _ in range(2):
         asyncio.run(uploader.close())
-    assert capfd.readouterr().err.count("are not copied") == 1
+    assert caplog.text.count("are not copied") == 1
 
 
 def test_flags_of_a_pod_and_defaults_of_a_local_run() -> None:

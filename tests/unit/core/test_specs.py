@@ -118,7 +118,7 @@ def test_new_thresholds_rename_the_running_revision_and_the_waiting_one(running)
     change(job, "r3")
     change(job, "r4", restart=False)
     assert (job.record.spec.running, job.record.spec.waiting) == ("r2", "r4")
-    change(job, "", restart=False)
+    change(job, None, restart=False)
     assert (job.record.spec.running, job.record.spec.waiting) == ("r2", "r4")
 
 

@@ -12,7 +12,6 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from megascale.core.contract import events as ev
-from megascale.core.contract.vocabulary import Command
 from megascale.driver import wire
 from megascale.driver.links import AgentLink
 from megascale.driver.segments import SegmentBoard
@@ -163,7 +162,7 @@ def _others(name: str, value: Any) -> tuple[Any, ...]:
     if name == "exit_report":
         return OTHER_REPORTS
     if name == "command":
-        return tuple(other for other in Command if other != value)
+        return ("release",)
     if isinstance(value, str):
         return (f"{value}, changed",)
     return (not value,) if isinstance(value, bool) else (value + 1,)
