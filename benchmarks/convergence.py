@@ -107,7 +107,7 @@ def train(variant: Variant, samples: SampleStream, tokens: int) -> dict[str, Any
     """Train over `tokens` tokens; losses per step and the processor time they took."""
     layout = Layout(tensor=1, pipeline=1, data=1)
     groups = build_groups(layout)
-    seed_all(1, groups.place)
+    seed_all(1, groups.coordinates)
     shape = replace(SHAPE, block=variant.block, window=variant.window)  # type: ignore[arg-type]
     settings = Optimizer(name=variant.optimizer, lr=variant.lr, weight_decay=0.1)  # type: ignore[arg-type]
     cpu = torch.device("cpu")

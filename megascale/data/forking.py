@@ -1,4 +1,4 @@
-"""Helper processes that never outlive the process they work for."""
+"""Ties the life of a helper process to that of its parent."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _PR_SET_PDEATHSIG: Final = 1
 
 
 def die_with_parent() -> None:
-    """Have the kernel SIGKILL this process when the thread that started it ends.
+    """Have the kernel send SIGKILL to this process when the thread that started it ends.
 
     Raises:
-        OSError: the kernel refuses.
+        OSError: the kernel returns an error.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL)) != 0:
