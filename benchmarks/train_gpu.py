@@ -6,10 +6,10 @@
 For layers of 7B and 13B models and one tensor-parallel shard (1/8) of 175B, bf16, it measures whole steps
 (embedding, layers, loss, gradient norm, optimizer) of: serial block + full attention -> parallel block ->
 window -> compiled layers -> LAMB at three times the batch; and of plain torch (compiled, SDPA, fused AdamW)
-with the serial shape. Depth is cut so that a model fits; the shard runs the engine as rank 0 of 8 whose
-collectives return at once, so communication is left out of it. MFU counts attended pairs only
+with the serial shape. Depth is reduced so that a model fits; the shard runs the engine as rank 0 of 8 with
+collectives that return at once, so its figures exclude communication. MFU counts attended pairs only
 (docs/model.md), against 989 TFLOP/s on H100 and H200; the goal is 60%, the floor 80% of the matmul ceiling
-measured in the run. Exit code 2 where there is no GPU. Not run on a GPU yet: no dated result is checked in.
+measured in the run. Exit code 2 if there is no GPU. Not run on a GPU yet: no dated result is checked in.
 """
 
 from __future__ import annotations
