@@ -1,11 +1,11 @@
-"""How fast the parts of a cluster react: apply to first step, a lost node, a change of leader, rest.
+"""Reaction times on a cluster: apply to first step, a lost node, a change of leader, a cluster at rest.
 
     python benchmarks/cluster.py [--repeat 3] [--kubeconfig FILE]
 
 Operator, driver, agents and ranks are the real programs, with the process kubelet of tests/kube, all on this
 machine, against the API server double or the server of `--kubeconfig` (with scheduler, controllers and no
-nodes). Ranks run a script without torch, so that what is measured is the control plane. The lost node is
-silent (SIGKILL for everything on it): silence is set to 5 s. Medians of the repetitions. Writes
+nodes). Ranks run a script without torch, so that only the control plane is measured. The lost node is
+silent (SIGKILL for all of its processes); `silenceSeconds` is 5. Results are medians. Writes
 `benchmarks/results/cluster-<date>.md`, or `cluster_real-<date>.md`. The figures of 1,536 slots come from
 `pytest tests/kube/e2e/test_scale.py -s --slots 1536 [--kubeconfig FILE]`.
 """

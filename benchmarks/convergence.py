@@ -1,14 +1,14 @@
-"""Does it learn as well? LAMB at 4x batch against AdamW, parallel block + window against serial + all keys.
+"""Convergence: LAMB at 4x batch against AdamW, and parallel block + window against serial + full attention.
 
     nice -n 10 python benchmarks/convergence.py [--tokens 999424] [--data PREFIX]
 
 Every family (optimizer, batch, block) gets three or more learning rates, a factor of two apart, around its
 optimum, and every run sees the same tokens in the same order, each once, so the training loss is that of
-unseen text. A family is judged by its best run. Writes `benchmarks/results/convergence-<date>.json` and
-`.png`; a run that the day's record holds already is not done again.
+unseen text. The result of a family is its best run. Writes `benchmarks/results/convergence-<date>.json` and
+`.png`; runs that the record of the same day has are not repeated.
 
 The paper's claims (MegaScale figure 10) are for 13B parameters and some 100e9 tokens; this is a model of some
-0.1e6 on about 1e6 tokens: it shows that the pieces are sound, no more.
+0.1e6 on about 1e6 tokens, which only shows that the implementation is sound.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def train(variant: Variant, samples: SampleStream, tokens: int) -> dict[str, Any
     """Train over `tokens` tokens; losses per step and the processor time they took."""
     layout = Layout(tensor=1, pipeline=1, data=1)
     groups = build_groups(layout)
-    seed_all(1, groups.place)
+    seed_all(1, groups.coordinates)
     shape = replace(SHAPE, block=variant.block, window=variant.window)  # type: ignore[arg-type]
     settings = Optimizer(name=variant.optimizer, lr=variant.lr, weight_decay=0.1)  # type: ignore[arg-type]
     cpu = torch.device("cpu")

@@ -1,9 +1,9 @@
-"""How many events a second the core takes at 1,536 nodes x 8 ranks, and its memory per node.
+"""Events per second that the core processes at 1,536 nodes x 8 ranks, and its memory per node.
 
     python benchmarks/core.py [--nodes 1536]
 
-Beats are the bulk: every node reports its 8 ranks once a period. The other rows are the rare, large events.
-Times are processor time.
+Most events are heartbeats: every node reports its 8 ranks once per period. The other rows are rare, large
+events. Times are processor time.
 Writes `benchmarks/results/core-<date>.md`.
 """
 

@@ -8,9 +8,9 @@ in 4 of 5 windows of 8 steps (the same persistence as ours), by more than 3 stan
 (z-score), 3.5 robust ones (MAD, Iglewicz and Hoaglin) or, over the vector of all segments, the 0.999
 quantile of chi-square (Mahalanobis, the baseline of Minder). Intervals are Wilson 95%, for the rate of
 false suspicions exact Poisson. All traces are synthetic: figures say how the detectors compare, not how a
-fleet behaves. The detectors were tuned on traces.py; rows "(other laws)" are of traces_other.py. Its other
-seeds showed what is weak (heavy tails taken for pauses, file systems that stall all at once), so it is not
-unseen as a law; of the seeds used here only the misses of "ours online" were looked at.
+fleet behaves. The detectors were tuned on traces.py; rows "(other laws)" are of traces_other.py. Other seeds
+of that generator were used to find weaknesses (heavy tails taken for pauses, file systems that stall all at
+once); of the seeds used here only the misses of "ours online" were inspected.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
     python benchmarks/driver_load.py [--nodes 1536] [--seconds 60]
 
-The driver is the real one: gRPC server with TLS, core, event log, job record. Agents are streams of their own
-connections in another process, with made-up ranks that make steps. Steady state is measured once all nodes
-train: CPU seconds of the driver process by wall time (it does not matter who else uses the machine), and its
-resident memory. Writes `benchmarks/results/driver_load-<date>.md`.
+The driver is the real program: gRPC server with TLS, core, event log, job record. Agents are streams in
+another process, one connection each, with simulated ranks that make steps. The steady state is measured once
+all nodes train: CPU seconds of the driver process per second, which other load on the machine does not
+change, and its resident memory. Writes `benchmarks/results/driver_load-<date>.md`.
 """
 
 from __future__ import annotations

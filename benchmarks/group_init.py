@@ -1,12 +1,13 @@
-"""What setting up process groups costs the store: ours against megatron-core's default sequence.
+"""Cost of creating process groups for the store: ours against megatron-core's default sequence.
 
     unshare -n sh -c 'ip link set lo up; python benchmarks/group_init.py --ranks 512 2048 10240'
 
-(In a network namespace of its own: torch looks up the name of every connection's other end, and where a name
-server is configured but slow, that costs more than all requests together.)
+It runs in a network namespace, because torch looks up the host name of every peer, and with a slow name
+server that takes longer than all requests together.
 
 For each number of ranks (tensor 8, pipeline 8, the rest data parallel) and for TCPStore with and without
-libuv, real connections, one per rank, are opened to a real torch TCPStore server and send what ranks would.
+libuv, one real connection per rank is opened to a real torch TCPStore server and sends the requests of a
+rank.
 
 The groups are those that `megascale.engine.groups.build_groups` and megatron-core's
 `parallel_state.initialize_model_parallel` ask for, recorded in place of `new_group`. Two kinds of requests:

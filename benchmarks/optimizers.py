@@ -2,11 +2,10 @@
 
     nice -n 19 python benchmarks/optimizers.py [--parameters 8000000]
 
-Prints nanoseconds and bytes of traffic per parameter. Bytes are the least a fused step moves (fp32 state):
-Adam 28 (w, g, m, v read; w, m, v written), Lion 20, LAMB 40 with its norms taken along (44 with the norm of
-the gradients). Runs on a GPU where there is one; on a CPU times are processor time of one thread. A copy
-there also reads the lines it overwrites, which is not counted, so a kernel that works in place can come out
-above 100%.
+Prints nanoseconds and bytes of traffic per parameter. Bytes are the minimum of a fused step (fp32 state):
+Adam 28 (w, g, m, v read; w, m, v written), Lion 20, LAMB 40 with its norms (44 with the norm of the
+gradients). Runs on a GPU if there is one; on a CPU times are processor time of one thread. A copy on a CPU
+also reads the cache lines that it overwrites, which does not count, so an in-place kernel can exceed 100%.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The rival of `train_gpu.py`: the serial GPT in plain torch, as one would write it for torch.compile."""
+"""The baseline of `train_gpu.py`: the serial GPT in plain torch, written for torch.compile."""
 
 from __future__ import annotations
 

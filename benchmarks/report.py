@@ -1,4 +1,4 @@
-"""Shared by the benchmarks: what machine this is, and dated result files."""
+"""Shared by the benchmarks: a description of the machine, and dated result files."""
 
 from __future__ import annotations
 

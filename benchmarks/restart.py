@@ -3,10 +3,10 @@
 Both train the quickstart's model with the same engine and the same checkpoints
 (every 5 steps), and are killed by the same fault injector at the same steps. The clock starts at the
 injector's marker, written right before the SIGKILL, and stops at the time in the first metrics line of
-the next attempt. The two run in turn, round by round, so that both meet the same machine.
+the next attempt. The two run in turn, round by round, so that both run under the same load.
 
-torchrun is given its best: TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, one node, a monitor interval of 0.1 s.
-`--shared-store` adds a round without that setting and counts the restarts it loses.
+torchrun runs with its best settings: TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, one node, a monitor interval of
+0.1 s. `--shared-store` adds a round without that setting and counts the restarts it loses.
 """
 
 from __future__ import annotations

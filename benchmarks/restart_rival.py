@@ -1,4 +1,4 @@
-"""One rank of the restart benchmark's rival: our engine and checkpoints, launched by torchrun."""
+"""One rank of the restart benchmark's baseline: the same engine and checkpoints, launched by torchrun."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from megascale.observe.rankfile import RankFile, RankRecord
 
 
 def main() -> int:
-    """Resume from the newest commit and train on; what a good torchrun script does."""
+    """Resume from the newest commit and train, as a torchrun script does."""
     engine.preload()
     run_dir = Path(sys.argv[1])
     job = load_job(run_dir / "job.yaml")

@@ -1,12 +1,11 @@
-"""What the event-level simulator costs, and what it says of the reference scenario.
+"""Cost of the event-level simulator, and its results for the reference scenario.
 
     python benchmarks/simulate.py [--seeds 8] [--quick]
 
 Four tables: CPU seconds and memory of 12,288 GPUs for 54 days; how the cost grows with days, nodes and
-faults; the reference result at 1x, 2x and 4x of every duration and against other policies, with 95%
-intervals over seeds; published figures beside simulated ones (three seeds). CPU seconds, not wall time, so
-that other work on the machine counts little.
-Writes `benchmarks/results/simulate-<date>.md`.
+faults; the reference result at 1x, 2x and 4x of every duration and against other policies, with 95% intervals
+over seeds; published figures beside simulated ones (three seeds). Costs are CPU seconds and not wall time, so
+that other load on the machine matters little. Writes `benchmarks/results/simulate-<date>.md`.
 """
 
 from __future__ import annotations

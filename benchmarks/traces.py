@@ -1,11 +1,11 @@
 """Synthetic traces of training steps, per fault class.
 
-A step: load data, receive, forward, backward, send, then an all-reduce over the ranks of a stage that ends
-for all at once (so it holds the waiting for the slowest), then the optimizer. Figures: slow hosts about 10%
-in forward and backward (MegaScale 5.1), NIC and PCIe faults of 1.4-4x on transfers (Greyhound, Minder),
-last stage 1.1-1.55x, sequence-length scatter, garbage collection pauses of 100-600 ms (OSDI'25 2505.05713),
-diurnal swing of 1-3% (Llama 3: 1-2%). Noise of a step 0.5-2%, lasting differences between healthy GPUs 0.5%
-(assumed).
+A step is: load data, receive, forward, backward, send, then an all-reduce over the ranks of a stage that ends
+at the same time for all (and includes the wait for the slowest), then the optimizer. Sizes of faults: slow
+hosts about 10% in forward and backward (MegaScale 5.1), NIC and PCIe faults of 1.4-4x on transfers
+(Greyhound, Minder), last stage 1.1-1.55x, sequence-length scatter, garbage collection pauses of 100-600 ms
+(OSDI'25 2505.05713), diurnal swing of 1-3% (Llama 3: 1-2%). Noise of a step 0.5-2%, lasting differences
+between healthy GPUs 0.5% (assumed).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A second generator of step traces, by other laws than traces.py; detectors are not fitted to it.
+"""A second generator of step traces with other distributions than traces.py; detectors are not fitted to it.
 
 It differs in the noise (lognormal, Student t with 3 degrees of freedom, autocorrelated, exponential tail),
 in the layouts (2 to 128 nodes, pipelines across or inside nodes, tensor groups whose members wait for each

@@ -2,9 +2,9 @@
 
     nice -n 19 python benchmarks/train_cpu.py [--repeats 9]
 
-The `tiny` shape of the quickstart, fp32, whole steps (data left out), in processor time. It shows what the
-engine's own Python costs and what the window saves where attention is not a fused kernel; it says nothing of
-GPUs.
+The `tiny` shape of the quickstart, fp32, whole steps without data loading, in processor time. It shows the
+cost of the engine's Python code and the effect of the window without a fused attention kernel, and predicts
+nothing about GPUs.
 """
 
 from __future__ import annotations

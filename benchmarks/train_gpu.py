@@ -6,10 +6,10 @@
 For layers of 7B and 13B models and one tensor-parallel shard (1/8) of 175B, bf16, it measures whole steps
 (embedding, layers, loss, gradient norm, optimizer) of: serial block + full attention -> parallel block ->
 window -> compiled layers -> LAMB at three times the batch; and of plain torch (compiled, SDPA, fused AdamW)
-with the serial shape. Depth is cut so that a model fits; the shard runs the engine as rank 0 of 8 whose
-collectives return at once, so communication is left out of it. MFU counts attended pairs only
+with the serial shape. Depth is reduced so that a model fits; the shard runs the engine as rank 0 of 8 with
+collectives that return at once, so its figures exclude communication. MFU counts attended pairs only
 (docs/model.md), against 989 TFLOP/s on H100 and H200; the goal is 60%, the floor 80% of the matmul ceiling
-measured in the run. Exit code 2 where there is no GPU. Not run on a GPU yet: no dated result is checked in.
+measured in the run. Exit code 2 if there is no GPU. Not run on a GPU yet: no dated result is checked in.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ def ours(case: Case, stage: Stage, device: Device, compiler: str) -> Callable[[]
     """A callable that runs one whole step of the engine."""
     layout = Layout(tensor=case.tensor, pipeline=1, data=1)
     groups = build_groups(layout)
-    seed_all(1, groups.place)
+    seed_all(1, groups.coordinates)
     shape = staged(case, stage)
     dtype = device.dtype("auto")
     settings = Optimizer(name=stage.optimizer)  # type: ignore[arg-type]
@@ -181,10 +181,10 @@ def ours(case: Case, stage: Stage, device: Device, compiler: str) -> Callable[[]
         settings,
         groups,
         sequence_length=case.sequence,
-        device=device.place,
+        device=device.torch_device,
         dtype=dtype,
         seed=1,
-        backend=choose_backend(asked, device.place, dtype).backend,  # type: ignore[arg-type]
+        backend=choose_backend(asked, device.torch_device, dtype).backend,  # type: ignore[arg-type]
     )
     if stage.compiled:
         compile_chunks(state.chunks, compiler)
@@ -196,7 +196,7 @@ def ours(case: Case, stage: Stage, device: Device, compiler: str) -> Callable[[]
         on_forward=lambda _: None,
         on_backward=lambda _: None,
     )
-    batches = micro_batches(case, stage.micro_batches, device.place)
+    batches = micro_batches(case, stage.micro_batches, device.torch_device)
 
     def step() -> object:
         stepper.forward_backward(batches)
@@ -214,16 +214,16 @@ def staged(case: Case, stage: Stage) -> ModelShape:
 def plain(case: Case, device: Device, compiler: str) -> Callable[[], object]:
     """A callable that runs one whole step of plain torch: same serial shape, compiled, SDPA, fused AdamW."""
     torch.manual_seed(1)
-    model = PlainGpt(case.shape).to(device.place)
+    model = PlainGpt(case.shape).to(device.torch_device)
     run = torch.compile(model, backend=compiler)
-    on_gpu = device.place.type == "cuda"
+    on_gpu = device.torch_device.type == "cuda"
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=on_gpu)
-    batches = micro_batches(case, STAGES[0].micro_batches, device.place)
+    batches = micro_batches(case, STAGES[0].micro_batches, device.torch_device)
 
     def step() -> object:
         optimizer.zero_grad(set_to_none=True)
         for batch in batches:
-            with torch.autocast(device.place.type, torch.bfloat16, enabled=on_gpu):
+            with torch.autocast(device.torch_device.type, torch.bfloat16, enabled=on_gpu):
                 loss = run(batch.tokens, batch.labels)
             (loss / len(batches)).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -357,8 +357,8 @@ def main() -> int:
         return 2
     begin = time.monotonic()
     with open_device(0) as device:
-        clock = Clock(device.place, repeats=2 if smoke else 8)
-        limits = ceilings(device.place, clock, size=64 if smoke else 8192)
+        clock = Clock(device.torch_device, repeats=2 if smoke else 8)
+        limits = ceilings(device.torch_device, clock, size=64 if smoke else 8192)
         rows = []
         for case in TOYS if smoke else CASES:
             rows += measure(

@@ -1,17 +1,17 @@
-"""Layout-free checkpoints on durable storage.
+"""Checkpoints on durable storage, independent of the parallel layout.
 
     save     every rank writes its pieces, rank 0 commits            save.py
-    restore  fills pieces of any other layout from a commit          restore.py
+    restore  fills pieces of any layout from a commit                restore.py
     verify   reads everything and compares checksums                 verify.py
-    store    commits, manifests, pruning: imports no torch           store.py
+    store    commits, manifests, pruning; does not import torch      store.py
 
 On disk:
 
     <uri>/step-<S>/attempt-<A>/rank-<R>.bin    raw tensor boxes, row major, back to back
-    <uri>/step-<S>/attempt-<A>/manifest.json   what the boxes are, job and rank state
-    <uri>/commits/<S>.<A>.json                 created exclusively, names the manifest by digest
+    <uri>/step-<S>/attempt-<A>/manifest.json   the index of the boxes, job and rank state
+    <uri>/commits/<S>.<A>.json                 created exclusively, has the digest of the manifest
 
-Nothing is ever unpickled. What has no commit does not exist.
+Nothing is pickled. Files without a commit are not a checkpoint.
 """
 
 from __future__ import annotations

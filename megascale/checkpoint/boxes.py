@@ -1,7 +1,7 @@
 """Boxes: axis-aligned blocks of a global tensor, the unit in which checkpoints are stored.
 
-A rank of a sharded optimizer owns a flat range of a parameter; a rank of another layout owns another
-one. Both are a few boxes, and what one holds of the other is the intersection of boxes.
+A rank of a sharded optimizer owns a flat range of a parameter, and a rank of another layout owns another
+range. Both consist of a few boxes, and what they have in common is the intersections of these.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Box: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 def flat_range_boxes(shape: tuple[int, ...], start: int, end: int) -> list[Box]:
-    """The elements [start, end) of a row-major tensor, as boxes in flat order.
+    """The elements [start, end) of a row-major tensor as boxes, in flat order.
 
     Each box is a contiguous run of the range and the boxes follow each other without a gap, so a flat
     buffer of the range is the concatenation of the boxes' row-major values. There are at most
@@ -52,7 +52,7 @@ def _in_row(index: int, shape: tuple[int, ...], start: int, end: int) -> list[Bo
 
 
 def split(box: Box, most: int) -> list[Box]:
-    """A box as boxes of at most `most` elements, in row-major order."""
+    """Split a box into boxes of at most `most` elements, in row-major order."""
     offset, shape = box
     if prod(shape) <= most:
         return [box]
@@ -67,7 +67,7 @@ def split(box: Box, most: int) -> list[Box]:
 
 
 def intersect(a: Box, b: Box) -> Box | None:
-    """The common part of two boxes of one tensor, None when it is empty."""
+    """The intersection of two boxes of one tensor; None if it is empty."""
     offset = tuple(max(x, y) for x, y in zip(a[0], b[0], strict=True))
     extent = tuple(
         min(ax + an, bx + bn) - lo for ax, an, bx, bn, lo in zip(a[0], a[1], b[0], b[1], offset, strict=True)
@@ -76,7 +76,7 @@ def intersect(a: Box, b: Box) -> Box | None:
 
 
 def slices_within(part: Box, whole: Box) -> tuple[slice, ...]:
-    """Index of `part` in an array that holds `whole`."""
+    """Index of `part` in an array of the values of `whole`."""
     return tuple(
         slice(at - base, at - base + size) for at, size, base in zip(part[0], part[1], whole[0], strict=True)
     )

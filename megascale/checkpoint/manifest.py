@@ -1,8 +1,7 @@
-"""The JSON side of a checkpoint: manifest, rank index and commit record.
+"""The JSON documents of a checkpoint: manifest, rank index and commit record.
 
-Keys are camelCase on disk. Sizes are bytes; `crc32` is zlib's. CRC-32 was measured at 4 GB/s here, ten
-times the rate at which the same disk takes an fsynced write, so a library for a faster sum would buy
-nothing.
+Keys are camelCase on disk. Sizes are in bytes; `crc32` is zlib's. It was measured at 4 GB/s, ten times the
+rate of durable writes on the same machine, so a faster checksum would not make saving faster.
 """
 
 from __future__ import annotations
@@ -52,8 +51,8 @@ class StoredBox(_Document):
 
     Attributes:
         offset, shape: the box, in elements of the global tensor.
-        file: index into the manifest's `files`; it is the rank that wrote it.
-        byte_offset, bytes: where its values are in that file.
+        file: index into the manifest's `files`, which equals the rank that wrote it.
+        byte_offset, bytes: position and size of its values in that file.
         crc32: checksum of those bytes.
     """
 
@@ -66,7 +65,7 @@ class StoredBox(_Document):
 
 
 class StoredTensor(_Document):
-    """One global tensor and the boxes that make it up; boxes do not overlap."""
+    """A global tensor and the boxes that it consists of, which do not overlap."""
 
     dtype: str
     shape: Dims
@@ -81,7 +80,7 @@ class ShardFile(_Document):
 
 
 class RankIndex(_Document):
-    """What one rank wrote; rank 0 joins them to the manifest."""
+    """The index of one rank's shard; rank 0 joins all of them into the manifest."""
 
     rank: Size
     file: ShardFile
@@ -90,12 +89,12 @@ class RankIndex(_Document):
 
 
 class Manifest(_Document):
-    """Everything about a checkpoint but its tensor values.
+    """Everything of a checkpoint except its tensor values.
 
     Attributes:
         step, attempt: the state after `step`, written by `attempt`.
-        parent: the commit that attempt resumed from, None = it started from scratch.
-        layout: the parallel layout that wrote it; for people, not needed to load.
+        parent: the commit that the attempt resumed from; None = it started at step 0.
+        layout: the parallel layout that wrote it, for information only.
         files: shard files, by rank.
         tensors: canonical name -> tensor.
         job_state: state of the whole job (data cursor, schedules...).
@@ -143,15 +142,15 @@ class CommitRecord(_Document):
 
 
 def digest(manifest: bytes) -> str:
-    """What a commit record names its manifest by."""
+    """The digest by which a commit record identifies its manifest."""
     return hashlib.sha256(manifest).hexdigest()
 
 
 def parse_manifest(raw: bytes, record: CommitRecord, path: str) -> Manifest:
-    """The manifest of a commit.
+    """Parse the manifest of a commit.
 
     Raises:
-        CheckpointCorruptError: `raw` is not what was committed.
+        CheckpointCorruptError: `raw` differs from what was committed.
     """
     found = digest(raw)
     if found != record.manifest_sha256:
@@ -176,7 +175,7 @@ def parse_manifest(raw: bytes, record: CommitRecord, path: str) -> Manifest:
 
 
 def incomplete_tensor(tensors: dict[str, StoredTensor]) -> str | None:
-    """What is wrong with the first tensor whose boxes do not add up to it, None when all do."""
+    """Describes the first tensor whose boxes do not add up to all of it; None if there is none."""
     for name, tensor in tensors.items():
         stored = sum(prod(box.shape) for box in tensor.boxes)
         if stored != prod(tensor.shape):

@@ -1,4 +1,4 @@
-"""What a rank holds of a global tensor."""
+"""Pieces: the parts of global tensors that a rank holds."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Piece:
 
     Attributes:
         name: canonical name, "<parameter>/<state>" ("layers.3.attention.qkv.weight/master"); layers are
-            numbered over the whole model, whatever stage holds them.
+            numbered over the whole model and not within a pipeline stage.
         global_shape: shape of the whole tensor.
         offset, shape: the box.
-        tensor: 1-D contiguous view of the box's values, row major within the box. It is live storage:
-            a save reads it, a restore copies into it.
+        tensor: contiguous 1-D view of the box's values in row-major order. It is live storage, which a save
+            reads and a restore overwrites.
     """
 
     name: str

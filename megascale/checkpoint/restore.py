@@ -1,4 +1,4 @@
-"""Restoring: pieces of any layout are filled from the boxes of whatever layout wrote the commit."""
+"""Restores pieces of any layout from the boxes of a commit, which another layout may have written."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from megascale.errors import CheckpointCorruptError, InputError
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """What a commit holds besides tensors.
+    """The contents of a commit other than tensors.
 
     Attributes:
         job_state: state of the whole job.
-        rank_states: by rank of the layout that saved.
-        layout: that layout, as it was given to `save`.
+        rank_states: by rank of the layout that saved it.
+        layout: that layout, as passed to `save`.
     """
 
     job_state: dict[str, Any]
@@ -45,15 +45,15 @@ class _Read:
 
 
 def restore(store: CheckpointStore, commit: Commit, pieces: Sequence[Piece]) -> Restored:
-    """Fill every piece from the commit; each rank calls it on its own, for what it needs.
+    """Fill every piece from the commit; each rank calls it independently, with the pieces that it needs.
 
-    Only boxes that overlap a piece are read, each once, and each is checked before it is copied from. When
-    this raises, some pieces may have been filled: restore them again from another commit.
+    Only boxes that overlap a piece are read, each once, and each is checked before it is copied. If this
+    raises, some pieces may have been overwritten: restore them again from another commit.
 
     Raises:
         CheckpointCorruptError: a file is missing, cut short or has a wrong byte; names file and offset.
-        InputError: the commit is of another model: a tensor is missing or has another shape or dtype.
-        UnreachableError: the file system refuses.
+        InputError: the commit is of another model: it lacks a tensor, or has it with another shape or dtype.
+        UnreachableError: the file system returns an error.
     """
     manifest = store.manifest(commit)
     for file, reads in sorted(_plan(manifest, commit, pieces).items()):
@@ -64,7 +64,7 @@ def restore(store: CheckpointStore, commit: Commit, pieces: Sequence[Piece]) -> 
 
 
 def _plan(manifest: Manifest, commit: Commit, pieces: Sequence[Piece]) -> dict[int, list[_Read]]:
-    """File index -> reads. All that can be wrong is found here, before anything is filled."""
+    """File index -> reads. Mismatches are found here, before any piece is overwritten."""
     by_name: dict[str, list[Piece]] = defaultdict(list)
     for piece in pieces:
         by_name[piece.name].append(piece)

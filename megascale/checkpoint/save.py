@@ -1,4 +1,4 @@
-"""Saving: all ranks write their pieces, then one commit makes them a checkpoint."""
+"""Saves a checkpoint: all ranks write their pieces, then rank 0 commits."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from megascale.errors import CheckpointSaveError, MegascaleError
 
 @dataclass(frozen=True, slots=True)
 class SaveReport:
-    """What this rank wrote, and how long the whole save took; 0 bytes when the step had been saved before."""
+    """Bytes that this rank wrote and duration of the save; 0 bytes if the step was saved before."""
 
     bytes: int
     seconds: float
@@ -57,16 +57,16 @@ def save(
 
     Args:
         parent: the commit this attempt resumed from.
-        pieces: what this rank contributes. Over all ranks the pieces cover every tensor exactly once.
-        job_state: JSON, taken from rank 0. rank_state: JSON, kept for each rank.
-        layout: the parallel layout, for people who read the manifest.
+        pieces: what this rank saves; over all ranks they cover every tensor exactly once.
+        job_state: JSON, taken from rank 0. rank_state: JSON, stored for each rank.
+        layout: the parallel layout, stored for information only.
         agree: collective AND over all ranks.
-        at_point: called with "save" half-way through this rank's bytes and with "commit" when all shards are
-            durable and the commit is next.
+        at_point: called with "save" half-way through this rank's pieces, and with "commit" once all shards
+            are durable, before the commit; for fault injection.
 
     Raises:
-        CheckpointSaveError: on all ranks, when any of them failed. What was readable stays readable; the
-            partial files are removed as far as possible.
+        CheckpointSaveError: on all ranks, if any of them failed. Earlier checkpoints are not affected, and
+            partial files are removed if possible.
     """
     started = time.monotonic()
     commit = Commit(step, attempt)
@@ -109,7 +109,7 @@ class _RankSave:
         """Write the shard, durable on return, and its index.
 
         Raises:
-            OSError: the file system refuses.
+            OSError: the file system returns an error.
         """
         storage = self._store.storage
         name = shard_name(self._commit, self._rank)
@@ -135,7 +135,7 @@ class _RankSave:
         storage.sync_entries(folder_of(self._commit))
 
     def abandon(self, problem: Exception | None) -> NoReturn:
-        """Remove what this rank made, unless the commit exists after all, and report."""
+        """Remove the files that this rank created, unless the commit exists, and raise the error."""
         if self._rank == 0:
             self._created += [
                 f"{folder_of(self._commit)}/{name}" for name in ("manifest.json", "commit.json")

@@ -4,9 +4,9 @@
     script.save({"model": ..., "optimizer": ...}, step)   every rank calls it, with the same state
 
 For data-parallel scripts, whose ranks hold the same state: each rank writes its share of the tensors, and a
-checkpoint counts only when all of them are written (contracts 6). State is any nesting of dicts, lists and
-tuples over tensors, numbers, texts and None: `state_dict()` of models, optimizers and schedulers. Nothing is
-pickled. Outside of a MegaScale job `save` does nothing and `load` returns None.
+checkpoint counts only once all of them are written (docs/own-scripts.md). State is any nesting of dicts,
+lists and tuples of tensors, numbers, strings and None, such as the `state_dict()` of models, optimizers and
+schedulers. Nothing is pickled. Outside of a MegaScale job `save` does nothing and `load` returns None.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _STRUCTURE = "structure"
 
 @dataclass(frozen=True, slots=True)
 class _Launch:
-    """What the agent wrote beside the rank record."""
+    """The launch order, which the agent writes beside the rank record."""
 
     job: str
     attempt: int
@@ -49,10 +49,13 @@ class _Launch:
 
 
 def save(state: dict[str, Any], step: int) -> bool:
-    """Save `state` as it is after `step`; collective. Whether it was saved: a failure only raises an alert.
+    """Save `state` as it is after `step`; collective.
+
+    Returns:
+        Whether it was saved. A failure raises an alert, and training goes on.
 
     Raises:
-        InputError: the state holds something that is neither a tensor nor plain data; names where.
+        InputError: the state has a value that is neither a tensor nor plain data; the message has its path.
     """
     launch = _launch()
     if launch is None:
@@ -89,7 +92,7 @@ def save(state: dict[str, Any], step: int) -> bool:
 
 
 def load() -> dict[str, Any] | None:
-    """The state to go on from, tensors on the CPU; None when there is none yet.
+    """The state to resume from, with tensors on the CPU; None if there is none yet.
 
     Raises:
         CheckpointCorruptError: the checkpoint does not match its checksums.
@@ -118,7 +121,7 @@ def _piece(name: str, tensor: torch.Tensor) -> Piece:
 
 
 def _pack(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:  # noqa: ANN401 - any state
-    """`value` as JSON, its tensors moved to `tensors` under their paths."""
+    """`value` as JSON; its tensors are put into `tensors` under their paths."""
     if isinstance(value, torch.Tensor):
         if value.numel():
             tensors[path] = value.detach().cpu().contiguous().view(value.shape or (1,))
@@ -155,7 +158,7 @@ def _unpack(packed: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Any:  #
 
 
 def _agree(ok: bool) -> bool:
-    """Whether all ranks pass True."""
+    """Whether `ok` is True on all ranks; collective."""
     if not distributed.is_initialized():
         return ok
     device = "cuda" if "nccl" in distributed.get_backend() else "cpu"
@@ -165,21 +168,21 @@ def _agree(ok: bool) -> bool:
 
 
 def _launch() -> _Launch | None:
-    """What this rank was launched with; None outside of a job."""
+    """Read this rank's launch order; None outside of a job."""
     rank_file = os.environ.get("MEGASCALE_RANK_FILE")
     if not rank_file:
         return None
-    told = json.loads(Path(rank_file).with_suffix(".json").read_bytes())
-    checkpoint = told["spec"]["spec"]["checkpoint"]
+    order = json.loads(Path(rank_file).with_suffix(".json").read_bytes())
+    checkpoint = order["spec"]["spec"]["checkpoint"]
     return _Launch(
-        job=told["job"],
-        attempt=told["attempt"],
-        rank=told["rank"],
-        world_size=told["world_size"],
-        resume=_commit(told["resume"]),
-        lineage={int(attempt): _commit(commit) for attempt, commit in told["lineage"].items()},
+        job=order["job"],
+        attempt=order["attempt"],
+        rank=order["rank"],
+        world_size=order["world_size"],
+        resume=_commit(order["resume"]),
+        lineage={int(attempt): _commit(commit) for attempt, commit in order["lineage"].items()},
         keep=checkpoint["keep"],
-        store=CheckpointStore(RunDir(Path(told["run_dir"])).checkpoints(checkpoint["uri"])),
+        store=CheckpointStore(RunDir(Path(order["run_dir"])).checkpoints(checkpoint["uri"])),
     )
 
 

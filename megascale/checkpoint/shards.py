@@ -1,4 +1,4 @@
-"""Shard files: the raw boxes of one rank, back to back, each with a checksum kept in the manifest."""
+"""Shard files: the raw boxes of one rank, one after the other; their checksums are in the manifest."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from megascale.core.contract.lineage import Commit
 from megascale.errors import CheckpointCorruptError, UnreachableError
 
 _BOX_BYTES = 16 << 20
-"""Larger pieces become several boxes: who reads a small part need not check all of a large tensor."""
+"""Larger pieces are split into several boxes, so that reading a small part does not check a whole tensor."""
 
 
 class ShardWriter:
@@ -88,18 +88,18 @@ def _bytes_of(piece: Piece) -> memoryview:
 
 
 class ShardReader:
-    """Reads boxes of one shard file and checks each before it hands it out.
+    """Reads boxes of one shard file and checks each before it returns it.
 
-    It reads into a buffer of its own instead of mapping the file: a sector that cannot be read is then an
-    error with a name, not a SIGBUS, and the values checked are the values used.
+    It reads into a buffer instead of mapping the file: an unreadable sector is then an error, not a SIGBUS,
+    and the values that were checked are those that are used.
     """
 
     def __init__(self, storage: LocalStorage, folder: str, file: ShardFile, commit: Commit) -> None:
         """Open a shard of `commit`, whose files are in `folder`.
 
         Raises:
-            CheckpointCorruptError: it is missing or has another size than when it was committed.
-            UnreachableError: the file system refuses.
+            CheckpointCorruptError: it is missing, or its size is not the committed one.
+            UnreachableError: the file system returns an error.
         """
         name = f"{folder}/{file.name}"
         self._path = storage.path(name)
@@ -120,11 +120,11 @@ class ShardReader:
             raise UnreachableError(f"cannot read {self._path}: {error.strerror}") from error
 
     def read(self, box: StoredBox) -> memoryview:
-        """The checked bytes of a box, valid until the next call.
+        """The bytes of a box, checked; valid until the next call.
 
         Raises:
-            CheckpointCorruptError: a byte is not what was written, naming file and offset.
-            UnreachableError: the file system went away.
+            CheckpointCorruptError: the bytes are not those that were written; names file and offset.
+            UnreachableError: the file system returns an error.
         """
         if len(self._buffer) < box.bytes:
             self._buffer = bytearray(box.bytes)

@@ -1,14 +1,14 @@
-"""A rank's own state in a memory-mapped file that outlives the rank: the memory tier's file format.
+"""Snapshot files: a rank's state in a memory-mapped file that outlives the rank.
 
-Two buffers are written in turn, so that one whole snapshot exists while the next is being copied. Each has a
-seqlock (odd while the copy is under way) and checksums: what a killed rank left half-copied is never taken
-for whole. Values are stored in native byte order: the file never leaves its machine.
+Two buffers are written in turn, so that one complete snapshot exists while the next is copied. Each has a
+seqlock (odd while a copy is under way) and checksums, so that the partial copy of a killed rank is never
+used. Values are in native byte order, because the file never leaves its machine.
 
         0  magic "MSSNAP01", u32 length and u32 CRC-32 of what follows: the layout as JSON
      4096  slot 0: sequence number, then `_SLOT`; 8192 slot 1
     12288  buffer 0: tensor bytes padded to whole pages, then 256 KiB for the state as JSON; buffer 1 follows
 
-Importing this needs neither torch nor numpy: an agent reads the slots of its dead ranks.
+Importing this module imports neither torch nor numpy: agents read the slots of ranks that have died.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ _DATA_AT: Final = (1 + BUFFERS) * _PAGE
 
 @dataclass(frozen=True, slots=True)
 class SnapshotLayout:
-    """What a snapshot can be loaded into; any difference makes it another file.
+    """The state that a snapshot file was made for; a rank uses only files of an equal layout.
 
     Attributes:
         pieces: digest of the names, boxes and types of the rank's pieces, in order.
-        data_bytes: of its tensors in one buffer.
+        data_bytes: size of the tensors in one buffer.
     """
 
     job: str
@@ -66,7 +66,7 @@ class SnapshotLayout:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A whole snapshot: the state after `step`, copied in `attempt` of driver term `term`."""
+    """A complete snapshot: the state after `step`, copied in `attempt` of driver term `term`."""
 
     index: int
     term: int
@@ -82,7 +82,7 @@ class Snapshot:
 
 
 class SnapshotFile:
-    """The writing end, held by the rank; one copy at a time, between `begin` and `finish`."""
+    """A snapshot file opened by its rank for writing; one copy at a time, between `begin` and `finish`."""
 
     def __init__(self, path: Path, layout: SnapshotLayout, memory: mmap.mmap) -> None:
         self.path, self.layout = path, layout
@@ -91,15 +91,15 @@ class SnapshotFile:
 
     @classmethod
     def adopt(cls, path: Path, layout: SnapshotLayout) -> Self | None:
-        """The file at `path` with what it holds, None if there is none of this layout."""
+        """Open the file at `path` and keep its snapshots; None if there is none of this layout."""
         return cls._map(path, layout) if _layout_of(path) == layout else None
 
     @classmethod
     def create(cls, path: Path, layout: SnapshotLayout) -> Self:
-        """A new file in place of what is at `path`, its pages allocated.
+        """Create a file at `path` with all pages allocated, replacing an existing one.
 
         Raises:
-            OSError: the file system is full or refuses.
+            OSError: the file system is full or returns another error.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
@@ -107,7 +107,7 @@ class SnapshotFile:
         body = json.dumps(asdict(layout)).encode()
         try:
             with temporary.open("xb") as handle:
-                # Without pages of its own a write to a full tmpfs is a SIGBUS.
+                # A later write to an unallocated page of a full tmpfs would be a SIGBUS.
                 os.posix_fallocate(handle.fileno(), 0, layout.file_bytes)
                 handle.write(_HEAD.pack(MAGIC, len(body), zlib.crc32(body)) + body)
             temporary.replace(path)
@@ -122,7 +122,7 @@ class SnapshotFile:
             return cls(path, layout, mmap.mmap(handle.fileno(), layout.file_bytes))
 
     def snapshots(self) -> list[Snapshot]:
-        """The whole snapshots, oldest first."""
+        """The complete snapshots, oldest first."""
         slots = (_parse_slot(index, self._view[_slot_at(index) :]) for index in range(BUFFERS))
         return sorted((slot for slot in slots if slot), key=lambda slot: (slot.attempt, slot.step))
 
@@ -132,18 +132,18 @@ class SnapshotFile:
         return self._view[at : at + self.layout.padded_bytes]
 
     def state(self, snapshot: Snapshot) -> Any:  # noqa: ANN401 - JSON values
-        """The JSON document of a snapshot that was checked."""
+        """The JSON document of a snapshot; call `damage` first."""
         at = self._buffer_at(snapshot.index) + self.layout.padded_bytes
         return json.loads(bytes(self._view[at : at + snapshot.state_bytes]))
 
     def begin(self, index: int) -> None:
-        """From now on the buffer's old snapshot does not exist."""
+        """Invalidate the snapshot in a buffer before it is overwritten."""
         at = _slot_at(index)
         (sequence,) = _SEQUENCE.unpack_from(self._view, at)
         _SEQUENCE.pack_into(self._view, at, sequence | 1)
 
     def finish(self, index: int, *, term: int, attempt: int, step: int, state: bytes) -> None:
-        """The buffer's tensor bytes are in place: with `state` they are a snapshot.
+        """Complete the snapshot whose tensor bytes have been written to the buffer.
 
         Raises:
             ValueError: `state` is longer than 256 KiB.
@@ -162,7 +162,7 @@ class SnapshotFile:
         _SEQUENCE.pack_into(self._view, at, (sequence | 1) + 1)
 
     def damage(self, snapshot: Snapshot) -> str:
-        """What of the snapshot does not match its checksums, "" = nothing."""
+        """Describes the part of a snapshot that does not match its checksum; "" = all of it does."""
         found = folded_crc(self.data(snapshot.index))
         if found != snapshot.data_crc:
             return f"tensors: checksum is {found:08x}, {snapshot.data_crc:08x} was written"
@@ -179,8 +179,8 @@ class SnapshotFile:
 def folded_crc(data: memoryview) -> int:
     """CRC-32 of the sums of the columns of `data`, seen as rows of 512 64-bit integers (mod 2^64).
 
-    Finds any wrong word and any block that was not written, at several times the speed of a CRC of it all;
-    it does not see whole pages change places.
+    It detects any wrong word and any block that was not written, several times faster than a CRC of all
+    bytes. It does not detect pages that have changed places.
     """
     import numpy as np
 
@@ -188,9 +188,9 @@ def folded_crc(data: memoryview) -> int:
 
 
 def held(files: Sequence[Path]) -> list[Commit]:
-    """(step, attempt) of which every file has a whole snapshot, oldest first; [] when one has none.
+    """The commits of which every file has a complete snapshot, oldest first; [] if one file has none.
 
-    Reads headers only: whoever restores compares the checksums.
+    Only headers are read; a restore compares the checksums.
     """
     found = [{snapshot.commit for snapshot in _read(path)} for path in files]
     return sorted(set.intersection(*found), key=lambda c: (c.attempt, c.step)) if found else []
@@ -219,7 +219,7 @@ def _parse_slot(index: int, raw: bytes | memoryview) -> Snapshot | None:
 
 
 def _layout_of(path: Path) -> SnapshotLayout | None:
-    """The layout a file says it has; None when there is no whole snapshot file."""
+    """The layout in the header of a file; None if it is not a complete snapshot file."""
     try:
         with path.open("rb") as handle:
             head = handle.read(_PAGE)

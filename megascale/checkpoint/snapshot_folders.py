@@ -1,4 +1,4 @@
-"""Where the nodes of a local run keep their snapshots: a folder in memory, else one in the run folder."""
+"""Folders for the snapshots of a run: one in memory per node, or one in the run folder."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
-SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - everything below is the user's own, mode 0700
+SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - the folders below belong to the user, mode 0700
 
 
 def make_folders(run: Path, node: str, shared_memory: Path = SHARED_MEMORY) -> tuple[Path, ...]:
-    """The node's folders, best first: one in memory (made) where there is a tmpfs for us, one on disk."""
+    """The node's folders in order of preference: in memory, created here if possible, and on disk."""
     on_disk, in_memory = _on_disk(run) / node, _in_memory(run, shared_memory) / node
     try:
         _make_private(in_memory, shared_memory)
@@ -25,7 +25,7 @@ def make_folders(run: Path, node: str, shared_memory: Path = SHARED_MEMORY) -> t
 
 
 def snapshot_file(folder: Path, local_rank: int) -> Path:
-    """Named by the place on the node: one file per process, whichever rank it is."""
+    """The snapshot file of a process; it is named by local rank, because global ranks can move."""
     return folder / f"{local_rank}.snapshot"
 
 
@@ -57,13 +57,13 @@ def _on_disk(run: Path) -> Path:
 
 
 def _make_private(folder: Path, shared_memory: Path) -> None:
-    """Make `folder` and its parents below `shared_memory`; refuse one that another user has made there."""
+    """Create `folder` and its parents below `shared_memory`; refuse folders of other users."""
     if not is_tmpfs(shared_memory):
-        raise FileNotFoundError(f"{shared_memory} is no tmpfs")
+        raise FileNotFoundError(f"{shared_memory} is not a tmpfs")
     below = shared_memory
     for name in folder.relative_to(shared_memory).parts:
         below = below / name
         below.mkdir(mode=0o700, exist_ok=True)
         status = below.lstat()
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
-            raise PermissionError(f"{below} belongs to somebody else")
+            raise PermissionError(f"{below} belongs to another user")

@@ -1,7 +1,7 @@
-"""The one place where checkpoints touch a file system.
+"""File system access of checkpoints.
 
-Names are relative to the root, with forward slashes. Durability: a file is durable after its own fsync and
-that of every directory on the way to it, which is what `sync` does.
+Names are relative to the root, with forward slashes. A file is durable after an fsync of the file
+and of every directory on its path; `sync` does the latter.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ class LocalStorage:
         return self.root / name
 
     def create(self, name: str) -> BinaryIO:
-        """Open a new file for writing, with its folders.
+        """Open a new file for writing and create its folders.
 
         Raises:
-            FileExistsError: there is one already; it is left as it is.
+            FileExistsError: the file exists; it is not changed.
         """
         path = self.path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         return path.open("xb", buffering=_WRITE_BUFFER_BYTES)
 
     def write(self, name: str, data: bytes, *, durable: bool = True) -> None:
-        """Create a file; durable but for its directory entry (see `sync`), if asked for."""
+        """Create a file. `durable` covers its contents but not its directory entry (see `sync`)."""
         with self.create(name) as handle:
             handle.write(data)
             handle.flush()
@@ -49,14 +49,14 @@ class LocalStorage:
                 os.fsync(handle.fileno())
 
     def append(self, name: str, data: bytes) -> None:
-        """Extend a file that only this process writes, or begin it."""
+        """Append to a file that only this process writes; creates it."""
         path = self.path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as handle:
             handle.write(data)
 
     def size(self, name: str) -> int:
-        """Bytes of a file, 0 when there is none."""
+        """Size of a file in bytes; 0 if it does not exist."""
         try:
             return self.path(name).stat().st_size
         except FileNotFoundError:
@@ -66,8 +66,8 @@ class LocalStorage:
         """Give the finished file `source` the name `target`, atomically and durably.
 
         Raises:
-            FileExistsError: `target` exists; it is left as it is.
-            OSError: also when only the last fsync failed, with `target` taken back.
+            FileExistsError: `target` exists; it is not changed.
+            OSError: also if only the last fsync failed; `target` is removed then.
         """
         path = self.path(target)
         folder = str(Path(target).parent)
@@ -90,22 +90,22 @@ class LocalStorage:
     def exists(self, name: str) -> bool:
         try:
             return self.path(name).exists()
-        except OSError:  # no access: whoever needs the file gets the error
+        except OSError:  # no access: reading it raises the error
             return False
 
     def names(self, folder: str) -> list[str]:
-        """Sorted names in a folder; empty when there is none."""
+        """Sorted names in a folder; empty if it does not exist."""
         path = self.path(folder)
         return sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
 
     def remove(self, name: str) -> None:
-        """Remove a file that may be gone already, then the folders it leaves empty."""
+        """Remove a file if it exists, then folders that it leaves empty."""
         path = self.path(name)
         path.unlink(missing_ok=True)
         self._remove_empty(path.parent)
 
     def remove_folder(self, name: str) -> None:
-        """Remove a folder that may be gone already, then the folders it leaves empty."""
+        """Remove a folder if it exists, then folders that it leaves empty."""
         path = self.path(name)
         if path.is_dir():
             shutil.rmtree(path)
@@ -120,19 +120,19 @@ class LocalStorage:
             folder = folder.parent
 
     def sync(self, folder: str) -> None:
-        """Make the entries of a folder, and the folders on the way to it, durable."""
+        """Make the entries of a folder and of all folders on its path durable."""
         self.sync_entries(folder)
         path = self.path(folder)
         while path != self.root:
             path = path.parent
             _sync_folder(path)
         if not self._root_is_durable:
-            with contextlib.suppress(PermissionError):  # somebody else's folder: then they made the root
+            with contextlib.suppress(PermissionError):  # another user's folder: then that user made the root
                 _sync_folder(self.root.parent)
             self._root_is_durable = True
 
     def sync_entries(self, folder: str) -> None:
-        """Make the entries of a folder durable, given that the folder itself is or will be made so."""
+        """Make the entries of a folder durable; the caller does the same for the folder itself."""
         _sync_folder(self.path(folder))
 
 

@@ -1,4 +1,4 @@
-"""Which checkpoints exist: listing, committing, pruning. Needs neither torch nor a driver."""
+"""The checkpoints of a job: lists, commits and prunes them. Does not import torch."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _ATTEMPT_NAME = re.compile(r"^attempt-(\d+)$")
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """What the commits folder holds.
+    """Contents of the commits folder.
 
     Attributes:
         records: readable commits, oldest first.
-        damaged: one line per commit file that cannot be read, saying why.
-        foreign: names of files that are no commit files.
+        damaged: one line per unreadable commit file, with the reason.
+        foreign: names of other files.
     """
 
     records: list[CommitRecord]
@@ -37,7 +37,7 @@ class Scan:
 
 @dataclass(frozen=True, slots=True)
 class PruneReport:
-    """What `prune` did: commits (and folders without a commit) removed, and what could not be."""
+    """Commits, and folders without a commit, that `prune` removed, and its problems."""
 
     removed: list[Commit]
     problems: list[str]
@@ -71,7 +71,7 @@ class CheckpointStore:
         return [record.commit for record in self.scan().records]
 
     def scan(self) -> Scan:
-        """Read the commits folder; damaged and foreign files are reported, never an error."""
+        """Read the commits folder; damaged and foreign files are part of the result, not errors."""
         scan = Scan([], [], [])
         for name in self._names(COMMITS):
             found = _COMMIT_NAME.match(name)
@@ -90,7 +90,7 @@ class CheckpointStore:
         return self.storage.exists(commit_name(commit))
 
     def record(self, commit: Commit) -> CommitRecord:
-        """The commit's own file.
+        """Read the file of a commit.
 
         Raises:
             CheckpointCorruptError: there is none, or it is damaged.
@@ -105,24 +105,24 @@ class CheckpointStore:
         return record
 
     def manifest(self, commit: Commit) -> Manifest:
-        """The manifest of a commit, compared with the digest in its commit file.
+        """Read the manifest of a commit and compare it with the digest in the commit file.
 
         Raises:
             CheckpointCorruptError: either file is missing or damaged.
-            UnreachableError: the file system refuses.
+            UnreachableError: the file system returns an error.
         """
         record = self.record(commit)
         name = f"{folder_of(commit)}/manifest.json"
         return parse_manifest(self._read(name, commit), record, str(self.storage.path(name)))
 
     def publish(self, manifest: bytes, record: CommitRecord) -> None:
-        """Write the manifest and make the commit exist.
+        """Write the manifest and create the commit file, which makes the checkpoint exist.
 
-        The shard files are durable before; each file is durable before the one that names it is created.
+        The caller has made the shard files durable. Each file is durable before one that refers to it.
 
         Raises:
-            CheckpointSaveError: the commit exists and is another one.
-            OSError: the file system refuses.
+            CheckpointSaveError: the commit exists with other contents.
+            OSError: the file system returns an error.
         """
         folder = folder_of(record.commit)
         self.storage.write(f"{folder}/manifest.json", manifest)
@@ -131,23 +131,23 @@ class CheckpointStore:
         try:
             self.storage.publish(f"{folder}/commit.json", commit_name(record.commit))
         except FileExistsError as error:
-            # a network file system may repeat a link whose answer got lost
+            # A network file system may repeat a link whose response was lost.
             if self.record(record.commit).manifest_sha256 != record.manifest_sha256:
                 raise CheckpointSaveError(
                     f"step {record.step} of attempt {record.attempt} is already committed with other content"
                 ) from error
 
     def remove(self, commit: Commit) -> None:
-        """Remove a checkpoint: its commit first, so that a removal cut short leaves no half one."""
+        """Remove a checkpoint, its commit file first, so that an interruption leaves no partial one."""
         self.storage.remove(commit_name(commit))
         self.storage.remove_folder(folder_of(commit))
 
     def prune(self, keep: int, lineage: Lineage, attempt: int) -> PruneReport:
-        """Remove what will not be restored, on behalf of `attempt`.
+        """Remove checkpoints that `attempt` will not restore.
 
-        Kept are the newest `keep` commits on its lineage, everything of newer attempts, and folders of this
-        attempt or newer than its newest commit that have no commit (a save may be under way). A removal
-        that fails is reported and tried again by the next call.
+        The newest `keep` commits on its lineage stay, and everything of newer attempts. Folders without a
+        commit stay if they are of this attempt or newer than its newest commit, because a save may be under
+        way. A removal that fails is part of the result; the next call tries it again.
 
         Raises:
             ValueError: keep < 1.

@@ -1,4 +1,4 @@
-"""Verifying: read everything a commit names and compare checksums."""
+"""Verifies a commit: reads everything that it refers to and compares checksums."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from megascale.errors import CheckpointCorruptError
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """One thing wrong: the message names file and offset; `tensor` is what lies there, None = all of it."""
+    """One problem. The message has file and offset; `tensor` is the affected tensor, None = all of them."""
 
     message: str
     tensor: str | None
@@ -31,10 +31,10 @@ class VerifyReport:
 
 
 def verify(store: CheckpointStore, commit: Commit) -> VerifyReport:
-    """Read every box of a commit; all damage is listed, not only the first.
+    """Read every box of a commit and list all damage.
 
     Raises:
-        UnreachableError: the file system refuses.
+        UnreachableError: the file system returns an error.
     """
     try:
         manifest = store.manifest(commit)

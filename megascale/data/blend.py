@@ -1,8 +1,8 @@
-"""Several datasets, drawn from by weight.
+"""Blends several datasets by weight.
 
-Sample i comes from the dataset that a fixed schedule of 4,096 places names at i modulo 4,096, and is the next
-sample of that dataset in its own order. Which one that is can be computed for any i at once, so the state of
-a blend is the index alone, as for a single dataset.
+A fixed schedule of 4,096 entries assigns sample i to the dataset of entry i modulo 4,096, and it is the next
+sample of that dataset in its own order. The index of that sample is computed directly from i, so the state of
+a blend is one index, as for a single dataset.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class BlendedStream:
 
     Attributes:
         streams: the datasets.
-        schedule: int64 (4096,), dataset of each place. turns: int64 (4096,), how often it came before.
-        counts: int64 (datasets,), places of each dataset.
+        schedule: int64 (4096,), the dataset of each entry. turns: int64 (4096,), earlier entries of the same.
+        counts: int64 (datasets,), entries of each dataset.
     """
 
     streams: tuple[SampleStream, ...]
@@ -36,21 +36,21 @@ class BlendedStream:
 
     @classmethod
     def of(cls, streams: Sequence[SampleStream], weights: Sequence[float]) -> BlendedStream:
-        """Blend streams; no weight is so small that its dataset is left out.
+        """Blend streams; every dataset gets at least one entry, however small its weight.
 
         Raises:
-            ValueError: no streams, as many weights as streams, none of them positive.
+            ValueError: no streams, another number of weights, or a weight that is not positive.
         """
         if not streams or len(streams) != len(weights) or min(weights) <= 0:
             raise ValueError(f"{len(streams)} streams with weights {list(weights)}")
         if len(streams) > _PERIOD:
             raise ValueError(f"{len(streams)} datasets, at most {_PERIOD} can be blended")
-        counts = _places(np.asarray(weights, dtype=np.float64))
+        counts = _entry_counts(np.asarray(weights, dtype=np.float64))
         schedule = _spread(counts)
         turns = np.empty(_PERIOD, dtype=np.int64)
         for dataset in range(len(streams)):
-            places = np.flatnonzero(schedule == dataset)
-            turns[places] = np.arange(len(places))
+            entries = np.flatnonzero(schedule == dataset)
+            turns[entries] = np.arange(len(entries))
         return cls(tuple(streams), schedule, turns, counts)
 
     @property
@@ -59,14 +59,14 @@ class BlendedStream:
 
     @property
     def samples_per_epoch(self) -> int:
-        """Samples of one pass over all datasets together, if weights were as sizes are."""
+        """Samples of all datasets together, once each."""
         return sum(stream.samples_per_epoch for stream in self.streams)
 
     def locate(self, index: int) -> tuple[int, int]:
         """(dataset, sample of that dataset) of sample `index`."""
-        round_, place = divmod(index, _PERIOD)
-        dataset = int(self.schedule[place])
-        return dataset, round_ * int(self.counts[dataset]) + int(self.turns[place])
+        round_, entry = divmod(index, _PERIOD)
+        dataset = int(self.schedule[entry])
+        return dataset, round_ * int(self.counts[dataset]) + int(self.turns[entry])
 
     def batch(self, first_index: int, count: int) -> NDArray[np.int64]:
         """Samples first_index .. first_index + count - 1, int64 (count, sequence_length + 1)."""
@@ -87,8 +87,8 @@ class BlendedStream:
         return out
 
 
-def _places(weights: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Places of each dataset out of the period: at least one, in proportion, largest remainders first."""
+def _entry_counts(weights: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Entries of each dataset in the schedule: at least one, proportional, by largest remainders."""
     exact = weights / weights.sum() * _PERIOD
     counts: NDArray[np.int64] = np.maximum(1, np.floor(exact)).astype(np.int64)
     while counts.sum() > _PERIOD:
@@ -99,7 +99,7 @@ def _places(weights: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def _spread(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Each dataset's places, evenly over the period: the j-th of c lies at (j + 1/2) / c."""
+    """The schedule, with the entries of each dataset evenly spaced: the j-th of c is near (j + 1/2) / c."""
     ideal = np.concatenate([(np.arange(count) + 0.5) / count for count in counts])
     owner = np.repeat(np.arange(len(counts)), counts)
     spread: NDArray[np.int64] = owner[np.argsort(ideal, kind="stable")]

@@ -1,6 +1,6 @@
-"""Documents in files of text or JSONL, plain, gzip or Zstandard.
+"""Reads documents from text and JSONL files, plain or compressed with gzip or Zstandard.
 
-A text file is one document. A line of a JSONL file is one document, the text under one of its keys.
+A text file is one document. Each line of a JSONL file is one document, whose text is under a key.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _COMPRESSED: Final = frozenset({".gz", ".zst"})
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """What one worker reads of one file: bytes [start, end) of it; a compressed file is never divided."""
+    """Bytes [start, end) of a file, which one worker reads; a compressed file is one span."""
 
     path: Path
     start: int
@@ -35,13 +35,13 @@ class Span:
 
     @property
     def is_divisible(self) -> bool:
-        """Whether documents can be found from the middle on."""
+        """Whether a worker can find documents from the middle of the file on."""
         return self.path.suffix in _JSONL
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One document; `pieces` is read once. `problem` says why it cannot be used, "" if it can."""
+    """One document. `pieces` can be iterated once; `problem` is why it cannot be used, "" = it can."""
 
     where: str
     pieces: Iterator[bytes]
@@ -52,11 +52,11 @@ def read_documents(span: Span, text_key: str, on_read: Callable[[int], None]) ->
     """Documents that begin within the span.
 
     Args:
-        on_read: called with bytes of the file as they are read.
+        on_read: called with the number of bytes that were read.
 
     Raises:
-        DataError: a compressed file is cut short or damaged; names file and offset.
-        OSError: it cannot be read.
+        DataError: a compressed file is truncated or damaged; names file and offset.
+        OSError: the file cannot be read.
     """
     if not span.is_jsonl:
         yield Document(str(span.path), _pieces(span, on_read))
@@ -128,7 +128,7 @@ def _pieces(span: Span, on_read: Callable[[int], None]) -> Iterator[bytes]:
 
 
 def _decompressed(path: Path, on_read: Callable[[int], None]) -> Iterator[bytes]:
-    """Content of a .gz or .zst file of any number of members."""
+    """Contents of a .gz or .zst file with any number of members."""
     make, errors = _decompressor(path)
     at, member = 0, make()
     with path.open("rb") as stream:

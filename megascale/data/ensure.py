@@ -1,4 +1,4 @@
-"""Data is there, and is enough, before anything is started."""
+"""Makes the data of a job, and checks that it can be read, before anything else is started."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ def ensure_prepared(
     on_progress: OnProgress = lambda _done, _total: None,
     notify: Notify = lambda _line: None,
 ) -> Prepared | None:
-    """Make the data of a job if it is missing and the manifest says from what; check that it can be read.
+    """Make the data of a job if it is missing and `prepareFrom` has its sources; check that it can be read.
 
     Args:
-        vocab_size: token ids that the model knows.
+        vocab_size: number of token ids of the model.
 
     Returns:
-        What was made, or None when the data was there.
+        The dataset that was made, or None if it existed.
 
     Raises:
-        DataError: missing and `prepareFrom` is empty, made from something else, damaged, too small, or with
-            token ids that the model does not know.
+        DataError: the data is missing and `prepareFrom` is empty, or it was made from other sources, is
+            damaged or too small, or has token ids beyond the model's vocabulary.
     """
     made = None
     if data.prepare_from and data.path is not None:

@@ -1,4 +1,4 @@
-"""Megatron's indexed dataset: tokens in <prefix>.bin, where each sequence lies in <prefix>.idx.
+"""Megatron's indexed dataset: tokens in <prefix>.bin, the position of each sequence in <prefix>.idx.
 
 Layout of the index, little endian:
 
@@ -44,9 +44,9 @@ def idx_path(prefix: Path) -> Path:
 
 
 class IndexedWriter:
-    """Writes token and index file; the caller chooses temporary paths and renames them when `close` returned.
+    """Writes a token file and its index. The caller passes temporary paths and renames them after `close`.
 
-    Usage: `append` pieces of a document, then `end_document`; `close` flushes both files to the disk.
+    Usage: `append` pieces of a document, then `end_document`; `close` makes both files durable.
     """
 
     def __init__(self, tokens: Path, index: Path, dtype: np.dtype[np.integer]) -> None:
@@ -58,7 +58,7 @@ class IndexedWriter:
         self._open_length = 0
 
     def append(self, tokens: NDArray[np.integer]) -> None:
-        """Add tokens to the open document; a sequence that would outgrow int32 is ended first."""
+        """Add tokens to the open document; a sequence whose length would exceed int32 is ended before."""
         if self._open_length + len(tokens) > _MAX_SEQUENCE_TOKENS:
             self._end_sequence()
         self._stream.write(np.ascontiguousarray(tokens, dtype=self._dtype).data)
@@ -91,7 +91,7 @@ class IndexedWriter:
 
 
 def write_index(path: Path, lengths: ArrayLike, borders: ArrayLike, dtype: np.dtype[np.integer]) -> None:
-    """Write an index, durable on return, of sequences that lie one after the other.
+    """Write the index of consecutive sequences; durable on return.
 
     Args:
         lengths: (sequences,), in tokens. borders: (documents + 1,), in sequences.
@@ -108,7 +108,7 @@ def write_index(path: Path, lengths: ArrayLike, borders: ArrayLike, dtype: np.dt
 
 @dataclass(frozen=True, slots=True)
 class IndexedTokens:
-    """A token file and its index, checked when opened; both are memory-mapped.
+    """A token file and its index, both memory-mapped and checked when opened.
 
     Attributes:
         tokens: every token of the file in order, (tokens,).
@@ -128,7 +128,7 @@ class IndexedTokens:
         """Map `<prefix>.bin` and `<prefix>.idx`.
 
         Raises:
-            DataError: a file is missing, damaged or cut short; names file and offset.
+            DataError: a file is missing, damaged or truncated; names file and offset.
         """
         index, tokens = idx_path(prefix), bin_path(prefix)
         for path in (tokens, index):
@@ -155,9 +155,9 @@ class IndexedTokens:
         return self
 
     def document_starts(self) -> NDArray[np.int64]:
-        """Where each document starts in the .bin, in bytes, (documents,), ascending; empty documents too.
+        """Byte offset of each document in the .bin, (documents,), ascending, empty documents included.
 
-        Where every document is one sequence, as is usual, this is the mapped index itself: no memory.
+        If every document is one sequence, as is usual, this is the mapped index and takes no memory.
         """
         first = range(0, len(self.borders), _CHECKED_AT_ONCE)
         if len(self.borders) == len(self.lengths) + 1 and all(
@@ -171,12 +171,12 @@ class IndexedTokens:
         return starts
 
     def sequence(self, index: int) -> NDArray[np.integer]:
-        """Tokens of one sequence, a view."""
+        """A view of the tokens of one sequence."""
         start = int(self.pointers[index]) // self.tokens.itemsize
         return self.tokens[start : start + int(self.lengths[index])]
 
     def _check_sequences(self) -> None:
-        """Sequences lie one after the other and fill the token file exactly."""
+        """Check that sequences are consecutive and fill the token file exactly."""
         index, size, start = idx_path(self.prefix), self.tokens.itemsize, 0
         for first in range(0, len(self.lengths), _CHECKED_AT_ONCE):
             lengths = self.lengths[first : first + _CHECKED_AT_ONCE].astype(np.int64)
@@ -219,7 +219,7 @@ class IndexedTokens:
 
 
 def _read_header(index: Path, content: NDArray[np.uint8]) -> tuple[np.dtype[np.integer], int, int]:
-    """Token type, sequences and document borders."""
+    """The token type and the numbers of sequences and document borders."""
     if len(content) < _HEADER.size:
         raise DataError(f"{index}: ends at offset {len(content)}, within the header of {_HEADER.size} bytes")
     magic, version, code, sequences, borders = _HEADER.unpack(content[: _HEADER.size].tobytes())
@@ -234,12 +234,12 @@ def _read_header(index: Path, content: NDArray[np.uint8]) -> tuple[np.dtype[np.i
 
 
 def _map(path: Path, dtype: np.dtype[np.uint8]) -> NDArray[np.uint8]:
-    """The whole file; an empty one cannot be mapped."""
+    """Map the whole file; an empty one cannot be mapped."""
     return np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)
 
 
 def _map_tokens(path: Path, dtype: np.dtype[np.integer]) -> NDArray[np.integer]:
-    """Whole tokens of the file; what remains is found when sizes are compared."""
+    """Map the file's complete tokens; a remainder is found when sizes are compared."""
     count = path.stat().st_size // dtype.itemsize
     return np.memmap(path, dtype=dtype, mode="r", shape=(count,)) if count else np.empty(0, dtype)
 

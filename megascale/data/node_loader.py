@@ -1,12 +1,12 @@
-"""One process per node reads the data; the ranks of the node copy from memory it shares (MegaScale 3.4).
+"""The data loader of a node: one process reads the data into memory that all ranks share (MegaScale 3.4).
 
-The loader is forked by the node's local rank 0, before that has threads, and dies with it. It fills a ring of
-two slots, one per step: while step s is trained on, step s + 1 is read. A rank asks for a step over a socket
-and gets an answer when the slot is ready; asking for s also says that it is done with s - 1. Slots live in a
-file on tmpfs that every rank maps, read only.
+Local rank 0 forks the loader before it starts threads, and the loader dies with it. The loader fills a ring
+of two slots, one per step: while the ranks train on step s, it reads step s + 1. A rank requests a step over
+a socket and gets a response when its slot is ready; a request for s also releases s - 1. Slots are in a file
+on tmpfs that every rank maps for reading.
 
     slot   micro-batches x data ranks of this node x micro-batch rows of
-           tokens (sequence_length + 1) and, where asked for, document numbers (sequence_length), int32
+           tokens (sequence_length + 1) and, if requested, document numbers (sequence_length), int32
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ _DAMAGED: Final = -1
 
 @dataclass(frozen=True, slots=True)
 class NodeBatch:
-    """Which samples of a global batch the ranks of one node need.
+    """The samples of a global batch that the ranks of one node use.
 
     Attributes:
         batches: samples of each step over all ranks.
-        data_ranks: data-parallel ranks on this node, ascending; ranks that share one share its samples.
+        data_ranks: data-parallel ranks on this node, ascending; processes with equal ones use equal samples.
         data_size: data-parallel size of the job.
-        with_documents: whether ranks ask for document numbers.
+        with_documents: whether slots have document numbers.
     """
 
     sequence_length: int
@@ -56,7 +56,7 @@ class NodeBatch:
 
     @property
     def rows(self) -> int:
-        """Samples of a full step that the node needs."""
+        """Samples of a full step that this node uses."""
         return self.batches.full // self.data_size * len(self.data_ranks)
 
     @property
@@ -65,7 +65,7 @@ class NodeBatch:
         return 4 * self.rows * values
 
     def pieces(self, step: int) -> Iterator[tuple[int, int]]:
-        """(row in the slot, sample) of each `micro_batch` samples of a step."""
+        """(row in the slot, first sample) of each micro-batch of a step."""
         first, row = self.batches.before(step), 0
         for index in range(self.batches.at(step) // (self.micro_batch * self.data_size)):
             for rank in self.data_ranks:
@@ -74,7 +74,7 @@ class NodeBatch:
 
 
 class _Slots:
-    """The shared memory as arrays."""
+    """Arrays on the shared memory."""
 
     def __init__(self, path: Path, batch: NodeBatch, *, writable: bool) -> None:
         access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
@@ -83,12 +83,12 @@ class _Slots:
         self._batch = batch
 
     def tokens(self, step: int) -> NDArray[np.int32]:
-        """(rows, sequence_length + 1) of the slot of `step`."""
+        """Tokens of `step`, (rows, sequence_length + 1)."""
         shape = (self._batch.rows, self._batch.sequence_length + 1)
         return self._view(step, 0, shape)
 
     def documents(self, step: int) -> NDArray[np.int32]:
-        """(rows, sequence_length) of the slot of `step`."""
+        """Document numbers of `step`, (rows, sequence_length)."""
         batch = self._batch
         skip = 4 * batch.rows * (batch.sequence_length + 1)
         return self._view(step, skip, (batch.rows, batch.sequence_length))
@@ -99,18 +99,18 @@ class _Slots:
         return np.frombuffer(self._memory, np.int32, count=count, offset=at).reshape(shape)
 
 
-def start_loader(samples: Samples, batch: NodeBatch, place: Path, ranks: int, *, first_step: int) -> int:
-    """Fork the loader of this node; returns its pid. Call it while this process has one thread.
+def start_loader(samples: Samples, batch: NodeBatch, prefix: Path, ranks: int, *, first_step: int) -> int:
+    """Fork the loader of this node and return its pid. The calling process must have one thread.
 
     Args:
-        place: prefix of its socket and memory files, the same for all ranks of the node and attempt.
-        ranks: processes that will connect.
-        first_step: step that is read ahead, 1-based.
+        prefix: path prefix of its socket and memory file, the same for all ranks of the node and attempt.
+        ranks: number of processes that will connect.
+        first_step: the first step that is read, 1-based.
 
     Raises:
-        DataError: the memory cannot be had.
+        DataError: there is no room for the memory file.
     """
-    memory, address = _memory_path(place), _socket_path(place)
+    memory, address = _memory_path(prefix), _socket_path(prefix)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         for left in (memory, address):
@@ -133,7 +133,7 @@ def start_loader(samples: Samples, batch: NodeBatch, place: Path, ranks: int, *,
 
 
 def _serve(loader: _Loader, listener: socket.socket, ranks: int, files: tuple[Path, ...]) -> NoReturn:
-    """The loader process; its files are gone as soon as every rank has them open."""
+    """Run the loader process. Its files are unlinked as soon as every rank has opened them."""
     die_with_parent()
     try:
         connections = loader.accept(listener, ranks)
@@ -148,7 +148,7 @@ def _serve(loader: _Loader, listener: socket.socket, ranks: int, files: tuple[Pa
 
 
 class _Loader:
-    """Reads steps in order, never more than `SLOTS` ahead of the slowest rank."""
+    """Reads steps in order, at most `SLOTS` ahead of the slowest rank."""
 
     def __init__(self, samples: Samples, batch: NodeBatch, slots: _Slots, first_step: int) -> None:
         self._samples, self._batch, self._slots = samples, batch, slots
@@ -162,7 +162,7 @@ class _Loader:
         return [listener.accept()[0] for _ in range(ranks)]
 
     def serve(self, connections: list[socket.socket]) -> None:
-        """Answer until any rank is gone."""
+        """Serve requests until a rank disconnects."""
         self._wanted = dict.fromkeys(connections, 0)
         with selectors.DefaultSelector() as selector:
             for connection in connections:
@@ -182,7 +182,7 @@ class _Loader:
             return
         if step <= self._read:
             connection.send(_STEP.pack(step))
-        # Every rank that asks for a step is done with the one before: its slot is free.
+        # A slot is free once every rank has requested a later step.
         while self._read + 1 < min(self._wanted.values()) + SLOTS:
             self._fill(self._read + 1)
             for other, wanted in self._wanted.items():
@@ -201,29 +201,29 @@ class _Loader:
 
 
 class NodeSamples:
-    """A rank's end of its node's loader; the interface of `SampleStream` for this rank's samples."""
+    """The client of a node's loader in a rank, with the interface of `SampleStream`."""
 
-    def __init__(self, batch: NodeBatch, place: Path) -> None:
+    def __init__(self, batch: NodeBatch, prefix: Path) -> None:
         """Connect.
 
         Raises:
-            DataError: there is no loader.
+            DataError: the loader does not run.
         """
         self._batch = batch
         self._rows: dict[int, int] = {}
         self._rows_step = self._step = 0
         try:
-            self._slots = _Slots(_memory_path(place), batch, writable=False)
+            self._slots = _Slots(_memory_path(prefix), batch, writable=False)
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            self._socket.connect(str(_socket_path(place)))
+            self._socket.connect(str(_socket_path(prefix)))
         except OSError as error:
-            raise DataError(f"{place}: the node's data loader is not there: {error.strerror}") from error
+            raise DataError(f"{prefix}: the node's data loader does not run: {error.strerror}") from error
 
     def batch(self, first_index: int, count: int) -> NDArray[np.int64]:
         """Samples of one micro-batch of this node, int64 (micro_batch, sequence_length + 1).
 
         Raises:
-            ValueError: not samples of this node. DataError: the loader died.
+            ValueError: the samples are not a micro-batch of this node. DataError: the loader died.
         """
         step, row = self._find(first_index, count)
         return self._slots.tokens(step)[row : row + count].astype(np.int64)
@@ -232,19 +232,19 @@ class NodeSamples:
         """Document numbers of the inputs, int32 (micro_batch, sequence_length).
 
         Raises:
-            ValueError: the loader was started without them.
+            ValueError: the loader was started without document numbers.
         """
         if not self._batch.with_documents:
-            raise ValueError("this loader brings no document numbers")
+            raise ValueError("this loader has no document numbers")
         step, row = self._find(first_index, count)
         return self._slots.documents(step)[row : row + count].copy()
 
     def close(self) -> None:
-        """Leave; the loader ends with the first rank that does."""
+        """Disconnect; the loader ends when the first rank disconnects."""
         self._socket.close()
 
     def _find(self, first_index: int, count: int) -> tuple[int, int]:
-        """(step, row in its slot) of a stretch; waits until it is read."""
+        """(step, row in its slot) of a micro-batch; waits until the step has been read."""
         step = self._batch.batches.step_of(first_index)
         if step != self._rows_step:
             self._rows = {sample: row for row, sample in self._batch.pieces(step)}
@@ -265,13 +265,13 @@ class NodeSamples:
         except OSError:
             raw = b""
         if len(raw) != _STEP.size or _STEP.unpack(raw)[0] != step:
-            raise DataError(f"the node's data loader died before step {step}; its rank's log says why")
+            raise DataError(f"the node's data loader died before step {step}; see the log of local rank 0")
         self._step = step
 
 
-def _memory_path(place: Path) -> Path:
-    return place.with_name(f"{place.name}.data")
+def _memory_path(prefix: Path) -> Path:
+    return prefix.with_name(f"{prefix.name}.data")
 
 
-def _socket_path(place: Path) -> Path:
-    return place.with_name(f"{place.name}.sock")
+def _socket_path(prefix: Path) -> Path:
+    return prefix.with_name(f"{prefix.name}.sock")

@@ -1,7 +1,7 @@
-"""Preparation in parts: each is a small dataset, made by one worker, and kept when a run is killed.
+"""Prepares data in parts: each is a small dataset that one worker makes and that survives a killed run.
 
-Files are cut into some 64 parts of 1 to 32 MiB, the same way whatever the number of workers, so the result
-does not depend on it. A part counts as made when its .json is there, which is renamed into place last.
+Files are split into about 64 parts of 1 to 32 MiB. The split, and so the result, does not depend on the
+number of workers. A part is complete when its .json exists, which is renamed to its name last.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Recipe:
     Attributes:
         tokenizer: "byte" or the path of a tokenizer.json.
         text_key: key of the text in JSONL files.
-        skip_bad: leave out documents that cannot be used, and count them; else the first is an error.
+        skip_bad: skip and count documents that cannot be used; otherwise the first of them is an error.
     """
 
     tokenizer: str = "byte"
@@ -53,7 +53,7 @@ BYTES: Final = Recipe()
 
 @dataclass(frozen=True, slots=True)
 class PartFacts:
-    """What a part holds: counts, and the first documents that were left out."""
+    """Counts of a part, and the first documents that were skipped."""
 
     text_bytes: int
     documents: int
@@ -63,7 +63,7 @@ class PartFacts:
 
 
 def plan_parts(files: Sequence[Path], sizes: Sequence[int]) -> list[list[Span]]:
-    """Consecutive spans of a 64th of all, but 1 to 32 MiB; only uncompressed JSONL is cut within a file."""
+    """Lists of consecutive spans, one per part; only uncompressed JSONL files are split."""
     part_bytes = min(max(sum(sizes) // _PARTS, _LEAST_BYTES), _MOST_BYTES)
     parts: list[list[Span]] = [[]]
     room = part_bytes
@@ -80,7 +80,7 @@ def plan_parts(files: Sequence[Path], sizes: Sequence[int]) -> list[list[Span]]:
 
 
 def plan_digest(recipe: Recipe, tokenizer: Tokenizer, parts: Sequence[Sequence[Span]]) -> str:
-    """Changes with anything that would change a part."""
+    """A digest of everything that the contents of the parts depend on."""
     paths = {span.path for part in parts for span in part}
     stats = {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(paths)}
     plan = [[(str(span.path), span.start, span.end) for span in part] for part in parts]
@@ -95,10 +95,10 @@ def make_parts(
     workers: int,
     on_read: Callable[[int], None],
 ) -> list[PartFacts]:
-    """Make the parts that `folder` does not hold yet; the facts of all of them, in order.
+    """Make the parts that are missing in `folder`; returns the facts of all, in order.
 
     Raises:
-        DataError: a document or file cannot be used; parts that were made stay.
+        DataError: a document or file cannot be used; complete parts stay.
     """
     folder.mkdir(parents=True, exist_ok=True)
     found = [_facts(folder, index) for index in range(len(parts))]
@@ -120,7 +120,7 @@ def make_parts(
 def _in_processes(
     folder: Path, parts: Sequence[Sequence[Span]], missing: list[int], recipe: Recipe, workers: int
 ) -> Iterator[tuple[int, PartFacts]]:
-    """Parts as they are made, few at a time in flight."""
+    """Yields parts as they are completed, with a bounded number in progress."""
     context = multiprocessing.get_context("spawn")
     count = min(workers, len(missing))
     with ProcessPoolExecutor(count, mp_context=context, initializer=_begin_worker) as pool:
@@ -147,7 +147,7 @@ def _in_processes(
 
 def _begin_worker() -> None:
     die_with_parent()
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread per worker; the library knows no other switch
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread per worker; the library has no other setting
 
 
 @functools.lru_cache(maxsize=1)
@@ -190,11 +190,11 @@ def _make_part(
 
 
 class _BadDocumentError(Exception):
-    """A document that cannot be used: where and why."""
+    """A document that cannot be used; the message has its position and the reason."""
 
 
 def _encoded(document: Document, tokenizer: Tokenizer) -> Iterator[tuple[int, NDArray[np.integer]]]:
-    """(bytes, tokens) of each piece. Nothing was yielded when this raises."""
+    """(bytes, tokens) of each piece. It raises before it has yielded anything, or not at all."""
     if document.problem:
         raise _BadDocumentError(f"{document.where}: {document.problem}")
     if tokenizer.streams:
@@ -212,7 +212,7 @@ def _encoded(document: Document, tokenizer: Tokenizer) -> Iterator[tuple[int, ND
 def _facts(folder: Path, index: int) -> PartFacts | None:
     try:
         return PartFacts(**json.loads((folder / f"{index}.json").read_bytes()))
-    except (FileNotFoundError, ValueError):  # not made, or lost its content with the power
+    except (FileNotFoundError, ValueError):  # not made, or empty after a power failure
         return None
 
 

@@ -1,9 +1,9 @@
-"""A pseudo-random permutation of 0..size-1 that needs no table.
+"""A pseudo-random permutation of 0..size-1 without a table.
 
 A Feistel network over pairs (a, b) of digits in base ceil(sqrt(size)): every round adds a keyed hash of one
-digit to the other, which is reversible, so the whole is one-to-one on base^2 >= size values. Results
-outside of 0..size-1 are sent through again until they are inside (cycle walking), which keeps it one-to-one
-on 0..size-1.
+digit to the other, which is reversible, so the network is a bijection on base^2 >= size values. Results
+outside of 0..size-1 pass through it again until they are inside (cycle walking), which gives a bijection on
+0..size-1.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MIX_2: Final = np.uint64(0x94D049BB133111EB)
 
 
 class Permutation:
-    """One of the permutations of 0..size-1, chosen by `key`. O(1) memory; size at most 2**62."""
+    """The permutation of 0..size-1 that `key` selects. O(1) memory; size is at most 2**62."""
 
     def __init__(self, size: int, key: tuple[int, ...]) -> None:
         if not 1 <= size <= 2**62:
@@ -31,7 +31,7 @@ class Permutation:
         self._keys = np.random.SeedSequence(key).generate_state(_ROUNDS, np.uint64)
 
     def __call__(self, index: NDArray[np.integer]) -> NDArray[np.int64]:
-        """Where each index (n,) goes; indices must be in 0..size-1."""
+        """The images of indices (n,), which must be in 0..size-1."""
         value = index.astype(np.uint64)
         outside = np.ones(value.shape, dtype=bool)
         while outside.any():

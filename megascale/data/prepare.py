@@ -1,8 +1,8 @@
-"""Text to token files, once: `<prefix>.bin`, `<prefix>.idx` and a description in `<prefix>.json`.
+"""Prepares a dataset from text: `<prefix>.bin`, `<prefix>.idx` and a description in `<prefix>.json`.
 
-A dataset counts as made when its .idx is there: everything is written to temporary files and flushed to the
-disk first, and the .idx is renamed into place last. A lock file keeps two processes from making the same
-one. What a killed run has made lies in the hidden folder `.<prefix>.parts` and is taken up by the next.
+A dataset is complete when its .idx exists: everything is written durably to temporary files, and the .idx is
+renamed to its name last. A lock file prevents two processes from making the same dataset. The parts that a
+killed run has completed are in the hidden folder `.<prefix>.parts`, and the next run uses them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from megascale.data.tokenizer import Tokenizer, open_tokenizer
 from megascale.errors import DataError
 
 OnProgress = Callable[[int, int], None]
-"""Called with bytes done and bytes in all."""
+"""Called with the bytes done and the bytes in total."""
 Notify = Callable[[str], None]
 """Called with a line for the user."""
 
@@ -37,13 +37,13 @@ _CHUNK_BYTES: Final = 1 << 24
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What `<prefix>.json` says about a dataset.
+    """The description of a dataset in `<prefix>.json`.
 
     Attributes:
-        sources, globs: as they were given.
-        files, text_bytes: what was read; `tokens` includes one end-of-document per document.
+        sources, globs: the arguments of `prepare`.
+        files, text_bytes: how much was read; `tokens` includes one end-of-document per document.
         tokenizer: "byte" or the path of a tokenizer.json; tokenizer_digest: of that file.
-        skipped: documents that could not be used and were left out.
+        skipped: documents that could not be used.
         digest: sha256 of the .bin file.
     """
 
@@ -65,7 +65,7 @@ class Description:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A dataset that is ready; `made` is false when an earlier one was reused."""
+    """A complete dataset; `made` is False if an existing one was reused."""
 
     prefix: Path
     description: Description
@@ -87,14 +87,14 @@ def prepare(
     on_progress: OnProgress = lambda _done, _total: None,
     notify: Notify = lambda _line: None,
 ) -> Prepared:
-    """Make the dataset at `prefix` from text and JSONL files; reuse it when it is there.
+    """Make the dataset at `prefix` from text and JSONL files, or reuse an existing one of the same sources.
 
     Args:
-        globs: a file in a folder is taken when its name matches one of these.
+        globs: patterns of file names; files in folders must match one.
         workers: processes that tokenize; the result does not depend on their number.
 
     Raises:
-        DataError: a source is missing or unreadable, `prefix` holds something else, or it cannot be written.
+        DataError: a source is missing or unreadable, another dataset is at `prefix`, or it cannot be written.
     """
     try:
         prefix.parent.mkdir(parents=True, exist_ok=True)
@@ -108,10 +108,10 @@ def prepare(
 
 
 def describe(prefix: Path) -> Description | None:
-    """The description beside a dataset; None for datasets made by other tools.
+    """Read the description of a dataset; None for datasets made by other tools.
 
     Raises:
-        DataError: the file is not such a description.
+        DataError: the file is not a description.
     """
     path = json_path(prefix)
     try:
@@ -135,7 +135,7 @@ _SNAKE: Final = {camel: name for name, camel in _CAMEL.items()}
 
 
 def _reusable(prefix: Path, sources: Sequence[str], globs: Sequence[str], recipe: Recipe) -> Description:
-    """The description of the dataset that is already there, if it is the one that is wanted."""
+    """The description of the existing dataset; raises `DataError` if it was made in another way."""
     IndexedTokens.open(prefix)
     description = describe(prefix)
     advice = "choose another --output, or replace it with --force"
@@ -146,8 +146,8 @@ def _reusable(prefix: Path, sources: Sequence[str], globs: Sequence[str], recipe
         )
     if description.sources != list(sources) or description.globs != list(globs):
         raise DataError(
-            f"{prefix}: was prepared from {_words(description.sources, description.globs)},"
-            f" not from {_words(sources, globs)}; {advice}"
+            f"{prefix}: was prepared from {_as_options(description.sources, description.globs)},"
+            f" not from {_as_options(sources, globs)}; {advice}"
         )
     for what, before, wanted in (
         ("tokenizer", description.tokenizer, recipe.tokenizer),
@@ -158,14 +158,14 @@ def _reusable(prefix: Path, sources: Sequence[str], globs: Sequence[str], recipe
     return description
 
 
-def _words(sources: Sequence[str], globs: Sequence[str]) -> str:
+def _as_options(sources: Sequence[str], globs: Sequence[str]) -> str:
     chosen = "" if list(globs) == ["*"] else f" (--glob {' --glob '.join(globs)})"
     return f"{' '.join(sources)}{chosen}"
 
 
 @contextlib.contextmanager
 def _locked(prefix: Path, notify: Notify) -> Iterator[None]:
-    """One maker per prefix; the kernel releases the lock of a process that dies."""
+    """Lock `prefix` for one process; the kernel releases the lock of a process that dies."""
     with _hidden(prefix, "lock").open("ab") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -180,7 +180,7 @@ def _hidden(prefix: Path, suffix: str) -> Path:
 
 
 class _Maker:
-    """Makes one dataset, under its lock."""
+    """Makes one dataset; the caller holds its lock."""
 
     def __init__(
         self, prefix: Path, sources: list[str], globs: list[str], recipe: Recipe, notify: Notify
@@ -209,7 +209,7 @@ class _Maker:
 
     @contextlib.contextmanager
     def _kept_parts(self) -> Iterator[None]:
-        """After an error only finished parts stay, for the next run."""
+        """After an error keep complete parts for the next run; remove the folder if there are none."""
         try:
             yield
         except (DataError, OSError):
@@ -220,7 +220,7 @@ class _Maker:
     def _tokenize(
         self, files: list[Path], tokenizer: Tokenizer, workers: int, on_progress: OnProgress
     ) -> tuple[list[PartFacts], Path]:
-        """Facts of all parts, and their folder."""
+        """Make all parts; returns their facts and their folder."""
         sizes = [path.stat().st_size for path in files]
         parts = plan_parts(files, sizes)
         folder = self._parts / plan_digest(self._recipe, tokenizer, parts)
@@ -253,7 +253,7 @@ class _Maker:
     def _join(
         self, folder: Path, facts: Sequence[PartFacts], files: Sequence[Path], tokenizer: Tokenizer
     ) -> Description:
-        """One dataset out of the parts, in temporary files."""
+        """Join the parts into one dataset, in temporary files."""
         digest = _join_parts(
             [folder / str(index) for index in range(len(facts))],
             self._partial[bin_path(self._prefix)],
@@ -281,7 +281,7 @@ class _Maker:
         return description
 
     def _publish(self) -> None:
-        """Rename everything into place; until the last rename there is no .idx, so nothing looks complete."""
+        """Rename all files to their names; the .idx comes last, so that no partial dataset looks complete."""
         idx_path(self._prefix).unlink(missing_ok=True)
         for path in self._ours:
             self._partial[path].replace(path)
@@ -293,7 +293,7 @@ class _Maker:
 
 
 def _join_parts(parts: Sequence[Path], tokens: Path, index: Path, dtype: np.dtype[np.integer]) -> str:
-    """Parts one after the other as one dataset; returns the digest of its tokens."""
+    """Concatenate parts into one dataset; returns the digest of its tokens."""
     digest = hashlib.sha256()
     lengths, borders, sequences = [], [np.zeros(1, np.int64)], 0
     with tokens.open("wb") as out:

@@ -1,7 +1,7 @@
-"""Global batches that grow during the first steps, as large runs do.
+"""Sizes of global batches that grow during the first steps of a job.
 
-The size of a step and the samples before it are pure functions of the step, so a resumed run needs no state
-and every sample is still used once.
+The size of a step and the number of samples before it are pure functions of the step, so a resumed run needs
+no state and uses every sample once.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class BatchSizes:
         return self.start + (step - 1) // self.every_steps * self.increment
 
     def before(self, step: int) -> int:
-        """Samples of all steps before `step`: the number of its first one."""
+        """Samples of all steps before `step`, which is the index of its first sample."""
         ramped = min(step - 1, self._ramp_steps)
         levels, rest = divmod(ramped, self.every_steps)
         whole = levels * self.start + levels * (levels - 1) // 2 * self.increment

@@ -1,4 +1,4 @@
-"""From the manifest's data section to samples."""
+"""Opens the samples that a manifest's data section describes."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Samples(Protocol):
 
 
 def open_samples(data: Data, seed: int) -> SampleStream | BlendedStream:
-    """Map the datasets of a job.
+    """Map the datasets of a job into memory.
 
     Raises:
-        DataError: missing or damaged files, or less data than one sample.
+        DataError: a file is missing or damaged, or has less data than one sample.
     """
     streams = [SampleStream.open(Path(path), data.sequence_length, seed) for path, _ in data.datasets]
     if len(streams) == 1:

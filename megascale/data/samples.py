@@ -1,8 +1,8 @@
-"""The order in which a job sees its data.
+"""The order of a job's samples.
 
-All sequences, one after the other, are one stream of tokens. Sample windows of sequence_length + 1 tokens
-start every sequence_length tokens, so each token but the first is predicted once per epoch. Which window is
-sample i depends on (data, sequence_length, seed, i) only: not on ranks, nodes or restarts.
+All sequences together are one stream of tokens. Windows of sequence_length + 1 tokens start every
+sequence_length tokens, so each token but the first is predicted once per epoch. The window of sample i
+depends only on (data, sequence_length, seed, i) and not on ranks, nodes or restarts.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from megascale.errors import DataError
 
 @dataclass(frozen=True, slots=True)
 class SampleStream:
-    """Samples of a job, numbered from 0 and running on over epochs; each epoch has an order of its own.
+    """Samples of a dataset, numbered from 0 across epochs; each epoch has another order.
 
     Attributes:
-        samples_per_epoch: windows in the data; no window comes twice within an epoch.
+        samples_per_epoch: windows in the data, each of which occurs once per epoch.
     """
 
     sequence_length: int
@@ -37,7 +37,7 @@ class SampleStream:
         """Map the data at `<prefix>.bin` and `<prefix>.idx`.
 
         Raises:
-            DataError: missing or damaged files, or less data than one sample.
+            DataError: a file is missing or damaged, or has less data than one sample.
         """
         indexed = IndexedTokens.open(prefix)
         tokens = indexed.tokens
@@ -51,7 +51,7 @@ class SampleStream:
 
     @property
     def tokens_per_epoch(self) -> int:
-        """Tokens that are trained on per epoch."""
+        """Tokens predicted per epoch."""
         return self.samples_per_epoch * self.sequence_length
 
     def sample(self, index: int) -> NDArray[np.int64]:
@@ -73,9 +73,9 @@ class SampleStream:
         return out
 
     def documents(self, first_index: int, count: int) -> NDArray[np.int32]:
-        """Which document each input token is of, int32 (count, sequence_length), from 0 within each sample.
+        """The document of each input token, int32 (count, sequence_length), numbered from 0 in each sample.
 
-        Packed samples run over document borders: a token may attend to tokens of its own number only.
+        Packed samples cross document borders; a token may attend only to tokens with its own number.
         """
         out = np.zeros((count, self.sequence_length), dtype=np.int32)
         for row, start in enumerate(self._starts(first_index, count)):
@@ -85,7 +85,7 @@ class SampleStream:
         return np.cumsum(out, axis=1, dtype=np.int32)
 
     def _starts(self, first_index: int, count: int) -> list[int]:
-        """Where each sample starts in the stream, in tokens."""
+        """Offset of each sample in the stream, in tokens."""
         windows: list[int] = []
         while len(windows) < count:
             epoch, within = divmod(first_index + len(windows), self.samples_per_epoch)

@@ -1,4 +1,4 @@
-"""Which files of text go into a dataset: named files, folders, or Python's own standard library."""
+"""Finds the text files of a dataset: named files, folders, or Python's standard library."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def find_files(
     *,
     leave_out: Callable[[Path], bool] = lambda _: False,
 ) -> list[Path]:
-    """Files of the sources, in the order given, sorted by path within a folder, none twice.
+    """Files of the sources in their order, sorted by path within a folder, without duplicates.
 
     Args:
         sources: files, folders (searched recursively, hidden entries are skipped) or "python-stdlib".
-        globs: a file in a folder is taken when its name matches one of these.
-        leave_out: files that are not taken, whatever matches.
+        globs: patterns of file names; files in folders must match one.
+        leave_out: whether to skip a file that matches.
 
     Raises:
         DataError: a source does not exist, or nothing matches.
@@ -54,7 +54,7 @@ def _of_source(source: str, globs: Sequence[str]) -> list[Path]:
 
 
 def _walk(top: Path, globs: Sequence[str]) -> Iterator[Path]:
-    """Matching files under `top` in an order that is the same on every machine."""
+    """Matching files below `top`, in an order that is the same on every machine."""
 
     def refuse(error: OSError) -> None:
         raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from error
@@ -72,7 +72,7 @@ def _walk(top: Path, globs: Sequence[str]) -> Iterator[Path]:
 
 
 def _is_utf8(path: Path) -> bool:
-    """Python's own tests hold sources that are broken on purpose."""
+    """Whether a file is UTF-8; some of Python's own test files are not, on purpose."""
     try:
         path.read_text(encoding="utf-8")
     except UnicodeDecodeError:

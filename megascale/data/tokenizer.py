@@ -24,12 +24,12 @@ _END_TEXTS: Final = (END_TEXT, "<|endoftext|>", "<|end_of_text|>", "</s>", "[SEP
 
 
 class Tokenizer(Protocol):
-    """Turns a document into token ids.
+    """Encodes documents as token ids.
 
     Attributes:
-        name: "byte", or the path it was read from.
-        digest: of its file, "" for bytes.
-        streams: pieces of a document may be encoded one by one.
+        name: "byte", or the path of its file.
+        digest: digest of its file; "" for bytes.
+        streams: whether pieces of a document may be encoded one by one.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Tokenizer(Protocol):
         """Token ids (n,) without end-of-document.
 
         Raises:
-            UnicodeDecodeError: not UTF-8, where the tokenizer needs text.
+            UnicodeDecodeError: the tokenizer needs text, and this is not UTF-8.
         """
 
 
@@ -62,15 +62,15 @@ class ByteTokenizer:
 
 
 class BpeTokenizer:
-    """A `tokenizer.json`."""
+    """Byte-pair encoding from a `tokenizer.json`."""
 
     streams = False
 
     def __init__(self, path: Path) -> None:
-        """Read it.
+        """Read the file.
 
         Raises:
-            DataError: missing, damaged, without an end-of-document token, or `tokenizers` is not installed.
+            DataError: it is missing, damaged or without an end-of-document token, or `tokenizers` is missing.
         """
         raw, library = _read(path), tokenizers_library()
         try:
@@ -92,15 +92,15 @@ class BpeTokenizer:
         return np.asarray(ids, dtype=self.dtype)
 
     def decode(self, tokens: NDArray[np.integer]) -> str:
-        """The text behind token ids, special tokens left out."""
+        """The text of token ids, without special tokens."""
         return str(self._model.decode(tokens.tolist(), skip_special_tokens=True))
 
 
 def open_tokenizer(name: str) -> Tokenizer:
-    """ "byte", or the path of a `tokenizer.json`.
+    """Open the tokenizer "byte", or that of a `tokenizer.json`.
 
     Raises:
-        DataError: there is no such tokenizer.
+        DataError: the tokenizer cannot be read.
     """
     return ByteTokenizer() if name == NAME else BpeTokenizer(Path(name))
 
@@ -111,10 +111,10 @@ def encode(text: bytes) -> NDArray[np.uint16]:
 
 
 def decode(tokens: NDArray[np.integer]) -> bytes:
-    """The bytes behind byte tokens; end-of-document tokens are left out.
+    """The bytes of byte tokens, without end-of-document tokens.
 
     Raises:
-        ValueError: an id that no byte or end-of-document has.
+        ValueError: an id is neither a byte nor end-of-document.
     """
     if tokens.size and (tokens.min() < 0 or tokens.max() >= VOCAB_SIZE):
         raise ValueError(f"token ids from {tokens.min()} to {tokens.max()}, expected 0 to {VOCAB_SIZE - 1}")

@@ -1,4 +1,4 @@
-"""Learning a byte-level BPE tokenizer from the files a dataset is made of."""
+"""Trains a byte-level BPE tokenizer."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ def train_bpe(
     text_key: str = "text",
     on_progress: OnProgress = lambda _done, _total: None,
 ) -> int:
-    """Write a `tokenizer.json` of at most `vocab_size` ids, end-of-document included; returns their number.
+    """Train on the files of `sources` and write a `tokenizer.json`; returns its number of ids.
 
-    Every text can be encoded and comes back unchanged: the 256 bytes are always in the vocabulary.
+    It has at most `vocab_size` ids, end-of-document included. The 256 bytes are always among them, so every
+    text can be encoded and decodes unchanged.
 
     Raises:
-        DataError: no text to learn from, the file cannot be written, or `tokenizers` is not installed.
+        DataError: there is no text, the file cannot be written, or `tokenizers` is not installed.
     """
     library = tokenizers_library()
     files = find_files(sources, globs, leave_out=lambda path: path.absolute() == output.absolute())
@@ -53,7 +54,7 @@ def train_bpe(
 
 
 def _texts(files: Sequence[Path], text_key: str, on_progress: OnProgress) -> Iterator[str]:
-    """Documents that are text; what is not UTF-8 in them is replaced."""
+    """Texts of all documents that can be used, with bytes that are not UTF-8 replaced."""
     sizes = [path.stat().st_size for path in files]
     done, total, count = 0, sum(sizes), 0
 

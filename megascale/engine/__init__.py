@@ -1,4 +1,4 @@
-"""The training engine: megatron-core set-up and the loop of one rank."""
+"""The training engine: sets up megatron-core and runs the step loop of one rank."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Threads of a rank stay on the cores next to its GPU: copies and launches do not cross sockets."""
+"""Binds a rank to the cores on its GPU's socket, so that copies and kernel launches do not cross sockets."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _PCI_DEVICES: Final = Path("/sys/bus/pci/devices")
 
 
 def parse_cores(text: str) -> set[int]:
-    """The kernel's list format: "0-3,8" is {0, 1, 2, 3, 8}.
+    """Parse the kernel's list format: "0-3,8" is {0, 1, 2, 3, 8}.
 
     Raises:
-        ValueError: it is not such a list.
+        ValueError: the text is not such a list.
     """
     cores: set[int] = set()
     for part in filter(None, text.strip().split(",")):
@@ -25,7 +25,7 @@ def parse_cores(text: str) -> set[int]:
 
 
 def cores_beside(bus_address: str, devices: Path = _PCI_DEVICES) -> set[int]:
-    """Cores on the socket of the PCI device at `bus_address`; empty where the kernel does not say."""
+    """Cores on the socket of the PCI device at `bus_address`; empty if the kernel does not list them."""
     try:
         return parse_cores((devices / bus_address / "local_cpulist").read_text())
     except OSError:
@@ -39,7 +39,7 @@ def bus_address(device: torch.device) -> str:
 
 
 def stay_on(cores: set[int]) -> str:
-    """Keep this thread and those it starts on those of `cores` that they may use; says what was done."""
+    """Bind this thread, and those it starts, to the allowed ones of `cores`; returns a line for the log."""
     usable = cores & os.sched_getaffinity(0)
     if not usable:
         return "threads: on any core"

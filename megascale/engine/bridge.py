@@ -1,9 +1,9 @@
-"""The CPU bridge: lets megatron-core run where there is no accelerator.
+"""The CPU bridge: lets megatron-core run on a machine without an accelerator.
 
-megatron-core allocates on "cuda", asks for CUDA streams and generators, and its distributed optimizer
-recognises parameters by the string "torch.cuda.FloatTensor". Inside `cpu_bridge()` those calls are
-answered by the CPU; outside it nothing is changed. Torch function modes are per thread, so every thread
-that runs megatron-core code enters the bridge itself.
+megatron-core allocates on "cuda", uses CUDA streams and generators, and its distributed optimizer
+recognises parameters by the string "torch.cuda.FloatTensor". Within `cpu_bridge()` those calls work on the
+CPU; outside of it nothing changes. Torch function modes are per thread, so every thread that runs
+megatron-core code enters the bridge itself.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class _CudaNamesMeanCpu(TorchFunctionMode):
 
 
 class _Event:
-    """An event that has always happened."""
+    """A CUDA event that is always complete."""
 
     def record(self, _stream: object = None) -> None: ...
 
@@ -69,7 +69,7 @@ class _Event:
 
 
 class _Stream:
-    """A stream that is always finished: CPU work is synchronous."""
+    """A CUDA stream without pending work: the CPU works synchronously."""
 
     def wait_stream(self, _other: object) -> None: ...
 
@@ -84,7 +84,7 @@ class _Stream:
 def _stand_ins() -> list[tuple[ModuleType, str, Any]]:
     """(module, attribute, replacement) for every CUDA call on megatron-core's training path."""
     stream = _Stream()
-    # Plays the CUDA generator, so that forking megatron's tracker leaves the CPU generator alone.
+    # The CUDA generator's part: forking megatron-core's tracker must not change the CPU generator.
     generator = torch.Generator()
 
     def get_state(*_args: object, **_kwargs: object) -> torch.Tensor:
@@ -113,7 +113,7 @@ def _stand_ins() -> list[tuple[ModuleType, str, Any]]:
 
 @contextlib.contextmanager
 def cpu_bridge() -> Iterator[None]:
-    """Answer CUDA calls from the CPU until the block ends. Not for processes that have an accelerator."""
+    """Redirect CUDA calls to the CPU within the block. Not for processes that have an accelerator."""
     with contextlib.ExitStack() as stack:
         for module, name, replacement in _stand_ins():
             stack.enter_context(mock.patch.object(module, name, replacement))

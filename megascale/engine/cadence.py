@@ -1,4 +1,4 @@
-"""How often to take a snapshot: after every step if that stalls training for at most 1%, else less often."""
+"""Chooses how often to take a snapshot: as often as possible while copies take at most 1% of the time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _KEPT: Final = 32
 
 
 class SnapshotCadence:
-    """Counts steps and snapshots of one launch; the same on every rank, which all ask in every step."""
+    """Snapshot cadence of one launch, the same on all ranks; each of them calls `is_due` after every step."""
 
     def __init__(self) -> None:
         self.every_steps = 1
@@ -30,7 +30,7 @@ class SnapshotCadence:
         return self._taken == 0 or step - self._last >= self.every_steps
 
     def took(self, step: int, copy_s: float) -> bool:
-        """A snapshot of `step` blocked this rank for `copy_s`; whether all ranks are to `settle` now."""
+        """Record that a snapshot of `step` took `copy_s`; whether all ranks call `settle` now."""
         self._last = step
         self._taken += 1
         if self._taken > _WARM:  # the first use of a buffer also maps its pages
@@ -40,10 +40,10 @@ class SnapshotCadence:
 
     @property
     def share(self) -> float:
-        """Time of a snapshot as a share of a step, in the median of what was measured here."""
+        """Median duration of a snapshot on this rank, as a share of the median step."""
         return statistics.median(self._copies_s) / statistics.median(self._steps_s)
 
     def settle(self, share: float) -> bool:
-        """Choose the cadence for the largest `share` of all ranks; whether that changed it."""
+        """Set the cadence for the largest `share` of all ranks; whether it changed or was measured first."""
         before, self.every_steps = self.every_steps, max(1, math.ceil(share / STALL_SHARE))
         return self.every_steps != before or self._taken == _WARM + _MEASURED

@@ -1,4 +1,4 @@
-"""Layers and loss as compiled kernels: torch.compile joins norms, activations and sums (MegaScale 3.3)."""
+"""Compiles layers and loss with torch.compile, which fuses norms, activations and sums (MegaScale 3.3)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from megatron.core.distributed import DistributedDataParallel
 
 
 def compile_chunks(chunks: Sequence[DistributedDataParallel], backend: str = "inductor") -> None:
-    """Have the layers and the loss of `chunks` compiled when they are first called, which takes minutes.
+    """Compile the layers and the loss of `chunks` at their first call, which takes minutes.
 
-    All layers of a kind share one graph. Pipeline messages and the schedule stay as they are.
+    All layers of a kind share one graph. Pipeline messages and the schedule are not compiled.
     """
     for chunk in chunks:
         model = chunk.module

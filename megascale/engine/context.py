@@ -1,4 +1,4 @@
-"""What a rank is told when it is launched."""
+"""The launch order of one rank."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from megascale.core.contract.lineage import Commit
 
 @dataclass(frozen=True, slots=True)
 class RankLaunch:
-    """Everything one rank of one attempt needs; made by the agent, plain JSON on the wire.
+    """Everything that one rank of one attempt is started with; the agent makes it.
 
     Attributes:
         job: name of the job.
         spec: resolved manifest (`TrainingJob.model_dump(by_alias=True)`).
-        term, attempt: fencing token, stamped on everything the rank writes.
-        rank, world_size, local_rank, local_world_size, node_rank: the torchrun set.
+        term, attempt: the fencing token, which is part of everything the rank writes.
+        rank, world_size, local_rank, local_world_size, node_rank: as torchrun sets them.
         node: name of the node.
-        store_host, store_port: address of the attempt's store.
+        store_host, store_port: address of the TCPStore of the attempt.
         run_dir: `runs/<job>`.
         rank_file: path of the rank record, created by the agent.
-        resume: the commit to restore, None = start from scratch.
+        resume: the commit to restore; None = start at step 0.
         lineage: attempt -> commit it resumed from, up to and including this attempt.
         tier: where `resume` is: "durable" (the checkpoint store) or "memory" (this rank's own snapshot).
         save_every_steps: steps between checkpoints, 0 = as the manifest says.
-        snapshot_folders: where to keep snapshots, best first; () = take none.
-        interface: network interface over which other nodes reach this one, "" = not known.
+        snapshot_folders: folders for snapshots in order of preference; () = take none.
+        interface: network interface over which other nodes reach this one; "" = unknown.
     """
 
     job: str

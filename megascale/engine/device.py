@@ -1,4 +1,4 @@
-"""The device seam: what differs between an accelerator and the CPU."""
+"""The device of a rank, an accelerator or the CPU."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """Where this rank computes.
+    """The device that this rank computes on.
 
     Attributes:
-        place: the torch device that tensors live on.
+        torch_device: the torch device of all tensors.
         backend: torch.distributed backend of its collectives.
         name: model of the accelerator, or "cpu".
     """
 
-    place: torch.device
+    torch_device: torch.device
     backend: str
     name: str
 
     def dtype(self, precision: str) -> torch.dtype:
         """The type of parameters and activations for a manifest's precision "auto", "fp32" or "bf16"."""
         if precision == "auto":
-            return torch.float32 if self.place.type == "cpu" else torch.bfloat16
+            return torch.float32 if self.torch_device.type == "cpu" else torch.bfloat16
         return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
 
 

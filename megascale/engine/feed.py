@@ -1,4 +1,4 @@
-"""The data of each step, as a pure function of the step and the rank's place."""
+"""The micro-batches of each step, a pure function of the step and the data-parallel rank."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from megascale.data.reading import Samples
 
 
 class MicroBatch(NamedTuple):
-    """What a rank works on at once.
+    """The rows that a rank passes through the model at once.
 
     Attributes:
-        tokens, labels: int64 (micro_batch, sequence_length); a label is the token after.
-        borders: where documents begin in the rows laid end to end, int32 (documents + 1,); None = every row
-            is read as one document.
+        tokens, labels: int64 (micro_batch, sequence_length); the label of a token is the next one.
+        borders: offsets at which documents begin in the concatenated rows, int32 (documents + 1,); None =
+            every row counts as one document.
     """
 
     tokens: Tensor
@@ -59,7 +59,7 @@ class Feed:
         loaded = []
         for index in range(self._batches.at(step) // (self._micro_batch * self._data_size)):
             start = first + (index * self._data_size + self._data_rank) * self._micro_batch
-            rows = self._bring(torch.from_numpy(self._samples.batch(start, self._micro_batch)))
+            rows = self._to_device(torch.from_numpy(self._samples.batch(start, self._micro_batch)))
             borders = self._borders(start) if self._within_documents else None
             loaded.append(MicroBatch(rows[:, :-1], rows[:, 1:], borders))
         return loaded
@@ -69,10 +69,10 @@ class Feed:
         begins = np.ones_like(documents, dtype=bool)
         begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
         borders = np.append(np.flatnonzero(begins), documents.size)
-        return self._bring(torch.from_numpy(borders.astype(np.int32)))
+        return self._to_device(torch.from_numpy(borders.astype(np.int32)))
 
-    def _bring(self, tensor: Tensor) -> Tensor:
-        """To the device; from pinned memory, so that the copy does not make the host wait."""
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        """Copy to the device from pinned memory, so that the host does not wait for the copy."""
         if self._device.type == "cpu":
             return tensor
         return tensor.pin_memory().to(self._device, non_blocking=True)

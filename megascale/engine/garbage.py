@@ -1,7 +1,7 @@
-"""Python's garbage collection between steps, after the same ones on all ranks (MegaScale 6.3).
+"""Runs Python's garbage collection between steps, after the same steps on all ranks (MegaScale 6.3).
 
-A collection in the middle of a step makes all other ranks wait for one, at another moment on each. Planned,
-they all pause at once, and best where they pause anyway: at a save.
+A collection on one rank makes all others wait, and each rank would collect at another moment. Here all ranks
+collect at the same time, after a save if possible, where they wait for each other anyway.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ EVERY_STEPS: Final = 100
 
 
 class PlannedCollection:
-    """No collection within the block but those after steps that all ranks agree on."""
+    """Disables automatic collection within the block; `after` collects."""
 
     def __init__(self, step: int) -> None:
-        """`step` is the one before the first; the same on all ranks, as are all later arguments."""
+        """`step` is the last completed one. All ranks pass the same arguments, here and to `after`."""
         self._collected = step
 
     def __enter__(self) -> Self:
         gc.collect()
-        # What the engine is built of lives as long as the process: later collections need not look at it.
+        # Model and optimizer live as long as the process: frozen, later collections skip them.
         gc.freeze()
         gc.disable()
         return self

@@ -1,9 +1,8 @@
-"""Process groups: only those a layout needs, each rank creating only its own.
+"""Process groups: each rank creates only the groups that the layout needs and that it is a member of.
 
-Ranks are ordered tensor, data, pipeline from the inside out, so tensor-parallel ranks are neighbours and
-a data-parallel group stays within one pipeline stage. Groups of the same ranks are one object; all groups
-of one share a single group; nothing is a global barrier. `megatron.core.parallel_state` stays
-uninitialised, except for its scratch buffer, which linear layers use under sequence parallelism.
+Groups of the same ranks share one object, among them all groups of one rank, and no call is a barrier over
+all ranks. `megatron.core.parallel_state` stays uninitialised, except for its scratch buffer, which linear
+layers use under sequence parallelism. The order of ranks is that of `Layout`.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import distributed
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
-from megascale.model.layout import Layout, Place
+from megascale.model.layout import Layout, RankCoordinates
 
 COLLECTIVE_TIMEOUT: Final = timedelta(minutes=10)
-"""Longer than any flap of a link; ranks that hang earlier are found and stopped from outside."""
+"""Longer than any link flap. The driver finds and stops ranks that hang before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,24 +29,24 @@ class Groups:
     """The groups of one rank.
 
     Attributes:
-        collection: what megatron-core is given.
+        collection: the groups in the form that megatron-core takes.
         world: all ranks.
-        stage: the ranks of this pipeline stage, tensor x data, which together hold its parameters.
+        stage: the tensor x data ranks of this pipeline stage, which together hold its parameters.
     """
 
     layout: Layout
-    place: Place
+    coordinates: RankCoordinates
     collection: ProcessGroupCollection
     world: distributed.ProcessGroup
     stage: distributed.ProcessGroup
 
 
 class _Builder:
-    """Makes groups on demand, one object per set of ranks."""
+    """Creates groups on demand, one object per set of ranks."""
 
-    def __init__(self, layout: Layout, place: Place) -> None:
+    def __init__(self, layout: Layout, coordinates: RankCoordinates) -> None:
         self.layout = layout
-        self.place = place
+        self.coordinates = coordinates
         world = distributed.group.WORLD
         assert world is not None, "connect comes first"
         self.world = world
@@ -63,24 +62,25 @@ class _Builder:
 
     def along(self, *dimensions: str) -> distributed.ProcessGroup:
         """The group of this rank along the named dimensions."""
-        at, sizes = self.place, self.layout
-        tensors = range(sizes.tensor) if "tensor" in dimensions else [at.tensor]
-        datas = range(sizes.data) if "data" in dimensions else [at.data]
-        stages = range(sizes.pipeline) if "pipeline" in dimensions else [at.pipeline]
+        own, sizes = self.coordinates, self.layout
+        tensors = range(sizes.tensor) if "tensor" in dimensions else [own.tensor]
+        datas = range(sizes.data) if "data" in dimensions else [own.data]
+        stages = range(sizes.pipeline) if "pipeline" in dimensions else [own.pipeline]
         return self.group([sizes.rank_of(t, d, p) for p in stages for d in datas for t in tensors])
 
     def ends(self) -> distributed.ProcessGroup | None:
-        """First and last pipeline stage, which both hold tied embeddings; None for the others."""
+        """The group of the first and last stage, which share tied embeddings; None on other stages."""
         last = self.layout.pipeline - 1
-        if last == 0 or self.place.pipeline not in (0, last):
+        if last == 0 or self.coordinates.pipeline not in (0, last):
             return None
-        return self.group([self.layout.rank_of(self.place.tensor, self.place.data, p) for p in (0, last)])
+        own = self.coordinates
+        return self.group([self.layout.rank_of(own.tensor, own.data, p) for p in (0, last)])
 
 
 def _bind_gloo(store_host: str) -> None:
-    """Keep gloo on the loopback interface when the store is there, not where the hostname points.
+    """Have gloo use the loopback interface if the store does, instead of the hostname's address.
 
-    The environment is the only way to tell it.
+    gloo reads the interface only from the environment.
     """
     if store_host in ("127.0.0.1", "::1", "localhost"):
         loopback = [name for _, name in socket.if_nameindex() if name.startswith("lo")]
@@ -88,11 +88,11 @@ def _bind_gloo(store_host: str) -> None:
 
 
 def connect(host: str, port: int, prefix: str, *, rank: int, world_size: int, backend: str) -> None:
-    """Join the world of one attempt through its store.
+    """Join the world group of one attempt through its store.
 
-    The store is a server of its own, so that no rank's death takes it along; `prefix` keeps attempts apart.
-    No device is bound to the world: torch would then split every group off its communicator, which needs
-    all ranks, while here only the members of a group make it.
+    The store runs in a process of its own and survives the death of any rank; `prefix` separates attempts. No
+    device is bound to the world group: torch would then create every other group by a split of its
+    communicator, in which all ranks take part, while here only the members of a group create it.
     """
     if backend == "gloo":
         _bind_gloo(host)
@@ -107,9 +107,9 @@ def connect(host: str, port: int, prefix: str, *, rank: int, world_size: int, ba
 
 
 def build_groups(layout: Layout) -> Groups:
-    """Make this rank's groups; every rank of the world calls it after `connect`."""
-    place = Place.of(distributed.get_rank(), layout)
-    build = _Builder(layout, place)
+    """Create this rank's groups; every rank calls it after `connect`."""
+    coordinates = RankCoordinates.of(distributed.get_rank(), layout)
+    build = _Builder(layout, coordinates)
     tensor = build.along("tensor")
     data = build.along("data")
     pipeline = build.along("pipeline")
@@ -133,4 +133,4 @@ def build_groups(layout: Layout) -> Groups:
     )
     if layout.sequence and parallel_state._GLOBAL_MEMORY_BUFFER is None:  # noqa: SLF001
         parallel_state._set_global_memory_buffer()  # noqa: SLF001 - its only setter
-    return Groups(layout, place, collection, build.world, stage)
+    return Groups(layout, coordinates, collection, build.world, stage)

@@ -22,21 +22,29 @@ from megascale.optim.schedules import learning_rate
 
 EXIT_COMPLETED: Final = 0
 EXIT_SAVED: Final = 76
-"""Saved and stopped because it was asked to."""
+"""The rank saved a checkpoint and stopped on request."""
 
 
 class Saver(Protocol):
-    """Saves the state of all ranks; collective."""
+    """Saves durable checkpoints."""
 
     def save(self, step: int) -> float:
-        """Save the state after `step`; seconds this rank was blocked. A failed save raises an alert only."""
+        """Save the state of all ranks after `step`; collective. A failure only raises an alert.
+
+        Returns:
+            Seconds this rank was blocked.
+        """
 
 
 class Snapshotter(Protocol):
-    """Keeps the state of this rank in memory; called by all ranks after every step."""
+    """Keeps copies of this rank's state in memory."""
 
     def take(self, step: int, step_s: float) -> float:
-        """Copy the state after `step` if it is time; seconds this rank was blocked."""
+        """Copy the state after `step` if a copy is due; every rank calls it after every step.
+
+        Returns:
+            Seconds this rank was blocked.
+        """
 
 
 @dataclass(slots=True)
@@ -49,10 +57,10 @@ class _Clock:
 
 
 class Loop:
-    """Runs steps until the job is complete or a stop is asked for.
+    """Runs steps until the job is complete or a stop is requested.
 
-    The ranks must leave the loop and save after the same step, while agents ask theirs at different times:
-    each rank's request travels as a vote in the all-reduce that every step has anyway.
+    All ranks must save, and leave the loop, after the same step, but agents pass a request to their ranks at
+    different times. So each rank adds its request as a vote to the all-reduce at the end of a step.
     """
 
     def __init__(
@@ -104,21 +112,21 @@ class Loop:
         self._rank_file.update(updated_at=time.monotonic(), **changes)
 
     def _enter(self, phase: Phase, collective: str, **changes: Any) -> None:  # noqa: ANN401 - as above
-        """Publish that this rank comes to a place where it meets others.
+        """Publish in the rank record that this rank enters its next collective section.
 
-        Every rank passes as many places as every other, so the one that is behind shows in the count: one
-        place per forward and backward pass of a chunk and a micro-batch, per update and per save.
+        A section is a forward or backward pass of one chunk and micro-batch, an update, or a save. All ranks
+        enter the same number of them, so the rank with the smallest count is the one the others wait for.
         """
         self._collectives += 1
         self._report(phase=phase, collectives=self._collectives, collective=collective, **changes)
 
     def _compute(self, phase: Phase, name: str, index: int) -> None:
-        """Enter a pass over micro-batch `index`; what is compiled in the first step makes it no hang."""
+        """Enter a pass over micro-batch `index`; the phase is COMPILE in a first step that compiles."""
         shown = Phase.COMPILE if self._compiles else phase
         self._enter(shown, f"{name} {index}", micro_batch=index)
 
     def run(self) -> int:
-        """Train from `state.step` on; returns the exit code."""
+        """Train from the step after `state.step`; returns the exit code."""
         code = self._run_steps()
         self._state.finish_gathering()
         return code
@@ -173,7 +181,7 @@ class Loop:
         )
 
     def _votes(self) -> list[float]:
-        """[save, save and exit], 1.0 once for each time the agent changes its request."""
+        """[save, save and exit]: 1.0 in the first step after the agent has set that request."""
         control = self._rank_file.control
         changed = control != self._control
         self._control = control

@@ -17,12 +17,12 @@ from typing import Any, Self
 
 
 def _exact(value: Any) -> Any:  # noqa: ANN401 - JSON values
-    """JSON has no NaN and no infinity; finite floats are written so that they read back bit for bit."""
+    """None for NaN and infinity, which JSON lacks; other values as they are."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class MetricsLog:
-    """Appends one JSON line per step; a line is one write, so attempts never mix within one."""
+    """Appends one JSON line per step, each in one write, so that lines of two attempts never interleave."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Where a rank's samples come from: its own mapping of the data, or its node's loader."""
+"""Opens the samples of a rank: mapped by itself, or from the loader process of its node."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from megascale.data.node_loader import NodeBatch, NodeSamples, start_loader
 from megascale.data.reading import Samples, open_samples
 from megascale.engine.context import RankLaunch
 from megascale.engine.plan import Plan
-from megascale.model.layout import Place
+from megascale.model.layout import RankCoordinates
 
-_TMPFS: Final = Path("/dev/shm")  # noqa: S108 - names are per user, run and node
+_TMPFS: Final = Path("/dev/shm")  # noqa: S108 - the prefix differs by user, run and node
 
 
 class NodeData:
-    """Opens the data of one rank; make it before the rank has threads, `connect` when its peers are there."""
+    """The data of one rank. Construct it before the process starts threads; `connect` once all ranks run."""
 
     def __init__(self, launch: RankLaunch, plan: Plan) -> None:
-        """Check the data, and start the node's loader if this is the rank that does.
+        """Check the data; local rank 0 starts the node's loader if there is one.
 
         Raises:
             DataError: missing, damaged or too small.
@@ -29,13 +29,13 @@ class NodeData:
         data, ranks = plan.megatron.data, launch.local_world_size
         self.shared = data.loader == "shared" or (data.loader == "auto" and ranks > 1)
         self._batch = _node_batch(launch, plan)
-        self._place = _place(launch)
+        self._prefix = loader_prefix(launch.run_dir, launch.node, launch.attempt)
         self._direct: Samples | None = None
         if not self.shared or launch.local_rank == 0:
             self._direct = open_samples(data, plan.megatron.seed)
         if self.shared and self._direct is not None:
             first_step = launch.resume.step + 1 if launch.resume else 1
-            start_loader(self._direct, self._batch, self._place, ranks, first_step=first_step)
+            start_loader(self._direct, self._batch, self._prefix, ranks, first_step=first_step)
 
     def connect(self) -> Samples:
         """Samples of this rank.
@@ -45,25 +45,30 @@ class NodeData:
         """
         if not self.shared and self._direct is not None:
             return self._direct
-        return NodeSamples(self._batch, self._place)
+        return NodeSamples(self._batch, self._prefix)
 
 
 def _node_batch(launch: RankLaunch, plan: Plan) -> NodeBatch:
     first = launch.node_rank * launch.local_world_size
-    places = [Place.of(rank, plan.layout) for rank in range(first, first + launch.local_world_size)]
+    coordinates = [
+        RankCoordinates.of(rank, plan.layout) for rank in range(first, first + launch.local_world_size)
+    ]
     data = plan.megatron.data
     return NodeBatch(
         sequence_length=data.sequence_length,
         batches=plan.batches,
         micro_batch=data.micro_batch,
-        data_ranks=tuple(sorted({place.data for place in places})),
+        data_ranks=tuple(sorted({own.data for own in coordinates})),
         data_size=plan.layout.data,
         with_documents=plan.megatron.model.within_documents,
     )
 
 
-def _place(launch: RankLaunch) -> Path:
-    """The same for all ranks of a node and attempt, and short: a socket's path has at most 107 bytes."""
+def loader_prefix(run_dir: Path, node: str, attempt: int) -> Path:
+    """Prefix of the socket and the memory file of a node's loader, one per run, node and attempt.
+
+    It is a hash because the path of a socket has at most 107 bytes.
+    """
     folder = _TMPFS if os.access(_TMPFS, os.W_OK) else Path(tempfile.gettempdir())
-    name = f"{launch.run_dir.absolute()}/{launch.node}/{launch.attempt}"
+    name = f"{run_dir.absolute()}/{node}/{attempt}"
     return folder / f"megascale-loader-{os.getuid()}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"

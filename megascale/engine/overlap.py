@@ -1,4 +1,4 @@
-"""Communication beside compute: what is asked for, what is supported, and why not (MegaScale 3.2)."""
+"""Decides which communication overlaps compute: requested, supported, and why not (MegaScale 3.2)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from megascale.model.symmetric import unsupported
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """One overlap: whether it is on, and why."""
+    """One kind of overlap, whether it is on, and why."""
 
     name: str
     on: bool
@@ -28,15 +28,15 @@ class Feature:
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """What the engine overlaps.
+    """The overlaps of a job.
 
     Attributes:
-        gradient_reduce: reduce-scatter of gradients, bucket by bucket, beside the last backward pass.
-        parameter_gather: all-gather of updated parameters beside the next forward pass, the first of them
-            beside loading its data.
-        pipeline: sends and receives between stages beside compute (interleaved 1F1B).
-        tensor: the parallel block's gathers and scatters inside the products around them.
-        bucket_size: parameters per message, None = megatron-core's choice.
+        gradient_reduce: reduce-scatter of gradients, bucket by bucket, during the last backward pass.
+        parameter_gather: all-gather of updated parameters during the next forward pass, the first of them
+            while its data is loaded.
+        pipeline: sends and receives between stages during compute (interleaved 1F1B).
+        tensor: the parallel block's gathers and scatters within the matrix products around them.
+        bucket_size: parameters per message; None = megatron-core's default.
         features: all of them with reasons, for the log.
     """
 
@@ -76,15 +76,15 @@ def _tensor(layout: Layout, block: str, obstacle: str | None, *, asked: bool) ->
 
 
 def tensor_obstacle(groups: Groups, device: torch.device, ranks_per_node: int) -> str | None:
-    """Why tensor-parallel ranks cannot read each other's memory, the same on all of them; collective.
+    """Why tensor-parallel ranks cannot read each other's memory; collective. None if they can.
 
     Args:
-        ranks_per_node: ranks on this node, whose numbers are those of their GPUs.
+        ranks_per_node: ranks on this node; local rank i uses GPU i.
     """
-    group, size, place = groups.collection.tp, groups.layout.tensor, groups.place
+    group, size = groups.collection.tp, groups.layout.tensor
     if size == 1:
         return None
-    first = (device.index or 0) - place.tensor
+    first = (device.index or 0) - groups.coordinates.tensor
     inside = first >= 0 and first + size <= ranks_per_node
     own = unsupported(device, list(range(first, first + size)) if inside else [])
     if own is None and not inside:
@@ -101,9 +101,9 @@ def decide(
     block: Literal["parallel", "serial"] = "parallel",
     obstacle: str | None = None,
 ) -> Overlap:
-    """What is on under `layout`; a gather can only be overlapped where reduces are (megatron-core's rule).
+    """Decide the overlaps under `layout`. megatron-core overlaps gathers only if it overlaps reductions.
 
-    `obstacle` is why tensor-parallel ranks cannot read each other's memory, from `tensor_obstacle`.
+    `obstacle` comes from `tensor_obstacle`.
     """
     reduce = _data("gradientReduce", layout, asked=asked.gradient_reduce)
     gather = _data("parameterGather", layout, asked=asked.parameter_gather)

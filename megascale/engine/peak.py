@@ -17,14 +17,14 @@ _SECONDS: Final = 0.15
 
 
 def rated_flops(device_name: str) -> float:
-    """Rated dense bf16 FLOP/s of an accelerator, 0.0 when it is not in the table."""
+    """Rated dense bf16 FLOP/s of an accelerator; 0.0 if it is not in the table."""
     return rated(device_name).get("gemm", 0.0) * 1e12
 
 
 def measure_flops(seconds: float = _SECONDS) -> float:
     """Best fp32 matmul rate of this process in FLOP/s, over `seconds` of square products.
 
-    Called by all ranks of a node at once, so that they share the machine as they do in training.
+    All ranks of a node call it at the same time, so that they share the machine as in training.
     """
     a, b = torch.ones(_SIZE, _SIZE), torch.ones(_SIZE, _SIZE)
     out = torch.empty(_SIZE, _SIZE)
@@ -37,7 +37,7 @@ def measure_flops(seconds: float = _SECONDS) -> float:
 
 
 class PeakFile:
-    """Measured rates of a node's ranks, kept over attempts in `<run_dir>/peak/<node>.json`."""
+    """The measured rate of a node's ranks, kept across attempts in `<run_dir>/peak/<node>.json`."""
 
     def __init__(self, run_dir: Path, node: str) -> None:
         self._path = run_dir / "peak" / f"{node}.json"

@@ -1,4 +1,4 @@
-"""What a launch asks of this rank, in the engine's terms."""
+"""Resolves a launch into the model shape, the layout and the batch sizes of this rank."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def make_plan(launch: RankLaunch) -> Plan:
 
     Raises:
         ManifestError: the manifest is not valid.
-        InputError: it asks for something the engine cannot do.
+        InputError: the engine does not support what it asks for.
     """
     spec = from_mapping(launch.spec).spec
     megatron = spec.runtime.megatron

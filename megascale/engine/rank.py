@@ -1,4 +1,4 @@
-"""One rank of one attempt, from its launch to its exit code."""
+"""Runs one rank of one attempt, from its launch to its exit code."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from megascale.observe.segments import SegmentRing, segments_path
 
 
 def run_rank(launch: RankLaunch, rank_file: RankFile) -> int:
-    """Train as `launch` says until the job is complete or a stop is asked for.
+    """Train as `launch` orders until the job is complete or a stop is requested.
 
-    Runs in a process of its own, forked from one that called `megascale.engine.preload`.
+    The process is forked from one that called `megascale.engine.preload`.
 
     Returns:
         0 when all steps are done, 76 when it saved and stopped on request.
@@ -45,15 +45,15 @@ def run_rank(launch: RankLaunch, rank_file: RankFile) -> int:
     """
     plan = make_plan(launch)
     rank_file.update(phase=Phase.STARTUP, pid=os.getpid())
-    # Opened before peers are waited for: bad data fails every rank at once, with its own message.
+    # Before ranks wait for each other, so that bad data fails every rank at once with a message of its own.
     data = plan.megatron.data
     node_data = NodeData(launch, plan)
     with open_device(launch.local_rank) as device:
-        if device.place.type == "cuda":
-            print(stay_on(cores_beside(bus_address(device.place))), flush=True)
+        if device.torch_device.type == "cuda":
+            print(stay_on(cores_beside(bus_address(device.torch_device))), flush=True)
         groups = _join(launch, plan, device)
         rank_file.update(groups_at=time.monotonic())
-        seed_all(plan.megatron.seed, groups.place)
+        seed_all(plan.megatron.seed, groups.coordinates)
         state = _build(launch, plan, groups, device)
         at_point = points_of(plan.spec.faults, launch)
         checkpointer = Checkpointer(launch, plan, state, rank_file, at_point)
@@ -66,9 +66,9 @@ def run_rank(launch: RankLaunch, rank_file: RankFile) -> int:
             node_data.connect(),
             batches=plan.batches,
             micro_batch=data.micro_batch,
-            data_rank=groups.place.data,
+            data_rank=groups.coordinates.data,
             data_size=groups.layout.data,
-            device=device.place,
+            device=device.torch_device,
             within_documents=plan.megatron.model.within_documents,
         )
         ring = SegmentRing.create(
@@ -86,7 +86,7 @@ def run_rank(launch: RankLaunch, rank_file: RankFile) -> int:
                 saver=checkpointer,
                 snapshots=snapshots,
                 peak_flops=peak_flops,
-                clock=segment_clock(device.place, ring.append),
+                clock=segment_clock(device.torch_device, ring.append),
             )
             code = loop.run()
         distributed.destroy_process_group()
@@ -102,7 +102,7 @@ def _resume(launch: RankLaunch, checkpointer: Checkpointer, snapshots: Snapshots
         snapshots.resume(launch.resume)
     else:
         raise CheckpointCorruptError(
-            f"snapshot in memory of step {launch.resume.step}: there is no place for snapshots here",
+            f"snapshot in memory of step {launch.resume.step}: this rank has no room for snapshots",
             step=launch.resume.step,
             attempt=launch.resume.attempt,
             tier=launch.tier,
@@ -124,12 +124,12 @@ def _join(launch: RankLaunch, plan: Plan, device: Device) -> Groups:
 def _build(launch: RankLaunch, plan: Plan, groups: Groups, device: Device) -> EngineState:
     megatron = plan.megatron
     dtype = device.dtype(megatron.precision)
-    attention = choose_backend(megatron.model.attention, device.place, dtype)
+    attention = choose_backend(megatron.model.attention, device.torch_device, dtype)
     overlap = decide(
         megatron.overlap,
         plan.layout,
         block=plan.shape.block,
-        obstacle=tensor_obstacle(groups, device.place, launch.local_world_size),
+        obstacle=tensor_obstacle(groups, device.torch_device, launch.local_world_size),
     )
     if launch.rank == 0:
         print(
@@ -143,7 +143,7 @@ def _build(launch: RankLaunch, plan: Plan, groups: Groups, device: Device) -> En
         megatron.optimizer,
         groups,
         sequence_length=megatron.data.sequence_length,
-        device=device.place,
+        device=device.torch_device,
         dtype=dtype,
         seed=megatron.seed if launch.resume is None else None,
         recompute=megatron.recompute,
@@ -156,8 +156,8 @@ def _build(launch: RankLaunch, plan: Plan, groups: Groups, device: Device) -> En
 
 
 def _peak_flops(launch: RankLaunch, device: Device) -> float:
-    """Rated peak of an accelerator, or what this node's ranks measured when the job first came to it."""
-    if device.place.type != "cpu":
+    """FLOP/s: rated for an accelerator, measured by this node's ranks in their first attempt for a CPU."""
+    if device.torch_device.type != "cpu":
         return rated_flops(device.name)
     peak_file = PeakFile(launch.run_dir, launch.node)
     known = peak_file.read()

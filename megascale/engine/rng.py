@@ -1,4 +1,4 @@
-"""Random number generators of a rank: seeding, and their state as JSON for checkpoints."""
+"""Seeds a rank's random number generators and converts their state to JSON for checkpoints."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import numpy as np
 import torch
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker, model_parallel_cuda_manual_seed
 
-from megascale.model.layout import Place
+from megascale.model.layout import RankCoordinates
 
 
-def seed_all(seed: int, place: Place) -> None:
-    """Seed every generator; tensor-parallel peers differ only in megatron-core's tracker."""
-    own = seed + 1000 * place.pipeline + 100_000 * place.data
+def seed_all(seed: int, coordinates: RankCoordinates) -> None:
+    """Seed every generator. Tensor-parallel peers get equal seeds, except in megatron-core's tracker."""
+    own = seed + 1000 * coordinates.pipeline + 100_000 * coordinates.data
     random.seed(own)
     np.random.seed(own % 2**32)
     torch.manual_seed(own)
     model_parallel_cuda_manual_seed(
-        own, tp_rank=place.tensor, ep_rank=0, etp_rank=place.tensor, force_reset_rng=True
+        own, tp_rank=coordinates.tensor, ep_rank=0, etp_rank=coordinates.tensor, force_reset_rng=True
     )
 
 
@@ -52,14 +52,14 @@ def rng_state() -> dict[str, Any]:
 
 
 class RngText:
-    """`rng_state()` as JSON text, made anew only when a generator was used since."""
+    """Caches `rng_state()` as JSON text for as long as no generator is used."""
 
     def __init__(self) -> None:
         self._seen: list[object] = []
         self._text = b""
 
     def text(self) -> bytes:
-        """The text as of now (about 20 us when nothing changed)."""
+        """The current text; about 20 us if nothing changed."""
         now = _raw_states()
         if now != self._seen:
             self._seen, self._text = now, json.dumps(rng_state()).encode()
@@ -67,7 +67,7 @@ class RngText:
 
 
 def _raw_states() -> list[object]:
-    """The same as `rng_state`, only to be compared."""
+    """The state of every generator in a form that is cheap to compare."""
     numpy_state: Any = np.random.get_state(legacy=False)
     tracked = get_cuda_rng_tracker().get_states()
     tensors = (torch.get_rng_state(), torch.cuda.get_rng_state(), *tracked.values())

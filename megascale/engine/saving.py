@@ -1,4 +1,4 @@
-"""Durable checkpoints of a running rank, and resuming from one."""
+"""Saves durable checkpoints of a running rank and resumes from one."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ class Checkpointer:
     def resume(self, commit: Commit) -> None:
         """Continue exactly where `commit` was saved: parameters, moments, step and generators.
 
-        Saved under another number of ranks, generators keep their fresh seeds: nothing else is lost.
+        The random generators are restored only if the commit was saved by the same number of ranks; otherwise
+        they keep the seeds of a new run.
 
         Raises:
             CheckpointCorruptError: the checkpoint does not match its checksums.
@@ -91,7 +92,7 @@ class Checkpointer:
         return time.monotonic() - start
 
     def _agree(self, ok: bool) -> bool:
-        """Whether all ranks pass True."""
+        """Whether `ok` is True on all ranks; collective."""
         vote = torch.tensor([int(ok)], device=self._state.device)
         distributed.all_reduce(vote, op=distributed.ReduceOp.MIN, group=self._state.groups.world)
         return bool(vote.item())

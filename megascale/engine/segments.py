@@ -1,9 +1,9 @@
-"""Times of the parts of a step on this rank, without making the host or the device wait (MegaScale 5.1).
+"""Measures the segments of each step on this rank without synchronising host and device (MegaScale 5.1).
 
-Every change from one part to the next is a mark: the host's clock on a CPU, a CUDA event on a GPU. Parts do
-not overlap: one that begins inside another interrupts it. Events are read once they are past, a step or two
-later. megatron-core calls its `timers` around each forward, backward, send, receive and reduction: those are
-turned into marks, and waits that it does not time are wrapped.
+A mark is recorded at every change of segment: the host's clock on a CPU, a CUDA event on a GPU. Segments do
+not overlap: one that begins inside another interrupts it. CUDA events are read when they are complete, one or
+two steps later. megatron-core calls its `timers` around each forward and backward pass, send, receive and
+reduction; `MegatronTimers` turns these calls into marks, and waits that it does not time are wrapped.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ MarkT = TypeVar("MarkT")
 OnStep = Callable[[int, Mapping[str, float]], None]
 _NOTHING: Final = ""
 _PENDING_STEPS: Final = 8
-"""Steps whose events may still be under way; the host is never more than one step ahead."""
+"""Steps whose events may be incomplete; the host is never more than one step ahead of the device."""
 
 
 class Marks(Protocol[MarkT]):
-    """Makes marks and tells the time between them."""
+    """Records marks and measures the time between them."""
 
     def now(self) -> MarkT:
-        """Mark this place in the work of the device."""
+        """Record a mark after the work submitted so far."""
 
     def is_past(self, mark: MarkT) -> bool:
-        """Whether the device has come to `mark`."""
+        """Whether the device has reached `mark`."""
 
     def seconds(self, begin: MarkT, end: MarkT) -> float:
-        """Time between two marks that are past."""
+        """Time between two marks that the device has reached."""
 
     def reuse(self, marks: list[MarkT]) -> None:
-        """These are not needed any more."""
+        """Take back marks that are no longer needed."""
 
 
 class HostMarks:
-    """For a CPU, whose work is done when the call returns."""
+    """Marks on a CPU, whose work is complete when a call returns."""
 
     def now(self) -> float:
         return time.perf_counter()
@@ -57,7 +57,7 @@ class HostMarks:
 
 
 class CudaMarks:
-    """For a GPU: events on the current stream; a few hundred are made once and used again."""
+    """Marks on a GPU: CUDA events on the current stream, which are reused."""
 
     def __init__(self) -> None:
         self._free: list[torch.cuda.Event] = []
@@ -78,10 +78,10 @@ class CudaMarks:
 
 
 class SegmentClock(Generic[MarkT]):
-    """Divides each step into segments and hands out their seconds."""
+    """Divides each step into segments and reports their seconds."""
 
     def __init__(self, marks: Marks[MarkT], on_step: OnStep) -> None:
-        """`on_step` gets each step's number and its seconds by segment, in order."""
+        """`on_step` is called with each step's number and its seconds by segment, in the order of steps."""
         self._make = marks
         self._on_step = on_step
         self._open: list[str] = []
@@ -89,24 +89,24 @@ class SegmentClock(Generic[MarkT]):
         self._done: deque[tuple[int, list[tuple[str, MarkT]]]] = deque()
 
     def enter(self, segment: str) -> None:
-        """From here to the matching `leave` it is `segment`."""
+        """Begin `segment`; the matching `leave` ends it."""
         self._open.append(segment)
         self._marks.append((segment, self._make.now()))
 
     def leave(self) -> None:
-        """Back to what `enter` interrupted."""
+        """End the current segment and continue the one that it interrupted."""
         self._open.pop()
         self._marks.append((self._open[-1] if self._open else _NOTHING, self._make.now()))
 
     @contextmanager
     def within(self, segment: str) -> Iterator[None]:
-        """The block is `segment`."""
+        """Count the block as `segment`."""
         self.enter(segment)
         yield
         self.leave()
 
     def wrapped(self, segment: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        """`call`, whose time is `segment`."""
+        """`call`, with its duration counted as `segment`."""
 
         def timed(*args: Any, **options: Any) -> Any:  # noqa: ANN401 - those of `call`
             with self.within(segment):
@@ -115,7 +115,7 @@ class SegmentClock(Generic[MarkT]):
         return timed
 
     def finish(self, step: int) -> None:
-        """`step` is complete; hand out the steps whose marks are past by now."""
+        """End `step`, and report all steps whose marks the device has reached."""
         self._done.append((step, self._marks))
         self._marks = []
         while self._done and self._make.is_past(self._done[0][1][-1][1]):
@@ -133,16 +133,16 @@ class SegmentClock(Generic[MarkT]):
 
 
 def segment_clock(device: torch.device, on_step: OnStep) -> SegmentClock[Any]:
-    """The clock of a rank that computes on `device`."""
+    """A clock for a rank that computes on `device`."""
     if device.type == "cuda":
         return SegmentClock(CudaMarks(), on_step)
     return SegmentClock(HostMarks(), on_step)
 
 
 def segment_of(timer: str) -> str | None:
-    """The segment that one of megatron-core's timers belongs to; None = it spans several.
+    """The segment of one of megatron-core's timers; None if the timer spans several.
 
-    A message that is sent while another is received ends when that has come: it counts as "recv".
+    A send that is combined with a receive ends when the receive does: it counts as "recv".
     """
     if timer in ("forward-compute", "backward-compute"):
         return timer.removesuffix("-compute")
@@ -157,7 +157,7 @@ def segment_of(timer: str) -> str | None:
 
 
 class MegatronTimers:
-    """What megatron-core's `config.timers` is called as: timers(name, log_level=...).start(), .stop()."""
+    """Implements megatron-core's `config.timers`: timers(name, log_level=...).start(), .stop()."""
 
     def __init__(self, clock: SegmentClock[Any]) -> None:
         self._clock = clock
@@ -189,7 +189,7 @@ class _NoTimer:
 
 
 class TimedMessages(P2PCommunicator):  # type: ignore[misc] # megatron-core is untyped
-    """Messages between pipeline stages; what overlaps compute is timed where it is waited for at last."""
+    """Messages between pipeline stages; of those that overlap compute only the final wait is timed."""
 
     def __init__(self, group: Any, config: Any, clock: SegmentClock[Any]) -> None:  # noqa: ANN401 - megatron-core's
         super().__init__(group, config)
@@ -203,7 +203,7 @@ class TimedMessages(P2PCommunicator):  # type: ignore[misc] # megatron-core is u
 
 
 class _TimedWait:
-    """A request whose wait is "recv" or "send"."""
+    """A request whose wait counts as "recv" or "send"."""
 
     def __init__(self, work: Any, clock: SegmentClock[Any], segment: str) -> None:  # noqa: ANN401 - torch's Work
         self._work = work

@@ -1,9 +1,9 @@
-"""The engine's state as checkpoint pieces: canonical names and boxes, free of the parallel layout.
+"""The engine's state as checkpoint pieces, whose names and boxes do not depend on the parallel layout.
 
-megatron-core's distributed optimizer gives each data-parallel rank a flat range of every parameter buffer;
-the part of a parameter that falls into it is a flat range of that parameter's local shape, which is a box of
-the whole model's tensor. Saved are the fp32 masters and the optimizer's moments; the model's own parameters
-follow from the masters (`EngineState.publish_masters`).
+megatron-core's distributed optimizer gives each data-parallel rank a flat range of every parameter buffer.
+The part of a parameter within that range is a flat range of the parameter's local shape, which in turn is a
+box of the whole model's tensor. The fp32 masters and the optimizer's moments are saved; the model's
+parameters are computed from the masters (`EngineState.publish_masters`).
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from megascale.model.parameters import ParameterBox
 
 
 def pieces(state: EngineState) -> list[Piece]:
-    """Every box of optimizer state this rank holds, to be restored; the tensors are views of live storage."""
+    """Every box of optimizer state that this rank holds; the tensors are views of live storage."""
     return list(_pieces(state, owned_only=False))
 
 
 def owned_pieces(state: EngineState) -> list[Piece]:
-    """The boxes this rank saves: over all ranks every tensor exactly once.
+    """The boxes that this rank saves; over all ranks they cover every tensor exactly once.
 
-    Of what several ranks hold, one saves: a parameter that is not cut by tensor parallelism belongs to tensor
-    rank 0, a tied embedding to the first pipeline stage.
+    Tensor rank 0 saves parameters that tensor parallelism does not split, and the first pipeline stage saves
+    a tied embedding.
     """
     return list(_pieces(state, owned_only=True))
 
 
 def _pieces(state: EngineState, *, owned_only: bool) -> Iterator[Piece]:
     boxes = {box.parameter: box for box in state.boxes}
-    is_first_of_tensor = state.groups.place.tensor == 0
+    is_first_of_tensor = state.groups.coordinates.tensor == 0
     for parameter, master, start, end in state.masters():
         box = boxes[parameter]
         owned = not box.copy and (box.sharded or is_first_of_tensor)
@@ -45,7 +45,7 @@ def _pieces(state: EngineState, *, owned_only: bool) -> Iterator[Piece]:
 
 
 def _pieces_of(box: ParameterBox, kind: str, values: Tensor, start: int, end: int) -> Iterator[Piece]:
-    """`values` are the elements [start, end) of the parameter, in the order of its local box."""
+    """Pieces of `values`, the elements [start, end) of the parameter in row-major order of its local box."""
     flat = values.detach().view(-1)
     at = 0
     for offset, shape in flat_range_boxes(box.shape, start, end):

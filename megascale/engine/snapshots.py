@@ -1,6 +1,7 @@
-"""Snapshots in memory of a running rank, and resuming from one (design 5, tier 1).
+"""Takes snapshots of a rank's state in its node's memory and resumes from one.
 
-Every rank copies all it holds, replicated parts too, so that its successor needs nobody else's snapshot.
+A rank copies everything it holds, replicated parts included, so that the process that replaces it on the same
+node needs no other rank's snapshot. docs/decisions/0007-snapshots-in-memory.md has the reasons.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from megascale.observe.alerts import alert
 
 _ALIGN: Final = 64
 _MEMORY_SHARE: Final = 0.5
-"""The most a node's snapshots may take of the memory that is free before they are made."""
+"""Largest share of the node's available memory that its snapshots may take."""
 
 
 class Snapshots:
@@ -51,21 +52,25 @@ class Snapshots:
 
     @classmethod
     def open(cls, launch: RankLaunch, state: EngineState) -> Snapshots | None:
-        """This rank's snapshots, those of the attempt before included; collective.
+        """Open this rank's snapshot file, with snapshots of earlier attempts if it has any; collective.
 
-        None on all ranks when there is no place for those of one of them.
+        Returns:
+            None on all ranks if any of them has no room for its file.
         """
         held = pieces(state)
         layout = SnapshotLayout(
             launch.job, launch.rank, launch.world_size, _digest(held), _offsets([p.tensor for p in held])[-1]
         )
         file = _open_file(launch, layout)
-        placed = torch.tensor([int(file is not None)], device=state.device)
-        distributed.all_reduce(placed, op=distributed.ReduceOp.MIN, group=state.groups.world)
-        return cls(launch, state, file, held) if file is not None and placed.item() else None
+        has_file = torch.tensor([int(file is not None)], device=state.device)
+        distributed.all_reduce(has_file, op=distributed.ReduceOp.MIN, group=state.groups.world)
+        return cls(launch, state, file, held) if file is not None and has_file.item() else None
 
     def _forget_other_branches(self) -> None:
-        """An attempt's number comes again after `--fresh`; what is off the lineage is never restored."""
+        """Invalidate snapshots that are not on the lineage of this attempt, which must never be restored.
+
+        `--fresh` starts to count attempts at 1 again, so the number of the attempt is not enough.
+        """
         launch = self._launch
         for snapshot in self._file.snapshots():
             earlier = snapshot.attempt < launch.attempt
@@ -73,7 +78,7 @@ class Snapshots:
                 self._file.begin(snapshot.index)
 
     def resume(self, commit: Commit) -> None:
-        """Continue exactly where the snapshot was taken; collective.
+        """Restore the state of the snapshot of `commit`; collective.
 
         Raises:
             CheckpointCorruptError: this rank has no such snapshot, or its checksums do not match.
@@ -95,14 +100,18 @@ class Snapshots:
         self._newest = found.index
 
     def take(self, step: int, step_s: float) -> float:
-        """Copy the state after `step` where the cadence asks for it; seconds this rank was blocked.
+        """Copy the state after `step` if a snapshot is due.
 
-        `step_s` is the time the step took.
+        Args:
+            step_s: duration of the step.
+
+        Returns:
+            Seconds this rank was blocked.
         """
         if not self._cadence.is_due(step, step_s):
             return 0.0
         start = time.monotonic()
-        # The buffer that the ranks may have in common, resumed from or written last, stays whole meanwhile.
+        # The other buffer, which was written or resumed from last, stays whole while this one is written.
         index = (self._newest + 1) % BUFFERS
         self._file.begin(index)
         torch._foreach_copy_(self._copies[index], self._live)
@@ -123,7 +132,7 @@ class Snapshots:
         return head[:-1].encode() + b', "rng": ' + self._rng.text() + b"}"
 
     def _settle(self) -> None:
-        """All ranks take the cadence that the slowest of them needs."""
+        """Agree on one cadence, the one that the rank with the slowest copies needs; collective."""
         share = torch.tensor([self._cadence.share], device=self._state.device)
         distributed.all_reduce(share, op=distributed.ReduceOp.MAX, group=self._state.groups.world)
         if self._cadence.settle(share.item()) and self._launch.rank == 0:
@@ -136,7 +145,10 @@ class Snapshots:
 
 
 def _open_file(launch: RankLaunch, layout: SnapshotLayout) -> SnapshotFile | None:
-    """In the first of the launch's folders that has room; a second choice and none at all are told."""
+    """Open or create the file in the first of the launch's folders with room.
+
+    Raises an alert if that folder is on disk, or if there is none.
+    """
     problems = []
     for folder in launch.snapshot_folders:
         path = snapshot_file(folder, launch.local_rank)
@@ -150,15 +162,15 @@ def _open_file(launch: RankLaunch, layout: SnapshotLayout) -> SnapshotFile | Non
             problems.append(f"{folder}: {error.strerror or error}")
             continue
         if not folder.is_relative_to(SHARED_MEMORY):
-            why = "; ".join(problems) or f"{SHARED_MEMORY} is no tmpfs that is ours to use"
+            why = "; ".join(problems) or f"{SHARED_MEMORY} is not a tmpfs that this user may write to"
             alert("snapshotsOnDisk", f"snapshots go to {folder}: {why}")
         return file
-    alert("noSnapshots", f"no place for {layout.file_bytes >> 20} MiB of snapshots: {'; '.join(problems)}")
+    alert("noSnapshots", f"no room for {layout.file_bytes >> 20} MiB of snapshots: {'; '.join(problems)}")
     return None
 
 
 def _views(file: SnapshotFile, index: int, live: list[Tensor]) -> list[Tensor]:
-    """The buffer as one tensor per live tensor, in the same order."""
+    """Views of buffer `index`, one per live tensor, in the same order."""
     data, offsets = file.data(index), _offsets(live)
     return [
         torch.frombuffer(data, dtype=tensor.dtype, count=tensor.numel(), offset=at)
@@ -167,7 +179,7 @@ def _views(file: SnapshotFile, index: int, live: list[Tensor]) -> list[Tensor]:
 
 
 def _offsets(live: list[Tensor]) -> list[int]:
-    """Where each tensor begins in a buffer, and where the last one ends."""
+    """Byte offset of each tensor in a buffer, then the end of the last one."""
     offsets = [0]
     for tensor in live:
         size = tensor.numel() * tensor.element_size()
@@ -181,7 +193,9 @@ def _digest(held: list[Piece]) -> str:
 
 
 def _check_memory(needed: int) -> None:
-    """A tmpfs may promise more than the machine has, and taking that would end somebody else's process.
+    """Refuse to take more memory than is available.
+
+    The size of a tmpfs is only a limit: filling it can make the kernel kill another process.
 
     Raises:
         OSError: too little is free.

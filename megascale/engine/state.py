@@ -1,4 +1,4 @@
-"""What a rank trains: its model chunks, their parameters by name, and the optimizer over them."""
+"""The trained state of a rank: its model chunks, their parameters by name, and the optimizer."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ _OPTIMIZERS: Final[dict[str, type[AdamW]]] = {"lamb": Lamb, "adamw": AdamW, "lio
 
 @dataclass(slots=True)
 class EngineState:
-    """Everything of a rank that training changes.
+    """Everything that training changes on a rank.
 
     Attributes:
-        shape, config: the model and megatron-core's view of it.
-        groups: the rank's process groups and place.
-        chunks: model chunks under distributed data parallel, in the order of the virtual stages.
-        boxes: the rank's parameters as boxes of the whole model's, in megatron-core's order.
-        optimizer: megatron-core's distributed optimizer; owns the fp32 masters of this rank's ranges.
-        inner: the optimizer inside it, which owns the moments and the number of updates.
+        shape, config: the model, and its configuration for megatron-core.
+        groups: the rank's process groups and coordinates.
+        chunks: model chunks wrapped in distributed data parallel, in the order of the virtual stages.
+        boxes: the rank's parameters as boxes of the whole model's tensors, in megatron-core's order.
+        optimizer: megatron-core's distributed optimizer, which owns the fp32 masters of this rank's ranges.
+        inner: the optimizer that it wraps, which owns the moments and the number of updates.
         step: last completed step of the job.
     """
 
@@ -74,19 +74,19 @@ class EngineState:
         return ranges
 
     def publish_masters(self) -> None:
-        """Bring the model's parameters on all ranks to the masters, after these were overwritten."""
+        """Copy the masters into the model's parameters on all ranks, after the masters were overwritten."""
         self.optimizer._copy_main_params_to_model_params()  # noqa: SLF001 - part of its step, no public name
         for chunk in self.chunks:
             chunk.start_param_sync(force_sync=True)
 
     def prefetch_parameters(self) -> None:
-        """Begin to gather the parameters that the next forward pass needs first."""
+        """Start the all-gather of the parameters that the next forward pass needs first."""
         group = self.chunks[0].bucket_groups[-1]
         if group.ddp_config.overlap_param_gather and not group.param_gather_dispatched:
             group.start_param_sync()
 
     def finish_gathering(self) -> None:
-        """Wait for what `prefetch_parameters` began."""
+        """Wait for gathers that `prefetch_parameters` started."""
         for chunk in self.chunks:
             for group in chunk.bucket_groups:
                 if group.param_gather_handle is not None:
@@ -103,7 +103,7 @@ def _build_chunks(
     *,
     overlap_tensor: bool,
 ) -> list[Gpt]:
-    layout, place = groups.layout, groups.place
+    layout, own = groups.layout, groups.coordinates
     last_stage = layout.pipeline - 1
     return [
         Gpt(
@@ -111,8 +111,8 @@ def _build_chunks(
             shape,
             sequence_length,
             groups.collection,
-            first=place.pipeline == 0 and chunk == 0,
-            last=place.pipeline == last_stage and chunk == layout.interleave - 1,
+            first=own.pipeline == 0 and chunk == 0,
+            last=own.pipeline == last_stage and chunk == layout.interleave - 1,
             chunk=chunk if layout.interleave > 1 else None,
             backend=backend,
             overlap_tensor=overlap_tensor,
@@ -122,7 +122,7 @@ def _build_chunks(
 
 
 def _gather_once(chunk: DistributedDataParallel) -> Callable[..., None]:
-    """Begins to gather a chunk's parameters, but for those already under way."""
+    """A function that starts the all-gathers of a chunk that are not under way yet."""
 
     def gather(*_parameters: object) -> None:
         for group in chunk.bucket_groups:
@@ -139,13 +139,13 @@ def _wrap_chunks(
         grad_reduce_in_fp32=True,
         overlap_grad_reduce=overlap.gradient_reduce,
         overlap_param_gather=overlap.parameter_gather,
-        # The schedule of several chunks begins each chunk's gather ahead of its turn.
+        # With several chunks the schedule starts each chunk's gather before its forward pass.
         align_param_gather=overlap.parameter_gather and len(chunks) > 1,
         bucket_size=overlap.bucket_size,
         use_distributed_optimizer=True,
     )
     wrapped = [
-        # Later chunks' gradients are reduced while earlier chunks still compute: one bucket each.
+        # Gradients of later chunks are reduced while earlier chunks compute: one bucket each is enough.
         DistributedDataParallel(
             config, ddp_config, chunk, disable_bucketing=index > 0, pg_collection=groups.collection
         )
@@ -164,7 +164,7 @@ def _wrap_chunks(
 
 
 def _inner_optimizer(parameters: Sequence[nn.Parameter], settings: Optimizer) -> AdamW:
-    """The optimizer over whole parameters; those of one dimension (norms) do not decay."""
+    """The optimizer over whole parameters; one-dimensional ones (norms) have no weight decay."""
     groups = [
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": settings.weight_decay},
         {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
@@ -188,7 +188,8 @@ def _distribute(
         per_model_buffers={index: chunk.buffers for index, chunk in enumerate(chunks)},
         data_parallel_group=groups.collection.dp_cp,
         data_parallel_group_gloo=None,
-        data_parallel_group_idx=groups.place.pipeline * groups.layout.tensor + groups.place.tensor,
+        data_parallel_group_idx=groups.coordinates.pipeline * groups.layout.tensor
+        + groups.coordinates.tensor,
         distributed_optimizer_instance_id=0,
     )
     optimizer.grad_stats_parallel_group = groups.world
@@ -212,11 +213,11 @@ def build_engine(
     """Build this rank's part of the model and its optimizer; collective over all ranks.
 
     Args:
-        seed: initial values are drawn from it; None = left undefined, to be overwritten by a checkpoint.
+        seed: seed of the initial values; None = undefined values, to be overwritten by a checkpoint.
         recompute: activations that the backward pass computes again.
-        backend: who computes attention, None = the reference.
-        overlap: communication beside compute. None = all that leaves parameters the same on all ranks after
-            each step; with overlapped gathers they are whole only from the next forward pass on.
+        backend: attention backend; None = the reference.
+        overlap: communication that overlaps compute. None = everything but parameter gathers, so that all
+            ranks hold the same parameters after each step and not only from the next forward pass on.
     """
     overlap = overlap or decide(Asked(parameter_gather=False, tensor=False), groups.layout)
     config = transformer_config(
@@ -240,8 +241,8 @@ def build_engine(
         index = {box.parameter: position for position, box in enumerate(boxes)}
         sharded = {box.parameter: box.sharded for box in boxes}
         ranges = {
-            master: Range(index[parameter], counted=sharded[parameter] or groups.place.tensor == 0)
+            master: Range(index[parameter], counted=sharded[parameter] or groups.coordinates.tensor == 0)
             for parameter, master, _, _ in state.masters()
         }
-        inner.place(ranges, len(boxes), groups.stage, device)
+        inner.set_ranges(ranges, len(boxes), groups.stage, device)
     return state

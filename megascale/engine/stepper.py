@@ -19,13 +19,13 @@ from megascale.model.megatron_compat import norm_gradients
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What all ranks agree on after a step.
+    """The result of a step, the same on all ranks.
 
     Attributes:
         loss: mean cross entropy per token of the global batch, before the update.
         grad_norm: global L2 norm of the gradients, before clipping.
         tokens: tokens in the global batch.
-        applied: False where the loss or the norm was not finite and the update was left out.
+        applied: False if the loss or the norm was not finite, in which case nothing was updated.
         votes: sums over ranks of what each passed as `votes`.
     """
 
@@ -50,9 +50,9 @@ class Stepper:
         on_backward: Callable[[int], None],
         clock: SegmentClock[Any] | None = None,
     ) -> None:
-        """`on_forward` and `on_backward` are called with the micro-batch as its work begins on this rank.
+        """`on_forward` and `on_backward` are called with the index of a micro-batch when its pass begins.
 
-        `clock` is told where the time of each step goes; a step ends with its update.
+        `clock` records the segments of each step; a step ends with its update.
         """
         self._state = state
         self._micro_batch = micro_batch
@@ -75,7 +75,7 @@ class Stepper:
         self._time()
 
     def _time(self) -> None:
-        """Have megatron-core say when it computes, and count waits for parameters as what they are."""
+        """Connect megatron-core's timers to the clock, and time waits for parameters as communication."""
         state = self._state
         state.config.timers = state.optimizer.config.timers = MegatronTimers(self._clock)
         for chunk in state.chunks:
@@ -83,7 +83,7 @@ class Stepper:
                 group.finish_param_sync = self._clock.wrapped("allreduce", group.finish_param_sync)
 
     def forward_backward(self, batches: Sequence[MicroBatch]) -> None:
-        """Leave the mean gradient of the global batch in the gradient buffers; collective."""
+        """Compute the mean gradient of the global batch into the gradient buffers; collective."""
         for chunk in self._state.chunks:
             chunk.zero_grad_buffer()
         self._losses.clear()
@@ -117,9 +117,9 @@ class Stepper:
 
     @torch.no_grad()
     def update(self, lr: float, votes: list[float]) -> StepResult:
-        """Agree on loss and gradient norm in one all-reduce, clip, and update the parameters; collective.
+        """All-reduce loss and gradient norm, clip, and update the parameters; collective.
 
-        With a loss or norm that is not finite nothing is updated, on any rank.
+        If the loss or the norm is not finite, no rank updates anything.
         """
         with self._clock.within("optimizer"):
             result = self._update(lr, votes)
@@ -131,12 +131,12 @@ class Stepper:
         optimizer = state.optimizer
         optimizer.prepare_grads()
         square = self._local_square_norm()
-        # Each tensor-parallel rank of the last stage knows the loss; one of them says it.
-        speaks = state.groups.place.tensor == 0 and bool(self._losses)
-        tokens = len(self._losses) * self._micro_batch * self._sequence_length if speaks else 0
-        # Filled by the device: values brought from the host one by one would make it wait for each.
+        # All tensor-parallel ranks of the last stage have the same loss; one of them contributes it.
+        has_loss = state.groups.coordinates.tensor == 0 and bool(self._losses)
+        tokens = len(self._losses) * self._micro_batch * self._sequence_length if has_loss else 0
+        # Filled on the device: copying single values from the host would synchronise once for each.
         agreed = torch.zeros(3 + len(votes), dtype=torch.float64, device=state.device)
-        if speaks:
+        if has_loss:
             agreed[0] = torch.stack(self._losses).sum()
         agreed[1] = square
         for at, value in enumerate((tokens, *votes), start=2):
@@ -155,7 +155,7 @@ class Stepper:
         return StepResult(loss, grad_norm, int(tokens_all), applied, votes_all)
 
     def _local_square_norm(self) -> Tensor:
-        """Sum of squares of the gradients this rank owns, each parameter counted on one rank; fp64."""
+        """Sum of squares of this rank's gradients in fp64; each parameter counts on one rank only."""
         gradients = norm_gradients(self._state.optimizer)
         if not gradients:
             return torch.zeros((), dtype=torch.float64, device=self._state.device)

@@ -1,4 +1,4 @@
-"""What a rank would otherwise import or build in its first step."""
+"""Imports what ranks need in the process that they are forked from."""
 
 from __future__ import annotations
 
@@ -16,12 +16,16 @@ _MODULES: Final = (
 
 
 def threads() -> int:
-    """Threads of this process, from /proc."""
+    """Number of threads of this process, from /proc."""
     return sum(1 for _ in Path("/proc/self/task").iterdir())
 
 
 def import_all() -> None:
-    """Import the engine with everything it uses, and check that one thread is left."""
+    """Import the engine and everything it uses.
+
+    Raises:
+        RuntimeError: an import started a thread; a fork would copy only the calling one.
+    """
     with warnings.catch_warnings():
         # megatron-core warns of each optional package that is not installed.
         warnings.simplefilter("ignore")
@@ -31,11 +35,11 @@ def import_all() -> None:
 
     from megascale.model.megatron_compat import silence_warnings
 
-    # What torch and megatron-core find deprecated in each other is no news for a rank's log.
+    # Deprecations between torch and megatron-core would fill the ranks' logs; users cannot act on them.
     warnings.filterwarnings("ignore", module=r"(torch|megatron)\.")
     silence_warnings()
     torch.set_num_threads(1)
-    # Ranks inherit these objects: their collector skips them and their pages stay shared.
+    # Frozen objects are skipped by the ranks' collectors, so that forked ranks keep sharing their pages.
     gc.collect()
     gc.freeze()
     if threads() != 1:

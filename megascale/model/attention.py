@@ -1,9 +1,9 @@
-"""The attention seam: causal sliding-window attention as megatron-core's `core_attention` module.
+"""Causal sliding-window attention as megatron-core's `core_attention` module.
 
 A token at position i attends to positions max(0, i - window + 1) .. i: `window` counts keys, the token
-itself included (MegaScale 3.1, sliding window attention). With borders it stays within its document too.
-Who computes it is a backend (`megascale.model.kernels`); the one here is the reference: torch's scaled dot
-product attention with an explicit mask, in the dtype of its inputs, on any device.
+itself included (MegaScale 3.1, sliding window attention). With borders it attends only within its document. A
+backend computes it (`megascale.model.kernels` chooses one); the one here is the reference: torch's scaled
+dot product attention with an explicit mask, in the dtype of its inputs, on any device.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class Backend(Protocol):
         Args:
             query: (batch, sequence, heads, head_size), any strides.
             key, value: (batch, sequence, kv_heads, head_size); kv_heads divides heads.
-            window: keys per query, itself included; None = every key up to the query.
-            borders: int32 (documents + 1,), where documents begin in the batch's rows laid end to end, from 0
-                to batch * sequence, each row's start among them; None = every row is one document.
+            window: keys per query, the query's own included; None = all keys up to the query.
+            borders: int32 (documents + 1,), offsets at which documents begin in the concatenated rows of the
+                batch, from 0 to batch * sequence; every row starts a document. None = each row is one.
 
         Returns:
             (batch, sequence, heads, head_size)
@@ -45,10 +45,10 @@ class Backend(Protocol):
 
 @functools.lru_cache(maxsize=8)
 def window_mask(sequence: int, window: int, device: torch.device) -> Tensor:
-    """Which keys (columns) each query (row) sees: bool (sequence, sequence), True = attend.
+    """The mask of a window: bool (sequence, sequence), queries by keys, True = attend.
 
     Raises:
-        ValueError: `window` is less than 1 (a token always sees itself).
+        ValueError: `window` is less than 1; a token always attends to itself.
     """
     if window < 1:
         raise ValueError(f"window is {window}; it counts the token itself, so at least 1")
@@ -58,14 +58,14 @@ def window_mask(sequence: int, window: int, device: torch.device) -> Tensor:
 
 
 def document_mask(borders: Tensor, batch: int, sequence: int) -> Tensor:
-    """Which tokens of a row are in the same document: bool (batch, 1, sequence, sequence)."""
+    """The mask of documents: bool (batch, 1, sequence, sequence), True = both tokens are in the same one."""
     positions = torch.arange(batch * sequence, device=borders.device, dtype=borders.dtype)
     document = torch.searchsorted(borders, positions, right=True).view(batch, sequence)
     return (document[:, :, None] == document[:, None, :])[:, None]
 
 
 class Reference:
-    """Scaled dot product attention with an explicit mask, or torch's causal kernel where there is none."""
+    """Scaled dot product attention with an explicit mask, or torch's causal kernel if no mask is needed."""
 
     name = "reference"
 
@@ -88,7 +88,7 @@ class Reference:
 
 
 class WindowedAttention(nn.Module):
-    """A backend behind megatron-core's calling convention; it has no parameters."""
+    """Calls a backend from megatron-core's interface; it has no parameters."""
 
     def __init__(
         self,
@@ -114,7 +114,7 @@ class WindowedAttention(nn.Module):
     ) -> Tensor:
         """Map query (s, b, heads, d) and key, value (s, b, kv_heads, d) to (s, b, heads * d).
 
-        megatron-core hands `attention_mask` through all layers untouched; here it is the borders.
+        megatron-core passes `attention_mask` through all layers unchanged; here it holds the borders.
         """
         q, k, v = (tensor.transpose(0, 1) for tensor in (query, key, value))
         context = self.backend(q, k, v, self.window, attention_mask)  # (b, s, heads, d)

@@ -1,4 +1,4 @@
-"""Transformer blocks: parallel (MegaScale 3.1) and serial, from megatron-core's attention and MLP."""
+"""Transformer blocks, parallel (MegaScale 3.1) and serial, built of megatron-core's attention and MLP."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from megascale.model.symmetric import gather_products, scatter_products
 
 
 class _Attention(SelfAttention):  # type: ignore[misc] # megatron-core is untyped
-    """megatron-core's self attention; values are copied out of the fused projection.
+    """megatron-core's self attention, with the values copied out of the fused projection.
 
-    They are a view of it, and the backward pass would keep all of it for them.
+    As a view of it they would keep all of the projection in memory until the backward pass.
     """
 
     def get_query_key_value_tensors(
@@ -48,11 +48,11 @@ class _Attention(SelfAttention):  # type: ignore[misc] # megatron-core is untype
 
 
 class _Block(MegatronModule, BaseTransformerLayer):  # type: ignore[misc] # megatron-core is untyped
-    """What both blocks have: one norm, attention and an MLP. Maps (s, b, h) to (s, b, h).
+    """Base of both blocks: one norm, attention and an MLP. Maps (s, b, h) to (s, b, h).
 
     Attributes:
         layer_number: 1-based index in the whole model, over all pipeline stages.
-        column, row: the linear layers that are cut over their outputs and over their inputs.
+        column, row: classes of the linear layers that are split over outputs and over inputs.
     """
 
     column: type[ColumnParallelLinear] = ColumnParallelLinear
@@ -102,7 +102,7 @@ class _Block(MegatronModule, BaseTransformerLayer):  # type: ignore[misc] # mega
 
 
 class SerialBlock(_Block):
-    """x' = x + Attn(LN(x)); y = x' + MLP(LN(x')), each arm with its own tensor-parallel communication."""
+    """x' = x + Attn(LN(x)); y = x' + MLP(LN(x')), each arm with tensor-parallel communication of its own."""
 
     def __init__(self, config: TransformerConfig, shape: ModelShape, **placement: Any) -> None:  # noqa: ANN401
         super().__init__(config, shape, **placement)
@@ -124,9 +124,9 @@ class SerialBlock(_Block):
 class ParallelBlock(_Block):
     """y = x + Attn(LN(x)) + MLP(LN(x)) with one shared norm (MegaScale 3.1).
 
-    Both arms read the same tensor and are added, so under tensor parallelism they share one collective
-    on the way in and one on the way out, half of what the serial block needs. A mixture of experts sends its
-    tokens around by itself: there only attention's arm passes these two.
+    Attention and MLP read the same tensor and their outputs are added, so under tensor parallelism they share
+    one collective before and one after, half of what the serial block needs. A mixture of experts exchanges
+    its tokens itself: then only attention uses these two collectives.
     """
 
     def __init__(self, config: TransformerConfig, shape: ModelShape, **placement: Any) -> None:  # noqa: ANN401
@@ -141,15 +141,15 @@ class ParallelBlock(_Block):
             row.explicit_expert_comm = True
 
     def _columns(self) -> list[ColumnParallelLinear]:
-        """The layers that read what the block gathers."""
+        """The linear layers whose input the block gathers."""
         return [self.attention.linear_qkv, *([] if self._routed else [self.mlp.linear_fc1])]
 
     def _rows(self) -> list[RowParallelLinear]:
-        """The layers whose sum the block reduces."""
+        """The linear layers whose summed output the block reduces."""
         return [self.attention.linear_proj, *([] if self._routed else [self.mlp.linear_fc2])]
 
     def _share_in(self, x: Tensor) -> Tensor:
-        """(s / tp, b, h) under sequence parallelism or (s, b, h) to (s, b, h) on every rank."""
+        """Gather (s / tp, b, h) under sequence parallelism, or take (s, b, h), to (s, b, h) on every rank."""
         share = (
             gather_from_sequence_parallel_region
             if self.config.sequence_parallel
@@ -159,7 +159,7 @@ class ParallelBlock(_Block):
         return shared
 
     def _share_out(self, partial: Tensor) -> Tensor:
-        """Sum of the ranks' parts, (s, b, h), or this rank's slice of it under sequence parallelism."""
+        """The sum over ranks, (s, b, h), or this rank's slice of it under sequence parallelism."""
         reduce = (
             reduce_scatter_to_sequence_parallel_region
             if self.config.sequence_parallel
@@ -185,24 +185,24 @@ class ParallelBlock(_Block):
         return hidden_states + self._share_out(attended + widened), None
 
 
-class _HandedColumn(ColumnParallelLinear):  # type: ignore[misc] # megatron-core is untyped
-    """Hands on its product, which the block has computed."""
+class _PrecomputedColumn(ColumnParallelLinear):  # type: ignore[misc] # megatron-core is untyped
+    """Returns its input, which is the product that the block has computed."""
 
     def forward(self, input_: Tensor, *_unused: Any, **_also: Any) -> tuple[Tensor, None]:  # noqa: ANN401
         return input_, None
 
 
-class _HandedRow(RowParallelLinear):  # type: ignore[misc] # megatron-core is untyped
-    """Hands on its input, whose product the block computes."""
+class _DeferredRow(RowParallelLinear):  # type: ignore[misc] # megatron-core is untyped
+    """Returns its input; the block computes the product."""
 
     def forward(self, input_: Tensor) -> tuple[Tensor, None]:
         return input_, None
 
 
 class OverlappedBlock(ParallelBlock):
-    """The parallel block under sequence parallelism, its collectives inside the products around them."""
+    """The parallel block under sequence parallelism, whose matrix products contain the collectives."""
 
-    column, row = _HandedColumn, _HandedRow
+    column, row = _PrecomputedColumn, _DeferredRow
 
     def forward(
         self,

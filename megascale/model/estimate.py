@@ -1,4 +1,4 @@
-"""What a model costs under a layout: one document of computed figures, none of them measured."""
+"""Estimates the cost of a model under a layout; all figures are computed, none measured."""
 
 from __future__ import annotations
 
@@ -24,9 +24,11 @@ def describe(
     optimizer: str,
     gpus_per_node: int,
 ) -> dict[str, Any]:
-    """Sizes, memory, arithmetic and communication of `shape` under `layout`, as JSON values: bytes, FLOPs per
-    step, the bubble as idle over working time and over the step."""
+    """Sizes, memory, arithmetic and communication of `shape` under `layout`, as JSON values.
 
+    Memory and traffic are in bytes, arithmetic in FLOPs per step. The pipeline bubble is idle time over
+    working time, and over the time of the step.
+    """
     micro_batches = global_batch // (micro_batch * layout.data)
     batch: dict[str, Any] = {
         "sequence_length": sequence_length,

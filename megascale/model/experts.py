@@ -1,4 +1,4 @@
-"""Mixture of experts from megatron-core's layers: a router and one MLP per expert."""
+"""A mixture of experts, built of megatron-core's layers: a router and one MLP per expert."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.nn import functional
 
 
 class Router(TopKRouter):  # type: ignore[misc] # megatron-core is untyped
-    """megatron-core's router, whose product of weights and tokens exists only with Transformer Engine."""
+    """megatron-core's router; its own product of weights and tokens needs Transformer Engine."""
 
     def gating(self, input: Tensor) -> Tensor:  # noqa: A002 - megatron-core's name
         """Scores (s, b, experts) in fp32 of hidden states (s, b, h)."""
@@ -24,7 +24,7 @@ class Router(TopKRouter):  # type: ignore[misc] # megatron-core is untyped
 
 
 def mixture(config: TransformerConfig, layer_number: int, groups: ProcessGroupCollection) -> MoELayer:
-    """The experts of one layer with their router: (s, b, h) to ((s, b, h), None)."""
+    """The experts of one layer with their router; maps (s, b, h) to ((s, b, h), None)."""
     linears = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
     experts = ModuleSpec(module=SequentialMLP, submodules=linears)
     layer = MoELayer(config, MoESubmodules(experts=experts, router=Router), layer_number, groups)

@@ -1,4 +1,4 @@
-"""Floating-point operations of training, counting what a sliding window leaves out."""
+"""Floating-point operations of training, which take sliding windows into account."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def attended_keys(sequence_length: int, window: int | None) -> int:
 
 
 def matmul_parameters(shape: ModelShape) -> int:
-    """Weights a token is multiplied with: projections, MLP or its share of experts, router, output layer.
+    """Weights that a token is multiplied with: projections, MLP or its experts, router, output layer.
 
-    The embedding is a look-up and the padding of the vocabulary no use, so they do not count.
+    The embedding, which is looked up, and the padding of the vocabulary do not count.
     """
     inside = sum(w.size * w.share for w in weights(shape) if w.layer is not None and len(w.shape) > 1)
     return round(inside) + shape.vocab_size * shape.hidden_size

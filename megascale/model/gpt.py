@@ -1,4 +1,4 @@
-"""GPT on megatron-core's `GPTModel`, with our blocks, attention and loss."""
+"""GPT on megatron-core's `GPTModel`, with the blocks, attention and loss of this package."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Recompute = Literal["none", "selective", "full"]
 
 
 def _recompute_options(recompute: Recompute) -> dict[str, Any]:
-    """megatron-core's names for what the backward pass computes again (Korthikanti et al. 2023)."""
+    """megatron-core's options for activation recomputation (Korthikanti et al. 2023)."""
     if recompute == "full":
         return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
     return {"recompute_granularity": "selective" if recompute == "selective" else None}
@@ -40,7 +40,7 @@ def _expert_options(shape: ModelShape) -> dict[str, Any]:
     return {
         "num_moe_experts": shape.experts,
         "moe_router_topk": shape.experts_per_token,
-        # The only expert's share among the chosen is always 1: the router would learn nothing from it.
+        # With one expert per token a softmax over the chosen is always 1, and the router gets no gradient.
         "moe_router_pre_softmax": shape.experts_per_token == 1,
         "moe_ffn_hidden_size": shape.ffn_hidden_size,
         "moe_router_dtype": "fp32",
@@ -58,7 +58,7 @@ def transformer_config(
     recompute: Recompute = "none",
     overlap_pipeline: bool = True,
 ) -> TransformerConfig:
-    """megatron-core's configuration of `shape`; it leaves parameters to `parameters.initialise`."""
+    """megatron-core's configuration of `shape`; `parameters.initialise` sets the initial values."""
     return TransformerConfig(
         **_recompute_options(recompute),
         **_expert_options(shape),
@@ -81,25 +81,25 @@ def transformer_config(
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=dtype is torch.bfloat16,
-        # The interleaved schedule can send and receive while it computes; 1F1B does both in one batch. In a
-        # batch, gloo would mix up the messages of two chunks between the same two ranks.
+        # The interleaved schedule sends and receives while it computes; 1F1B batches a send with a receive.
+        # In a batch, gloo would confuse the messages of two chunks between the same two ranks.
         overlap_p2p_comm=layout.interleave > 1 and overlap_pipeline,
         batch_p2p_comm=layout.interleave == 1,
         batch_p2p_sync=False,
-        # gloo still reads a sent tensor after the schedule would have freed it.
+        # gloo may still read a sent tensor when the schedule would free it.
         deallocate_pipeline_outputs=not on_cpu,
         perform_initialization=False,
         use_cpu_initialization=on_cpu,
         gradient_accumulation_fusion=False,
         masked_softmax_fusion=False,
-        # Keeps the two halves only; the kernel is compiled, which the CPU does without.
+        # Keeps only the two halves for the backward pass. Its kernel is compiled, so not on a CPU.
         bias_activation_fusion=shape.activation == "swiglu" and shape.experts is None and not on_cpu,
         bias_dropout_fusion=False,
     )
 
 
 class Gpt(GPTModel):  # type: ignore[misc] # megatron-core is untyped
-    """One pipeline stage of a GPT: tokens (b, s) to token losses (b, s), or hidden states (s, b, h)."""
+    """One model chunk of a GPT: maps tokens (b, s) to token losses (b, s) or hidden states (s, b, h)."""
 
     def __init__(
         self,
@@ -116,8 +116,9 @@ class Gpt(GPTModel):  # type: ignore[misc] # megatron-core is untyped
     ) -> None:
         """Build the layers of this rank's model chunk `chunk` (None without interleaving).
 
-        `first` holds the embedding, `last` the final norm and the output layer; `backend` computes attention,
-        None = the reference. `overlap_tensor` puts the parallel block's collectives inside its products.
+        The `first` chunk holds the embedding, the `last` one the final norm and the output layer. `backend`
+        computes attention, None = the reference. With `overlap_tensor` the parallel block's collectives run
+        within its matrix products.
         """
         layers = config.num_layers // config.pipeline_model_parallel_size
         layers //= config.virtual_pipeline_model_parallel_size or 1
@@ -125,8 +126,8 @@ class Gpt(GPTModel):  # type: ignore[misc] # megatron-core is untyped
             module=OverlappedBlock if overlap_tensor else BLOCKS[shape.block],
             params={"shape": shape, "backend": backend or Reference()},
         )
-        # Tied embeddings of the first and last stage start equal because both are initialised by name;
-        # without an embedding group megatron-core skips the all-reduce that would make them equal.
+        # Tied embeddings of the first and last stage start equal, because `initialise` works by name. Without
+        # an embedding group megatron-core skips its all-reduce for that.
         own = copy.copy(groups)
         own.embd = None
         super().__init__(

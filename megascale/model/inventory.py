@@ -1,4 +1,4 @@
-"""The weights of a model by canonical name and shape, from arithmetic alone."""
+"""Computes the weights of a model, by canonical name and shape, from its `ModelShape`."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Weight:
 
     Attributes:
         name: canonical name, as in checkpoints.
-        shape: its shape, the vocabulary padded.
-        layer: index of its layer, None outside the layers.
+        shape: its shape, with a padded vocabulary.
+        layer: index of its layer; None outside of the layers.
         sharded: whether tensor-parallel ranks hold different parts of it.
-        share: part of it that one token is multiplied with; below 1 for experts.
+        share: fraction of it that one token is multiplied with; below 1 for experts.
     """
 
     name: str
@@ -81,12 +81,12 @@ def _mlp(shape: ModelShape, name: str, layer: int, share: float) -> Iterator[Wei
 
 
 def parameter_count(shape: ModelShape) -> int:
-    """Parameters of the whole model, the vocabulary padded."""
+    """Parameters of the whole model, with a padded vocabulary."""
     return sum(weight.size for weight in weights(shape))
 
 
 def active_parameter_count(shape: ModelShape) -> int:
-    """Parameters that one token goes through: all but the experts it is not sent to."""
+    """Parameters that one token uses: all but those of experts that it is not routed to."""
     return round(sum(weight.size * weight.share for weight in weights(shape)))
 
 

@@ -1,7 +1,7 @@
-"""Attention kernels that skip what the window leaves out, and the choice of one at start.
+"""Attention kernels that skip keys outside of the window, and the choice of one at start.
 
 Both are FlashAttention-2 (Dao 2023; MegaScale 3.1 names it): the `flash-attn` package, and the copy in torch
-behind `torch.nn.attention.varlen`. Both count the keys to the left of a query, so a window of w is w - 1.
+behind `torch.nn.attention.varlen`. Both count the keys before a query, so a window of w is passed as w - 1.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _left(window: int | None) -> int:
 
 @functools.lru_cache(maxsize=8)
 def row_borders(batch: int, sequence: int, device: torch.device) -> Tensor:
-    """Borders of rows that are one document each: int32 (batch + 1,)."""
+    """Borders of rows with one document each: int32 (batch + 1,)."""
     return torch.arange(0, (batch + 1) * sequence, sequence, dtype=torch.int32, device=device)
 
 
@@ -88,7 +88,7 @@ class Varlen:
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """A backend and why it was taken, for the log."""
+    """A backend, and the reason for the choice, for the log."""
 
     backend: Backend
     reason: str
@@ -123,10 +123,10 @@ def _varlen() -> Backend | str:
 def choose_backend(asked: Choice, device: torch.device, dtype: torch.dtype) -> Chosen:
     """The backend for attention on `device` in `dtype`.
 
-    "auto" takes flash-attn where it is installed, else torch's FlashAttention-2, else the reference.
+    "auto" takes flash-attn if it is installed, else torch's FlashAttention-2, else the reference.
 
     Raises:
-        InputError: the one asked for by name cannot run here.
+        InputError: the backend requested by name cannot run here.
     """
     if asked == "reference":
         return Chosen(Reference(), "asked for")

@@ -1,4 +1,4 @@
-"""How a model is cut over ranks, and where a rank is in that."""
+"""The parallel layout of a job, and the coordinates of a rank in it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Layout:
     Attributes:
         tensor, pipeline, data: ranks along each dimension.
         interleave: model chunks per pipeline rank.
-        sequence: whether activations between blocks are cut along the sequence.
+        sequence: whether activations between blocks are split along the sequence.
     """
 
     tensor: int
@@ -33,15 +33,15 @@ class Layout:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a rank is in its layout: its index along each dimension."""
+class RankCoordinates:
+    """Index of a rank along each dimension of its layout."""
 
     tensor: int
     data: int
     pipeline: int
 
     @classmethod
-    def of(cls, rank: int, layout: Layout) -> Place:
+    def of(cls, rank: int, layout: Layout) -> RankCoordinates:
         return cls(
             tensor=rank % layout.tensor,
             data=rank // layout.tensor % layout.data,

@@ -1,7 +1,7 @@
 """Memory of one GPU in training: weights, gradients, optimizer state, activations.
 
-The terms are those of Korthikanti et al. 2023 (Reducing activation recomputation), section 4, written out for
-the blocks here: no dropout, attention kernels that keep no score matrix, bf16 activations.
+The terms are those of Korthikanti et al. 2023 (Reducing activation recomputation), section 4, for the
+blocks of this package: no dropout, attention kernels that keep no score matrix, bf16 activations.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ WEIGHT_BYTES: Final = 2
 GRADIENT_BYTES: Final = 4
 """Gradients are accumulated and reduced in fp32."""
 STATE_BYTES: Final = {"lamb": 12, "adamw": 12, "lion": 8}
-"""fp32 master and moments per parameter; cut over the data-parallel ranks."""
+"""fp32 master and moments per parameter, split over the data-parallel ranks."""
 ACTIVATION_BYTES: Final = 2
 _LOGIT_BYTES: Final = 8
 """Per logit: fp32 copy and fp32 log-probabilities, while the last stage computes its loss."""
@@ -49,7 +49,7 @@ class StageMemory:
 
 
 def layer_values(shape: ModelShape, layout: Layout) -> float:
-    """Values per token that one rank keeps of one layer for its backward pass.
+    """Values per token and layer that one rank keeps for the backward pass.
 
     Input of each norm, input of attention and MLP, queries, keys, values, attention's output, and inside the
     MLP its pre-activation (both halves with SwiGLU, fused) and the input of its second product.
@@ -57,7 +57,7 @@ def layer_values(shape: ModelShape, layout: Layout) -> float:
     hidden, tensor = shape.hidden_size, layout.tensor
     along_sequence = tensor if layout.sequence else 1
     norms = 1 if shape.block == "parallel" else 2
-    # The parallel block keeps the gathered input of its arms; megatron-core's layers gather theirs again.
+    # The parallel block keeps the gathered input; megatron-core's layers gather theirs again.
     inputs = hidden if shape.block == "parallel" else norms * hidden / along_sequence
     attention = (2 * hidden + 2 * shape.kv_heads * shape.head_size) / tensor
     inner = (3 if shape.activation == "swiglu" else 2) * shape.ffn_hidden_size / tensor

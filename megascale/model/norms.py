@@ -1,9 +1,9 @@
 """LayerNorm and RMSNorm for megatron-core's module specs.
 
-torch's own norms are refused under sequence parallelism: each tensor-parallel rank normalises another
-slice of the sequence, so the gradients of the norm's parameters have to be summed over those ranks.
-megatron-core does that for parameters marked `sequence_parallel`; these classes mark theirs. Inputs that are
-views (a head's keys within the fused projection) are copied, so that the backward pass keeps only the copy.
+megatron-core refuses torch's own norms under sequence parallelism: each tensor-parallel rank normalises
+another slice of the sequence, so the gradients of the norm's parameters must be summed over these ranks.
+megatron-core does that for parameters marked `sequence_parallel`, as they are here. Inputs that are views
+(the keys of a head within the fused projection) are copied, so that the backward pass keeps only the copy.
 """
 
 from __future__ import annotations

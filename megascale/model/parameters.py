@@ -1,9 +1,9 @@
-"""Names and places of parameters, independent of the layout.
+"""Names of parameters and their boxes within the whole model, independent of the layout.
 
 Every parameter of a rank is a box of a tensor of the whole model, under a canonical name with the global
 layer index: `embedding.weight`, `layers.3.attention.qkv.weight`, `final_norm.weight`, `output.weight`.
-Initial values are drawn per canonical tensor and then cut, so a model starts from the same numbers under
-any layout; checkpoints use the same names and boxes.
+Initial values are drawn per canonical tensor and then split, so a model starts from the same values under
+every layout; checkpoints use the same names and boxes.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class ParameterBox:
     """One parameter of this rank as a box of the whole model's tensor.
 
     Attributes:
-        name: canonical name; tied copies of the embedding share one.
-        global_shape: shape of the whole tensor. A SwiGLU input projection is (2, ffn, hidden), so that a
-            tensor-parallel rank's part of both halves is one box.
+        name: canonical name; both copies of a tied embedding have the same.
+        global_shape: shape of the whole tensor. It is (2, ffn, hidden) for a SwiGLU input projection, so that
+            a tensor-parallel rank's part of both halves is one box.
         offset, shape: the box; its row-major values are the parameter's.
         parameter: the live parameter.
         sharded: whether tensor-parallel ranks hold different boxes of it.
@@ -67,21 +67,23 @@ def canonical_name(local: str, layers: Sequence[nn.Module], *, tied: bool) -> st
 
 
 def _inside_layer(local: str) -> str:
-    """`mlp.experts.local_experts.3.linear_fc1.weight` becomes `mlp.experts.3.fc1.weight`: all are local."""
+    """The canonical name within a layer: `mlp.experts.local_experts.3.linear_fc1.weight` becomes
+    `mlp.experts.3.fc1.weight`, because every rank has all experts.
+    """
     for theirs, ours in (("linear_", ""), ("local_experts.", ""), ("_layernorm.", "_norm.")):
         local = local.replace(theirs, ours)
     return local
 
 
 def _split_dimension(module: nn.Module) -> int | None:
-    """The dimension of a weight that is cut over tensor-parallel ranks, None = replicated."""
+    """The dimension of a weight that is split over tensor-parallel ranks; None = replicated."""
     if isinstance(module, ColumnParallelLinear | VocabParallelEmbedding):
         return 0
     return 1 if isinstance(module, RowParallelLinear) else None
 
 
 def parameter_boxes(model: Gpt, shape: ModelShape) -> Iterator[ParameterBox]:
-    """The boxes of a model chunk in `named_parameters` order; marks weights that are tensor parallel."""
+    """The boxes of a model chunk in `named_parameters` order; sets megatron-core's marks on split weights."""
     modules = dict(model.named_modules())
     rank, ranks = model.tp_group.rank(), model.tp_group.size()
     for local, parameter in model.named_parameters():

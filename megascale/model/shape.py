@@ -1,4 +1,4 @@
-"""The architecture of a GPT: everything that decides its parameters and its arithmetic."""
+"""The architecture of a GPT: everything that determines its parameters and its arithmetic."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from megascale.job.megatron import Model
 
 VOCAB_MULTIPLE: Final = 64
-"""The embedding is padded to a multiple of this whatever the layout is, so losses of layouts compare."""
+"""The vocabulary is padded to a multiple of this under every layout, so that their losses are equal."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,14 +25,14 @@ class ModelShape:
             "serial" x' = x + Attn(LN(x)); y = x' + MLP(LN(x')).
         norm: "layernorm" or "rmsnorm".
         qk_norm: whether each head's queries and keys are normalised, the stabiliser that ViT-22B gives
-            parallel blocks (Dehghani et al. 2023, section 2).
+            parallel blocks (Dehghani et al. 2023).
         activation: "gelu" or "swiglu".
         rotary_base: base of the rotary position frequencies.
-        window: keys a token attends to, itself included; None = all before it.
-        window_pattern: which layers have the window, repeated over the layers: S = they do, L = they see all.
+        window: keys that a token attends to, its own included; None = all up to it.
+        window_pattern: repeated over the layers: S = layer with the window, L = layer without.
         tied_embeddings: whether the output layer is the embedding matrix.
-        experts: MLPs per layer that a router chooses from, None = one MLP without router.
-        experts_per_token: how many of them a token goes through.
+        experts: MLPs per layer that a router chooses from; None = one MLP without a router.
+        experts_per_token: experts that each token is routed to.
         vocab_size: number of tokens, before padding.
         init_std: standard deviation of initial weights.
     """

@@ -1,7 +1,7 @@
-"""Products of tensor-parallel layers that send while they compute (MegaScale 3.2, figure 3).
+"""Matrix products of tensor-parallel layers that overlap their collectives (MegaScale 3.2, figure 3).
 
-Under sequence parallelism a block's input is gathered from slices and its output summed into slices. Through
-torch's symmetric memory a rank reads its peers' slices itself, so each is multiplied as soon as it is there:
+Under sequence parallelism a block's input is gathered from slices and its output is summed into slices. A
+rank reads its peers' slices through torch's symmetric memory and multiplies each as soon as it has arrived:
 
     gather_products    (s / tp, b, h) and weights (out_i, h)    gather(x) W_i^T          (s, b, out_i) each
     scatter_products   (s, b, in_i) and weights (h, in_i)       scatter(sum x_i W_i^T)   (s / tp, b, h)
@@ -22,7 +22,7 @@ _PIPELINE: Final = "_pipelined_produce_and_all2all"
 
 
 def unsupported(device: torch.device, peers: list[int]) -> str | None:
-    """Why this rank cannot read the memory of the GPUs `peers` of its node, None when it can.
+    """Why this rank cannot read the memory of the GPUs `peers` of its node; None if it can.
 
     Not run on a GPU yet.
     """

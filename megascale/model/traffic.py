@@ -1,4 +1,4 @@
-"""Predicted communication of one GPU in one step: what each dimension sends, and over which links."""
+"""Estimates what one GPU sends in one step, by parallel dimension and kind of link."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _GATHERS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """What one GPU sends in a step along one dimension.
+    """Messages of one GPU in a step along one dimension.
 
     Attributes:
         dimension: "tensor", "data" or "pipeline".
         what: the messages.
-        link: "node" when all ranks of the dimension are in one node, else "network".
+        link: "node" if all ranks of the dimension are in one node, else "network".
         bytes: sent per GPU and step.
     """
 
@@ -40,17 +40,17 @@ class Traffic:
 
 
 def _link(stride: int, size: int, gpus_per_node: int) -> Link:
-    """Where a group of `size` ranks, `stride` apart, meets."""
+    """The link between `size` ranks that are `stride` apart."""
     return "node" if stride * size <= gpus_per_node else "network"
 
 
 def _passes(shape: ModelShape, layout: Layout) -> float:
-    """Times that a layer moves (ranks - 1) / ranks of a full activation, forward and backward together."""
+    """How often a layer moves (ranks - 1) / ranks of an activation, in both passes together."""
     passes = _GATHERS[shape.block, layout.sequence]
     if shape.experts is None:
         return passes
-    # Of what the two arms share or send one after the other attention's part is left; the experts' tokens are
-    # gathered and scattered in both directions, each as often as it has experts.
+    # Attention keeps its own share of the passes. Tokens are gathered for their experts and scattered back,
+    # in both directions and once for each expert.
     attention = passes if shape.block == "parallel" else passes / 2
     return attention + 4 * shape.experts_per_token
 
@@ -66,8 +66,8 @@ def traffic(
 ) -> list[Traffic]:
     """Bytes a GPU of the first pipeline stage sends per step, ring algorithms, bf16 activations.
 
-    Not counted: the loss's and the norms' few values per token, control messages, checkpoints. Experts are
-    cut over the tensor ranks, not spread over others, and are taken to get equally many tokens.
+    The few values per token of the loss and the norms, control messages and checkpoints do not count. Experts
+    are split over the tensor ranks and are assumed to get equally many tokens.
     """
     tokens = sequence_length * micro_batch
     activation = tokens * shape.hidden_size * ACTIVATION_BYTES
@@ -87,7 +87,7 @@ def traffic(
     if layout.pipeline > 1:
         message = activation // (layout.tensor if layout.sequence else 1)
         link = _link(layout.tensor * layout.data, layout.pipeline, gpus_per_node)
-        # It sends every chunk's output forward, and the gradient of every chunk's input but the first.
+        # It sends the output of every chunk, and the gradient of the input of every chunk but the first.
         messages = (2 * layout.interleave - 1) * micro_batches
         found.append(Traffic("pipeline", "activations and their gradients", link, messages * message))
         if shape.tied_embeddings:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp, lgamma, log, log1p
 
-from megascale.model.layout import Layout, Place
+from megascale.model.layout import Layout, RankCoordinates
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +75,8 @@ def data_ring_flows(switches: Sequence[str], layout: Layout, gpus_per_node: int)
         raise ValueError(f"{len(switches)} nodes x {gpus_per_node} GPUs are not {layout.world_size} ranks")
     leaving = Counter(dict.fromkeys(switches, 0))
     for rank in range(layout.world_size):
-        place = Place.of(rank, layout)
-        following = layout.rank_of(place.tensor, (place.data + 1) % layout.data, place.pipeline)
+        own = RankCoordinates.of(rank, layout)
+        following = layout.rank_of(own.tensor, (own.data + 1) % layout.data, own.pipeline)
         here, there = switches[rank // gpus_per_node], switches[following // gpus_per_node]
         leaving[here] += here != there
     return dict(leaving)

@@ -1,4 +1,4 @@
-"""AdamW as the base of every optimizer here."""
+"""AdamW, the base class of all optimizers of this package."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ if TYPE_CHECKING:
     from megascale.optim.fused import Tables
 
 CACHED: Final = 16_384
-"""Values per piece: four fp32 tensors and a temporary take 320 KB, within most second-level caches."""
+"""Values per block: four fp32 tensors and a temporary take 320 KB and fit most second-level caches."""
 
 
 class AdamW(torch.optim.AdamW):
-    """torch's AdamW with state that exists before the first step, so a checkpoint can be copied into it.
+    """torch's AdamW, with state that can be allocated before the first step and filled from a checkpoint.
 
-    megatron-core's `DistributedOptimizer` accepts only Adam and AdamW: others subclass this. torch's fused
-    kernel updates the parameters, on CPUs too: 28 bytes of traffic each.
+    megatron-core's `DistributedOptimizer` accepts only Adam and AdamW, so all optimizers are subclasses.
+    torch's fused kernel updates the parameters, on CPUs as well, with 28 bytes of traffic per parameter.
 
     Attributes:
         moments: names of the state tensors that have the shape of their parameter.
-        torch_fuses: whether torch's fused kernel is what `step` runs.
+        torch_fuses: whether `step` runs torch's fused kernel.
     """
 
     moments: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")
@@ -38,17 +38,17 @@ class AdamW(torch.optim.AdamW):
 
     @functools.cached_property
     def tables(self) -> Tables:
-        """What the Triton kernels work on."""
+        """The address tables of the Triton kernels."""
         from megascale.optim.fused import Tables
 
         return Tables()
 
     def scale_gradients(self, factor: float) -> None:
-        """Have the next `step` multiply gradients with `factor` first; clips without a pass of its own."""
+        """Have the next `step` multiply gradients by `factor` as it reads them: clipping for free."""
         self._scale = factor
 
     def take_scale(self) -> float:
-        """The factor of this step; from here on it is 1 again."""
+        """The factor of this step; resets it to 1."""
         factor, self._scale = self._scale, 1.0
         return factor
 
@@ -57,7 +57,7 @@ class AdamW(torch.optim.AdamW):
         """Update every parameter that has a gradient."""
         loss = evaluated(closure)
         batch, scale = with_gradients(self), self.take_scale()
-        # torch's name for what the fused kernel divides gradients by as it reads them.
+        # The fused kernel divides gradients by this as it reads them.
         self.grad_scale = (
             torch.full((), 1 / scale, device=batch[0].parameters[0].device)
             if batch and scale != 1.0
@@ -78,7 +78,7 @@ class AdamW(torch.optim.AdamW):
 
     @property
     def updates(self) -> int:
-        """How many times parameters were updated; every parameter has the same number."""
+        """Number of updates so far, the same for every parameter."""
         return max((int(state["step"]) for state in self.state.values()), default=0)
 
     @updates.setter
@@ -88,7 +88,7 @@ class AdamW(torch.optim.AdamW):
 
 
 class ParameterBatch(NamedTuple):
-    """What one group has to update: parameters with their gradients, and the group's settings."""
+    """The parameters of one group that have a gradient, with their gradients and the group's settings."""
 
     settings: dict[str, Any]
     parameters: list[Tensor]
@@ -106,7 +106,7 @@ def with_gradients(optimizer: AdamW) -> list[ParameterBatch]:
 
 
 def fuses(batch: list[ParameterBatch]) -> bool:
-    """Whether the tensors are where Triton kernels run."""
+    """Whether the Triton kernels can update these tensors."""
     return bool(batch) and batch[0].parameters[0].is_cuda
 
 
@@ -118,17 +118,16 @@ def multiply_gradients(batch: list[ParameterBatch], factor: float) -> None:
 
 
 def blocks(*lists: list[Tensor]) -> Iterator[tuple[Tensor, ...]]:
-    """The tensors of several lists, matching by position, in flat pieces.
+    """Flat blocks of the tensors of several lists, which match by position.
 
-    Pieces are so small that all operations on one find it in a CPU's cache, which is what fusing is for. GPUs
-    have `megascale.optim.fused`.
+    A block stays in a CPU's cache for all operations on it. On GPUs `megascale.optim.fused` does the same.
     """
     for tensors in zip(*lists, strict=True):
         yield from zip(*(tensor.view(-1).split(CACHED) for tensor in tensors), strict=True)
 
 
 def evaluated(closure: Callable[[], float] | None) -> float | None:
-    """What `closure` returns, with gradients enabled; torch's convention for `step`."""
+    """The result of `closure` with gradients enabled, as torch's optimizers call it in `step`."""
     if closure is None:
         return None
     with torch.enable_grad():

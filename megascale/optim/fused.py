@@ -1,15 +1,15 @@
-"""Optimizer steps on a GPU as Triton kernels over all tensors at once (MegaScale 3.3 fuses operators).
+"""Optimizer steps on a GPU, as Triton kernels over all tensors at once (operator fusion, MegaScale 3.3).
 
-A step of LAMB moves 40 bytes per parameter of fp32 state, 44 with the gradient norm, which is the floor: the
-norms of weights and updates are taken while these are in registers. A step of Lion moves 20.
+A step of LAMB moves 40 bytes per parameter of fp32 state, and 44 with the gradient norm. That is the minimum,
+because the norms of weights and updates are computed while these are in registers. A step of Lion moves 20.
 
     directions   read w, g, m, v; write m, v and u in place of g; square sums of w and u     28
     apply        read w, u; write w                                                          12
     lion         read w, g, m; write w, m                                                    20
 
-Tensors are cut into chunks, one program each; addresses come from a table, so any number of tensors is one
-launch. Not run on a GPU yet: the numerics are tested in Triton's interpreter, the accesses to memory in what
-it compiles for an H100.
+Tensors are split into chunks, one program each. Programs read addresses from a table, so that any number of
+tensors takes one launch. Not run on a GPU yet: tests check the numerics in Triton's interpreter, and the
+memory accesses in the code that it compiles for an H100.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _WARPS: Final = 8
 
 
 class TensorTable:
-    """Matching tensors of several lists, cut into chunks; built once and again when memory moves.
+    """Addresses of matching tensors of several lists, split into chunks; valid until their memory moves.
 
     Each of `lists` holds contiguous fp32 tensors on one device; position i of every list has the same size.
     """
@@ -40,7 +40,7 @@ class TensorTable:
         per_tensor = [-(-size // CHUNK) for size in sizes]
         chunks = [(row, number) for row, count in enumerate(per_tensor) for number in range(count)]
         self.count = len(chunks)
-        # Then a thread moves four values at once.
+        # A thread then moves four values at once.
         self.aligned = all(address % 16 == 0 for address in self.key) and all(n % 4 == 0 for n in sizes)
         self.squares = torch.zeros((self.count, 2), device=device)
         columns = len(lists)
@@ -54,10 +54,10 @@ class TensorTable:
         self._chunks_per_tensor = _on(device, per_tensor, torch.int64)
 
     def lamb_directions(self, factors: Factors, scale: float) -> Tensor:
-        """Over (w, g, m, v): moments brought up to date from scaled gradients, u in place of g.
+        """Over (w, g, m, v): update the moments with scaled gradients and overwrite g with the direction u.
 
         Returns:
-            Square sums of w and of u per tensor, fp64 (tensors, 2).
+            Sums of squares of w and of u per tensor, fp64 (tensors, 2).
         """
         self._launch(
             fused_kernels.directions,
@@ -90,7 +90,7 @@ class TensorTable:
 
 
 def table_key(*lists: list[Tensor]) -> tuple[int, ...]:
-    """Where the tensors lie: a table is right as long as this stays the same."""
+    """Addresses of the tensors; a table is valid as long as they stay the same."""
     return tuple(tensor.data_ptr() for tensors in lists for tensor in tensors)
 
 
@@ -100,13 +100,13 @@ def _on(device: torch.device, values: list[Any], dtype: torch.dtype) -> Tensor:
 
 
 class Tables:
-    """The table of each parameter group."""
+    """Caches the table of each parameter group."""
 
     def __init__(self) -> None:
         self._tables: dict[int, TensorTable] = {}
 
     def of(self, group: int, *lists: list[Tensor]) -> TensorTable:
-        """A table of these tensors; the group's last one if they lie where they lay."""
+        """The table of these tensors, a new one if their memory has moved."""
         table = self._tables.get(group)
         if table is None or table.key != table_key(*lists):
             table = self._tables[group] = TensorTable(*lists)

@@ -1,9 +1,9 @@
 # mypy: ignore-errors
 # ruff: noqa: ANN001, ANN201, ANN202, N803
-"""The Triton kernels of `megascale.optim.fused`; see there. Triton's language has no type annotations.
+"""The Triton kernels of `megascale.optim.fused`. Triton's language has no type annotations.
 
-Each program works on one chunk of one tensor: `table` holds the addresses of matching tensors (rows), `sizes`
-their values, `chunk_tensor` and `chunk_number` say whose chunk it is, and which.
+Each program works on one chunk of one tensor: a row of `table` has the addresses of matching tensors, `sizes`
+the number of their values, `chunk_tensor` the row of each chunk, `chunk_number` its index within the tensor.
 """
 
 import triton
@@ -12,7 +12,7 @@ import triton.language as tl
 
 @triton.jit
 def _address(table, row, column, COLUMNS: tl.constexpr, ALIGNED: tl.constexpr):
-    """Where a tensor's values begin."""
+    """The address of a tensor's first value."""
     address = tl.load(table + row * COLUMNS + column).to(tl.pointer_type(tl.float32))
     if ALIGNED:
         address = tl.multiple_of(address, 16)
@@ -21,7 +21,7 @@ def _address(table, row, column, COLUMNS: tl.constexpr, ALIGNED: tl.constexpr):
 
 @triton.jit
 def _values(start, offset, size, BLOCK: tl.constexpr, ALIGNED: tl.constexpr):
-    """Positions within a tensor, and which of them it has. Aligned, four neighbours are all in or all out."""
+    """Positions within a tensor, and a mask of those that exist; if aligned, four neighbours share it."""
     at = start + offset + tl.arange(0, BLOCK)
     inside = at < size
     if ALIGNED:
@@ -48,7 +48,7 @@ def directions(
     CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """LAMB: moments brought up to date, u in place of g, square sums of w and u per chunk."""
+    """LAMB: update the moments, overwrite g with the direction u, sum squares of w and u per chunk."""
     chunk = tl.program_id(0)
     row = tl.load(chunk_tensor + chunk)
     start = tl.load(chunk_number + chunk) * CHUNK
@@ -88,7 +88,7 @@ def apply(
     CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """w -= rate * u with the tensor's rate."""
+    """w -= rate * u with one rate per tensor."""
     chunk = tl.program_id(0)
     row = tl.load(chunk_tensor + chunk)
     start = tl.load(chunk_number + chunk) * CHUNK
@@ -118,7 +118,7 @@ def lion(
     CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Lion: w and m from g."""
+    """Lion: update w and m from g."""
     chunk = tl.program_id(0)
     row = tl.load(chunk_tensor + chunk)
     start = tl.load(chunk_number + chunk) * CHUNK

@@ -1,13 +1,13 @@
-"""LAMB (You et al. 2020, algorithm 2) for parameters that are spread over ranks.
+"""LAMB (You et al. 2020, algorithm 2) for parameters that are split over ranks.
 
     m = b1 m + (1 - b1) g          v = b2 v + (1 - b2) g^2
     u = (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps) + weight_decay * w
     w = w - lr * (|w| / |u|) * u
 
-The trust ratio |w| / |u| belongs to a whole parameter, while a rank holds only a flat range of it: the
-distributed optimizer cuts over data-parallel ranks, tensor parallelism cuts before that. Each rank sums
-the squares of its ranges and one all-reduce over both dimensions completes all norms of a step. As in the
-authors' code the ratio is 1 for parameters without weight decay (norms), and where a norm is 0.
+The trust ratio |w| / |u| is that of a whole parameter, while a rank holds only a flat range of it: tensor
+parallelism splits parameters, and the distributed optimizer splits the parts over data-parallel ranks. Each
+rank sums the squares of its ranges, and one all-reduce over both dimensions completes all norms of a step. As
+in the authors' code the ratio is 1 for parameters without weight decay (norms), and if a norm is 0.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from megascale.optim.factors import Factors
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Which parameter a tensor given to the optimizer is a range of.
+    """The parameter that an optimized tensor is a range of.
 
     Attributes:
-        index: position of the parameter among all of the group's ranks, the same on each of them.
-        counted: whether this rank's values count; False where another rank holds the same ones.
+        index: index of the parameter, the same on all ranks of the group.
+        counted: whether this rank's values count; False if another rank counts the same values.
     """
 
     index: int
@@ -39,9 +39,9 @@ class Range:
 def turn_into_direction(
     weight: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, step: Tensor, factors: Factors
 ) -> None:
-    """On a CPU: m and v brought up to date, u in place of the gradient; tensors of one shape.
+    """On a CPU: update the moments and overwrite the gradient with the direction u; tensors have one shape.
 
-    torch's fused Adam with rate 1 leaves minus the direction in parameters that were zero.
+    torch's fused Adam, with rate 1 and parameters that are zero, leaves minus the direction in these.
     """
     moved = torch.zeros_like(weight)
     torch._fused_adamw_(
@@ -64,7 +64,7 @@ def turn_into_direction(
 
 
 class Lamb(AdamW):
-    """LAMB; without `place` it works on whole parameters of one process."""
+    """LAMB; without `set_ranges` it works on whole parameters of one process."""
 
     torch_fuses: ClassVar[bool] = False
     _ranges: Mapping[Tensor, Range] | None = None
@@ -78,20 +78,20 @@ class Lamb(AdamW):
         super().__init__(groups, lr=lr, betas=betas, eps=eps)
         self._indices: dict[tuple[int, ...], Tensor] = {}
 
-    def place(
+    def set_ranges(
         self,
         ranges: Mapping[Tensor, Range],
         parameters: int,
         group: distributed.ProcessGroup,
         device: torch.device,
     ) -> None:
-        """Say what each optimized tensor is a range of.
+        """Define the parameter that each optimized tensor is a range of.
 
         Args:
             ranges: one entry per optimized tensor.
-            parameters: number of parameters of the group's ranks together.
-            group: the ranks that together hold them.
-            device: where the group's collectives work; a rank may hold no range at all.
+            parameters: number of parameters on all ranks of the group together.
+            group: the ranks that together hold the parameters.
+            device: device of the group's collectives, given because a rank may hold no range.
         """
         self._ranges = ranges
         self._parameters = parameters
@@ -100,14 +100,14 @@ class Lamb(AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Update every parameter that has a gradient; gradients are used up as scratch space."""
+        """Update every parameter that has a gradient; gradients are overwritten."""
         loss = evaluated(closure)
         self.allocate_state()
         batch, scale = with_gradients(self), self.take_scale()
         fused = fuses(batch)
-        turn = self._turn_at_once if fused else self._turn_in_blocks
-        apply = self._apply_at_once if fused else self._apply_in_turn
-        squares = [turn(index, group, scale) for index, group in enumerate(batch)]
+        direct = self._directions_fused if fused else self._directions_in_blocks
+        apply = self._apply_fused if fused else self._apply_one_by_one
+        squares = [direct(index, group, scale) for index, group in enumerate(batch)]
         ratios = self._trust_ratios([parameter for group in batch for parameter in group.parameters], squares)
         begin = 0
         for index, group in enumerate(batch):
@@ -120,17 +120,17 @@ class Lamb(AdamW):
         return loss
 
     def _advance(self, batch: ParameterBatch) -> tuple[list[Tensor], list[Tensor], Factors]:
-        """Count the step; the moments and the numbers of this one."""
+        """Count the update; returns the moments and the factors of this one."""
         states = [self.state[parameter] for parameter in batch.parameters]
         torch._foreach_add_([state["step"] for state in states], 1)
         means, squares = ([state[name] for state in states] for name in self.moments)
         return means, squares, Factors.of(batch.settings, float(states[0]["step"]))
 
-    def _turn_in_blocks(self, index: int, batch: ParameterBatch, scale: float) -> Tensor:  # noqa: ARG002 - as its fused twin
-        """Replace gradients by the update directions u, and bring the moments up to date.
+    def _directions_in_blocks(self, index: int, batch: ParameterBatch, scale: float) -> Tensor:  # noqa: ARG002 - as its fused twin
+        """Update the moments and replace gradients by the update directions u.
 
         Returns:
-            Square sums of each tensor's values and directions, fp64 (tensors, 2).
+            Sums of squares of each tensor's values and directions, fp64 (tensors, 2).
         """
         means, squares, factors = self._advance(batch)
         step = self.state[batch.parameters[0]]["step"]
@@ -144,24 +144,24 @@ class Lamb(AdamW):
         ]
         return torch.stack(norms, dim=1).square_()
 
-    def _turn_at_once(self, index: int, batch: ParameterBatch, scale: float) -> Tensor:
-        """The same in one kernel."""
+    def _directions_fused(self, index: int, batch: ParameterBatch, scale: float) -> Tensor:
+        """Do the same in one kernel."""
         means, squares, factors = self._advance(batch)
         table = self.tables.of(index, batch.parameters, batch.gradients, means, squares)
         return table.lamb_directions(factors, scale)
 
-    def _apply_in_turn(self, index: int, batch: ParameterBatch, rates: Tensor) -> None:  # noqa: ARG002 - as its fused twin
-        """w -= rate * u with a rate per tensor."""
+    def _apply_one_by_one(self, index: int, batch: ParameterBatch, rates: Tensor) -> None:  # noqa: ARG002 - as its fused twin
+        """w -= rate * u with one rate per tensor."""
         for weight, direction, rate in zip(batch.parameters, batch.gradients, rates.tolist(), strict=True):
             weight.sub_(direction, alpha=rate)
 
-    def _apply_at_once(self, index: int, batch: ParameterBatch, rates: Tensor) -> None:
-        """The same in one kernel, on the table that the directions were made with."""
+    def _apply_fused(self, index: int, batch: ParameterBatch, rates: Tensor) -> None:
+        """Do the same in one kernel, with the table that the directions were computed with."""
         means, squares = ([self.state[p][name] for p in batch.parameters] for name in self.moments)
         self.tables.of(index, batch.parameters, batch.gradients, means, squares).lamb_apply(rates)
 
     def _trust_ratios(self, parameters: list[Tensor], local: list[Tensor]) -> Tensor:
-        """|w| / |u| of the whole parameter behind each tensor, fp32 (parameters,), from local square sums."""
+        """|w| / |u| of the whole parameter of each tensor, fp32 (parameters,), from local sums of squares."""
         ranges = self._ranges or {p: Range(index, counted=True) for index, p in enumerate(parameters)}
         squares = torch.zeros(
             (self._parameters or len(parameters), 2), dtype=torch.float64, device=self._device
@@ -177,7 +177,7 @@ class Lamb(AdamW):
         return ratio[self._on_device(tuple(ranges[parameter].index for parameter in parameters))]
 
     def _on_device(self, indices: tuple[int, ...]) -> Tensor:
-        """Positions as int64 on the device; kept, since to bring them there makes the host wait."""
+        """Indices as an int64 tensor on the device, cached because the copy makes the host wait."""
         if indices not in self._indices:
             self._indices[indices] = torch.tensor(indices, dtype=torch.int64, device=self._device)
         return self._indices[indices]

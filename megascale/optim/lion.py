@@ -27,7 +27,7 @@ from megascale.optim.adamw import (
 
 
 class Lion(AdamW):
-    """Lion on flat ranges: every value is updated by itself, so nothing has to be known of other ranks."""
+    """Lion on flat ranges: each value is updated independently, without communication between ranks."""
 
     moments: ClassVar[tuple[str, ...]] = ("exp_avg",)
     torch_fuses: ClassVar[bool] = False

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: pure functions of the step, so a resumed run needs no state of theirs."""
+"""Learning-rate schedules, pure functions of the step, so that a resumed run needs no state for them."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def learning_rate(
 ) -> float:
     """The learning rate of `step` (1-based).
 
-    Linear warm-up reaches `peak` at step `warmup_steps`. After it "constant" stays there and "cosine"
+    A linear warm-up reaches `peak` at step `warmup_steps`. After it "constant" stays at `peak`, and "cosine"
     falls along half a cosine to `floor` at `total_steps`. "wsd" (warm-up, stable, decay: Hu et al. 2024)
-    stays there too, and falls in a straight line over the last `decay_fraction` of the steps.
+    stays at `peak` and falls linearly to `floor` over the last `decay_fraction` of the steps.
 
     Raises:
         ValueError: unknown name.

@@ -15,15 +15,15 @@ from local_runs import Jobs, Run
 from megascale.data.indexed import IndexedWriter, bin_path, idx_path
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jobs]:
-    """A folder to run jobs in, shared by a module's tests."""
+    """A folder to run jobs in, shared by all tests; each gives its jobs names of their own."""
     found = Jobs(tmp_path_factory.mktemp("jobs"))
     yield found
     found.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def undisturbed(jobs: Jobs) -> Run:
     """The run that nothing happens to; what every other run is compared with."""
     run = jobs.run(jobs.manifest("undisturbed"))

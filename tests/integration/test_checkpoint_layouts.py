@@ -65,7 +65,7 @@ def run_rank(request: dict[str, Any], rank: int) -> None:
             Optimizer(name=request["optimizer"]),
             build_groups(layout),
             sequence_length=SEQUENCE,
-            device=device.place,
+            device=device.torch_device,
             dtype=torch.bfloat16 if request["bf16"] else torch.float32,
             seed=request["seed"],
         )
@@ -91,8 +91,8 @@ def train(state: Any, step: int, lr: float) -> float:
     from megascale.engine.stepper import Stepper
 
     tokens = np.random.default_rng(step).integers(0, 257, (MICRO_BATCHES, 1, SEQUENCE + 1))
-    place, size = state.groups.place, state.groups.layout.data
-    own = torch.from_numpy(tokens[place.data :: size])
+    rank, size = state.groups.coordinates.data, state.groups.layout.data
+    own = torch.from_numpy(tokens[rank::size])
     stepper = Stepper(
         state,
         micro_batch=1,

@@ -102,7 +102,7 @@ def deviation(rank: int, sizes: dict[str, Any], kind: str, folder: Path) -> floa
         store = distributed.FileStore(str(folder / kind), layout.world_size)
         distributed.init_process_group("gloo", store=store, rank=rank, world_size=layout.world_size)
         groups = build_groups(layout)
-        seed_all(1, groups.place)
+        seed_all(1, groups.coordinates)
         cpu = torch.device("cpu")
         state = build_engine(
             shape, settings, groups, sequence_length=8, device=cpu, dtype=torch.float32, seed=7

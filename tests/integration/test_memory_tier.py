@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from local_runs import Jobs, Run
+from local_runs import Jobs, Run, wait_until
 
 from megascale.agent.processes import process_state
 from megascale.checkpoint.snapshot_folders import make_folders, snapshot_file
@@ -19,22 +16,6 @@ from megascale.observe.rankfile import RankFile
 from megascale.observe.rundir import RunDir
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
-
-
-def launches(run: Run) -> list[tuple[Any, str]]:
-    """Where every attempt went on from: (step, attempt) or None, and the tier."""
-    found = []
-    for launch in run.events("Launch"):
-        resume = launch.get("resume")
-        found.append((resume and (resume["step"], resume["attempt"]), launch.get("tier", "durable")))
-    return found
 
 
 def steps_done(run: Run) -> list[int]:
@@ -50,18 +31,11 @@ def test_killed_ranks_repeat_no_step(jobs: Jobs, undisturbed: Run) -> None:
     faults = ("--inject", "kill-rank:rank=1,step=8", "--inject", "kill-rank:rank=0,step=13")
     run = jobs.run(jobs.manifest("memory"), *faults)
     assert run.code == 0, run.stderr
-    assert launches(run) == [(None, "durable"), ((7, 1), "memory"), ((12, 2), "memory")]
+    assert run.resumes() == [(None, "durable"), ((7, 1), "memory"), ((12, 2), "memory")]
     assert steps_done(run) == list(range(1, 31))
     assert run.losses() == undisturbed.losses()
     assert run.summary["goodputSeconds"].get("lostWork", 0.0) < 0.05
     assert not snapshot_of(run.folder, "node-0").exists()
-
-
-def test_lost_node_falls_back_to_storage(jobs: Jobs, undisturbed: Run) -> None:
-    run = jobs.run(jobs.manifest("memory-node", spares=1), "--inject", "kill-node:node=node-1,step=9")
-    assert run.code == 0, run.stderr
-    assert launches(run) == [(None, "durable"), ((5, 1), "durable")]
-    assert run.losses() == undisturbed.losses()
 
 
 def test_damaged_snapshot_falls_back_to_storage(jobs: Jobs, undisturbed: Run) -> None:
@@ -76,7 +50,7 @@ def test_damaged_snapshot_falls_back_to_storage(jobs: Jobs, undisturbed: Run) ->
     os.kill(pid, signal.SIGKILL)
     run = jobs.finish(process, manifest)
     assert run.code == 0, run.stderr
-    assert launches(run) == [(None, "durable"), ((7, 1), "memory"), ((5, 1), "durable")]
+    assert run.resumes() == [(None, "durable"), ((7, 1), "memory"), ((5, 1), "durable")]
     assert [i["cause"] for i in run.summary["incidents"]] == ["crash", "checkpoint_corrupt"]
     assert "snapshot in memory of step 7" in run.summary["incidents"][1]["reason"]
     assert run.losses() == undisturbed.losses()
@@ -99,6 +73,6 @@ def test_disabled_tier_restores_from_storage(jobs: Jobs, undisturbed: Run) -> No
     manifest.write_text(text)
     run = jobs.run(manifest, "--inject", "kill-rank:rank=1,step=8")
     assert run.code == 0, run.stderr
-    assert launches(run) == [(None, "durable"), ((5, 1), "durable")]
+    assert run.resumes() == [(None, "durable"), ((5, 1), "durable")]
     assert run.events("SnapshotReady") == []
     assert run.losses() == undisturbed.losses()

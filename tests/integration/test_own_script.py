@@ -6,13 +6,12 @@ import json
 import os
 import shutil
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from local_runs import Jobs
+from local_runs import Jobs, text_of, wait_until
 
 ROOT = Path(__file__).parents[2]
 MANIFEST = """\
@@ -68,13 +67,6 @@ def folder(tmp_path: Path) -> Iterator[Jobs]:
     jobs.close()
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
-
-
 def write_manifest(jobs: Jobs, name: str, script: str, steps: int) -> Path:
     path = jobs.folder / f"{name}.yaml"
     path.write_text(MANIFEST.format(name=name, script=script, steps=steps))
@@ -115,8 +107,10 @@ def test_a_script_with_two_more_lines_has_progress_hang_detection_and_checkpoint
     (folder.folder / "watched.py").write_text(WATCHED)
     manifest = write_manifest(folder, "watched", "watched.py", 80)
     process = folder.start(manifest)
-    wait_until(lambda: (status(folder, "watched").get("step") or 0) >= 5)
+    metrics = folder.folder / "runs" / "watched" / "metrics.jsonl"
+    wait_until(lambda: text_of(metrics).count("\n") >= 5)
     document = status(folder, "watched")
+    assert document["step"] >= 5
     assert document["loss"] is not None
     assert document["tokensPerSecond"] > 0
     assert {rank["phase"] for rank in ranks(document).values()} <= {"forward", "checkpoint"}

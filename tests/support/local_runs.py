@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,15 @@ class Run:
             found.setdefault(line["step"], set()).add((line["loss"], line["gradNorm"]))
         return found
 
+    def resumes(self) -> list[tuple[tuple[int, int] | None, str]]:
+        """Where each attempt went on from: (step, attempt), or None for a fresh start, and the tier."""
+        found = []
+        for launch in self.events("Launch"):
+            resume = launch.get("resume")
+            start = (resume["step"], resume["attempt"]) if resume else None
+            found.append((start, launch.get("tier", "durable")))
+        return found
+
     def events(self, kind: str) -> list[dict[str, Any]]:
         """Events and effects of a kind, in order."""
         found = []
@@ -57,6 +68,19 @@ class Run:
             for item in (line.get("event"), *line.get("effects", ())):
                 found += [item] if item and item["kind"] == kind else []
         return found
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
+    """Look until `condition` holds; what it looks at are files, which announce nothing."""
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def text_of(path: Path) -> str:
+    """What a file holds by now, nothing while there is none."""
+    return path.read_text() if path.exists() else ""
 
 
 class Jobs:

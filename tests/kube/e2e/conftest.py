@@ -13,7 +13,7 @@ from suite.site import OPERATORS, Site
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kubeconfig", type=Path, default=None, help="real API server for tests/kube/e2e")
     parser.addoption(
-        "--slots", type=int, default=60, help="size of the large job of tests/kube/e2e/test_scale.py"
+        "--slots", type=int, default=24, help="size of the large job of tests/kube/e2e/test_scale.py"
     )
 
 
@@ -37,5 +37,5 @@ def namespace(site: Site) -> str:
 
 @pytest.fixture
 def slots(request: pytest.FixtureRequest) -> int:
-    """Nodes of the large job; 1536 keeps two cores busy for minutes."""
-    return int(request.config.getoption("--slots", default=60))
+    """Nodes of the large job: 24 are four racks, `make test-kube` takes 60, 1536 take minutes."""
+    return int(request.config.getoption("--slots", default=24))

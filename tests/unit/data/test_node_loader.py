@@ -111,7 +111,7 @@ def test_samples_of_other_nodes_are_refused(stream: SampleStream, tmp_path: Path
 
 
 def test_a_missing_loader_is_said_so(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="data loader is not there: No such file"):
+    with pytest.raises(DataError, match="data loader does not run: No such file"):
         NodeSamples(BATCH, tmp_path / "p")
 
 

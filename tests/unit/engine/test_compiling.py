@@ -35,7 +35,7 @@ def groups() -> Iterator[Groups]:
 
 
 def losses(groups: Groups, compiler: CompileCounterWithBackend | None) -> list[float]:
-    seed_all(1, groups.place)
+    seed_all(1, groups.coordinates)
     state = build_engine(
         SHAPE,
         Optimizer(name="adamw", lr=0.01),

@@ -75,7 +75,7 @@ def step(device: Device) -> Callable[[str], Callable[[int], None]]:
 
     def make(optimizer: str) -> Callable[[int], None]:
         groups = build_groups(Layout(tensor=1, pipeline=1, data=1))
-        seed_all(1, groups.place)
+        seed_all(1, groups.coordinates)
         state = _state(optimizer, groups, device)
         stepper = Stepper(
             state,
@@ -91,7 +91,7 @@ def step(device: Device) -> Callable[[str], Callable[[int], None]]:
             micro_batch=2,
             data_rank=0,
             data_size=1,
-            device=device.place,
+            device=device.torch_device,
         )
 
         def run(number: int) -> None:
@@ -111,10 +111,10 @@ def _state(optimizer: str, groups: Any, device: Device) -> EngineState:
         Optimizer(name=optimizer),  # type: ignore[arg-type]
         groups,
         sequence_length=SEQUENCE,
-        device=device.place,
+        device=device.torch_device,
         dtype=dtype,
         seed=1,
-        backend=choose_backend("auto", device.place, dtype).backend,
+        backend=choose_backend("auto", device.torch_device, dtype).backend,
     )
 
 

@@ -9,9 +9,9 @@ from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 
 from megascale.engine.bridge import cpu_bridge
 from megascale.engine.rng import restore_rng, rng_state, seed_all
-from megascale.model.layout import Place
+from megascale.model.layout import RankCoordinates
 
-PLACE = Place(tensor=0, data=0, pipeline=0)
+PLACE = RankCoordinates(tensor=0, data=0, pipeline=0)
 
 
 def draw() -> list[float]:
@@ -36,7 +36,11 @@ def test_generators_go_on_where_they_were_saved() -> None:
 def test_seeds_differ_between_replicas_and_tensor_peers_share_all_but_the_tracker() -> None:
     with cpu_bridge():
         drawn = []
-        for place in (PLACE, Place(tensor=0, data=1, pipeline=0), Place(tensor=1, data=0, pipeline=0)):
+        for place in (
+            PLACE,
+            RankCoordinates(tensor=0, data=1, pipeline=0),
+            RankCoordinates(tensor=1, data=0, pipeline=0),
+        ):
             seed_all(3, place)
             drawn.append(draw())
     first, replica, peer = drawn

@@ -105,7 +105,7 @@ def test_ranges_on_several_ranks_follow_the_same_algorithm(monkeypatch: pytest.M
             tensor: Range(index[name], counted=name != "norm" or number == 0)
             for name, tensor in held[number].items()
         }
-        optimizer.place(ranges, len(SHAPES), ring, torch.device("cpu"))  # type: ignore[arg-type]
+        optimizer.set_ranges(ranges, len(SHAPES), ring, torch.device("cpu"))  # type: ignore[arg-type]
         train(optimizer, held[number], cuts[number])
 
     threads = [threading.Thread(target=rank, args=(number,)) for number in (0, 1)]
