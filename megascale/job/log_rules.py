@@ -23,6 +23,7 @@ LogRuleId = Annotated[
     Field(pattern=r"^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$", max_length=63),
     Words("up to 63 letters, digits, hyphens, dots and underscores, first and last a letter or digit"),
 ]
+_SYNTAX: Final = "use RE2's syntax, which has no backreferences and no lookaround"
 _ACTIONS: Final[tuple[LogAction, ...]] = get_args(LogAction)
 _EXACTLY_ONE: Final[dict[str, Any]] = {
     "oneOf": [{"required": [name]} for name in ("pattern", "rule", "class")]
@@ -30,13 +31,13 @@ _EXACTLY_ONE: Final[dict[str, Any]] = {
 
 
 def pattern_problems(path: tuple[str | int, ...], pattern: str | None) -> list[Problem]:
-    """A problem at `path` if `pattern` is not a regular expression that is matched in linear time."""
+    """A problem at `path` if RE2 refuses `pattern`."""
     if pattern is None:
         return []
     try:
         LinearPattern(pattern)
     except PatternError as error:
-        return [Problem(path, f'"{pattern}" {error}')]
+        return [Problem(path, f'"{pattern}" {error}', _SYNTAX)]
     return []
 
 
@@ -46,8 +47,8 @@ class LogMatch(Section):
     model_config = ConfigDict(json_schema_extra=_EXACTLY_ONE)
 
     pattern: Pattern | None = None
-    """Regular expression searched in a line, after its prefixes (time, host, level, rank). It is matched in
-    time linear in the line; backreferences and lookaround are refused because they cannot be."""
+    """Regular expression searched in a line, after its prefixes (time, host, level, rank), in the syntax of
+    RE2, which has no backreferences and no lookaround."""
     rule: Text | None = None
     """Name of a built-in rule whose class or action is changed; `megascale analyze rules` lists them."""
     category: Annotated[LogCategory | None, Field(alias="class")] = None

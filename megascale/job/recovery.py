@@ -32,7 +32,7 @@ class OverrideMatch(Section):
     error_type: Text | None = None
     """Type of the exception that ended the rank, such as TypeError."""
     message: Pattern | None = None
-    """Regular expression searched in the reason and the evidence of the incident, matched in linear time."""
+    """Regular expression searched in the reason and the evidence of the incident, in the syntax of RE2."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -56,6 +56,5 @@ def _pattern_rule(entry: LogRuleSpec, text: str) -> LogRule:
         action=cast("Action", entry.action),
         weight=HARDWARE + 1,
         min_level="debug",
-        words=pattern.words,
         source="spec.logRules",
     )
