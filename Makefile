@@ -5,6 +5,7 @@
 # make test-kube   the end-to-end suite against our double of the API server, with its tests of minutes and its proofs;
 #                  KUBECONFIG=FILE runs it against a real API server
 # make test-sim    20,000 seeds of random faults against the simulated cluster
+# make mutants     changes the decisions and shells line by line and lists what no test notices; hours, or MODULES='megascale.core.act.*'
 # make bench       the figures of restarts and detection in the README
 # make help        this list
 PYTHON ?= $(shell for p in python3.12 python3.13 python3.11 python3; do $$p -c 'import sys; sys.exit(not (3,11) <= sys.version_info[:2] <= (3,13))' 2>/dev/null && echo $$p && break; done)
@@ -13,7 +14,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TEST_STAMP := $(VENV)/.test-installed
 
-.PHONY: help install run test test-all lint test-kube test-sim bench proto clean
+.PHONY: help install run test test-all lint test-kube test-sim mutants bench proto clean
 
 install: $(STAMP)
 
@@ -58,6 +59,12 @@ test-kube: $(STAMP)
 test-sim: $(STAMP)
 	$(BIN)/python -m megascale.sim.explore --seeds 20000 --jobs 2
 
+# mutmut runs in a copy of the tree, mutants/; MODULES selects mutants by name.
+mutants: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,mutants]'
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/mutmut run --max-children 2 $(MODULES)
+	$(BIN)/python tests/support/mutants.py
+
 bench: $(STAMP)
 	$(BIN)/python benchmarks/restart.py --shared-store --write
 	$(BIN)/python benchmarks/detect.py
@@ -66,4 +73,4 @@ proto: $(STAMP)
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. megascale/rpc/megascale.proto
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) mutants build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
