@@ -103,7 +103,7 @@ def notify_refusal(ctx: StepContext, node: str, words: str, incident: Incident) 
 
 
 def readmit(ctx: StepContext, node: str, *, by_person: bool) -> None:
-    """Allow the node again after it passed the checks or a person released it; a retired one needs a person."""
+    """Allow a node again that passed the checks or that a person released; a retired one needs a person."""
     exclusion = ctx.record.excluded.get(node)
     if exclusion is None or (exclusion.retired and not by_person):
         return
