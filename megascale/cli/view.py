@@ -141,7 +141,7 @@ class News:
                     action = incident["action"].replace("_", " ")
                     lines.append(f"  decision: {action}: {incident['decision']}")
             if incident["outcome"] != "open" and known in (None, "open"):
-                lines.append(f"  {incident['id']} {incident['outcome']}: {stage_words(incident)}")
+                lines.append(f"  {incident['id']} {incident['outcome']}: {milestones_text(incident)}")
         for alert in document.get("alerts", []):
             if alert["time"] > self._alerted_at:
                 self._alerted_at = alert["time"]
@@ -162,7 +162,7 @@ def stage_durations(incident: dict[str, Any]) -> list[tuple[str, float]]:
     return durations
 
 
-def stage_words(incident: dict[str, Any]) -> str:
+def milestones_text(incident: dict[str, Any]) -> str:
     """The stages in one line; the total runs from the fault to the first new step."""
     parts = ", ".join(f"{label} {seconds * 1e3:.0f} ms" for label, seconds in stage_durations(incident))
     total = incident.get("recoverySeconds")
@@ -261,7 +261,7 @@ def _nodes(document: dict[str, Any]) -> RenderableType:
 def _last_incident(incident: dict[str, Any]) -> RenderableType:
     style = "yellow" if incident["outcome"] == "open" else "dim"
     head = f"last incident {incident['id']} ({incident['outcome']}): {incident['reason']}"
-    return Text(f"{head}\n  {stage_words(incident)}", style=style)
+    return Text(f"{head}\n  {milestones_text(incident)}", style=style)
 
 
 def render_summary(document: dict[str, Any]) -> RenderableType:
@@ -302,7 +302,7 @@ def _incidents(incidents: list[dict[str, Any]]) -> RenderableType:
             _with_unit(incident["detectionSeconds"], ".3f", " s"),
             _with_unit(incident["recoverySeconds"], ".2f", " s"),
         )
-        table.add_row("", Text(stage_words(incident), style="dim"), "", "", "")
+        table.add_row("", Text(milestones_text(incident), style="dim"), "", "", "")
     return table
 
 

@@ -1,7 +1,7 @@
 """Detailed fidelity: every heartbeat, step and segment time with noise, to measure the detectors themselves.
 
-Two questions: how often does a detector accuse a sound node, and how long does it take to notice a bad
-one. The answers feed the event fidelity, which skips quiet times.
+It measures how often a detector accuses a sound node, and how long it takes to notice a faulty one. The
+results are what simulations by event, which skip quiet times, assume.
 """
 
 from __future__ import annotations
@@ -96,8 +96,10 @@ class Measured:
                 )
         lines.append("seconds from fault to detection (median of the rounds, worst)")
         for name, found in self.delays.items():
-            told = _delay_json(found)
-            lines.append(f"  {name:12} {told['p50Seconds']} / {told['maxSeconds']}, missed {told['missed']}")
+            delay = _delay_json(found)
+            lines.append(
+                f"  {name:12} {delay['p50Seconds']} / {delay['maxSeconds']}, missed {delay['missed']}"
+            )
         return lines
 
 
@@ -127,13 +129,13 @@ def measure(
 
 def _quiet(scenario: Scenario, seed: object, nodes: int, hours: float) -> Quiet:
     stretch = Quiet(nodes, hours)
-    told: set[str] = set()
+    counted: set[str] = set()
 
     def observe(driver: SimDriver, entry: Entry) -> None:
         record = driver.core.record
         for incident in (*record.incidents[-1:], *((record.incident,) if record.incident else ())):
-            if incident.id not in told:
-                told.add(incident.id)
+            if incident.id not in counted:
+                counted.add(incident.id)
                 _count(stretch, incident)
         for effect in entry.effects:
             if isinstance(effect, fx.Probe):
@@ -191,7 +193,7 @@ class Noisy:
             self.world.queue.after(run.pace, lambda: self._segments(run))
 
     def _segments(self, run: Run) -> None:
-        """Compute seconds of every rank, told once a step."""
+        """Report the compute seconds of every rank once a step."""
         if run.ended or run is not self.world.cluster.runs[max(self.world.cluster.runs)]:
             return
         if not run.blocked:
@@ -212,14 +214,14 @@ class Noisy:
 
 def _delay(scenario: Scenario, seed: str, injection: Callable[[World, Machine], None]) -> float | None:
     """Seconds until an incident is opened (or, for a slow node, a probe asked for); None = never."""
-    struck: list[float] = []
+    injected_at: list[float] = []
     seen: list[float] = []
 
     def observe(driver: SimDriver, entry: Entry) -> None:
         record = driver.core.record
         asked = any(isinstance(effect, fx.Probe) for effect in entry.effects)
-        if struck and not seen and (record.incident is not None or asked):
-            seen.append(entry.at - struck[0])
+        if injected_at and not seen and (record.incident is not None or asked):
+            seen.append(entry.at - injected_at[0])
 
     noisy = Noisy(scenario, seed, min(scenario.nodes, 16), observe)
     world = noisy.world
@@ -230,7 +232,7 @@ def _delay(scenario: Scenario, seed: str, injection: Callable[[World, Machine], 
     machine = world.cluster.machines[noisy.rng.choice(world.driver.core.record.assignment)]
 
     def hit() -> None:
-        struck.append(world.queue.now)
+        injected_at.append(world.queue.now)
         injection(world, machine)
 
     world.queue.after(noisy.rng.uniform(0, 60), hit)
