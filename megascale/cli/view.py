@@ -13,24 +13,27 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from megascale.core.contract.vocabulary import FinishState, Milestone
+from megascale.core.state.record import JobState
+
 _PLAIN_EVERY_S: Final = 5.0
 _STATE_STYLE: Final = {
-    "running": "green",
-    "completed": "bold green",
-    "failed": "bold red",
-    "stopped": "yellow",
-    "launching": "cyan",
-    "assembling": "cyan",
+    JobState.RUNNING: "green",
+    FinishState.COMPLETED: "bold green",
+    FinishState.FAILED: "bold red",
+    FinishState.STOPPED: "yellow",
+    JobState.LAUNCHING: "cyan",
+    JobState.ASSEMBLING: "cyan",
 }
 _MILESTONES: Final = (
-    ("detected", "detect"),
-    ("decided", "decide"),
-    ("stopped", "stop"),
-    ("launched", "launch"),
-    ("groups", "groups"),
-    ("loaded", "load"),
-    ("firstStep", "first step"),
-    ("backToSpeed", "back to speed"),
+    (Milestone.DETECTED, "detect"),
+    (Milestone.DECIDED, "decide"),
+    (Milestone.STOPPED, "stop"),
+    (Milestone.LAUNCHED, "launch"),
+    (Milestone.GROUPS, "groups"),
+    (Milestone.LOADED, "load"),
+    (Milestone.FIRST_STEP, "first step"),
+    (Milestone.BACK_TO_SPEED, "back to speed"),
 )
 _MFU_BASIS: Final = "of the matmul peak measured on this CPU"
 _ASSEMBLING: Final = (
@@ -152,7 +155,7 @@ class News:
 def stage_durations(incident: dict[str, Any]) -> list[tuple[str, float]]:
     """(stage, seconds since the stage before it), in order; stages that were not reached are left out."""
     stages = incident["milestones"]
-    before = stages["fault"]["at"]
+    before = stages[Milestone.FAULT]["at"]
     durations = []
     for name, label in _MILESTONES:
         if name in stages:

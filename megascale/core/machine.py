@@ -27,7 +27,7 @@ from megascale.core.handlers.start import on_driver_started
 from megascale.core.state.context import StepContext, natural_key
 from megascale.core.state.record import JobRecord, JobState, Live, NodeStatus
 
-CORE_VERSION: Final = 2
+CORE_VERSION: Final = 3
 _TAKEN_WHEN_FINISHED: Final = (ev.EffectDone, ev.DriverStarted, ev.ManualCommand)
 _NAME_LISTS: Final = ("assignment", "spares")
 

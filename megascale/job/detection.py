@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from megascale.core.contract.policy import DETECTORS, Detector
+from megascale.core.contract.vocabulary import Detector
 from megascale.job.base import MAX_INT, Problem, Seconds, Section, refuse, repeated
 
 ALL: Final = "all"
@@ -104,7 +104,7 @@ class Detection(_Tunable):
     """Thresholds of fault detection. They can be changed while the job runs, without a restart of its
     ranks."""
 
-    shadow: Annotated[list[Shadowed], Field(max_length=len(DETECTORS))] = Field(default_factory=list)
+    shadow: Annotated[list[Shadowed], Field(max_length=len(Detector))] = Field(default_factory=list)
     """Detectors in shadow mode: they record what they find and what they would do, and do nothing. silence:
     nodes without heartbeats; hang: stalls; hardware: hardware events and log lines; straggler: slow ranks;
     numerics: wrong numbers; all: all of them. Exits of ranks are always acted on."""
@@ -126,7 +126,7 @@ class Detection(_Tunable):
     @property
     def shadowed(self) -> tuple[Detector, ...]:
         """Detectors in shadow mode."""
-        return tuple(name for name in DETECTORS if name in self.shadow or ALL in self.shadow)
+        return tuple(name for name in Detector if name in self.shadow or ALL in self.shadow)
 
     @model_validator(mode="after")
     def _check(self) -> Self:

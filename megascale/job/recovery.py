@@ -7,20 +7,12 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from megascale.core.contract.policy import LogCategory
+from megascale.core.contract.vocabulary import Cause
 from megascale.job.base import Count, Natural, Problem, Seconds, Section, Text, Words, did_you_mean, refuse
 from megascale.job.log_rules import Pattern, pattern_problems
 
-CAUSES = (
-    "crash",
-    "user_code",
-    "hang",
-    "node_lost",
-    "hardware",
-    "straggler",
-    "numerics",
-    "checkpoint_corrupt",
-    "launch_failed",
-)
+_NO_RESTARTS = frozenset({Cause.MANUAL, Cause.PLANNED, Cause.SLOW})
+CAUSES = tuple(cause.value for cause in Cause if cause not in _NO_RESTARTS)
 """Causes of restarts that `recovery` can be tuned by."""
 
 

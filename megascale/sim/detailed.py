@@ -15,6 +15,7 @@ from typing import Any, Final
 from megascale.core.contract import effects as fx
 from megascale.core.contract.events import LogMatch, SegmentTimes
 from megascale.core.contract.policy import Policy
+from megascale.core.contract.vocabulary import Action, Cause, Detector
 from megascale.core.eventlog import Entry
 from megascale.core.state.record import Incident, JobState
 from megascale.sim.campaign import ENDLESS_STEPS
@@ -32,7 +33,12 @@ STEP_NOISE: Final = 0.01
 SEGMENT_NOISE: Final = 0.02
 LOSS: Final = Loss(drop=1e-3, duplicate=1e-3)
 NETWORK: Final = Distribution("lognormal", 0.005, 0.5)
-_DETECTORS: Final = {"node_lost": "silence", "hang": "hang", "straggler": "straggler", "numerics": "numerics"}
+_DETECTORS: Final = {
+    Cause.NODE_LOST: Detector.SILENCE,
+    Cause.HANG: Detector.HANG,
+    Cause.STRAGGLER: Detector.STRAGGLER,
+    Cause.NUMERICS: Detector.NUMERICS,
+}
 _LOG_LINES_PER_NODE_HOUR: Final = 6.0
 _WARM_UP_S: Final = 600.0
 _PATIENCE_S: Final = 1800.0
@@ -151,7 +157,7 @@ def _quiet(scenario: Scenario, seed: object, nodes: int, hours: float) -> Quiet:
 def _count(stretch: Quiet, incident: Incident) -> None:
     """A false verdict is one that something was done about."""
     name = _DETECTORS.get(incident.cause)
-    if name is not None and incident.action not in ("", "none"):
+    if name is not None and incident.action not in (None, Action.NONE):
         stretch.verdicts[name] = stretch.verdicts.get(name, 0) + 1
 
 

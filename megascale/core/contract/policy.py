@@ -4,12 +4,9 @@ job runs, with a `SpecChanged`."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final, Literal, get_args
+from typing import Final, Literal
 
-Detector = Literal["silence", "hang", "hardware", "straggler", "numerics"]
-"""Detectors that can run in shadow mode; exits of ranks are always acted on."""
-DETECTORS: Final[tuple[Detector, ...]] = get_args(Detector)
-
+from megascale.core.contract.vocabulary import Action, Cause, Detector
 
 LogCategory = Literal["user_code", "gpu", "network", "storage", "host", "framework", "data", "oom", "benign"]
 """What a log line or a hardware event is about; `class` in manifests and JSON."""
@@ -42,18 +39,17 @@ class RecoveryOverride:
     """An exception to the recovery ladder (`recovery.overrides`); every field that is given must match.
 
     Attributes:
-        action: restart_in_place, restart_container, replace_node, roll_back or fail_job.
         cause: of the incident; rule, category, xid: of the log line or hardware event behind it.
         error_type: exception in the rank's exit report; message: regular expression found in the reason.
     """
 
-    action: str
-    cause: str = ""
-    rule: str = ""
-    category: str = ""
+    action: Action
+    cause: Cause | None = None
+    rule: str | None = None
+    category: str | None = None
     xid: int | None = None
-    error_type: str = ""
-    message: str = ""
+    error_type: str | None = None
+    message: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +102,7 @@ class Policy:
         straggler_slowdown: a rank this much slower than its peers, as a share, is suspected.
         check_numbers: after wrong numbers nodes are checked before ranks run again.
         quarantine: ask the cluster to take convicted nodes out of service.
-        shadow: those of `DETECTORS` whose findings are recorded and not acted on.
+        shadow: detectors whose findings are recorded and not acted on.
     """
 
     nodes: int = 1
@@ -161,4 +157,4 @@ class Policy:
     straggler_slowdown: float = 0.05
     check_numbers: bool = False
     quarantine: bool = False
-    shadow: tuple[str, ...] = ()
+    shadow: tuple[Detector, ...] = ()

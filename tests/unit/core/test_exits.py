@@ -140,4 +140,4 @@ def test_the_rules_of_the_job_judge_an_exit():
     event = RankExited("n-1", "x", 1, 3, 3, None, 5.0, 7, "", "", {}, ("ready", "out of quota for tokens"))
     fault = fault_of(event, rule_set((quota,)))
     assert (fault.rule, fault.category, fault.action) == ("quota", "data", "fail_job")
-    assert fault_of(event, rule_set()).rule == ""
+    assert fault_of(event, rule_set()).rule is None

@@ -103,7 +103,7 @@ def test_a_change_that_is_taken_back_before_it_was_applied_is_not_applied(runnin
     change(job, "r1", restart=False)
     change(job, "r2", apply_within_s=50.0)
     change(job, "r1")
-    assert (job.record.spec.waiting, job.record.spec.before) == ("", None)
+    assert (job.record.spec.waiting, job.record.spec.before) == (None, None)
     job.train(60)
     assert job.state is JobState.RUNNING
     job.exit(0, sig=9).done(fx.Kill)

@@ -238,7 +238,7 @@ def test_how_a_rank_ended_is_its_code_or_its_signal() -> None:
 @pytest.mark.parametrize("report", ["", "{", "[1]", '"text"', '{"detail": [1]}'])
 def test_an_exit_report_that_cannot_be_read_is_left_out(report: str) -> None:
     found = wire.exit_event(AgentLink("n0", "a", "address"), pb.RankExit(exit_code=1, exit_report=report))
-    assert (found.error_type, found.error_message, found.error_detail) == ("", "", {})
+    assert (found.error_type, found.error_message, found.error_detail) == (None, "", {})
 
 
 def test_an_event_of_a_device_without_a_code_has_none() -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from megascale.core.contract.policy import DETECTORS, LogRuleSpec, Policy, RecoveryOverride
+from megascale.core.contract.policy import LogRuleSpec, Policy, RecoveryOverride
+from megascale.core.contract.vocabulary import Detector
 from megascale.driver.policy import needs_restart, policy_of, spare_nodes
 from megascale.job import TrainingJob, from_mapping
 from megascale.job.detection import ALL, Detection
@@ -128,8 +129,8 @@ def test_defaults_of_the_manifest_are_those_of_the_core() -> None:
 
 
 def test_all_is_every_detector() -> None:
-    assert policy_of(job({"detection": {"shadow": [ALL]}})).shadow == DETECTORS
-    assert Detection(shadow=list(DETECTORS)).shadowed == DETECTORS
+    assert policy_of(job({"detection": {"shadow": [ALL]}})).shadow == tuple(Detector)
+    assert Detection(shadow=list(Detector)).shadowed == tuple(Detector)
 
 
 def test_spares_follow_the_failure_rate() -> None:
