@@ -1,1 +1,1 @@
-"""The command line: `megascale <noun> [verb]` (contracts 9)."""
+"""The command line: `megascale <noun> [verb]`."""

@@ -1,4 +1,4 @@
-"""`megascale events`: verify the decisions of a recorded run, and explain its incidents in plain words."""
+"""`megascale events`: verify the decisions of a recorded run, and explain its incidents in sentences."""
 
 from __future__ import annotations
 

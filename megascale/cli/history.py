@@ -137,7 +137,7 @@ class History:
                 self._take(core, item)
 
     def doubts(self) -> Iterator[str]:
-        """Why what is told may not be what happened, a sentence each."""
+        """Why what is shown may not be what happened, a sentence each."""
         for version in sorted(self.other_versions):
             yield (
                 f"recorded by core version {version}, shown by {CORE_VERSION}: attempts and effects are as "

@@ -66,7 +66,7 @@ def _mount_others() -> None:
 
 
 def main() -> None:
-    """Run the command line; errors go to stderr, the exit code says of what kind (contracts 9)."""
+    """Run the command line; errors go to stderr, the exit code says of what kind (megascale/errors.py)."""
     try:
         _mount_others()
         app()

@@ -26,7 +26,7 @@ def explain(
     """Say what spec.network sets for the ranks, and what that means for a link that flaps."""
     from megascale.job import load_job
     from megascale.network.profile import environment
-    from megascale.network.profile import explain as words
+    from megascale.network.profile import explain as lines_of
 
     job = load_job(manifest)
     network = job.spec.network
@@ -35,7 +35,7 @@ def explain(
         document = {"transportSeconds": network.transport_seconds, "environment": variables}
         typer.echo(json.dumps(document, indent=2))
         return
-    for line in words(network):
+    for line in lines_of(network):
         typer.echo(line)
     for name, value in variables.items():
         typer.echo(f"  {name}={value}")
@@ -95,10 +95,10 @@ def _read_switches(path: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--placement {path}: {error}") from None
     for number, line in enumerate(lines, start=1):
-        words = line.partition("#")[0].split()
-        if len(words) not in (0, 2):
+        fields = line.partition("#")[0].split()
+        if len(fields) not in (0, 2):
             raise InputError(f'{path}:{number}: got "{line}", expected a node and its switch')
-        switches += words[1:]
+        switches += fields[1:]
     return switches
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from megascale.core.contract.vocabulary import FinishState
 from megascale.errors import InputError, MegascaleError
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def run(
     _end(summary, as_json=as_json)
     if interrupted:
         raise typer.Exit(130)
-    if summary.get("state") != "completed":
+    if summary.get("state") != FinishState.COMPLETED:
         raise typer.Exit(1)
 
 
@@ -140,4 +141,4 @@ def finished_summary(rundir: RunDir, job: TrainingJob) -> dict[str, Any] | None:
     except (FileNotFoundError, ValueError):
         return None
     stepped = job.spec.runtime.command is not None or int(summary.get("step", 0)) >= job.spec.steps
-    return summary if summary.get("state") == "completed" and stepped else None
+    return summary if summary.get("state") == FinishState.COMPLETED and stepped else None

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from megascale.core.contract.vocabulary import Command
 from megascale.errors import InputError, UnreachableError
 
 STATUS_EPILOG: Final = "Examples: megascale status quickstart | megascale status runs/quickstart --json"
@@ -54,7 +55,7 @@ def evict(
 
     from megascale.rpc import megascale_pb2 as pb
 
-    request = pb.CommandRequest(command="evict", node=node, reason=reason, by=getpass.getuser())
+    request = pb.CommandRequest(command=Command.EVICT, node=node, reason=reason, by=getpass.getuser())
     reply = asyncio.run(_command(_find(runs, job), request))
     if not reply.ok:
         raise InputError(reply.message)

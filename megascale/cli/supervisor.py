@@ -18,7 +18,7 @@ import psutil
 
 from megascale.checkpoint.snapshot_folders import remove_folders
 from megascale.cli.view import View
-from megascale.core.contract.vocabulary import FinishState
+from megascale.core.contract.vocabulary import Command, FinishState
 from megascale.errors import InputError, JobFailedError, UnreachableError
 from megascale.observe.rundir import RunDir
 from megascale.rpc import megascale_pb2 as pb
@@ -28,7 +28,7 @@ _QUICK_DEATH_S: Final = 5.0
 _QUICK_DEATHS: Final = 5
 _CONNECT_S: Final = 30.0
 _RETRY_S: Final = 0.05
-_ENDED: Final = frozenset({FinishState.COMPLETED, FinishState.FAILED, FinishState.STOPPED})
+_ENDED: Final = frozenset(FinishState)
 
 
 class Supervisor:
@@ -186,7 +186,7 @@ class Supervisor:
         if address is None:
             self._task.cancel()
             return
-        request = pb.CommandRequest(command="stop", reason="stopped by Ctrl-C")
+        request = pb.CommandRequest(command=Command.STOP, reason="stopped by Ctrl-C")
         async with channel_to(address) as channel:
             try:
                 await stub_on(channel).Command(request, metadata=bearer(read_token(self._run.token_file)))

@@ -13,24 +13,27 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from megascale.core.contract.vocabulary import FinishState, Milestone
+from megascale.core.state.record import JobState
+
 _PLAIN_EVERY_S: Final = 5.0
 _STATE_STYLE: Final = {
-    "running": "green",
-    "completed": "bold green",
-    "failed": "bold red",
-    "stopped": "yellow",
-    "launching": "cyan",
-    "assembling": "cyan",
+    JobState.RUNNING: "green",
+    FinishState.COMPLETED: "bold green",
+    FinishState.FAILED: "bold red",
+    FinishState.STOPPED: "yellow",
+    JobState.LAUNCHING: "cyan",
+    JobState.ASSEMBLING: "cyan",
 }
 _MILESTONES: Final = (
-    ("detected", "detect"),
-    ("decided", "decide"),
-    ("stopped", "stop"),
-    ("launched", "launch"),
-    ("groups", "groups"),
-    ("loaded", "load"),
-    ("firstStep", "first step"),
-    ("backToSpeed", "back to speed"),
+    (Milestone.DETECTED, "detect"),
+    (Milestone.DECIDED, "decide"),
+    (Milestone.STOPPED, "stop"),
+    (Milestone.LAUNCHED, "launch"),
+    (Milestone.GROUPS, "groups"),
+    (Milestone.LOADED, "load"),
+    (Milestone.FIRST_STEP, "first step"),
+    (Milestone.BACK_TO_SPEED, "back to speed"),
 )
 _MFU_BASIS: Final = "of the matmul peak measured on this CPU"
 _ASSEMBLING: Final = (
@@ -141,7 +144,7 @@ class News:
                     action = incident["action"].replace("_", " ")
                     lines.append(f"  decision: {action}: {incident['decision']}")
             if incident["outcome"] != "open" and known in (None, "open"):
-                lines.append(f"  {incident['id']} {incident['outcome']}: {stage_words(incident)}")
+                lines.append(f"  {incident['id']} {incident['outcome']}: {milestones_text(incident)}")
         for alert in document.get("alerts", []):
             if alert["time"] > self._alerted_at:
                 self._alerted_at = alert["time"]
@@ -152,7 +155,7 @@ class News:
 def stage_durations(incident: dict[str, Any]) -> list[tuple[str, float]]:
     """(stage, seconds since the stage before it), in order; stages that were not reached are left out."""
     stages = incident["milestones"]
-    before = stages["fault"]["at"]
+    before = stages[Milestone.FAULT]["at"]
     durations = []
     for name, label in _MILESTONES:
         if name in stages:
@@ -162,7 +165,7 @@ def stage_durations(incident: dict[str, Any]) -> list[tuple[str, float]]:
     return durations
 
 
-def stage_words(incident: dict[str, Any]) -> str:
+def milestones_text(incident: dict[str, Any]) -> str:
     """The stages in one line; the total runs from the fault to the first new step."""
     parts = ", ".join(f"{label} {seconds * 1e3:.0f} ms" for label, seconds in stage_durations(incident))
     total = incident.get("recoverySeconds")
@@ -261,7 +264,7 @@ def _nodes(document: dict[str, Any]) -> RenderableType:
 def _last_incident(incident: dict[str, Any]) -> RenderableType:
     style = "yellow" if incident["outcome"] == "open" else "dim"
     head = f"last incident {incident['id']} ({incident['outcome']}): {incident['reason']}"
-    return Text(f"{head}\n  {stage_words(incident)}", style=style)
+    return Text(f"{head}\n  {milestones_text(incident)}", style=style)
 
 
 def render_summary(document: dict[str, Any]) -> RenderableType:
@@ -302,7 +305,7 @@ def _incidents(incidents: list[dict[str, Any]]) -> RenderableType:
             _with_unit(incident["detectionSeconds"], ".3f", " s"),
             _with_unit(incident["recoverySeconds"], ".2f", " s"),
         )
-        table.add_row("", Text(stage_words(incident), style="dim"), "", "", "")
+        table.add_row("", Text(milestones_text(incident), style="dim"), "", "", "")
     return table
 
 

@@ -1,4 +1,4 @@
-"""The state machine: one event at a time in, effects out."""
+"""The state machine: takes one event at a time, returns the effects it decides. See `megascale.core`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from megascale.core.handlers.start import on_driver_started
 from megascale.core.state.context import StepContext, natural_key
 from megascale.core.state.record import JobRecord, JobState, Live, NodeStatus
 
-CORE_VERSION: Final = 2
+CORE_VERSION: Final = 3
 _TAKEN_WHEN_FINISHED: Final = (ev.EffectDone, ev.DriverStarted, ev.ManualCommand)
 _NAME_LISTS: Final = ("assignment", "spares")
 
@@ -45,7 +45,7 @@ class Core:
         self._now = 0.0
 
     def step(self, event: ev.Event, now: float) -> list[Effect]:
-        """Take in one event; the effects are to be performed in order, after the record is written."""
+        """Take one event; the shell carries out the effects in order, once the record is written."""
         self._now = max(self._now, now)
         ctx = StepContext(self.record, self.live, self.policy, self._now)
         if self.record.state is not JobState.FINISHED or isinstance(event, _TAKEN_WHEN_FINISHED):
@@ -55,14 +55,14 @@ class Core:
         return ctx.effects
 
     def next_deadline(self) -> float | None:
-        """When a Tick is due if nothing else happens; may be earlier than anything that follows from it."""
+        """When a Tick is due if no event comes before; None when nothing waits for time."""
         times = list(self.record.deadlines.values())
         if self.live.silence:
             times.append(self.live.silence[0][0])
         return min(times, default=None) if self.record.state is not JobState.FINISHED else None
 
     def snapshot(self) -> Json:
-        """The part of the state that a successor needs, as JSON values; at most 64 KiB as text."""
+        """The job record as JSON values, from which a successor goes on; at most 64 KiB as text."""
         held = set(self.record.assignment)
         idle = (
             n for n, node in self.live.nodes.items() if node.status is not NodeStatus.GONE and n not in held
@@ -96,7 +96,7 @@ def _run_timers(ctx: StepContext) -> None:
 
 
 def _on_kill_overdue(ctx: StepContext) -> None:
-    """No answer to Kill: the job goes on with the nodes that are there."""
+    """The Kill was not answered in time: go on with the nodes that are there."""
     stopped(ctx)
 
 
@@ -109,7 +109,7 @@ def _on_probe(ctx: StepContext, event: ev.ProbeResult) -> None:
 
 
 def _ignore(ctx: StepContext, event: Any) -> None:  # noqa: ANN401
-    """Tick, and what only the log needs."""
+    """Tick: the timers run after every event anyway."""
 
 
 _TIMERS: Final[dict[Timer, Callable[[StepContext], None]]] = {

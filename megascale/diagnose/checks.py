@@ -98,7 +98,7 @@ class NodeReport:
 
     @property
     def reason(self) -> str:
-        """Why, in words."""
+        """Why, as a sentence."""
         if self.faults:
             return "; ".join(explain(check) for check in self.faults)
         if self.verdict == "healthy":
@@ -137,17 +137,17 @@ class NodeReport:
 
 
 def explain(check: Check) -> str:
-    """One check in words."""
+    """One check as a sentence."""
     if check.status == "slow" and check.value is not None and check.floor:
         return (
             f"{check.name} is slow: {check.value:.3g} {check.unit}, expected at least "
             f"{check.floor.value:.3g} {_BASIS[check.floor.basis]}"
             + (f" ({check.detail})" if check.detail else "")
         )
-    words = {"wrong": "gave wrong numbers", "failed": "failed", "slow": "is slow"}.get(
+    what = {"wrong": "gave wrong numbers", "failed": "failed", "slow": "is slow"}.get(
         check.status, check.status
     )
-    return f"{check.name} {words}{f': {check.detail}' if check.detail else ''}"
+    return f"{check.name} {what}{f': {check.detail}' if check.detail else ''}"
 
 
 def judge(

@@ -106,8 +106,8 @@ def _accusation(node: str, results: list[PairResult]) -> Check:
     status = "failed" if all(r.fault == "failed" for r in results) else status
     partners = ", ".join((r.b if r.a == node else r.a) for r in results)
     why = next((f"; {r.detail}" for r in results if r.detail), "")
-    words = {"wrong": "wrong sums", "slow": "slow", "failed": "no result"}[status]
-    return Check("pairs", status, detail=f"{words} with every partner: {partners}{why}")  # type: ignore[arg-type]
+    what = {"wrong": "wrong sums", "slow": "slow", "failed": "no result"}[status]
+    return Check("pairs", status, detail=f"{what} with every partner: {partners}{why}")  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)

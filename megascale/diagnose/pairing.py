@@ -26,7 +26,7 @@ class PairResult:
     Attributes:
         seconds: of one all-reduce; None when there was no result.
         fault: "" | "failed" (no result) | "wrong" (a wrong sum).
-        detail: the error in words.
+        detail: the text of the error.
     """
 
     a: str

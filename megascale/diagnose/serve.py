@@ -100,7 +100,7 @@ class NodeServer:
         loop = asyncio.get_running_loop()
         sending: list[asyncio.Task[None]] = []
 
-        def tell(port: int) -> None:
+        def send_port(port: int) -> None:
             sending.append(loop.create_task(line.send({"id": request["id"], "port": port})))
 
         first, timeout_s = int(request["first"]), float(request["timeout"])
@@ -116,7 +116,7 @@ class NodeServer:
             "timeout": timeout_s,
         }
         try:
-            return await self._worker.ask("pair", fields, deadline_s=timeout_s + _REAP_S, on_port=tell)
+            return await self._worker.ask("pair", fields, deadline_s=timeout_s + _REAP_S, on_port=send_port)
         finally:
             for task in sending:
                 with contextlib.suppress(ConnectionError):

@@ -156,7 +156,7 @@ def _child_main(rank: int, main: Callable[[int], dict[str, Any]], write: int) ->
     die_with_parent()
     try:
         found = main(rank)
-    except BaseException as error:  # noqa: BLE001 - the process ends here; everything must leave last words
+    except BaseException as error:  # noqa: BLE001 - the process ends here; every error must leave its reason
         first = (str(error).splitlines() or [""])[0][:200]
         found = {"error": f"{type(error).__name__}: {first}"}
     with os.fdopen(write, "w") as out:

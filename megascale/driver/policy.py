@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from megascale.core.contract.policy import Policy, RecoveryOverride
+from megascale.core.contract.vocabulary import Action, Cause
 from megascale.core.decide.spares import spares_for
 from megascale.job import JobSpec, TrainingJob
 from megascale.job.detection import Detection
@@ -122,11 +123,11 @@ def _with_detection(policy: Policy, detection: Detection) -> Policy:
 def _override(entry: Override) -> RecoveryOverride:
     match = entry.match
     return RecoveryOverride(
-        action=entry.action,
-        cause=match.cause,
-        rule=match.rule,
-        category=match.category,
+        action=Action(entry.action),
+        cause=Cause(match.cause) if match.cause else None,
+        rule=match.rule or None,
+        category=match.category or None,
         xid=match.xid,
-        error_type=match.error_type,
-        message=match.message,
+        error_type=match.error_type or None,
+        message=match.message or None,
     )

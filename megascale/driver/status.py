@@ -10,7 +10,7 @@ from megascale.core.contract.codec import encode
 from megascale.core.contract.vocabulary import Milestone
 from megascale.core.machine import Core
 from megascale.core.state.goodput import GoodputPhase
-from megascale.core.state.record import Incident, NodeStatus
+from megascale.core.state.record import Incident, JobState, NodeStatus
 from megascale.driver.links import Links
 from megascale.job import TrainingJob
 from megascale.rpc import megascale_pb2 as pb
@@ -103,7 +103,10 @@ class StatusBoard:
 
     def _node(self, name: str) -> dict[str, Any]:
         record, link = self._core.record, self._links.get(name)
-        assigned = name in record.assignment and self._core.record.state not in ("assembling", "suspended")
+        assigned = name in record.assignment and self._core.record.state not in (
+            JobState.ASSEMBLING,
+            JobState.SUSPENDED,
+        )
         current = link is not None and link.attempt == record.attempt
         return {
             "name": name,
@@ -117,7 +120,7 @@ def goodput_seconds(core: Core, now: float) -> dict[str, float]:
     """The ledger with the running phase charged up to `now`."""
     ledger = core.record.ledger
     seconds = dict(ledger.seconds)
-    if ledger.started_at and core.record.state != "finished" and now > ledger.since:
+    if ledger.started_at and core.record.state is not JobState.FINISHED and now > ledger.since:
         seconds[ledger.phase] = seconds.get(ledger.phase, 0.0) + now - ledger.since
     return seconds
 

@@ -273,7 +273,7 @@ def evidence_event(link: AgentLink, evidence: pb.Evidence) -> ev.Evidence:
 
 def command_event(request: pb.CommandRequest) -> ev.ManualCommand:
     return ev.ManualCommand(
-        Command(request.command), request.reason, request.node or None, request.by or None
+        as_member(Command, request.command), request.reason, request.node or None, request.by or None
     )
 
 

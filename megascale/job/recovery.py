@@ -11,9 +11,8 @@ from megascale.core.contract.vocabulary import Cause
 from megascale.job.base import Count, Natural, Problem, Seconds, Section, Text, Words, did_you_mean, refuse
 from megascale.job.log_rules import Pattern, pattern_problems
 
-CAUSES: Final = tuple(
-    cause.value for cause in Cause if cause not in {Cause.MANUAL, Cause.PLANNED, Cause.SLOW}
-)
+_NO_RESTARTS: Final = frozenset({Cause.MANUAL, Cause.PLANNED, Cause.SLOW})
+CAUSES: Final = tuple(cause.value for cause in Cause if cause not in _NO_RESTARTS)
 """Causes of restarts that `recovery` can be tuned by."""
 
 

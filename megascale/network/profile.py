@@ -1,4 +1,4 @@
-"""The manifest's network profile as environment variables of the ranks, and in words."""
+"""The manifest's network profile as environment variables of the ranks, and as sentences."""
 
 from __future__ import annotations
 

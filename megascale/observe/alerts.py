@@ -1,4 +1,4 @@
-"""Alerts a rank raises for the control plane: single stderr lines that the agent's log watch recognises."""
+"""Alerts of a rank to the control plane: single lines on stderr that the agent's log watch recognises."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def alert(kind: str, message: str) -> None:
 
     Args:
         kind: camelCase name of the class of alert, such as "checkpointSaveFailed".
-        message: what happened, in words.
+        message: what happened, for people.
     """
     # One write, so that lines of several writers to the same log do not mix.
     sys.stderr.write(f"{PREFIX}{json.dumps({'kind': kind, 'message': message})}\n")

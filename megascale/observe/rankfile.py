@@ -8,7 +8,7 @@ Layout, little endian, 16 KiB:
       0  magic "MSRANK01"
       8  control word, written by the agent (`Control`)
      64  sequence number, then the record (`_RECORD`)
-   4096  last words: u32 length, then JSON, written once before the rank exits
+   4096  exit report: u32 length, then JSON, written once before the rank exits
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _READ_TRIES: Final = 64
 
 
 class Phase(enum.IntEnum):
-    """What a rank is doing; a closed set. Each phase has its own time bound in hang detection."""
+    """What a rank is doing. Each phase has its own time bound in hang detection."""
 
     STARTUP = 0
     COMPILE = 1
@@ -49,7 +49,7 @@ class Phase(enum.IntEnum):
 
 
 class Control(enum.IntEnum):
-    """What the agent asks of a rank; obeyed by all ranks after the same step."""
+    """What the agent asks of a rank; all ranks act on it after the same step."""
 
     NONE = 0
     SAVE = 1
@@ -113,7 +113,7 @@ _COLLECTIVE: Final = _FIELDS.index("collective")
 
 
 class RankFile:
-    """One end of a rank file. The rank calls `update` and `last_words`; the agent sets `control`."""
+    """One end of a rank file. The rank calls `update` and `write_exit_report`; the agent sets `control`."""
 
     def __init__(self, path: Path, memory: mmap.mmap) -> None:
         self.path = path
@@ -177,25 +177,25 @@ class RankFile:
     def control(self, value: Control) -> None:
         self._memory[_CONTROL_AT] = int(value)
 
-    def write_exit_report(self, words: dict[str, Any]) -> None:
-        """Leave a structured reason for the exit; what does not fit is cut from `message`."""
-        raw = json.dumps(words).encode()
+    def write_exit_report(self, report: dict[str, Any]) -> None:
+        """Write why the rank exits; what does not fit is cut from `message`."""
+        raw = json.dumps(report).encode()
         if len(raw) > LAST_WORDS_BYTES - 4:
-            words = {**words, "message": str(words.get("message", ""))[:1000]}
-            raw = json.dumps({k: words[k] for k in ("type", "message") if k in words}).encode()
+            report = {**report, "message": str(report.get("message", ""))[:1000]}
+            raw = json.dumps({k: report[k] for k in ("type", "message") if k in report}).encode()
         self._memory[_LAST_WORDS_AT : _LAST_WORDS_AT + 4 + len(raw)] = len(raw).to_bytes(4, "little") + raw
 
     def read_exit_report(self) -> dict[str, Any] | None:
-        """What `last_words` left, or None."""
+        """What `write_exit_report` left, or None."""
         length = int.from_bytes(self._memory[_LAST_WORDS_AT : _LAST_WORDS_AT + 4], "little")
         if not 0 < length <= LAST_WORDS_BYTES - 4:
             return None
         raw = self._memory[_LAST_WORDS_AT + 4 : _LAST_WORDS_AT + 4 + length]
         try:
-            words = json.loads(raw)
+            report = json.loads(raw)
         except ValueError:
             return None
-        return words if isinstance(words, dict) else None
+        return report if isinstance(report, dict) else None
 
     def close(self) -> None:
         self._memory.close()

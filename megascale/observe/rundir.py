@@ -1,4 +1,4 @@
-"""The files of a local run: `runs/<job>/` (contracts 10)."""
+"""The files of a local run, `runs/<job>/`; docs/files.md says who writes each."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """How long a rank spent in each part of its steps: a ring file beside its rank record, for the agent to read.
 
-The rank appends one entry per step; the agent takes what is new whenever it likes. Neither waits for the
+The rank appends one entry per step; the agent reads new entries from time to time. Neither waits for the
 other: a reader that is more than `CAPACITY` steps late misses the oldest ones, and sees that in the numbers.
 
 Layout, little endian:

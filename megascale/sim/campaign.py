@@ -1,4 +1,4 @@
-"""A scenario simulated from start to end with the real core, and what came of it."""
+"""Simulates a scenario from start to end with the real core."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ _ALLOCATIONS_PER_COLLECTION = 200_000
 
 @dataclass(slots=True)
 class Ledger:
-    """What a campaign left behind.
+    """What happened in a campaign.
 
     Attributes:
         phases: (time since the start, phase) at every change of the goodput phase.
         steps: distinct steps that the surviving history holds; wall_s: simulated seconds.
-        strikes: injected faults; incidents: what the core made of them, by id.
+        injections: injected faults; incidents: what the core made of them, by id.
         failures: ends of the job that nobody wanted; manual: when a person had to act.
-        unfounded: exclusions of nodes that no fault had struck within a day.
+        unfounded: exclusions of nodes into which no fault was injected within a day.
     """
 
     begun: float = EPOCH_S
@@ -161,7 +161,7 @@ class Campaign:
     def _judge_exclusion(self, node: str, at: float) -> None:
         machine: Machine = self.world.cluster.machines[node]
         self.ledger.exclusions += 1
-        if machine.struck_at < at - _BLAMELESS_AFTER_S:
+        if machine.faulted_at < at - _BLAMELESS_AFTER_S:
             self.ledger.unfounded.append(node)
 
     def _maybe_evict_by_hand(self, incident: Incident | None) -> None:
@@ -208,7 +208,7 @@ class Campaign:
 
 @contextlib.contextmanager
 def _seldom_collected() -> Iterator[None]:
-    """Python looks for cycles far less often: nearly all that a campaign drops is freed by its count."""
+    """Collect garbage far less often: nearly all objects of a campaign are freed by their reference count."""
     usual = gc.get_threshold()
     gc.set_threshold(_ALLOCATIONS_PER_COLLECTION, *usual[1:])
     try:

@@ -1,4 +1,4 @@
-"""The simulated cluster: machines, the agents on them, storage and the runs that are truly under way."""
+"""The simulated cluster: machines, the agents on them, storage, and the attempts that really run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Reporter(Protocol):
 
 
 class Cluster:
-    """What agents do when commanded and what they say by themselves.
+    """What agents do on command, and what they report by themselves.
 
     Attributes:
         machines: by name; runs: by attempt; reporter: set by whoever builds the simulation.
@@ -65,7 +65,7 @@ class Cluster:
         self.wrong_numbers: frozenset[str] = frozenset()
         self.check_recall = 1.0
         self.listeners: list[Callable[[Run], None]] = []
-        storage.told = lambda commit: network.publish(CommitDone(commit.step, commit.attempt, queue.now))
+        storage.on_landed = lambda commit: network.publish(CommitDone(commit.step, commit.attempt, queue.now))
 
     # Machines and their agents
 
@@ -80,7 +80,7 @@ class Cluster:
             self.reporter.joined(machine)
 
     def join(self, machine: Machine) -> None:
-        """Say hello, and repeat the exits of the newest attempt (the stream was broken)."""
+        """Join, and report the exits of the newest attempt again, since the stream was broken."""
         if not (machine.held and machine.reachable):
             return
         hello = NodeJoined(
@@ -90,9 +90,9 @@ class Cluster:
             tuple(sorted(machine.ranks)),
             checked=machine.checked,
         )
-        self.network.tell(machine, hello)
+        self.network.send(machine, hello)
         for event in machine.exits:
-            self.network.tell(machine, event)
+            self.network.send(machine, event)
 
     def join_all(self) -> None:
         """A new driver is up: every agent reconnects with jitter."""
@@ -119,7 +119,7 @@ class Cluster:
         self.fleet.give_back(machine, self.delays.sample(stage), checked=self.checks_returns)
 
     def fleet_notices(self, machine: Machine, incarnation: str, reason: str, *, planned: bool) -> None:
-        """The fleet tells that a node is no more, and takes it back."""
+        """The fleet reports that a node is gone, and takes it back."""
         event = NodeGone(machine.name, incarnation, reason, at=self.queue.now, planned=planned)
         self.network.publish(event)
         self.release(machine)
@@ -186,7 +186,7 @@ class Cluster:
         detail: Commit | None = None,
         echo: bool = True,
     ) -> None:
-        """A rank process ends; its agent tells, and its peers may notice."""
+        """A rank process ends; its agent reports it, and its peers may notice."""
         run = machine.run
         if run is None or rank not in machine.ranks:
             return
@@ -214,7 +214,7 @@ class Cluster:
 
     def _tell_exit(self, machine: Machine, incarnation: str, event: RankExited) -> None:
         if machine.reachable and machine.incarnation == incarnation:
-            self.network.tell(machine, event)
+            self.network.send(machine, event)
 
     def _echo(self, run: Run) -> None:
         """Peers of a dead rank find their connections closed and end too."""

@@ -1,7 +1,7 @@
 """Detailed fidelity: every heartbeat, step and segment time with noise, to measure the detectors themselves.
 
-Two questions: how often does a detector accuse a sound node, and how long does it take to notice a bad
-one. The answers feed the event fidelity, which skips quiet times.
+It measures how often a detector accuses a sound node, and how long it takes to notice a faulty one. The
+results are what simulations by event, which skip quiet times, assume.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, Final
 from megascale.core.contract import effects as fx
 from megascale.core.contract.events import LogMatch, SegmentTimes
 from megascale.core.contract.policy import Policy
+from megascale.core.contract.vocabulary import Action, Cause, Detector
 from megascale.core.eventlog import Entry
 from megascale.core.state.record import Incident, JobState
 from megascale.sim.campaign import ENDLESS_STEPS
@@ -32,7 +33,12 @@ STEP_NOISE: Final = 0.01
 SEGMENT_NOISE: Final = 0.02
 LOSS: Final = Loss(drop=1e-3, duplicate=1e-3)
 NETWORK: Final = Distribution("lognormal", 0.005, 0.5)
-_DETECTORS: Final = {"node_lost": "silence", "hang": "hang", "straggler": "straggler", "numerics": "numerics"}
+_DETECTORS: Final = {
+    Cause.NODE_LOST: Detector.SILENCE,
+    Cause.HANG: Detector.HANG,
+    Cause.STRAGGLER: Detector.STRAGGLER,
+    Cause.NUMERICS: Detector.NUMERICS,
+}
 _LOG_LINES_PER_NODE_HOUR: Final = 6.0
 _WARM_UP_S: Final = 600.0
 _PATIENCE_S: Final = 1800.0
@@ -96,8 +102,10 @@ class Measured:
                 )
         lines.append("seconds from fault to detection (median of the rounds, worst)")
         for name, found in self.delays.items():
-            told = _delay_json(found)
-            lines.append(f"  {name:12} {told['p50Seconds']} / {told['maxSeconds']}, missed {told['missed']}")
+            delay = _delay_json(found)
+            lines.append(
+                f"  {name:12} {delay['p50Seconds']} / {delay['maxSeconds']}, missed {delay['missed']}"
+            )
         return lines
 
 
@@ -127,13 +135,13 @@ def measure(
 
 def _quiet(scenario: Scenario, seed: object, nodes: int, hours: float) -> Quiet:
     stretch = Quiet(nodes, hours)
-    told: set[str] = set()
+    counted: set[str] = set()
 
     def observe(driver: SimDriver, entry: Entry) -> None:
         record = driver.core.record
         for incident in (*record.incidents[-1:], *((record.incident,) if record.incident else ())):
-            if incident.id not in told:
-                told.add(incident.id)
+            if incident.id not in counted:
+                counted.add(incident.id)
                 _count(stretch, incident)
         for effect in entry.effects:
             if isinstance(effect, fx.Probe):
@@ -149,7 +157,7 @@ def _quiet(scenario: Scenario, seed: object, nodes: int, hours: float) -> Quiet:
 def _count(stretch: Quiet, incident: Incident) -> None:
     """A false verdict is one that something was done about."""
     name = _DETECTORS.get(incident.cause)
-    if name is not None and incident.action not in ("", "none"):
+    if name is not None and incident.action not in (None, Action.NONE):
         stretch.verdicts[name] = stretch.verdicts.get(name, 0) + 1
 
 
@@ -191,7 +199,7 @@ class Noisy:
             self.world.queue.after(run.pace, lambda: self._segments(run))
 
     def _segments(self, run: Run) -> None:
-        """Compute seconds of every rank, told once a step."""
+        """Report the compute seconds of every rank once a step."""
         if run.ended or run is not self.world.cluster.runs[max(self.world.cluster.runs)]:
             return
         if not run.blocked:
@@ -212,14 +220,14 @@ class Noisy:
 
 def _delay(scenario: Scenario, seed: str, injection: Callable[[World, Machine], None]) -> float | None:
     """Seconds until an incident is opened (or, for a slow node, a probe asked for); None = never."""
-    struck: list[float] = []
+    injected_at: list[float] = []
     seen: list[float] = []
 
     def observe(driver: SimDriver, entry: Entry) -> None:
         record = driver.core.record
         asked = any(isinstance(effect, fx.Probe) for effect in entry.effects)
-        if struck and not seen and (record.incident is not None or asked):
-            seen.append(entry.at - struck[0])
+        if injected_at and not seen and (record.incident is not None or asked):
+            seen.append(entry.at - injected_at[0])
 
     noisy = Noisy(scenario, seed, min(scenario.nodes, 16), observe)
     world = noisy.world
@@ -230,7 +238,7 @@ def _delay(scenario: Scenario, seed: str, injection: Callable[[World, Machine], 
     machine = world.cluster.machines[noisy.rng.choice(world.driver.core.record.assignment)]
 
     def hit() -> None:
-        struck.append(world.queue.now)
+        injected_at.append(world.queue.now)
         injection(world, machine)
 
     world.queue.after(noisy.rng.uniform(0, 60), hit)

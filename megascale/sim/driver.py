@@ -1,7 +1,7 @@
-"""A driver's life around the core, as the real shell lives it: step, log, record, then the effects.
+"""A simulated driver, which does what the real one does: step, log, record, then the effects.
 
-It can be cut off before the record is written or between any two effects, and it stops when its record
-write finds a higher term.
+It can be made to die before it writes the record or between any two effects, and it stops when it finds a
+higher term in the record.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from megascale.sim.event_queue import Timer
 
 @dataclass(slots=True)
 class RecordStore:
-    """The job record as it is stored, and the manifest: all that outlives a driver.
+    """The stored job record, and the policy: all that outlives a driver.
 
     Attributes:
         lazy: drivers never die of themselves, so a record is encoded only when the next one reads it.
@@ -102,7 +102,7 @@ class SimDriver:
             self._on_death(self)
 
     def sleep(self) -> None:
-        """Frozen by its host; it does not know. What arrives meanwhile is taken in on waking."""
+        """The host freezes the driver; what arrives meanwhile is processed when it wakes."""
         self._missed = []
 
     def wake(self) -> None:
@@ -116,7 +116,7 @@ class SimDriver:
         return self.cluster.queue.now + self.skew_s
 
     def feed(self, event: ev.Event) -> None:
-        """One event through the core, and its effects into the world."""
+        """Run one event through the core and carry out its effects."""
         if not self.alive:
             return
         if self._missed is not None:
@@ -141,7 +141,7 @@ class SimDriver:
         self._arm()
 
     def _written_part(self) -> tuple[object, ...]:
-        """What must not be lost with this driver: a change of it is written at once."""
+        """The part of the record whose changes are written at once."""
         record = self.core.record
         return record.state, record.attempt, len(record.commits), len(record.pending)
 
@@ -159,10 +159,10 @@ class SimDriver:
     def _due(self) -> None:
         self.feed(ev.Tick())
 
-    # What performers of effects use
+    # What carrying out effects needs
 
     def later(self, stage: str, event: ev.Event) -> None:
-        """An answer that comes after a delay, if this driver still lives."""
+        """Feed an answer after a delay, if this driver is still alive."""
         cluster = self.cluster
         for _ in range(2 if cluster.delays.rng.random() < cluster.network.loss.duplicate else 1):
             cluster.queue.after(cluster.delays.sample(stage), functools.partial(self.feed, event))
@@ -171,7 +171,7 @@ class SimDriver:
         self.later(stage, ev.EffectDone(effect.effect_id))
 
     def scan_storage(self) -> None:
-        """Commits nobody told of, and what is held in memory, before anything is restored."""
+        """Feed commits that nobody reported, and the snapshot in memory, before anything is restored."""
         cluster = self.cluster
         run = cluster.runs.get(self.core.record.attempt)
         held = run.memory_commit() if run is not None else None

@@ -1,4 +1,4 @@
-"""How each effect of the core changes the simulated world, and how it is answered."""
+"""Carries out the core's effects in the simulated world, and answers them."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def _to_each(
     action: Callable[[Machine], None],
     together: Callable[[list[Machine]], None],
 ) -> None:
-    """The same command to many agents, one by one; `together` when the network has no chaos to offer."""
+    """The same command to many agents, one by one; `together` when the network loses nothing."""
     cluster = driver.cluster
     machines = [cluster.machines[name] for name in nodes]
     if not _in_step(driver, len(nodes)):
@@ -213,7 +213,7 @@ def _collect(driver: PerformingDriver, effect: fx.CollectEvidence) -> None:
 
     def answer(machine: Machine) -> None:
         found = ev.Evidence(effect.effect_id, machine.name, cluster.evidence(machine))
-        cluster.network.tell(machine, found)
+        cluster.network.send(machine, found)
 
     def answers(machines: list[Machine]) -> None:
         for machine in machines:
@@ -238,7 +238,7 @@ def _probe(driver: PerformingDriver, effect: fx.Probe) -> None:
 
 
 def _check(driver: PerformingDriver, effect: fx.CheckNodes) -> None:
-    """A check finds most of the nodes that compute nonsense, and no other: it compares bit for bit."""
+    """A check finds most of the nodes that compute wrong numbers, and accuses no other."""
     cluster = driver.cluster
 
     def answer() -> None:

@@ -1,4 +1,4 @@
-"""A virtual clock: what happens next is the earliest thing that was scheduled."""
+"""A virtual clock: actions run in the order of their times."""
 
 from __future__ import annotations
 

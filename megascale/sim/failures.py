@@ -1,4 +1,4 @@
-"""The failure process of a scenario: when nodes fail, of what, and what that looks like."""
+"""The failure process of a scenario: when nodes fail, of what, and which symptoms that has."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Injection:
     """A fault that was injected.
 
     Attributes:
-        again: the same defect struck before.
+        again: the defect was there before and shows again.
         incident, last: the first and the last incident it led to; evidence that comes later opens another.
     """
 
@@ -38,9 +38,9 @@ class Injection:
 
 
 class FailureProcess:
-    """Strikes nodes at random, at the scenario's rate, until the campaign ends.
+    """Injects faults into random nodes, at the scenario's rate, until the campaign ends.
 
-    When something strikes, and what, depends on the seed alone and not on the policy: policies are compared
+    Times and kinds of the faults depend on the seed alone and not on the policy: policies are compared
     under the same faults.
     """
 
@@ -96,7 +96,7 @@ class FailureProcess:
         self._strike(chosen, machine)
 
     def _on_run(self, run: Run) -> None:
-        """A defect strikes again some time after the node is used again."""
+        """A defect shows again some time after the node is used again."""
         if not run.is_stepping or run.blocked or run.announced:
             return
         run.announced = True
@@ -111,7 +111,7 @@ class FailureProcess:
             self._strike(self._classes[machine.defect], machine, again=True)
 
     def _note(self, kind: str, machine: Machine, *, again: bool = False) -> None:
-        machine.struck_at = self._world.queue.now
+        machine.faulted_at = self._world.queue.now
         self.injections.append(Injection(self._world.queue.now, kind, machine.name, again))
 
     def _strike(self, fault: FaultClass, machine: Machine, *, again: bool = False) -> None:
@@ -153,7 +153,7 @@ class FailureProcess:
         for _ in range(rounds):
             when += world.delays.sample(stage)
             event = HardwareEvent(machine.name, sign, fault.xid, fault.line, at=when)
-            world.queue.at(when, partial(world.cluster.network.tell, machine, event))
+            world.queue.at(when, partial(world.cluster.network.send, machine, event))
 
     @property
     def _summary(self) -> Summary:

@@ -1,4 +1,4 @@
-"""Faults as data: what goes wrong when, and how it strikes a simulated cluster.
+"""Faults as data: what goes wrong when, and how each is injected into a simulated cluster.
 
 A fault names its target by number, so that the same list can be cut down to the few that matter.
 """
@@ -40,7 +40,7 @@ class Fault:
 
 
 def inject(world: World, fault: Fault) -> None:
-    """Let it happen now."""
+    """Inject the fault now."""
     KINDS[fault.kind](world, fault)
 
 
@@ -154,7 +154,7 @@ def _stuck_in_kernel(world: World, fault: Fault) -> None:
 
 
 def _deadlock(world: World, fault: Fault) -> None:
-    """Every rank waits; nothing shows who is at fault, except sometimes a collective count."""
+    """Every rank waits; at most a count of collectives shows which one is at fault."""
     if found := _rank(world, fault):
         machine, run, rank = found
         machine.behind = fault.value < 0.5
@@ -244,10 +244,10 @@ def _stale_commit(world: World, fault: Fault) -> None:
 
 
 def _lost_commit(world: World, fault: Fault) -> None:
-    """From now on storage tells nobody of its commits, for a while."""
-    told, world.storage.told = world.storage.told, lambda _: None
-    if told is not world.storage.told:
-        world.queue.after(60.0 * fault.value, lambda: setattr(world.storage, "told", told))
+    """For a while nobody is notified of new commits."""
+    listener, world.storage.on_landed = world.storage.on_landed, lambda _: None
+    if listener is not world.storage.on_landed:
+        world.queue.after(60.0 * fault.value, lambda: setattr(world.storage, "on_landed", listener))
 
 
 def _noise(world: World, fault: Fault) -> None:
@@ -315,7 +315,7 @@ KINDS: Final[dict[str, Callable[[World, Fault], None]]] = {
 
 
 def draw(rng: random.Random, horizon_s: float) -> list[Fault]:
-    """A random list: single faults, and often a second one right on the heels of the first."""
+    """A random list of faults; often a second one follows the first at once."""
     names = [name for name in KINDS if name != "stop"]
     faults: list[Fault] = []
     for _ in range(rng.randrange(1, 7)):

@@ -12,7 +12,7 @@ from megascale.sim.machines import Machine
 
 @dataclass(slots=True)
 class Fleet:
-    """Grants what it has; what it lacks is granted when a node comes back.
+    """Grants free nodes at once, and what it owes when nodes come back.
 
     Attributes:
         pool: free machines, the longest free first.

@@ -22,10 +22,10 @@ class Heartbeats:
         self._queue.after(self._rng.uniform(0, self.period_s), lambda: self._beat(machine, incarnation))
 
     def silent(self, machine: Machine) -> None:
-        """Its heartbeats stop by themselves."""
+        """Nothing to do: its heartbeats stop by themselves."""
 
     def changed(self, run: Run) -> None:
-        """Beats tell soon enough."""
+        """Nothing to do: the next heartbeats report it."""
 
     def _beat(self, machine: Machine, incarnation: str) -> None:
         if not machine.power or machine.incarnation != incarnation:

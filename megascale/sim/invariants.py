@@ -1,6 +1,6 @@
-"""What must hold after every event of every run, simulated or real (design, section 2).
+"""Invariants: what must hold after every event of every run, simulated or real.
 
-Each invariant is a method whose name says what holds; it raises `ViolatedError` with the particulars.
+Each invariant is a method whose name says what holds; it raises `ViolatedError` with the details.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Invariants:
                 self.excluded.discard(name)
 
     def _says_why(self, effect: fx.Effect) -> None:
-        """Every effect has a reason in words, and an id that never means two things."""
+        """Every effect has a reason for people, and an id that no other effect has."""
         _require(bool(effect.reason), f"{type(effect).__name__} {effect.effect_id} has no reason")
         known = self.effects.setdefault(effect.effect_id, effect)
         same = known == effect or type(known) is type(effect)
@@ -141,7 +141,7 @@ class Invariants:
         _require(not (used and fresh), f"attempt {launch.attempt} puts ranks on excluded {used}")
 
     def _exclusions_are_bounded(self, core: Core, entry: Entry, effect: fx.Exclude) -> None:
-        """Automation takes at most so many nodes an hour; a person's word is not counted."""
+        """Automation excludes at most so many nodes an hour; those that a person excluded do not count."""
         self.excluded.add(effect.node)
         if isinstance(entry.event, ev.ManualCommand):
             return
@@ -162,7 +162,7 @@ class Invariants:
             _require(run.step >= run.work.steps, f"completed after step {run.step} of {run.work.steps}")
 
     def _something_leaves_every_state(self, core: Core) -> None:
-        """No state but FINISHED can last for ever: a timer, or agents that are watched, end it."""
+        """Every state but FINISHED has a timer, or agents that are watched, to leave it."""
         record = core.record
         state = record.state
         wanted = _TIMER_OF.get(state)
@@ -179,7 +179,7 @@ class Invariants:
             _require(armed, "diagnosing without a timer")
 
     def _time_moves_on(self, core: Core, entry: Entry) -> None:
-        """A timer that was due is gone or later: ticks cannot spin."""
+        """A timer that was due is removed or moved, so that ticks do not repeat without end."""
         due = core.next_deadline()
         if isinstance(entry.event, ev.Tick) and due is not None:
             _require(due > entry.at - _SLACK_S, f"a timer is still due at {due}, now {entry.at}")

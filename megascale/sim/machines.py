@@ -1,4 +1,4 @@
-"""Simulated nodes and the agents on them: what is true, as opposed to what the core believes."""
+"""Simulated nodes and the agents on them: their true state, as opposed to what the core knows."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Machine:
         launched, killed: newest attempt this agent started or killed ranks of, 0 = none.
         defect: name of a fault that comes back until the node is repaired, "" = sound.
         checked: it passed the node checks since it was given back, so an exclusion no longer counts.
-        struck_at: when a fault last struck it, for judging evictions.
+        faulted_at: when a fault was last injected into it, to judge evictions by.
         slowdown: its ranks compute this many times longer than others.
         behind: its ranks did not enter the collective all others wait in.
     """
@@ -49,11 +49,11 @@ class Machine:
     launched: int = 0
     killed: int = 0
     checked: bool = False
-    struck_at: float = -1e12
+    faulted_at: float = -1e12
     slowdown: float = 1.0
 
     def boot(self) -> None:
-        """A fresh agent process: no ranks survive."""
+        """Start a fresh agent process; no ranks survive."""
         self.lives += 1
         self.incarnation = f"{self.name}/{self.lives}"
         self.exits = []
@@ -67,7 +67,7 @@ class Machine:
         self.drop_ranks()
 
     def drop_ranks(self) -> None:
-        """Its ranks are gone; whoever waits for them waits for ever."""
+        """Remove its ranks; the others of the attempt can complete no further step."""
         run, self.run, self.ranks = self.run, None, {}
         if run is not None:
             run.lost(self.name)

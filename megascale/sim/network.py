@@ -1,6 +1,6 @@
-"""Messages between agents and driver: late, lost, twice, out of order.
+"""The simulated network: messages come late, twice, out of order, or not at all.
 
-Beats may be dropped, doubled and overtaken. Everything else travels on one stream per agent: in order,
+Heartbeats may be dropped, doubled and overtaken. Everything else travels on one stream per agent: in order,
 and lost only when the stream breaks, after which the agent joins again and repeats its exits.
 """
 
@@ -27,22 +27,22 @@ class Loss:
 
 
 class Network:
-    """Delivers to whoever drives the job at the time of delivery."""
+    """Delivers to the driver that is alive at the time of delivery."""
 
     def __init__(self, queue: EventQueue, delays: Delays, rng: random.Random, loss: Loss) -> None:
         self._queue, self._delays, self._rng, self.loss = queue, delays, rng, loss
         self.driver: Callable[[Event], None] | None = None
 
     def heartbeat(self, machine: Machine, event: Event) -> None:
-        """Fire and forget."""
+        """Send a heartbeat, which may be lost, doubled or overtaken."""
         if self._rng.random() < self.loss.drop:
             return
         copies = 2 if self._rng.random() < self.loss.duplicate else 1
         for _ in range(copies):
             self._queue.after(self._delays.sample("network"), lambda: self._arrive(machine, event))
 
-    def tell(self, machine: Machine, event: Event) -> None:
-        """On the agent's stream."""
+    def send(self, machine: Machine, event: Event) -> None:
+        """Send an event on the agent's stream."""
         when = max(self._queue.now + self._delays.sample("network"), machine.delivered_at + _ORDER_S)
         machine.delivered_at = when
         self._queue.at(when, lambda: self._arrive(machine, event))
@@ -56,7 +56,7 @@ class Network:
         self._queue.at(when, lambda: action(machine) if machine.reachable else None)
 
     def publish(self, event: Event) -> None:
-        """From something that is not an agent: storage, the fleet, a person."""
+        """Deliver an event that does not come from an agent: storage, the fleet, a person."""
         copies = 2 if self._rng.random() < self.loss.duplicate else 1
         for _ in range(copies):
             self._queue.after(self._delays.sample("network"), lambda: self._deliver(event))

@@ -1,4 +1,4 @@
-"""What a campaign comes to: the figures people publish, by class of fault and by phase."""
+"""The figures of a campaign, as they are published: by class of fault and by goodput phase."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def result_of(ledger: Ledger) -> Result:
 
 
 def _needed_a_person(ledger: Ledger) -> set[int]:
-    """Ids of the strikes that were the last before a person had to act."""
+    """Indices of the faults that were the last before a person had to act."""
     found = set()
     for at in ledger.manual:
         before = [s for s in ledger.injections if s.at <= at and s.kind not in _FALSE]

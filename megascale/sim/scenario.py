@@ -67,8 +67,8 @@ class Duration(Section):
 class FaultClass(Section):
     """One line of a failure mix.
 
-    `persistent`: share of these faults that strike again on the same node until it is replaced;
-    `sign`, `xid`, `line`: what the node's inspection finds; `errorType`, `text`: a rank's last words.
+    `persistent`: share of these faults that show again on the same node until it is replaced;
+    `sign`, `xid`, `line`: what the node's inspection finds; `errorType`, `text`: a rank's exit report.
     """
 
     name: str
@@ -101,7 +101,7 @@ class Failures(Section):
     classes: list[FaultClass]
     """The failure mix."""
     recurs: Duration
-    """How long after a restart a persistent fault strikes again."""
+    """How long after a restart a persistent fault shows again."""
     check_recall: Annotated[float, Field(ge=0, le=1)] = 0.7
     false_silence_per_node_hour: Annotated[float, Field(ge=0)] = 0.0
     """Sound nodes taken for silent."""
@@ -185,7 +185,7 @@ class Scenario(Section):
     calibrated: str = ""
     """The one parameter that was fitted, and to what."""
     assumptions: list[str] = Field(default_factory=list)
-    """What had to be assumed, in words."""
+    """What had to be assumed, in sentences."""
     goal: str = ""
     """The result this scenario is to show."""
 

@@ -1,4 +1,4 @@
-"""Checkpoint storage: commits that land late, are told of twice, or never."""
+"""Simulated checkpoint storage: commits become readable late, and are reported once, twice or never."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from megascale.sim.event_queue import EventQueue
 
 @dataclass(slots=True)
 class Storage:
-    """What can be read, whoever wrote it. A commit is an exclusive create: the first one counts.
+    """The commits that can be read. A commit is an exclusive create: the first of its kind counts.
 
     Attributes:
         landed: commit -> when it became readable; history: the same in order.
         damaged: commits whose bytes do not match their checksums.
-        told: called once for every commit that lands.
+        on_landed: called once for every commit that becomes readable.
     """
 
     queue: EventQueue
     landed: dict[Commit, float] = field(default_factory=dict)
     history: list[Commit] = field(default_factory=list)
     damaged: set[Commit] = field(default_factory=set)
-    told: Callable[[Commit], None] = lambda _: None
+    on_landed: Callable[[Commit], None] = lambda _: None
     outage_until: float = 0.0
 
     def write(self, commit: Commit, after_s: float) -> None:
-        """A commit under way: it lands even if its writer dies meanwhile."""
+        """Write a commit; it becomes readable even if its writer dies meanwhile."""
         when = max(self.queue.now + after_s, self.outage_until)
         self.queue.at(when, lambda: self.land(commit))
 
     def land(self, commit: Commit) -> None:
-        """It is readable from now on, and whoever listens is told."""
+        """The commit is readable from now on; calls `on_landed`."""
         if self.keep_silently(commit):
-            self.told(commit)
+            self.on_landed(commit)
 
     def keep_silently(self, commit: Commit) -> bool:
-        """The same without telling; False if it was there already."""
+        """The same without calling `on_landed`; returns False if it was there already."""
         if commit in self.landed:
             return False
         self.landed[commit] = self.queue.now

@@ -1,7 +1,7 @@
-"""Reports at event fidelity: one JobReport stands for all heartbeats until something changes.
+"""Reports by event: one JobReport stands for all heartbeats until something changes.
 
-A report promises that heartbeats and steps go on; it is taken back when a run is blocked, and nodes that
-stopped beating are named. So quiet weeks cost nothing.
+A report says until when heartbeats and steps go on. When a run is blocked a new report replaces it, and
+nodes without heartbeats are named. Quiet weeks therefore cost nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _STEPS_OF_WRONG_NUMBERS: Final = 6
 
 
 class Summary:
-    """Speaks for every agent of a Cluster."""
+    """Reports for every agent of a Cluster."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
@@ -32,14 +32,14 @@ class Summary:
         self._absent: set[str] = set()
 
     def joined(self, machine: Machine) -> None:
-        """A new node sends heartbeats: its own one ends an absence, the summary covers it from then on."""
+        """A node joined: its own heartbeat ends its absence, later reports cover it."""
         if machine.name in self._absent:
             self._absent.discard(machine.name)
             self._cluster.network.heartbeat(machine, NodeReport(machine.name, machine.incarnation))
         self._say_soon()
 
     def silent(self, machine: Machine) -> None:
-        """From now on the node sends nothing."""
+        """Name the node as absent from now on."""
         self._absent.add(machine.name)
         self.say()
 
@@ -79,7 +79,7 @@ class Summary:
         return any(machines[name].run is run for name in run.nodes)
 
     def _say_soon(self) -> None:
-        """Joins come in crowds: one report covers them."""
+        """Report once for many nodes that join together."""
         if not self._soon:
             self._soon = True
             self._cluster.queue.after(1.0, self._say_now)
@@ -96,7 +96,7 @@ class Summary:
             self.say()
 
     def _report_recovery(self, run: Run) -> None:
-        """Tell when the steps that were lost have been made again."""
+        """Report when the lost steps have been made again."""
         step, _ = run.position()
         missing = self._best + 1 - step
         self._best = max(self._best, step)

@@ -1,4 +1,4 @@
-"""A campaign as one HTML file that needs nothing else: phases over time, faults, goodput."""
+"""A campaign as a self-contained HTML page: phases over time, faults, goodput."""
 
 from __future__ import annotations
 

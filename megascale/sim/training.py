@@ -1,4 +1,4 @@
-"""One attempt of the job as it truly runs: all ranks in lock-step, so the slowest decides."""
+"""One attempt as it really runs: all ranks in lock-step, so the slowest sets the pace."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Workload:
 
 
 class Watcher(Protocol):
-    """Who is told about a run."""
+    """Notified of changes of a run."""
 
     def run_changed(self, run: Run) -> None: ...
 
@@ -112,7 +112,7 @@ class Run:
             self.block(f"lost {node}")
 
     def block(self, why: str) -> None:
-        """Nothing completes until `unblock`; a step under way stops where it is."""
+        """Complete nothing until `unblock`; a step under way is continued then."""
         if self.ended or why in self.blocked:
             return
         if self.blocked:
@@ -131,7 +131,7 @@ class Run:
                 self._watcher.run_changed(self)
 
     def end(self) -> None:
-        """Its processes are gone for good."""
+        """End the run: its processes are gone."""
         self.ended = True
         self._cancel()
 
@@ -203,7 +203,7 @@ class Run:
         step = self.position()[0] // every * every
         return Commit(step, self.attempt) if step > (self.resume.step if self.resume else 0) else None
 
-    # The clockwork: one timer at a time
+    # Progress: one timer at a time
 
     def _go_on(self) -> None:
         if self.ended or self.blocked or len(self.forked) < len(self.nodes):
@@ -250,7 +250,7 @@ class Run:
         self._arrived()
 
     def _arrived(self) -> None:
-        """At a step where something may have to be done: save, leave, finish, or just go on."""
+        """A step is complete: save, leave, finish, or go on."""
         work = self.work
         self.anchor_at = self._queue.now
         saving = self.step % work.every_steps == 0 or self._save_pending is not None
@@ -284,7 +284,7 @@ class Run:
         self._watcher.ranks_left(self, exit_code)
 
     def _freeze(self) -> None:
-        """Stop the clockwork, keeping what is left of the step under way."""
+        """Stop the timer, keeping the time that is left of the step under way."""
         if self._timer is None:
             return
         if self.is_stepping and not self._saving:

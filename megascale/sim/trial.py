@@ -27,16 +27,16 @@ PATIENCE_S = 300.0
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of a trial.
+    """How a trial ended.
 
     Attributes:
-        violation: the invariant that broke, "" if none did.
+        violation: the invariant that broke, None if none did.
         entries: decision log, (term, entry) in order.
     """
 
     seed: int
     faults: tuple[Fault, ...]
-    violation: str = ""
+    violation: str | None = None
     state: FinishState | None = None
     reason: str = ""
     attempts: int = 0
@@ -157,7 +157,7 @@ def run_trial(seed: int, faults: Sequence[Fault] | None = None, *, keep_log: boo
 
 
 def _resume_if_suspended(world: World) -> None:
-    """A person looks in from time to time: no suspension lasts for ever."""
+    """A person resumes a job that has been suspended for long."""
     core = world.driver.core
     if core.record.state is JobState.SUSPENDED:
         world.network.publish(SpecChanged(dataclasses.replace(core.policy, suspend=False)))

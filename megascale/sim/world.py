@@ -28,7 +28,7 @@ class WorldSpec:
 
     Attributes:
         machines: how many nodes the fleet owns in all.
-        delays: durations by name; driver_down: from a driver's death to its successor.
+        delays: durations by name; driver_down: seconds from a driver's death to its successor.
         heartbeat_s: period of heartbeats; loss: chaos of the network; echo: see Cluster.
         driver_skew_s: clocks of successive drivers differ by up to this.
         launch_timeout_s: agents that do not answer a Launch by then fail it.

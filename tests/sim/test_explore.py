@@ -7,8 +7,10 @@ import random
 import pytest
 
 from megascale.core.act import lifecycle, recovery
+from megascale.core.contract.vocabulary import Timer
 from megascale.core.handlers import membership
-from megascale.core.state.record import JobState
+from megascale.core.state.context import StepContext
+from megascale.core.state.record import JobState, Plan
 from megascale.sim import explore
 from megascale.sim.faults import KINDS, Fault
 from megascale.sim.trial import Outcome, faults_of, run_trial, transcript
@@ -51,7 +53,7 @@ def test_nothing_restarts_for_harmless_faults(seed: int) -> None:
         key=lambda fault: fault.at,
     )
     outcome = run_trial(seed, faults)
-    assert (outcome.violation, outcome.state, outcome.attempts) == ("", "completed", 1)
+    assert (outcome.violation, outcome.state, outcome.attempts) == (None, "completed", 1)
 
 
 def test_a_seed_always_plays_the_same() -> None:
@@ -59,15 +61,15 @@ def test_a_seed_always_plays_the_same() -> None:
     assert transcript(first) == transcript(second)
 
 
-def _never_lose(turn: object, fault: object) -> None:
+def _never_lose(ctx: object, name: str, fault: object) -> None:
     """A core that ignores lost nodes."""
 
 
 def _launch_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """A core that puts ranks on excluded nodes again."""
 
-    def usable(turn: lifecycle.Turn) -> list[str]:
-        return sorted(name for name, node in turn.live.nodes.items() if node.status == "ready")
+    def usable(ctx: StepContext) -> list[str]:
+        return sorted(name for name, node in ctx.live.nodes.items() if node.status == "ready")
 
     monkeypatch.setattr("megascale.core.state.context.StepContext.usable", usable)
 
@@ -75,9 +77,9 @@ def _launch_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
 def _forget_the_kill_timer(monkeypatch: pytest.MonkeyPatch) -> None:
     original = lifecycle.stop
 
-    def stop(turn: lifecycle.Turn, plan: lifecycle.Plan) -> None:
-        original(turn, plan)
-        turn.clear_deadline("kill")
+    def stop(ctx: StepContext, plan: Plan) -> None:
+        original(ctx, plan)
+        ctx.clear_deadline(Timer.KILL)
 
     monkeypatch.setattr(recovery, "stop", stop)
 
@@ -90,10 +92,11 @@ def _restore_anything(monkeypatch: pytest.MonkeyPatch) -> None:
     """A core that takes the newest commit, whatever branch it is on."""
     monkeypatch.setattr("megascale.core.contract.lineage.is_on_lineage", lambda *_: True)
     monkeypatch.setattr("megascale.core.decide.restore.is_on_lineage", lambda *_: True)
+    monkeypatch.setattr("megascale.core.act.lineage.is_on_lineage", lambda *_: True)
 
 
 def _exclude_without_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("megascale.core.decide.blame.exclusion_bound", lambda _turn: "")
+    monkeypatch.setattr("megascale.core.act.exclusion.exclusion_bound", lambda _ctx: None)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from megascale.core.state.record import (
 _FORGOTTEN: Final = 0.02
 _HISTORIES_KEPT: Final = 64
 _REASONS_KEPT: Final = 16
-_REFUSALS_TOLD: Final = 16
+_REFUSALS_PAGED: Final = 16
 
 
 def add_blame(ctx: StepContext, node: str, cause: Cause) -> None:
@@ -90,20 +90,20 @@ def exclude(
     return True
 
 
-def notify_refusal(ctx: StepContext, node: str, words: str, incident: Incident) -> None:
-    """Page that a bound forbids excluding the node: once an hour for each node, for at most 16 nodes."""
+def notify_refusal(ctx: StepContext, node: str, reason: str, incident: Incident) -> None:
+    """Page that a bound forbids excluding the node; at most once an hour, and for 16 nodes."""
     record = ctx.record
     record.refused = {name: at for name, at in record.refused.items() if at > ctx.now - HOUR_S}
-    if node in record.refused or len(record.refused) >= _REFUSALS_TOLD:
+    if node in record.refused or len(record.refused) >= _REFUSALS_PAGED:
         return
     record.refused[node] = ctx.now
-    if len(record.refused) == _REFUSALS_TOLD:
-        words += f"; the last page of this kind about this job for up to {HOUR_S / 60:g} minutes"
-    ctx.emit(fx.Page, words, incident=incident.id)
+    if len(record.refused) == _REFUSALS_PAGED:
+        reason += f"; the last page of this kind about this job for up to {HOUR_S / 60:g} minutes"
+    ctx.emit(fx.Page, reason, incident=incident.id)
 
 
 def readmit(ctx: StepContext, node: str, *, by_person: bool) -> None:
-    """Allow a node again that passed the checks or that a person released; a retired one needs a person."""
+    """Allow the node again: it passed the checks, or a person released it, as a retired node needs."""
     exclusion = ctx.record.excluded.get(node)
     if exclusion is None or (exclusion.retired and not by_person):
         return

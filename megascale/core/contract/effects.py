@@ -1,7 +1,7 @@
-"""What the core asks its shell to do.
+"""Effects: what the core asks its shell to do.
 
-Every effect is idempotent, says why in words, and is answered by EffectDone or EffectFailed. An effect
-that was not answered when the driver died is issued again by its successor under the same id.
+Every effect is idempotent, has a reason for people, and is answered by EffectDone or EffectFailed. An effect
+that was not answered when the driver died is issued again, with the same id, to its successor.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Kill:
 
 @dataclass(frozen=True, slots=True)
 class CollectEvidence:
-    """Process states, stacks and collective records of all ranks; answered by one Evidence per node."""
+    """Collect process states, stacks and collective counts of all ranks; each node answers with Evidence."""
 
     effect_id: str
     reason: str
@@ -61,7 +61,7 @@ class CollectEvidence:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Ask whoever can tell whether the node is alive and sound; answered by ProbeResult."""
+    """Find out whether the node is alive and not slow; answered by ProbeResult."""
 
     effect_id: str
     reason: str
@@ -105,7 +105,7 @@ class Acquire:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Give the node back to the fleet."""
+    """Return the node to the fleet."""
 
     effect_id: str
     reason: str
@@ -123,7 +123,7 @@ class RestartSlot:
 
 @dataclass(frozen=True, slots=True)
 class Exclude:
-    """This job never uses the node again before it passed the checks or a person released it."""
+    """Record that this job does not use the node until it passes the checks or a person releases it."""
 
     effect_id: str
     reason: str
@@ -143,7 +143,7 @@ class RequestQuarantine:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Tell a person: automation has stopped acting or needs a decision."""
+    """Notify a person: automation has stopped acting, or needs a decision."""
 
     effect_id: str
     reason: str
@@ -152,7 +152,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """The job ended: completed, failed or stopped."""
+    """End the job: write the summary and release every node."""
 
     effect_id: str
     reason: str

@@ -1,4 +1,4 @@
-"""What can happen to a job. Times (`at`, `*_at`) are Unix seconds; 0.0 = not known."""
+"""Events: what shells report to the core. Times (`at`, `*_at`) are Unix seconds; 0.0 = not known."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from megascale.core.contract.vocabulary import Command, RankPhase
 
 @dataclass(frozen=True, slots=True)
 class RankProgress:
-    """What one rank's record said.
+    """What the rank record of one rank says.
 
     Attributes:
         step: last completed step; progress_at: when it completed.
@@ -37,10 +37,10 @@ class RankProgress:
 
 @dataclass(frozen=True, slots=True)
 class NodeJoined:
-    """An agent said hello.
+    """An agent joined, or reconnected.
 
     Attributes:
-        attempt, ranks: what still runs there, 0 and () on a fresh agent.
+        attempt, ranks: what still runs on the node, 0 and () for a fresh agent.
         checked: the node passed the node checks since it was excluded.
     """
 
@@ -64,12 +64,12 @@ class NodeReport:
 
 @dataclass(frozen=True, slots=True)
 class JobReport:
-    """Every rank of the attempt reported the same: the summarised form of a round of heartbeats.
+    """The summarised form of a round of heartbeats, in which all ranks reported the same.
 
     Attributes:
         quiet_until: heartbeats and steps go on as they are until then, so neither silence nor a hang is
-            suspected before. A later report may take the promise back by naming an earlier time.
-        absent: nodes this does not speak for.
+            suspected before. A later report may name an earlier time, which counts from then on.
+        absent: nodes that the report does not cover.
     """
 
     attempt: int
@@ -80,7 +80,7 @@ class JobReport:
 
 @dataclass(frozen=True, slots=True)
 class SegmentTimes:
-    """How long every rank computed in one step, waiting for others left out.
+    """How long every rank computed in one step, without the time it waited for others.
 
     Attributes:
         compute_s: forward and backward seconds in rank order, 0.0 = not known.
@@ -93,7 +93,7 @@ class SegmentTimes:
 
 @dataclass(frozen=True, slots=True)
 class NodeGone:
-    """The fleet says that the node (or its agent) is no more.
+    """The fleet reports that the node, or its agent, is gone.
 
     Attributes:
         incarnation: of the agent that is meant, None = whichever there is.
@@ -136,7 +136,7 @@ class RankExited:
 
 @dataclass(frozen=True, slots=True)
 class LogMatch:
-    """A line of a rank's log or of the node's kernel log hit a rule."""
+    """A line of a rank's log, or of the node's kernel log, matched a log rule."""
 
     node: str
     rule: str
@@ -150,7 +150,7 @@ class LogMatch:
 
 @dataclass(frozen=True, slots=True)
 class HardwareEvent:
-    """A device of the node reported something, or its owner announced that the node will go away.
+    """A device of the node reported something, or the node's owner announced a drain.
 
     Attributes:
         sign: xid, ecc, nvlink, pcie, nic, disk, memory, thermal, or drain.
@@ -169,7 +169,7 @@ class HardwareEvent:
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
-    """Answer to a Probe; `healthy` None = could not tell."""
+    """Answer to a Probe; `healthy` is None when it could not tell."""
 
     effect_id: str
     node: str
@@ -207,7 +207,7 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotReady:
-    """All ranks of a node hold a memory snapshot of `step`; told when their fate is known, after a Kill."""
+    """All ranks of a node hold a memory snapshot of `step`; reported after a Kill and when an agent joins."""
 
     node: str
     attempt: int
@@ -225,7 +225,7 @@ class CommitDone:
 
 @dataclass(frozen=True, slots=True)
 class FleetRefused:
-    """The fleet cannot or will not do what an effect asks."""
+    """The fleet cannot, or will not, do what an effect asks."""
 
     effect_id: str
     reason: str
@@ -233,7 +233,7 @@ class FleetRefused:
 
 @dataclass(frozen=True, slots=True)
 class ManualCommand:
-    """A person asks for something; `node` is what EVICT and RELEASE are about."""
+    """A person's command; `node` is what EVICT and RELEASE are about."""
 
     command: Command
     reason: str
@@ -243,7 +243,7 @@ class ManualCommand:
 
 @dataclass(frozen=True, slots=True)
 class SpecChanged:
-    """The manifest changed; `policy` is what it says now.
+    """The manifest changed to `policy`.
 
     Attributes:
         revision: names this version of the manifest; restart: it changes what ranks run (code, data, model).
@@ -256,7 +256,7 @@ class SpecChanged:
 
 @dataclass(frozen=True, slots=True)
 class EffectDone:
-    """An effect was performed; `detail` is what the shell learnt (for Kill: `unreaped` nodes)."""
+    """An effect was carried out; `detail` is what the shell learnt (for Kill: `unreaped` nodes)."""
 
     effect_id: str
     detail: dict[str, Json] = field(default_factory=dict)
@@ -264,7 +264,7 @@ class EffectDone:
 
 @dataclass(frozen=True, slots=True)
 class EffectFailed:
-    """An effect could not be performed; `nodes` are those at fault, where known."""
+    """An effect could not be carried out; `nodes` are those at fault, where known."""
 
     effect_id: str
     reason: str
@@ -273,14 +273,14 @@ class EffectFailed:
 
 @dataclass(frozen=True, slots=True)
 class DriverStarted:
-    """A driver of this term took over; pending effects are issued again."""
+    """A driver of this term took over: the first event of every driver life."""
 
     term: int
 
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """Time passed: `next_deadline()` is due."""
+    """A deadline (`Core.next_deadline`) is due."""
 
 
 Event = (

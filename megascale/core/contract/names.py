@@ -1,6 +1,6 @@
 """Names in few letters: lists of nodes in the job record, revisions of the manifest where people read them.
 
-What all names of a long list have in common is told once.
+The prefix and the suffix that all names of a long list share are written once.
 
 Keeps the job record of 1,536 nodes with cloud host names far below its 64 KiB.
 """

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from megascale.core.contract.vocabulary import Detector
+from megascale.core.contract.vocabulary import Action, Cause, Detector
 
 LogCategory = Literal["user_code", "gpu", "network", "storage", "host", "framework", "data", "oom", "benign"]
 """What a log line or a hardware event is about; `class` in manifests and JSON."""
@@ -39,13 +39,12 @@ class RecoveryOverride:
     """An exception to the recovery ladder (`recovery.overrides`); every field that is given must match.
 
     Attributes:
-        action: restart_in_place, restart_container, replace_node, roll_back or fail_job.
         cause: of the incident; rule, category, xid: of the log line or hardware event behind it.
         error_type: exception in the rank's exit report; message: regular expression found in the reason.
     """
 
-    action: str
-    cause: str | None = None
+    action: Action
+    cause: Cause | None = None
     rule: str | None = None
     category: str | None = None
     xid: int | None = None

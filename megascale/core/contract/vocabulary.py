@@ -1,4 +1,4 @@
-"""The words that events, effects, the job record and the status share.
+"""Enumerations that events, effects, the job record and the status share.
 
 Each is a `StrEnum`: in Python a member, in JSON and on the wire its text. A text that a newer version of
 the program wrote, and that is none of these, is kept as it is (`codec.is_known`).

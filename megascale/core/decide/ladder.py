@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from megascale.core.contract.codec import as_member
 from megascale.core.contract.names import short_revision
 from megascale.core.contract.patterns import linear_pattern
 from megascale.core.contract.policy import RecoveryOverride
@@ -59,7 +58,7 @@ def _by_override(ctx: StepContext, fault: Fault) -> Decision | None:
                     Action.RESTART_IN_PLACE,
                     f"recovery.overrides[{number}] is about a node, but which is not known",
                 )
-            return Decision(as_member(Action, override.action), f"recovery.overrides[{number}] says so")
+            return Decision(override.action, f"recovery.overrides[{number}] says so")
     return None
 
 

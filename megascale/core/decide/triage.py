@@ -46,7 +46,7 @@ def suspects(
 
     A stopped or missing process is positive evidence. So is a rank that entered fewer collectives than all
     others of its pipeline stage: they wait for it inside one that it never reached. A rank in
-    uninterruptible sleep or in another phase than the majority is named, but not sure.
+    uninterruptible sleep, or in another phase than most, is named but not sure.
 
     Args:
         ranks, stages: size of the job and number of its pipeline stages, whose ranks are consecutive.

@@ -1,1 +1,1 @@
-"""One handler per event: it updates the state, asks `decide`, and acts."""
+"""One handler for each event and timer: it updates the state, asks `decide`, and calls `act`."""

@@ -1,4 +1,4 @@
-"""A stall: suspect, collect evidence, act on positive evidence at once, else wait out a flap (design 4)."""
+"""Handles stalls: collects evidence, acts at once if it is positive, else waits out a link flap."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def on_stall(ctx: StepContext) -> None:
 
 
 def on_evidence(ctx: StepContext, event: Evidence) -> None:
-    """Judge when the last node answered; answers to an earlier question are void."""
+    """Keep the evidence of a node and judge once all have answered; earlier answers are ignored."""
     live = ctx.live
     if ctx.record.state is not JobState.DIAGNOSING:
         return
@@ -68,7 +68,7 @@ def on_evidence(ctx: StepContext, event: Evidence) -> None:
 
 
 def judge(ctx: StepContext) -> None:
-    """Act at once on positive evidence; otherwise only note it and wait for `flap`."""
+    """Act at once on positive evidence; otherwise note it and wait for the FLAP timer."""
     record, incident = ctx.record, ctx.record.incident
     ctx.clear_deadline(Timer.EVIDENCE)
     ctx.drop_pending(fx.CollectEvidence)
@@ -85,7 +85,7 @@ def judge(ctx: StepContext) -> None:
 
 
 def on_flap_over(ctx: StepContext) -> None:
-    """The stall outlasted a link flap: restart, on the best suspicion there is."""
+    """The stall lasted longer than a link flap: restart, and blame the best suspect there is."""
     incident = ctx.record.incident
     if incident is None:
         return
@@ -96,7 +96,7 @@ def on_flap_over(ctx: StepContext) -> None:
 
 
 def _suspects(ctx: StepContext) -> list[Suspect]:
-    """By what their ranks did, and last those whose node did not answer."""
+    """Ranks that stand out by their evidence, then a node that alone did not answer."""
     record, live = ctx.record, ctx.live
     found = suspects(live.evidence, ranks=record.ranks, stages=ctx.policy.pipeline)
     silent = [node for node in record.assignment if node not in live.evidence]
@@ -125,7 +125,7 @@ def _act(ctx: StepContext, incident: Incident, fault: Fault) -> None:
 
 
 def _hold_back(ctx: StepContext, incident: Incident, decision: str) -> None:
-    """Nothing is done, so a person is told; looked at again for as long as the stall lasts."""
+    """Shadow mode: page what would have been done, and judge again while the stall lasts."""
     if not incident.decision:
         count_suppressed(ctx, Detector.HANG)
         ctx.emit(fx.Page, f"{incident.reason}; {decision}", incident=incident.id)

@@ -1,4 +1,4 @@
-"""How effects went, and what is done when they fail or are not answered in time."""
+"""Handles the results of effects: done, failed, refused, or not answered in time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _RETRY_LIMIT_S: Final = 60.0
 
 
 def on_done(ctx: StepContext, event: EffectDone) -> None:
-    """Go on with what waited for the effect."""
+    """Continue what waited for the effect."""
     record = ctx.record
     pending = record.pending.pop(event.effect_id, None)
     if pending is None:
@@ -37,7 +37,7 @@ def on_done(ctx: StepContext, event: EffectDone) -> None:
 
 
 def _on_killed(ctx: StepContext, unreaped: object) -> None:
-    """Go on without the nodes whose ranks could not be reaped; the last of them may end the wait itself."""
+    """Abandon the nodes whose ranks could not be reaped, then continue unless that already did."""
     for name in unreaped if isinstance(unreaped, list) else ():
         abandon_node(ctx, str(name))
     if ctx.record.state is JobState.STOPPING:
@@ -45,7 +45,7 @@ def _on_killed(ctx: StepContext, unreaped: object) -> None:
 
 
 def on_failed(ctx: StepContext, event: EffectFailed) -> None:
-    """A launch that could not be carried out is a fault of the nodes named; others have a way round."""
+    """Respond to an effect that failed: a failed Launch is a fault of the nodes that it names."""
     pending = ctx.record.pending.pop(event.effect_id, None)
     if pending is None:
         return
@@ -65,7 +65,7 @@ def on_failed(ctx: StepContext, event: EffectFailed) -> None:
 
 
 def _not_probed(ctx: StepContext, effect_id: str, pending: Pending, reason: str) -> None:
-    """Nobody could tell: unknown is not healthy, but it convicts nobody either."""
+    """Treat a probe that failed as one that could not tell: it neither clears nor convicts the node."""
     stragglers.on_probe(ctx, ProbeResult(effect_id, str(pending.data.get("node", "")), None, reason))
 
 
@@ -76,7 +76,7 @@ def _launch_failed(ctx: StepContext, event: EffectFailed) -> None:
 
 
 def on_refused(ctx: StepContext, event: FleetRefused) -> None:
-    """The fleet cannot or will not."""
+    """The fleet cannot, or will not, do what an effect asks."""
     pending = ctx.record.pending.pop(event.effect_id, None)
     if pending is None:
         return
@@ -91,7 +91,7 @@ def on_refused(ctx: StepContext, event: FleetRefused) -> None:
 
 
 def _not_acquired(ctx: StepContext, pending: Pending, reason: str) -> None:
-    """Back off and ask again; give up only when the job has waited in vain too often."""
+    """Ask again after a back-off; fail the job after `acquire_tries` refusals while it waits for nodes."""
     record = ctx.record
     count = pending.data.get("count", 0)
     record.outstanding = max(0, record.outstanding - (count if isinstance(count, int) else 0))
@@ -118,7 +118,7 @@ def _not_restarted(ctx: StepContext, pending: Pending, reason: str) -> None:
 
 
 def on_acquired_overdue(ctx: StepContext) -> None:
-    """Nodes that were promised did not come."""
+    """Nodes that the fleet promised did not join in time."""
     for effect_id, pending in list(ctx.record.pending.items()):
         if pending.kind == "Acquire":
             del ctx.record.pending[effect_id]
@@ -127,7 +127,7 @@ def on_acquired_overdue(ctx: StepContext) -> None:
 
 
 def on_startup_overdue(ctx: StepContext) -> None:
-    """No first step in time; a node is named only if it alone is late."""
+    """No first step in time: a fault of the node that alone is late, or of no node."""
     live, record = ctx.live, ctx.record
     record.clock.forget_launches()
     late = [node for node in record.assignment if node not in live.milestones.first_step]
@@ -138,7 +138,7 @@ def on_startup_overdue(ctx: StepContext) -> None:
 
 
 def reassemble(ctx: StepContext) -> None:
-    """Time to look again for the nodes that are missing."""
+    """Look again for the nodes that are missing."""
     if ctx.record.state is JobState.ASSEMBLING:
         assemble(ctx)
     else:

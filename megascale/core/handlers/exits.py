@@ -1,4 +1,4 @@
-"""What an ended rank process means."""
+"""Handles exits of rank processes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _ECHO_TYPES: Final = frozenset(
 
 
 def on_exited(ctx: StepContext, event: RankExited) -> None:
-    """Count good ends; take the first bad one as the fault and later ones as its echoes."""
+    """Count ranks that completed or saved; the first other exit is a fault, later ones its consequences."""
     record = ctx.record
     if event.attempt != record.attempt or ctx.node(event.node, event.incarnation) is None:
         return
@@ -48,7 +48,7 @@ def on_exited(ctx: StepContext, event: RankExited) -> None:
 
 
 def _left(ctx: StepContext, rank: int, exit_code: int) -> None:
-    """A good end; the others have to follow."""
+    """A rank completed, or saved and left; the others have to follow within `startup_s`."""
     record, exits = ctx.record, ctx.live.exits
     if not exits:
         ctx.clear_deadline(Timer.HANG)
@@ -68,7 +68,10 @@ def _left(ctx: StepContext, rank: int, exit_code: int) -> None:
 
 
 def _left_unasked(ctx: StepContext) -> None:
-    """Ranks saved and left on their own, as orphans do; doing so without having worked is a fault."""
+    """Ranks saved and left although nobody asked, as after losing their agent: relaunch.
+
+    Leaving without having completed a step is a fault.
+    """
     resumed = ctx.record.lineage.get(ctx.record.attempt)
     reason = "ranks saved and left without being asked"
     if ctx.live.step > (resumed.step if resumed else 0):
@@ -78,7 +81,7 @@ def _left_unasked(ctx: StepContext) -> None:
 
 
 def on_leaving_overdue(ctx: StepContext) -> None:
-    """Some ranks ended well long ago, others never did."""
+    """Some ranks completed or left long ago, the others did not follow."""
     ended = len(ctx.live.exits)
     reason = (
         f"{ended} of {ctx.record.ranks} ranks ended, the others did not within {ctx.policy.startup_s:g} s"
@@ -98,13 +101,13 @@ def _maybe_reattribute(ctx: StepContext, event: RankExited) -> None:
 
 
 def _damaged(event: RankExited) -> tuple[Commit, ...] | None:
-    """The commit that the rank found damaged; None = it did not say which."""
+    """The commit that the rank found damaged; None when its exit report does not name it."""
     step, attempt = event.error_detail.get("step"), event.error_detail.get("attempt")
     return (Commit(step, attempt),) if isinstance(step, int) and isinstance(attempt, int) else None
 
 
 def fault_of(event: RankExited, rules: RuleSet) -> Fault:
-    """Name the cause of a bad end from its signal, its exit report and what the log rules say of it."""
+    """The fault behind an exit, from its signal, its exit report and the log rules."""
     where = f"rank {event.rank} on {event.node}"
     text = (event.error_message or (event.tail[-1] if event.tail else "")).strip()
     verdict = _verdict(event, rules)
@@ -146,7 +149,7 @@ def _verdict(event: RankExited, rules: RuleSet) -> Verdict:
 
 
 def _is_echo(event: RankExited, text: str, verdict: Verdict) -> bool:
-    """Whether the rank may only have lost its peers; watchdogs abort, and their log says so."""
+    """Whether the rank may only have lost its peers; a watchdog aborts, and says so in the log."""
     if event.signal is not None:
         return event.signal == signal.SIGABRT and verdict.scope == "consequence"
     if event.error_type == "CheckpointCorruptError":

@@ -1,4 +1,4 @@
-"""Hardware events and log lines: some act at once, some when they recur, others explain exits."""
+"""Handles hardware events and matched log lines: some act at once or when they recur, some explain exits."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _ALERTS: Final = {
 
 
 def on_log(ctx: StepContext, event: LogMatch) -> None:
-    """A line of a rank's log, or of the kernel log (attempt 0)."""
+    """A matched line of a rank's log, or of the kernel log (attempt 0)."""
     if event.attempt in (0, ctx.record.attempt):
         at = event.at or ctx.now
         match = _match(
@@ -43,7 +43,7 @@ def on_log(ctx: StepContext, event: LogMatch) -> None:
 
 
 def on_hardware(ctx: StepContext, event: HardwareEvent) -> None:
-    """A device event, judged by the agent's rules or else by sign, code and text."""
+    """A device event, judged by the agent's rules, else by its sign, code and text."""
     if event.sign == "drain":
         node_changes.on_drain_notice(ctx, event.node, event.text or "its owner announced it")
     else:
@@ -51,7 +51,7 @@ def on_hardware(ctx: StepContext, event: HardwareEvent) -> None:
 
 
 def match_of(event: HardwareEvent, now: float, rules: RuleSet) -> RuleMatch:
-    """The event as a hit of the rules table."""
+    """The event as a match of a log rule."""
     at, text = event.at or now, event.text or f"{event.sign} {event.code or ''}".strip()
     if event.action:
         rule = event.rule or event.sign
@@ -74,7 +74,7 @@ def _match(at: float, node: str, rule: str, *, category: str, action: str, line:
 
 
 def _take(ctx: StepContext, match: RuleMatch) -> None:
-    """Remember the signal and act if, with those around it, it is enough."""
+    """Keep the match, and act if it and those around it are enough."""
     live = ctx.live
     if match.node not in live.nodes or (match.action == "none" and match.rule != _ROW_REMAP):
         return
@@ -109,14 +109,14 @@ def _note(ctx: StepContext, found: HardwareIncident) -> None:
 
 
 def _note_more(ctx: StepContext, match: RuleMatch) -> None:
-    """A node that is out already goes on telling why."""
+    """Add what an excluded node still reports to the incident that excluded it."""
     incident = ctx.record.incident
     if incident and incident.node == match.node:
         incident.add_evidence(match.line or match.rule)
 
 
 def _recurring(ctx: StepContext, match: RuleMatch, found: HardwareIncident) -> HardwareIncident:
-    """Network alerts are tolerated, but not again and again (ByteRobust: two in five minutes)."""
+    """Network alerts that recur within `alert_window_s` are a reason to replace the node (ByteRobust)."""
     if found.action != "alert" or match.category != "network":
         return found
     start = ctx.now - ctx.policy.alert_window_s
@@ -131,7 +131,7 @@ def _recurring(ctx: StepContext, match: RuleMatch, found: HardwareIncident) -> H
 
 
 def _explains_open_incident(ctx: StepContext, fault: Fault) -> bool:
-    """Whether the ranks that are being stopped ended because of this."""
+    """Whether `fault` is behind the open incident, whose ranks are being stopped."""
     incident = ctx.record.incident
     if incident is None or ctx.record.state not in (JobState.STOPPING, JobState.ASSEMBLING):
         return False
@@ -142,9 +142,9 @@ def _explains_open_incident(ctx: StepContext, fault: Fault) -> bool:
 
 
 def _sharpens_open_incident(ctx: StepContext, fault: Fault) -> bool:
-    """Whether the recovery under way is from this very fault, by a milder cure than it needs.
+    """Whether the recovery under way is from this fault, by a milder action than it needs.
 
-    A rank dies of a broken device seconds before the node's inspection finds the device.
+    A rank dies of a broken device seconds before the inspection of the node reports the device.
     """
     incident = ctx.record.incident
     if incident is None or ctx.record.state not in (
@@ -161,7 +161,7 @@ def _sharpens_open_incident(ctx: StepContext, fault: Fault) -> bool:
 
 
 def _convict(ctx: StepContext, node: str, fault: Fault) -> None:
-    """A sure sign: the node goes, whether it has failed yet or not."""
+    """Replace or exclude a node whose hardware is certainly at fault, whether its ranks failed yet or not."""
     if ctx.is_shadowed(Detector.HARDWARE):
         note_suppressed(ctx, Detector.HARDWARE, fault, "replace the node")
         return

@@ -1,4 +1,4 @@
-"""Who is there: joins, losses, silence (suspect, probe, verdict)."""
+"""Handles nodes that join, are lost, or fall silent (suspect, probe, verdict)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _PARTITION_PATIENCE: Final = 4.0
 
 
 def on_joined(ctx: StepContext, event: NodeJoined) -> None:
-    """A new agent, or a known one that reconnected."""
+    """A new agent joined, or a known one reconnected."""
     record, live = ctx.record, ctx.live
     known = live.nodes.get(event.node)
     if known is None or known.status is NodeStatus.GONE:
@@ -57,7 +57,7 @@ def on_joined(ctx: StepContext, event: NodeJoined) -> None:
 
 
 def _turn_away(ctx: StepContext, event: NodeJoined) -> None:
-    """An excluded node came back; whatever it was sent for is asked for again, but not at once."""
+    """Release an excluded node that joined again; the node it was to be is asked for again, after a pause."""
     node = Node(event.incarnation, NodeStatus.GONE, ctx.now, dict(event.labels), released=True)
     ctx.live.nodes[event.node] = node
     reason = ctx.record.excluded[event.node].reason or f"{event.node} is not used by this job any more"
@@ -71,7 +71,7 @@ def _lost_its_ranks(ctx: StepContext, event: NodeJoined) -> bool:
 
 
 def on_gone(ctx: StepContext, event: NodeGone) -> None:
-    """The fleet is sure; no probe is needed. A node that dies before its hello is asked for again, later."""
+    """The fleet reports a node gone: lose it without a probe; one that never joined is asked for again."""
     if event.node not in ctx.live.nodes:
         if ctx.record.outstanding:
             ctx.record.outstanding -= 1
@@ -113,7 +113,7 @@ def lose(ctx: StepContext, name: str, fault: Fault) -> None:
 
 
 def abandon_node(ctx: StepContext, name: str) -> None:
-    """A node whose ranks were not reaped in time: it is silent, or stuck in the kernel (design 3)."""
+    """Lose and release a node whose ranks were not reaped in time: silent, or stuck in the kernel."""
     node = ctx.live.nodes.get(name)
     if node is None or node.status is NodeStatus.GONE:
         return
@@ -129,7 +129,7 @@ def abandon_node(ctx: StepContext, name: str) -> None:
 
 
 def _explains(ctx: StepContext, fault: Fault) -> bool:
-    """Whether the ranks that are being stopped or replaced only lost their peer on this node."""
+    """Whether the loss of this node is behind the open incident, whose ranks only lost a peer."""
     incident = ctx.record.incident
     return (
         incident is not None
@@ -141,7 +141,7 @@ def _explains(ctx: StepContext, fault: Fault) -> bool:
 
 
 def heard(ctx: StepContext, name: str, node: Node) -> None:
-    """A heartbeat arrived."""
+    """A heartbeat of the node arrived."""
     node.heard_until = ctx.now
     node.absent = False
     ctx.live.absent.discard(name)
@@ -152,7 +152,7 @@ def heard(ctx: StepContext, name: str, node: Node) -> None:
 
 
 def _back_again(ctx: StepContext, name: str, node: Node) -> None:
-    """A node taken for lost still sends heartbeats: what was decided stands, but it may serve as a spare."""
+    """A node that was taken for lost sends heartbeats: it may serve as a spare unless it was released."""
     if not node.released and (ctx.is_excluded(name) or name in ctx.record.draining):
         node.released = True
         ctx.emit(fx.Release, f"{name} is not used by this job any more", node=name)
@@ -163,14 +163,14 @@ def _back_again(ctx: StepContext, name: str, node: Node) -> None:
 
 
 def _usable_again(ctx: StepContext, node: Node) -> None:
-    """The launch may have waited for just this node."""
+    """Mark the node ready; a job that assembles may have waited for it."""
     node.status = NodeStatus.READY
     if ctx.record.state is JobState.ASSEMBLING:
         assemble(ctx)
 
 
 def heard_all(ctx: StepContext, event: JobReport) -> None:
-    """Beats of the whole job, with a promise until `quiet_until` for all but `absent` nodes."""
+    """A summarised heartbeat of all nodes but `absent` ones, which also holds until `quiet_until`."""
     live = ctx.live
     for name in event.absent:
         node = live.nodes.get(name)
@@ -197,7 +197,7 @@ def check_silence(ctx: StepContext) -> None:
 
 
 def _judge_silence(ctx: StepContext, name: str, node: Node) -> bool:
-    """Whether the node is lost."""
+    """Judge a silent node; returns whether it is lost."""
     last = last_heard(ctx, name)
     silent_s = ctx.now - last
     reason = f"{name} sent no heartbeat for {silent_s:.1f} s"
@@ -218,14 +218,14 @@ def _judge_silence(ctx: StepContext, name: str, node: Node) -> bool:
 
 
 def _wait_out_partition(ctx: StepContext) -> None:
-    """Page, and believe no silence for a few times its bound."""
+    """Page, and take no silent node for lost for a few times the silence bound."""
     wait_s = ctx.policy.silence_s * _PARTITION_PATIENCE
     ctx.live.cut_off_until = ctx.now + wait_s
     ctx.emit(fx.Page, f"most nodes fell silent at once: this driver may be cut off, it waits {wait_s:g} s")
 
 
 def _lose_silent(ctx: StepContext, name: str, node: Node, fault: Fault) -> bool:
-    """Lose it, unless silence is only watched: then it stays a suspect, which is never used."""
+    """Lose the node; in shadow mode of the silence detector mark it UNKNOWN, so that it gets no ranks."""
     if ctx.holds_ranks(name) and ctx.is_shadowed(Detector.SILENCE):
         if node.status is not NodeStatus.UNKNOWN:
             note_suppressed(ctx, Detector.SILENCE, fault, "replace the node")
@@ -236,7 +236,7 @@ def _lose_silent(ctx: StepContext, name: str, node: Node, fault: Fault) -> bool:
 
 
 def _watch(ctx: StepContext, name: str) -> None:
-    """Queue the next look at the node: when it would be suspected or lost if no heartbeat came."""
+    """Queue when the node is judged next: when it would be suspected or lost if no heartbeat came."""
     node = ctx.live.nodes[name]
     last = max(last_heard(ctx, name), 0.0 if node.absent else ctx.live.quiet_until)
     share = _SUSPECT_SHARE if node.status is NodeStatus.READY else 1.0
@@ -245,13 +245,13 @@ def _watch(ctx: StepContext, name: str) -> None:
 
 
 def expect(ctx: StepContext, name: str, heard_until: float) -> None:
-    """A node that should be there but was not heard of in this driver life: unknown, and not for long."""
+    """Expect a node that was not heard of in this driver life: it is UNKNOWN until the silence bound."""
     ctx.live.nodes[name] = Node(None, NodeStatus.UNKNOWN, heard_until)
     _watch(ctx, name)
 
 
 def on_probe(ctx: StepContext, event: ProbeResult) -> None:
-    """A node found dead is lost at once; one found alive waits for its heartbeats until the bound."""
+    """Lose a suspect that the probe found dead; one found alive has until the silence bound."""
     node = ctx.live.nodes.get(event.node)
     if node is None or node.status is not NodeStatus.SUSPECT or event.healthy is not False:
         return

@@ -1,8 +1,8 @@
-"""Wrong numbers: NaN, and jumps of loss or gradient norm that stay (ByteRobust: 5x is anomalous).
+"""Handles wrong numbers: NaN, and jumps of loss or gradient norm that last (ByteRobust: from 5x on).
 
-The first time a machine is suspected: the state is rolled back to before the jump, and a checkpoint that
-was loaded only shortly before is distrusted too. Steps are replayed exactly, so the same jump at the same
-step again comes from code or data, and then a person decides.
+The first time a node is suspected: the job rolls back to before the jump, and distrusts a checkpoint that it
+loaded shortly before. Steps are repeated exactly, so the same jump at the same step comes from code or data,
+and a person is paged.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def _judge(watch: NumericsWatch, rank: RankProgress) -> Anomaly | None:
 
 
 def _kind(anomaly: Anomaly) -> str:
-    """A spike inside the 5x bound may well be the data: it is told, not acted on."""
+    """The kind of anomaly; a spike below 5x may come from the data, so it is recorded and not acted on."""
     if anomaly.kind == "spike" and anomaly.value > JUMP * anomaly.reference:
         return "jump"
     return anomaly.kind
@@ -92,7 +92,7 @@ def _act(ctx: StepContext, watch: NumericsWatch) -> None:
 
 
 def _count_roll_back(ctx: StepContext, replay: tuple[str, ...]) -> None:
-    """Steps are made between them, so no bound on restarts stops roll-backs that come again and again."""
+    """Page the third roll-back within a day: steps are made in between, so no restart budget stops them."""
     record = ctx.record
     record.roll_backs = [at for at in record.roll_backs if at > ctx.now - _DAY_S][-_TOO_OFTEN:]
     record.roll_backs.append(ctx.now)
@@ -104,7 +104,7 @@ def _count_roll_back(ctx: StepContext, replay: tuple[str, ...]) -> None:
 
 
 def on_checked(ctx: StepContext, convicted: Json) -> None:
-    """The nodes have answered: those that compute wrong numbers are taken out, then ranks run again."""
+    """Exclude the nodes that the check convicted, then launch the ranks again."""
     incident, found = ctx.record.incident, convicted if isinstance(convicted, dict) else {}
     node_checks.end(ctx)
     if ctx.record.state is not JobState.ASSEMBLING or incident is None:
@@ -133,12 +133,12 @@ def on_checked(ctx: StepContext, convicted: Json) -> None:
 
 
 def on_check_overdue(ctx: StepContext) -> None:
-    """Some nodes did not answer: unknown convicts nobody."""
+    """Some nodes did not answer the check: they are not convicted."""
     on_checked(ctx, {})
 
 
 def _how_to_find_the_node(ctx: StepContext) -> tuple[str, ...]:
-    """Twice at the same step: code, data, or always the same node; only a replay in two phases can tell."""
+    """How a person finds the node by a replay in two phases; () where the layout allows none."""
     nodes, model_nodes = ctx.record.assignment, ctx.policy.model_nodes
     if len(nodes) <= model_nodes or len(nodes) % model_nodes:
         return ()

@@ -1,4 +1,4 @@
-"""What running ranks report: milestones of a launch, steps, saves, and the end of an incident."""
+"""Handles what running ranks report: milestones of a launch, steps, saves, and the end of an incident."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SNAPSHOTS_KEPT: Final = 2
 
 
 def on_report(ctx: StepContext, event: NodeReport) -> None:
-    """A heartbeat counts if its incarnation is current, the rank records in it if their attempt is."""
+    """Take a heartbeat of the current incarnation, and the rank records of the current attempt in it."""
     node = ctx.node(event.node, event.incarnation)
     if node is None:
         return
@@ -40,7 +40,7 @@ def on_report(ctx: StepContext, event: NodeReport) -> None:
 
 
 def on_job_report(ctx: StepContext, event: JobReport) -> None:
-    """The same for a whole round of heartbeats at once."""
+    """Take a summarised round of heartbeats."""
     if event.attempt != ctx.record.attempt:
         return
     heard_all(ctx, event)
@@ -54,7 +54,7 @@ def on_job_report(ctx: StepContext, event: JobReport) -> None:
 
 
 def _note_milestones_of_all(ctx: StepContext, event: JobReport) -> None:
-    """The same for every node that the report speaks for: sets at once, a job has thousands of nodes."""
+    """Note the milestones of all nodes that the report covers, as sets: there may be thousands."""
     passed, rank = ctx.live.milestones, event.progress
     nodes = set(ctx.record.assignment).difference(event.absent)
     if rank.groups_at:
@@ -105,7 +105,7 @@ def _all_stepped(ctx: StepContext) -> None:
 
 
 def begin_running(ctx: StepContext) -> None:
-    """The launch is over: from now on time is productive."""
+    """End the launch: from now on time is productive."""
     ctx.record.state = JobState.RUNNING
     ctx.clear_deadline(Timer.STARTUP)
     ctx.record.ledger.switch(GoodputPhase.PRODUCTIVE, ctx.now)
@@ -114,14 +114,14 @@ def begin_running(ctx: StepContext) -> None:
 
 
 def begin_unwatched(ctx: StepContext) -> None:
-    """A script counts as running once its ranks are started, and as recovered if it never told a step."""
+    """A plain script runs once its ranks are started, and has recovered then if it reports no steps."""
     begin_running(ctx)
     if ctx.record.best_step == 0:
         close_incident(ctx, "recovered")
 
 
 def _note_stall(ctx: StepContext, rank: RankProgress) -> None:
-    """Time the slowest rank was blocked is checkpoint stall, not progress; saves alone set their cadence."""
+    """Move the time that the slowest rank was blocked to checkpoint stall; snapshots set no cadence."""
     live = ctx.live
     grown = rank.stall_seconds - live.stall_s
     if grown <= 0:
@@ -164,7 +164,7 @@ def _note_step(ctx: StepContext, node: str | None, rank: RankProgress) -> None:
 
 
 def _watch_throughput(ctx: StepContext, rank: RankProgress) -> None:
-    """Page when steps get slower than the job has held: restarting does not cure code (MegaScale 6.3)."""
+    """Page when the job gets slower than it has been: restarting does not cure code."""
     if ctx.record.state is not JobState.RUNNING or rank.step_seconds <= 0:
         return
     anomaly = ctx.live.speed.observe(rank.step, 1.0 / rank.step_seconds)
@@ -177,13 +177,13 @@ def _watch_throughput(ctx: StepContext, rank: RankProgress) -> None:
 
 
 def _seen_between(ctx: StepContext, at: float) -> float:
-    """When a step was completed, by a clock that may be wrong: not before the report that lacked it."""
+    """When a step was completed: the rank's clock may be off, but it was after the report that lacked it."""
     since = max(ctx.live.reported_at, ctx.live.progress_at)
     return min(max(at or ctx.now, since), ctx.now)
 
 
 def _note_pace(ctx: StepContext) -> None:
-    """Remember the productive time at this step: a checkpoint of it is committed only later."""
+    """Keep the productive time at this step, for the commit of it that comes later."""
     ledger = ctx.record.ledger
     ledger.charge(ctx.now)
     ctx.live.pace.append((ctx.live.step, ledger.productive_s()))
@@ -191,7 +191,7 @@ def _note_pace(ctx: StepContext) -> None:
 
 
 def _stall_over(ctx: StepContext) -> None:
-    """A suspected hang went away by itself."""
+    """A step was completed: the suspected hang is over."""
     record = ctx.record
     if record.state is not JobState.DIAGNOSING:
         return
@@ -200,13 +200,13 @@ def _stall_over(ctx: StepContext) -> None:
     record.ledger.switch(GoodputPhase.PRODUCTIVE, ctx.now)
     if record.incident:
         record.incident.action = Action.NONE
-        # in shadow mode it tells what would have been done
+        # in shadow mode the decision says what would have been done
         record.incident.decision = record.incident.decision or "steps went on before anything was done"
         close_incident(ctx, "recovered by itself")
 
 
 def _maybe_back_to_speed(ctx: StepContext, rank: RankProgress) -> None:
-    """The incident ends when lost steps are regained and the step time is normal again."""
+    """Close the incident when lost steps are regained and the step time is normal again."""
     incident, normal = ctx.record.incident, ctx.record.clock.step_s()
     if incident is None or ctx.record.state is not JobState.RUNNING:
         return
@@ -216,7 +216,7 @@ def _maybe_back_to_speed(ctx: StepContext, rank: RankProgress) -> None:
 
 
 def _arm_hang(ctx: StepContext) -> None:
-    """A stall is suspected when the learnt bound of the phase passes without a step."""
+    """Arm the HANG timer for when the learnt bound of the phases has passed without a step."""
     if ctx.record.state is not JobState.RUNNING or ctx.live.exits:
         return
     policy, live = ctx.policy, ctx.live
@@ -233,7 +233,7 @@ def _arm_hang(ctx: StepContext) -> None:
 
 
 def on_commit(ctx: StepContext, event: CommitDone) -> None:
-    """A checkpoint is readable; whether it counts is decided by the lineage when it is needed."""
+    """A checkpoint is committed; keep it, and the productive time that it holds."""
     record, ledger = ctx.record, ctx.record.ledger
     if not remember_commit(ctx, Commit(event.step, event.attempt)) or event.attempt != record.attempt:
         return

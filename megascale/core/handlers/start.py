@@ -1,4 +1,4 @@
-"""The first event of a driver's life: pending effects again, nodes unknown until they report."""
+"""Handles the first event of a driver life: issues pending effects again, expects known nodes to report."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _WAITS_FOR_NODES: Final = (
 
 
 def on_driver_started(ctx: StepContext, event: DriverStarted) -> None:
-    """Take over from the record: nothing that passed while no driver was there is held against anyone."""
+    """Take over from the record; time that passed without a driver counts against no node and no timer."""
     record, live, policy = ctx.record, ctx.live, ctx.policy
     succeeds = record.ledger.started_at > 0
     record.term = event.term
@@ -72,7 +72,7 @@ def on_driver_started(ctx: StepContext, event: DriverStarted) -> None:
 
 
 def _slack(ctx: StepContext, timer: Timer) -> float:
-    """What the answer is allowed to take when asked again."""
+    """Seconds that the answer may take when the effect is issued again."""
     policy = ctx.policy
     known = {
         Timer.KILL: policy.kill_s,

@@ -1,4 +1,4 @@
-"""Slow nodes: compared with stage peers over k of n windows, then probed, then replaced (design 4)."""
+"""Handles slow nodes: compared with their stage peers over k of n windows, then probed, then replaced."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def on_segments(ctx: StepContext, event: SegmentTimes) -> None:
-    """Feed the detector; have every node it suspects probed."""
+    """Feed the detector, and probe every node that it suspects."""
     record, live = ctx.record, ctx.live
     if event.attempt != record.attempt or record.state is not JobState.RUNNING:
         return
@@ -62,7 +62,7 @@ def _suspect(ctx: StepContext, suspicion: Suspicion) -> None:
 
 
 def on_probe(ctx: StepContext, event: ProbeResult) -> None:
-    """The verdict: only a probe that failed convicts; one that could not tell is for a person."""
+    """Replace the node if the probe confirmed that it is slow; page if the probe could not tell."""
     suspicion = ctx.live.probes.pop(event.effect_id, None)
     if suspicion is None or not ctx.holds_ranks(suspicion.node):
         return
@@ -77,8 +77,8 @@ def on_probe(ctx: StepContext, event: ProbeResult) -> None:
         return
     elif bound := exclusion_bound(ctx):
         incident = note_aside(ctx, fault, Action.NONE, bound)
-        words = f"{suspicion.node} is slow but not replaced: {bound}"
-        notify_refusal(ctx, suspicion.node, words, incident)
+        reason = f"{suspicion.node} is slow but not replaced: {bound}"
+        notify_refusal(ctx, suspicion.node, reason, incident)
     elif ctx.record.state is JobState.RUNNING and idle_nodes(ctx):
         swap_out(ctx, fault, "slower than its peers, and the probe confirmed it")
     else:

@@ -29,7 +29,7 @@ class Suspicion:
 
     Attributes:
         slowdown: fraction; since_step: first step of the first window that showed it.
-        reason: in words, with the numbers.
+        reason: a sentence with the numbers.
     """
 
     node: str

@@ -20,7 +20,7 @@ class Anomaly:
     """A value out of line.
 
     Attributes:
-        kind: not_a_number, spike or decay; reason: in words, with the numbers.
+        kind: not_a_number, spike or decay; reason: a sentence with the numbers.
     """
 
     kind: Literal["not_a_number", "spike", "decay"]

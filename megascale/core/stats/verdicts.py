@@ -18,7 +18,7 @@ class StragglerVerdict:
         slowdown: fraction of time lost against normal: 0.1 = 10% slower.
         since_step: first step that shows it.
         confidence: 0-1.
-        reason: in words, with the numbers.
+        reason: a sentence with the numbers.
     """
 
     kind: Kind

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from megascale.core.api import Milestone
 from megascale_operator.plugin.job_view import JobView
 
 _MAX_INCIDENTS: Final = 5
 _MILESTONES: Final = (
-    ("detected", "detect"),
-    ("decided", "decide"),
-    ("stopped", "stop"),
-    ("launched", "launch"),
-    ("groups", "groups"),
-    ("loaded", "load"),
-    ("firstStep", "first step"),
-    ("backToSpeed", "back to speed"),
+    (Milestone.DETECTED, "detect"),
+    (Milestone.DECIDED, "decide"),
+    (Milestone.STOPPED, "stop"),
+    (Milestone.LAUNCHED, "launch"),
+    (Milestone.GROUPS, "groups"),
+    (Milestone.LOADED, "load"),
+    (Milestone.FIRST_STEP, "first step"),
+    (Milestone.BACK_TO_SPEED, "back to speed"),
 )
 
 
@@ -48,7 +49,7 @@ def status_lines(view: JobView) -> list[str]:
 
 
 def _short(incident: Any) -> str:  # noqa: ANN401 - an Incident
-    action = incident.action.replace("_", " ") or "open"
+    action = (incident.action or "open").replace("_", " ")
     return f"{incident.id:<6} {incident.reason} -> {action}: {incident.outcome or 'still open'}"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from megascale.core.api import FinishState
 from megascale_operator.kube.clock import stamp
 from megascale_operator.kube.resources import Obj
 from megascale_operator.reconcile.job import Job
@@ -55,8 +56,8 @@ def conditions_of(
         _running(job, phase, now),
         _recovering(job, phase),
         _suspended(job, phase),
-        _ended("Complete", end, end is not None and end.state == "completed"),
-        _ended("Failed", end, end is not None and end.state != "completed"),
+        _ended("Complete", end, end is not None and end.state == FinishState.COMPLETED),
+        _ended("Failed", end, end is not None and end.state != FinishState.COMPLETED),
     ]
 
 
@@ -133,7 +134,7 @@ def state_of(job: Job, phase: str, conditions: list[Condition]) -> str:
         return "Suspending"
     for kind, word in by_condition:
         if kind in holding:
-            return "Stopped" if word == "Failed" and job.final_state == "stopped" else word
+            return "Stopped" if word == "Failed" and job.final_state == FinishState.STOPPED else word
     unknown = any(one.type == "Running" and one.status == "Unknown" for one in conditions)
     return "Unknown" if unknown else "Starting" if "SlotsReady" in holding else "Pending"
 

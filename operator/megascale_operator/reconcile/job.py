@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
+from megascale.core.api import FinishState
 from megascale.driver.policy import spare_nodes
 from megascale.job.api import JobSpec, TrainingJob
 from megascale_operator.kube.clock import unix_s
 from megascale_operator.kube.resources import TRAINING_JOBS, Obj
 from megascale_operator.reconcile import names
 
-FINAL_STATES: Final = ("completed", "failed", "stopped")
+FINAL_STATES: Final = tuple(FinishState)
 _MAX_REQUESTS: Final = 64
 """Entries read of each list in `status.driver.requests` (docs/kubernetes.md, "Slot requests")."""
 _EXTRA_SLOTS: Final = 64

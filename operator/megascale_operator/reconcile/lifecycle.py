@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Final, Literal
 
+from megascale.core.api import Command, FinishState
 from megascale_operator.kube.clock import stamp, unix_s
 from megascale_operator.kube.resources import PODS, TRAINING_JOBS, Obj
 from megascale_operator.reconcile import names
@@ -21,8 +22,12 @@ _PODS_GONE_S: Final = 180.0
 """After the save, how long to wait for the pods to go before the finalizer is removed. The garbage collector
 deletes the remaining pods by their owner references."""
 _STOP_COMMAND: Final = {
-    "id": "deadline", "command": "stop", "node": "", "reason": "activeDeadlineSeconds", "by": names.OPERATOR,
-}  # fmt: skip
+    "id": "deadline",
+    "command": Command.STOP,
+    "node": "",
+    "reason": "activeDeadlineSeconds",
+    "by": names.OPERATOR,
+}
 
 
 def phase_of(job: Job, pods: tuple[PodRecord, ...], now: float) -> Phase:
@@ -45,17 +50,17 @@ def end_of(job: Job, now: float) -> End | None:
     for kind in ("Complete", "Failed"):
         if job.holds(kind):
             condition = job.condition(kind)
-            state = "completed" if kind == "Complete" else "failed"
+            state = FinishState.COMPLETED if kind == "Complete" else FinishState.FAILED
             return End(state, condition["reason"], condition.get("message", ""))
     overdue = overdue_s(job, now)
     limit_s = job.spec.active_deadline_seconds
     expired = f"not complete {limit_s} s after its start (activeDeadlineSeconds)"
-    if job.final_state == "completed":
-        return End("completed", "Completed", str(job.driver.get("reason") or "all steps are done"))
+    if job.final_state == FinishState.COMPLETED:
+        return End(FinishState.COMPLETED, "Completed", str(job.driver.get("reason") or "all steps are done"))
     if overdue is not None and (overdue >= job.spec.deletion_save_seconds or job.final_state):
-        return End("failed", "DeadlineExceeded", expired)
+        return End(FinishState.FAILED, "DeadlineExceeded", expired)
     if job.final_state in FINAL_STATES:
-        reason = "Stopped" if job.final_state == "stopped" else "JobFailed"
+        reason = "Stopped" if job.final_state == FinishState.STOPPED else "JobFailed"
         return End(job.final_state, reason, str(job.driver.get("reason") or job.final_state))
     return None
 

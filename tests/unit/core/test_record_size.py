@@ -1,4 +1,4 @@
-"""The job record stays within 64 KiB (contracts 7) at 1,536 nodes with long names, whatever happened."""
+"""The job record stays within 64 KiB at 1,536 nodes with long names, whatever happened."""
 
 from __future__ import annotations
 

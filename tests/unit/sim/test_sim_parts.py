@@ -72,7 +72,7 @@ def test_beats_get_lost_doubled_and_overtaken_but_streams_keep_their_order() -> 
     assert heartbeats != sorted(heartbeats)
     seen.clear()
     for number in range(200):
-        network.tell(machine, NodeReport("node-0", "stream", number))
+        network.send(machine, NodeReport("node-0", "stream", number))
     while queue.run_next(2000.0):
         pass
     told = [event.attempt for event in seen if isinstance(event, NodeReport)]
@@ -83,7 +83,7 @@ def test_beats_get_lost_doubled_and_overtaken_but_streams_keep_their_order() -> 
 def test_nothing_passes_a_broken_link() -> None:
     queue, network, seen = _network(Loss())
     machine = Machine("node-0", incarnation="x", linked=False)
-    network.tell(machine, NodeReport("node-0", "x"))
+    network.send(machine, NodeReport("node-0", "x"))
     network.command(machine, lambda _: seen.append("command"))
     while queue.run_next(100.0):
         pass
