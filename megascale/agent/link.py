@@ -24,6 +24,7 @@ _BACKOFF_LIMIT_S: Final = 2.0
 _OUTBOX: Final = 1024
 _SLOTS: Final = 20
 _REVISION_S: Final = 30.0
+_REFUSALS: Final = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.INVALID_ARGUMENT)
 
 
 def heartbeat_is_due(sent_at: float, now: float, period_s: float) -> bool:
@@ -123,8 +124,8 @@ class Link:
                 self.disconnected.clear()
                 came_up = await self._converse(call)
             except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-                # The driver went away while it was greeted: the next try finds it or its successor.
-                pass
+                # The stream ended while the driver was greeted; the next try finds it or its successor.
+                await self._note_refusal(call)
             except asyncio.CancelledError:
                 call.cancel()
                 if _is_being_cancelled():
@@ -147,8 +148,8 @@ class Link:
             except FencedError as error:
                 log.warning("%s", error)
                 call.cancel()
-            except grpc.aio.AioRpcError as error:
-                self._note(error)
+            except grpc.aio.AioRpcError:
+                await self._note_refusal(call)
             finally:
                 writer.cancel()
         return heard
@@ -165,12 +166,14 @@ class Link:
         self._highest_term = message.term
         await self._handle_command(message)
 
-    def _note(self, error: grpc.aio.AioRpcError) -> None:
-        """Why the driver does not want this agent, said once."""
-        refused = error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.INVALID_ARGUMENT)
-        if refused and error.details() != self._refusal:
-            self._refusal = str(error.details())
-            log.warning("the driver refused the stream: %s", self._refusal)
+    async def _note_refusal(self, call: grpc.aio.StreamStreamCall) -> None:
+        """Say once why the driver does not want this agent."""
+        if not call.done() or await call.code() not in _REFUSALS:
+            return
+        reason = str(await call.details())
+        if reason != self._refusal:
+            self._refusal = reason
+            log.warning("the driver refused the stream: %s", reason)
 
     async def _write(self, call: grpc.aio.StreamStreamCall) -> None:
         """Send what is queued until the stream ends; its reader hears of the end as well."""
