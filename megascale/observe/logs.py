@@ -1,4 +1,4 @@
-"""What drivers, agents and node checks say about themselves, through `logging`.
+"""What drivers, agents, node checks and the operator say about themselves, through `logging`.
 
 Every line carries the process's component, job, attempt, rank and node: as words before the message on a
 workstation, as fields of one JSON object per line on a cluster.
@@ -28,7 +28,7 @@ class LogContext:
     A call gives its own with `extra`, as in `log.warning(..., extra={"rank": 3})`.
 
     Attributes:
-        component: driver, agent or diagnose.
+        component: driver, agent, diagnose or operator.
     """
 
     component: str

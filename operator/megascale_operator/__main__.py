@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from megascale.errors import MegascaleError
+from megascale.observe.logs import LogContext, configure_logs
 from megascale_operator.main import Options, serve
 from megascale_operator.probes import ANY
 from megascale_operator.quarantine.breaker import Limits
@@ -17,6 +18,8 @@ from megascale_operator.reconcile.defaults import DetectionDefaults
 from megascale_operator.reconcile.mark import MODES
 from megascale_operator.reconcile.observed import Settings
 from megascale_operator.reconcile.storage import CheckpointRoot
+
+log = logging.getLogger(__name__)
 
 _EPILOG: Final = """examples:
   python -m megascale_operator --namespace megascale-system --mode Observe --image IMAGE
@@ -77,13 +80,12 @@ def _parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Run the operator; return its exit code."""
     given = _parser().parse_args()
-    logging.basicConfig(
-        level=given.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
+    level: int = getattr(logging, given.log_level)
+    configure_logs(LogContext("operator"), as_json=given.kubeconfig is None, level=level)
     try:
         return _run(given)
     except MegascaleError as error:
-        sys.stderr.write(f"megascale operator: {error}\n")
+        log.error("%s", error)
         return error.exit_code
     except KeyboardInterrupt:
         return 130

@@ -87,13 +87,20 @@ class Workers(Generic[Key]):
         if isinstance(error, NotLeaderError):
             return
         self._metrics.reconcile_errors.labels(self.name).inc()
-        delay_s = self._queue.failed(key)
+        delay_s, what, fields = self._queue.failed(key), (self.name, key), _log_fields(self.name, key)
         if isinstance(error, ConflictError):
-            log.info("%s %s: write conflict, retry in %.1f s: %s", self.name, key, delay_s, error)
+            log.info("%s %s: write conflict, retry in %.1f s: %s", *what, delay_s, error, extra=fields)
         elif isinstance(error, MegascaleError):
-            log.warning("%s %s: %s; retry in %.1f s", self.name, key, error, delay_s)
+            log.warning("%s %s: %s; retry in %.1f s", *what, error, delay_s, extra=fields)
         else:
-            log.error("%s %s: retry in %.1f s", self.name, key, delay_s, exc_info=error)
+            log.error("%s %s: retry in %.1f s", *what, delay_s, exc_info=error, extra=fields)
+
+
+def _log_fields(queue: str, key: Hashable) -> dict[str, str]:
+    """The fields of a log line about a key: `job` as namespace/name, or `node`; none for other queues."""
+    if queue == "jobs" and isinstance(key, tuple):
+        return {"job": "/".join(key)}
+    return {"node": str(key)} if queue == "nodes" else {}
 
 
 def _consume_exception(task: asyncio.Future[float | None]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+from collections.abc import Hashable
 
 import pytest
 from megascale_operator.kube.clock import Clock
@@ -13,6 +14,8 @@ from megascale_operator.kube.queue import KeyedQueue
 from megascale_operator.metrics import Metrics
 from megascale_operator.workers import STUCK_S, Workers
 from virtual_time import VirtualLoop, run_virtual
+
+from megascale.errors import MegascaleError
 
 
 def test_an_unexpected_error_is_logged_and_the_key_retried(caplog: pytest.LogCaptureFixture) -> None:
@@ -43,6 +46,29 @@ def test_an_unexpected_error_is_logged_and_the_key_retried(caplog: pytest.LogCap
     with caplog.at_level(logging.ERROR):
         run_virtual(main)
     assert "KeyError" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("queue", "key", "field", "name"),
+    [("jobs", ("ml", "q"), "job", "ml/q"), ("nodes", "n1", "node", "n1"), ("checks", "rack-7", "job", None)],
+)
+def test_log_lines_name_the_object_in_a_field(
+    caplog: pytest.LogCaptureFixture, queue: str, key: Hashable, field: str, name: str | None
+) -> None:
+    async def fail(_: Hashable) -> float | None:
+        raise MegascaleError("no quota")
+
+    async def main(loop: VirtualLoop) -> None:
+        keys: KeyedQueue[Hashable] = KeyedQueue(loop.time, seed=1)
+        running = asyncio.create_task(Workers(queue, keys, fail, Clock(loop.time), Metrics()).run())
+        keys.add(key)
+        await asyncio.sleep(0.1)
+        running.cancel()
+
+    run_virtual(main)
+    first = caplog.records[0]
+    assert (first.levelname, getattr(first, field, None)) == ("WARNING", name)
+    assert "no quota" in first.getMessage()
 
 
 def test_losing_leadership_is_not_counted_as_an_error() -> None:
