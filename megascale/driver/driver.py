@@ -306,7 +306,7 @@ class Driver:
             return
         link = self.links.get(event.node)
         node = self.core.live.nodes.get(event.node)
-        incarnation = link.incarnation if link else node.incarnation if node else ""
+        incarnation = link.incarnation if link else node.incarnation if node else None
         self.post(wire.slot_event(event, incarnation))
         self.links.lost(event.node)
 

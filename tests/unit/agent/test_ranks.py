@@ -5,20 +5,25 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
+import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
+from megascale.agent import ranks as module
 from megascale.agent.config import AgentConfig
 from megascale.agent.manifests import Manifests
+from megascale.agent.processes import process_state
 from megascale.agent.ranks import Ranks
 from megascale.agent.zygote_client import Zygote
 from megascale.core.contract.lineage import Commit
 from megascale.engine.context import RankLaunch
 from megascale.errors import UnreachableError
 from megascale.job import TrainingJob, parse_job
-from megascale.observe.rankfile import RankFile
+from megascale.observe.rankfile import Control, Phase, RankFile
 from megascale.observe.rundir import RunDir
 from megascale.rpc import megascale_pb2 as pb
 
@@ -158,3 +163,195 @@ def test_a_launch_whose_manifest_cannot_be_had_starts_nothing(tmp_path: Path) ->
     with pytest.raises(UnreachableError, match="no driver is connected to ask for r1"):
         asyncio.run(ranks.launch(3, ORDER))
     assert (ranks.attempt, ranks.alive, zygote.launches) == (0, [], [])
+
+
+class Stage:
+    """A node whose two ranks are sleeping processes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.run = RunDir(folder / "q")
+        self.told: list[pb.RankExit] = []
+        self.zygote = RecordingZygote()
+        job = parse_job(MEGATRON.replace("ranksPerNode: 1", "ranksPerNode: 2"))
+
+        class Known:
+            async def get(self, _revision: str) -> TrainingJob:
+                return job
+
+        config = AgentConfig.local(self.run.root, "n0")
+        self.ranks = Ranks(config, cast(Any, self.zygote), cast(Any, Known()), self.told.append)
+
+    def file(self, local_rank: int) -> RankFile:
+        return RankFile.open(self.run.rank_file("n0", local_rank))
+
+    async def launch(self, attempt: int = 4) -> None:
+        order = pb.Launch(attempt=attempt, nodes=2, node_rank=1, store_host="127.0.0.1", store_port=1)
+        await self.ranks.launch(3, order)
+
+
+def play(tmp_path: Path, scenario: Callable[[Stage], Awaitable[None]]) -> None:
+    async def main() -> None:
+        stage = Stage(tmp_path)
+        async with asyncio.timeout(30.0):
+            try:
+                await scenario(stage)
+            finally:
+                await stage.ranks.kill(10**6, 10.0)
+
+    asyncio.run(main())
+
+
+def test_a_repeated_launch_changes_nothing_and_a_later_one_replaces_the_ranks(tmp_path: Path) -> None:
+    async def scenario(stage: Stage) -> None:
+        await stage.launch()
+        assert (stage.ranks.alive, stage.ranks.attempt) == ([2, 3], 4)
+        await stage.launch()
+        assert len(stage.zygote.launches) == 2
+        await stage.launch(5)
+        assert len(stage.zygote.launches) == 4
+        assert (stage.ranks.alive, stage.ranks.attempt, stage.told) == ([2, 3], 5, [])
+
+    play(tmp_path, scenario)
+
+
+def test_ranks_of_a_later_attempt_are_not_killed(tmp_path: Path) -> None:
+    async def scenario(stage: Stage) -> None:
+        await stage.launch()
+        assert await stage.ranks.kill(3, 5.0) == []
+        assert stage.ranks.alive == [2, 3]
+        assert await stage.ranks.kill(4, 5.0) == []
+        assert stage.ranks.alive == []
+        await asyncio.wait_for(stage.ranks.ended(), 5.0)
+
+    play(tmp_path, scenario)
+
+
+def test_ranks_are_asked_to_save_and_only_those_of_the_attempt(tmp_path: Path) -> None:
+    async def scenario(stage: Stage) -> None:
+        await stage.launch()
+        stage.ranks.request_save(3, then_stop=True)
+        assert stage.file(0).control == Control.NONE
+        stage.ranks.request_save(4, then_stop=False)
+        assert [stage.file(n).control for n in (0, 1)] == [Control.SAVE] * 2
+        stage.ranks.request_save(4, then_stop=True)
+        assert [stage.file(n).control for n in (0, 1)] == [Control.SAVE_AND_EXIT] * 2
+
+    play(tmp_path, scenario)
+
+
+def test_a_rank_that_ends_by_itself_is_told_with_what_it_left(tmp_path: Path) -> None:
+    async def scenario(stage: Stage) -> None:
+        await stage.launch()
+        stage.file(1).update(step=8)
+        stage.file(1).write_exit_report(DAMAGED)
+        stage.run.rank_log(4, 3).write_text("".join(f"line {n}\n" for n in range(20)))
+        os.kill(stage.ranks.report().ranks[1].pid, signal.SIGTERM)
+        while not stage.told:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        (report,) = stage.told
+        assert (report.rank, report.attempt, report.signal, report.step) == (3, 4, signal.SIGTERM, 8)
+        assert json.loads(report.exit_report) == DAMAGED
+        assert list(report.log_tail) == [f"line {n}" for n in range(12, 20)]
+        assert not report.injected
+        assert abs(report.at - time.time()) < 10.0
+        assert stage.ranks.exits == [report]
+        assert stage.ranks.alive == [2]
+        assert stage.ranks.last_lines(3, 2) == ["line 18", "line 19"]
+        assert stage.ranks.last_lines(9, 2) == []
+
+    play(tmp_path, scenario)
+
+
+def test_a_report_has_the_records_of_all_ranks_in_unix_time(tmp_path: Path) -> None:
+    async def scenario(stage: Stage) -> None:
+        await stage.launch()
+        now = time.monotonic()
+        stage.file(0).update(
+            step=8, phase=Phase.FORWARD, micro_batch=2, tokens=100, loss=2.5, grad_norm=1.5, step_seconds=0.5,
+            stall_seconds=0.25, progress_at=now, groups_at=now - 3.0, loaded_at=now - 2.0,
+            first_step_at=now - 1.0, saved_step=6, saved_attempt=4, flops=4.0, peak_flops=8.0,
+            snapshot_step=8, snapshot_attempt=4, snapshot_seconds=0.125,
+        )  # fmt: skip
+        full, fresh = stage.ranks.report().ranks
+        assert (full.rank, full.step, full.phase, full.micro_batch, full.tokens) == (2, 8, "forward", 2, 100)
+        assert (full.loss, full.grad_norm, full.step_seconds, full.stall_seconds) == (2.5, 1.5, 0.5, 0.25)
+        assert full.progress_at == pytest.approx(time.time(), abs=10.0)
+        assert full.progress_at - full.groups_at == pytest.approx(3.0)
+        assert full.progress_at - full.loaded_at == pytest.approx(2.0)
+        assert full.progress_at - full.first_step_at == pytest.approx(1.0)
+        assert (full.saved_step, full.saved_attempt, full.flops, full.peak_flops) == (6, 4, 4.0, 8.0)
+        assert (full.snapshot_step, full.snapshot_attempt, full.snapshot_seconds) == (8, 4, 0.125)
+        assert (fresh.rank, fresh.step, fresh.phase, fresh.progress_at, fresh.saved_step) == (
+            3,
+            0,
+            "startup",
+            0.0,
+            -1,
+        )
+        assert not fresh.HasField("loss")
+        assert not fresh.HasField("grad_norm")
+
+    play(tmp_path, scenario)
+
+
+def test_evidence_of_a_stopped_rank_has_its_state_and_no_stack(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def stack(pid: int) -> list[str]:
+        return [f"stack of {pid}"]
+
+    monkeypatch.setattr(module, "stack_of", stack)
+
+    async def scenario(stage: Stage) -> None:
+        await stage.launch()
+        pids = [rank.pid for rank in stage.ranks.report().ranks]
+        stage.file(0).update(step=8, phase=Phase.BACKWARD, micro_batch=1, collectives=44)
+        os.kill(pids[1], signal.SIGSTOP)
+        while process_state(pids[1]) != "T":  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        sleeping, stopped = await stage.ranks.evidence()
+        assert (sleeping.rank, sleeping.step, sleeping.phase, sleeping.micro_batch) == (2, 8, "backward", 1)
+        assert (sleeping.collectives, list(sleeping.stack)) == (44, [f"stack of {pids[0]}"])
+        assert (stopped.rank, stopped.process_state, stopped.collectives, list(stopped.stack)) == (
+            3,
+            "T",
+            -1,
+            [],
+        )
+
+    play(tmp_path, scenario)
+
+
+def test_the_store_of_an_attempt_is_served_once(tmp_path: Path) -> None:
+    async def scenario(stage: Stage) -> None:
+        asked: list[str] = []
+
+        async def fork_store(host: str) -> tuple[int, int]:
+            asked.append(host)
+            return os.posix_spawn("/bin/sleep", ["sleep", "60"], os.environ), 100 + len(asked)  # noqa: ASYNC221
+
+        stage.zygote.fork_store = fork_store  # type: ignore[attr-defined]
+        assert [await stage.ranks.host_store(4) for _ in range(2)] == [101, 101]
+        assert await stage.ranks.host_store(5) == 102
+        await stage.ranks.kill(4, 5.0)
+        assert await stage.ranks.host_store(5) == 102
+        await stage.ranks.kill(5, 5.0)
+        assert await stage.ranks.host_store(5) == 103
+        assert asked == ["127.0.0.1"] * 3
+
+    play(tmp_path, scenario)
+
+
+def test_log_lines_that_mean_something_name_their_rank(tmp_path: Path) -> None:
+    async def scenario(stage: Stage) -> None:
+        await stage.launch()
+        stage.run.rank_log(4, 3).write_text(
+            "RuntimeError: CUDA error: an illegal memory access was encountered\n"
+        )
+        (match,) = stage.ranks.log_matches()
+        assert (match.rank, match.attempt, match.category) == (3, 4, "user_code")
+        assert "illegal memory access" in match.line
+        assert abs(match.at - time.time()) < 10.0
+        assert stage.ranks.log_matches() == []
+
+    play(tmp_path, scenario)
