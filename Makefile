@@ -39,7 +39,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Tests that start processes of their own, and are timed by them, come after the others and one by one.
+# Tests that depend on the times of the processes they start come after the others and one by one.
 test: $(TEST_STAMP) lint
 	@ended=0; set -x; \
 	$(BIN)/pytest -m 'not minutes and not proof and not multiprocess' -n 2 --durations=20 || ended=1; \

@@ -45,7 +45,7 @@ _SILENCED: Final = {
     gpt_model.__name__: "GPTModel IS DEPRECATED",
     distributed_data_parallel.__name__: "DistributedDataParallel: full_param_layout not provided",
 }
-"""Warnings of 0.19, as logger and first words of the message; ranks work as before in spite of both."""
+"""Warnings of 0.19, as logger and beginning of the message; neither changes what a rank does."""
 
 
 def silence_warnings() -> None:

@@ -23,8 +23,6 @@ from torch._C._distributed_c10d import TCPStore
 from megascale.checkpoint import CheckpointStore, verify
 from megascale.core.contract.lineage import Commit
 
-pytestmark = pytest.mark.multiprocess
-
 GPT = {"num_layers": 4, "hidden_size": 24, "attention_heads": 4, "kv_heads": 2, "ffn_hidden_size": 40}
 SHAPES: dict[str, dict[str, Any]] = {
     "tied": {**GPT, "window": 8},

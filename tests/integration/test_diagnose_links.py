@@ -1,4 +1,4 @@
-"""Four nodes in network namespaces, real gloo between them; a slow node and a slow link are told apart."""
+"""Four nodes in network namespaces, real gloo between them; a slow node and a slow link are distinguished."""
 
 from __future__ import annotations
 

@@ -14,8 +14,6 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.multiprocess
-
 STEPS = 4
 LR, BETAS, EPS, DECAY = 0.05, (0.9, 0.95), 1e-6, 0.1
 LAYOUTS: dict[str, dict[str, Any]] = {

@@ -13,8 +13,6 @@ from megascale.checkpoint import CheckpointStore
 from megascale.core.contract.lineage import Commit
 from megascale.observe.rankfile import Control
 
-pytestmark = pytest.mark.multiprocess
-
 TOLERANCE = {
     # Data and pipeline parallelism only change the order in which losses and gradients are summed;
     # tensor parallelism also splits the sums inside each layer.

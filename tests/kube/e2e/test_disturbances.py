@@ -284,6 +284,9 @@ def test_an_operator_killed_in_the_middle_of_a_recovery(running: Running) -> Non
     running.full_without(node)
 
 
+# test_driver_on_cluster.py of tests/unit/kube_driver stops and continues a driver that has a successor; the
+# tests above have the operator replace a driver's pod. Here a hung node causes both, which takes a minute.
+@pytest.mark.proof
 def test_two_drivers_alive_and_the_older_one_is_fenced(running: Running) -> None:
     """A driver's node hangs, another driver takes over, the node resumes: the old driver exits."""
     site, job = running.site, running.job

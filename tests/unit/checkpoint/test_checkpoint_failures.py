@@ -93,7 +93,6 @@ def assert_sound(store: CheckpointStore, commits: list[Commit]) -> None:
         assert torch.equal(piece.tensor, big_piece(1).tensor)
 
 
-@pytest.mark.multiprocess
 @pytest.mark.parametrize("point", ["save", "commit"])
 def test_a_save_killed_at_a_point_leaves_earlier_commits(
     store: CheckpointStore, forked: Callable[..., int], point: str
@@ -111,7 +110,6 @@ def test_a_save_killed_at_a_point_leaves_earlier_commits(
     assert (store.storage.root / "step-2/attempt-1").exists()
 
 
-@pytest.mark.multiprocess
 def test_saves_killed_at_random_instants_lose_no_acknowledged_commit(
     tmp_path: Path, forked: Callable[..., int]
 ) -> None:

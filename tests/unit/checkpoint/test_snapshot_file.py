@@ -159,7 +159,6 @@ while True:
 """
 
 
-@pytest.mark.multiprocess
 def test_a_writer_killed_at_any_instant_leaves_only_whole_snapshots(tmp_path: Path) -> None:
     """SIGKILL at random instants: what the slots call whole is whole, and one of the two always is."""
     instants, torn = random.Random(2), 0

@@ -173,7 +173,6 @@ prepare([sys.argv[1]], Path(sys.argv[2]))
 """
 
 
-@pytest.mark.multiprocess
 def test_a_killed_run_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(jsonl(TEXTS))

@@ -59,7 +59,6 @@ def compare(stream: SampleStream, samples: NodeSamples, data_rank: int, steps: r
             assert (samples.documents(first, 2) == stream.documents(first, 2)).all()
 
 
-@pytest.mark.multiprocess
 def test_every_rank_gets_its_samples_at_its_own_pace(stream: SampleStream, tmp_path: Path) -> None:
     process = start(tmp_path, ranks=3, first=41)
     first, second, third = (NodeSamples(BATCH, tmp_path / "p") for _ in range(3))

@@ -207,7 +207,6 @@ module.prepare([sys.argv[1]], Path(sys.argv[2]), force=True, on_progress=die)
 """
 
 
-@pytest.mark.multiprocess
 @pytest.mark.parametrize("death", [1, 3, 4, 5, 6, 7])
 @pytest.mark.parametrize("before", ["nothing there", "replacing"])
 def test_killed_at_any_moment_nothing_looks_complete(
@@ -233,7 +232,6 @@ def _prepare_at_once(start: object, texts: str, prefix: str, results: object) ->
     results.put(module.prepare([texts], Path(prefix)).made)  # type: ignore[attr-defined]
 
 
-@pytest.mark.multiprocess
 def test_of_several_at_once_one_makes_and_the_others_reuse(texts: Path, tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     start, results = context.Barrier(4), context.Queue()

@@ -12,14 +12,14 @@ from megascale.job.presets import PRESETS
 from megascale.model.layout import Layout
 
 
-def run(*words: str) -> str:
-    result = CliRunner().invoke(app, words, catch_exceptions=False)
+def run(*arguments: str) -> str:
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0
     return result.stdout
 
 
-def show(*words: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(run("show", *words, "--json"))
+def show(*arguments: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(run("show", *arguments, "--json"))
     return found
 
 
@@ -41,7 +41,9 @@ def test_the_papers_largest_run() -> None:
 
 
 def test_a_window_lowers_only_the_attended_count() -> None:
-    whole, windowed = (show("gpt-175b", *words)["flopsPerStep"] for words in ([], ["--window", "256"]))
+    whole, windowed = (
+        show("gpt-175b", *arguments)["flopsPerStep"] for arguments in ([], ["--window", "256"])
+    )
     assert windowed["windowAware"] < whole["windowAware"] == whole["causal"] == windowed["causal"]
     assert windowed["square"] == whole["square"] > whole["causal"]
 
@@ -68,7 +70,7 @@ def test_layouts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (("gpt-3",), "PRESET is gpt-3, expected one of tiny"),
         (("tiny", "--layout", "tp=3"), "attentionHeads: 4 is not a multiple of 3"),
@@ -79,6 +81,6 @@ def test_layouts() -> None:
         (("tiny", "--optimizer", "sgd"), "--optimizer is sgd"),
     ],
 )
-def test_wrong_input_is_named(words: tuple[str, ...], message: str) -> None:
+def test_wrong_input_is_named(arguments: tuple[str, ...], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        CliRunner().invoke(app, ["show", *words], catch_exceptions=False)
+        CliRunner().invoke(app, ["show", *arguments], catch_exceptions=False)

@@ -13,7 +13,6 @@ import torch
 
 from megascale.model.symmetric import unsupported
 
-pytestmark = pytest.mark.multiprocess
 SCRIPT = Path(__file__).parents[2] / "support" / "symmetric_numerics.py"
 PINNED = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 

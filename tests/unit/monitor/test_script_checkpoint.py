@@ -26,7 +26,7 @@ class Job:
 
     def launch(self, attempt: int, resume: list[int] | None, keep: int = 3) -> None:
         RankFile.create(self.rank_file, RankRecord(attempt=attempt))
-        told = {
+        order = {
             "job": "job",
             "attempt": attempt,
             "rank": 0,
@@ -36,7 +36,7 @@ class Job:
             "run_dir": str(self.root),
             "spec": {"spec": {"checkpoint": {"keep": keep, "uri": None}}},
         }
-        self.rank_file.with_suffix(".json").write_text(json.dumps(told))
+        self.rank_file.with_suffix(".json").write_text(json.dumps(order))
         monitor.reporter.cache_clear()
 
 
