@@ -151,7 +151,9 @@ ORDERS = [
 ]
 
 
-@pytest.mark.parametrize(("message", "call", "fields"), ORDERS, ids=lambda value: str(value)[:20])
+@pytest.mark.parametrize(
+    ("message", "call", "fields"), ORDERS, ids=["host-store", "launch", "kill", "save-and-stop", "save"]
+)
 def test_an_order_is_carried_out_and_answered(
     tmp_path: Path, message: pb.DriverMessage, call: tuple[Any, ...], fields: dict[str, Any]
 ) -> None:
