@@ -34,7 +34,7 @@ MESSAGE_BYTES: Final = 1 << 20
 _PID: Final = struct.Struct("<q")
 
 
-def main() -> None:
+def main() -> None:  # pragma: no mutate block
     """Serve fork requests until the agent closes its end."""
     die_with_parent()
     connection = socket.socket(fileno=int(sys.argv[1]))
@@ -72,7 +72,7 @@ def unforkable() -> str:
     return ""
 
 
-def _fork_rank(connection: socket.socket, request: dict[str, Any]) -> int:
+def _fork_rank(connection: socket.socket, request: dict[str, Any]) -> int:  # pragma: no mutate block
     def main() -> NoReturn:
         connection.close()
         _rank_main(request)
@@ -80,7 +80,7 @@ def _fork_rank(connection: socket.socket, request: dict[str, Any]) -> int:
     return _fork_adopted(main, request["agentPid"])
 
 
-def _fork_adopted(main: Callable[[], NoReturn], agent_pid: int) -> int:
+def _fork_adopted(main: Callable[[], NoReturn], agent_pid: int) -> int:  # pragma: no mutate block
     """Fork a process that becomes the agent's child and dies with it, run `main` there; returns its pid."""
     pid_read, pid_write = os.pipe()
     go_read, go_write = os.pipe()
@@ -106,7 +106,7 @@ def _fork_adopted(main: Callable[[], NoReturn], agent_pid: int) -> int:
     return int(pid)
 
 
-def _rank_main(request: dict[str, Any]) -> NoReturn:
+def _rank_main(request: dict[str, Any]) -> NoReturn:  # pragma: no mutate block
     launch = launch_from_json(request["launch"])
     _redirect(request["log"])
     network = Network.model_validate(launch.spec["spec"].get("network", {}))
@@ -136,7 +136,7 @@ def _run(launch: RankLaunch, rank_file: RankFile) -> int:
     return code
 
 
-def _redirect(log: str) -> None:
+def _redirect(log: str) -> None:  # pragma: no mutate block
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
@@ -144,7 +144,9 @@ def _redirect(log: str) -> None:
     os.dup2(descriptor, 2)
 
 
-def _fork_store(connection: socket.socket, request: dict[str, Any]) -> dict[str, Any]:
+def _fork_store(
+    connection: socket.socket, request: dict[str, Any]
+) -> dict[str, Any]:  # pragma: no mutate block
     """A process of its own that serves the attempt's key-value store until it is killed."""
     port_read, port_write = os.pipe()
 
@@ -162,7 +164,7 @@ def _fork_store(connection: socket.socket, request: dict[str, Any]) -> dict[str,
     return {"pid": pid, "port": _PID.unpack(raw)[0]}
 
 
-def _store_main(host: str, write_end: int) -> NoReturn:
+def _store_main(host: str, write_end: int) -> NoReturn:  # pragma: no mutate block
     from torch._C._distributed_c10d import TCPStore
 
     store = TCPStore(host, 0, is_master=True, wait_for_workers=False)

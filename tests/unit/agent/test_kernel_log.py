@@ -1,0 +1,141 @@
+"""What a node's kernel log says about its hardware, from a file and from a device that gives records."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from megascale.agent import kernel_log as module
+from megascale.agent.kernel_log import KernelLog
+from megascale.rpc import megascale_pb2 as pb
+
+MEMORY = "EDAC MC1: 1 UE memory read error on CPU_SrcID#1_MC#0_Chan#1_DIMM#0"
+
+
+def xid(number: int, device: int = 0x3B) -> str:
+    return f"NVRM: Xid (PCI:0000:{device:02x}:00): {number}, pid=1, DBE"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "kmsg"
+    path.touch()
+    return path
+
+
+@pytest.fixture
+def log(path: Path) -> Iterator[KernelLog]:
+    log = KernelLog(path)
+    yield log
+    log.close()
+
+
+@pytest.fixture
+def append(path: Path) -> Callable[[str], None]:
+    def write(text: str) -> None:
+        with path.open("a") as handle:
+            handle.write(text)
+
+    return write
+
+
+def test_an_event_says_what_happened_when(log: KernelLog, append: Callable[[str], None]) -> None:
+    append(f"4,1250,98374623,-,caller=T1;{MEMORY}\n")
+    (event,) = log.new_events()
+    assert event.at == pytest.approx(time.time(), abs=10.0)
+    event.ClearField("at")
+    assert event == pb.HardwareEvent(
+        sign="memory", text=MEMORY, rule="machine-check", category="host", action=event.action
+    )
+    assert event.action not in ("", "none")
+    assert log.new_events() == []
+
+
+@pytest.mark.parametrize(
+    ("line", "sign"),
+    [
+        (xid(48), "xid"),
+        ("nvidia-nvlink: NVLink fatal error detected on link 3", "nvlink"),
+        ("NVRM: GPU at PCI:0000:3b:00: HW thermal slowdown: Active", "thermal"),
+        ("blk_update_request: I/O error, dev nvme0n1, sector 1234", "disk"),
+        ("mlx5_core 0000:1b:00.0 eth4: Link down", "nic"),
+    ],
+)
+def test_a_line_is_the_sign_of_a_device(
+    log: KernelLog, append: Callable[[str], None], line: str, sign: str
+) -> None:
+    append(f"3,1,1,-;{line}\n")
+    assert [event.sign for event in log.new_events()] == [sign]
+
+
+def test_half_a_line_waits_for_its_other_half(log: KernelLog, append: Callable[[str], None]) -> None:
+    append(f"4,1,1,-;{xid(79)[:20]}")
+    assert log.new_events() == []
+    append(f"{xid(79)[20:]}\n")
+    assert [event.code for event in log.new_events()] == [79]
+
+
+def test_the_same_line_is_news_again_after_ten_seconds(
+    log: KernelLog, append: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    found = []
+    for now in (100.0, 109.9, 110.0):  # noqa: B007
+        append(f"4,1,1,-;{xid(79)}\n")
+        found.append(len(log.new_events()))
+    assert found == [1, 0, 1]
+
+
+def test_other_devices_and_other_signs_are_news(log: KernelLog, append: Callable[[str], None]) -> None:
+    append(f"4,1,1,-;{xid(79)}\n4,1,1,-;{xid(79, 0x3C)}\n4,1,1,-;{xid(48)}\n")
+    assert [event.code for event in log.new_events()] == [79, 79, 48]
+
+
+def test_a_flood_is_bounded_and_what_comes_after_it_is_heard(
+    log: KernelLog, append: Callable[[str], None]
+) -> None:
+    append("".join(f"4,1,1,-;{xid(48, device)}\n" for device in range(20)))
+    assert len(log.new_events()) == 16
+    append(f"4,1,1,-;{xid(79)}\n")
+    assert [event.code for event in log.new_events()] == [79]
+
+
+def test_a_device_gives_one_record_for_each_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records: list[bytes | type[OSError]] = [
+        f"4,1,1,-;{xid(79)}\n SUBSYSTEM=pci\n".encode(),
+        BrokenPipeError,
+        f"4,2,1,-;{xid(48)}\n".encode(),
+        BlockingIOError,
+        *[f"6,{n},1,-;nothing of interest\n".encode() for n in range(300)],
+        f"4,3,1,-;{xid(74)}\n".encode(),
+        BlockingIOError,
+    ]
+
+    def read(_descriptor: int, _size: int) -> bytes:
+        record = records.pop(0)
+        if isinstance(record, bytes):
+            return record
+        raise record
+
+    monkeypatch.setattr(module.stat, "S_ISCHR", lambda _mode: True)
+    log = KernelLog(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(module.os, "read", read)
+        assert [event.code for event in log.new_events()] == [79, 48]
+        assert log.new_events() == []
+        assert len(records) == 300 - 256 + 2
+        assert [event.code for event in log.new_events()] == [74]
+    log.close()
+
+
+def test_a_log_that_was_closed_is_empty_and_may_be_closed_again(path: Path) -> None:
+    log = KernelLog(path)
+    open_before = len(list(Path("/proc/self/fd").iterdir()))
+    log.close()
+    log.close()
+    assert len(list(Path("/proc/self/fd").iterdir())) == open_before - 1
+    assert log.new_events() == []

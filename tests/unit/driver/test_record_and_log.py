@@ -1,0 +1,244 @@
+"""Record and event log of a local run as files: what is written, when it is on the disk, what is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from megascale.core.contract import effects as fx
+from megascale.core.contract import events as ev
+from megascale.core.contract.policy import Policy
+from megascale.core.eventlog import Entry, Header, entry_line, header_line
+from megascale.driver import log as log_module
+from megascale.driver.listener import LocalListener, bind, is_loopback
+from megascale.driver.log import EventLog
+from megascale.driver.ports import NotAdmittedError
+from megascale.driver.record import RECORD_VERSION, LocalRecord, read_record
+from megascale.errors import FencedError, InputError, UnreachableError
+from megascale.observe.rundir import RunDir
+
+HEADER = Header("j", Policy(), None)
+QUIET = Entry(10.0, ev.Tick(), ())
+BUSY = Entry(11.0, ev.DriverStarted(1), (fx.Page("e-1", "look here"),))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    return RunDir(tmp_path)
+
+
+def test_a_claim_is_on_the_disk_before_anything_is_decided(run: RunDir) -> None:
+    async def scenario() -> None:
+        record = LocalRecord(run, "j")
+        assert read_record(run) is None
+        claim = await record.claim()
+        assert (claim.term, claim.snapshot, dict(claim.revisions)) == (1, None, {})
+        expected = {"version": RECORD_VERSION, "job": "j", "term": 1, "core": None}
+        assert json.loads(run.record_file.read_text()) == expected
+        assert run.driver_lock.stat().st_mode & 0o777 == 0o644 & ~_umask()
+        await record.write({"attempt": 4}, {"r1": "one"})
+        assert read_record(run) == {**expected, "core": {"attempt": 4}}
+        await record.close()
+        successor = LocalRecord(run, "j")
+        claim = await successor.claim()
+        assert (claim.term, claim.snapshot, dict(claim.revisions)) == (2, {"attempt": 4}, {"r1": "one"})
+        assert read_record(run) == {**expected, "term": 2, "core": {"attempt": 4}}
+        await successor.close()
+
+    asyncio.run(scenario())
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_a_record_that_is_held_is_said_to_be(run: RunDir) -> None:
+    async def scenario() -> None:
+        await LocalRecord(run, "j").claim()
+        with pytest.raises(FencedError, match=f"another driver holds {run.driver_lock}"):
+            await LocalRecord(run, "j").claim()
+
+    asyncio.run(scenario())
+
+
+def test_a_manifest_that_is_stored_is_not_written_again(run: RunDir) -> None:
+    async def scenario() -> None:
+        record = LocalRecord(run, "j")
+        await record.claim()
+        await record.write({}, {"r1": "one", "r2": "two"})
+        await record.write({}, {"r1": "another text", "r2": "two"})
+        await record.close()
+        found = {path.name: path.read_text() for path in run.revisions.iterdir()}
+        assert found == {"r1.json": "one", "r2.json": "two"}
+
+    asyncio.run(scenario())
+
+
+def test_what_a_record_cannot_be_read_for_is_said(run: RunDir) -> None:
+    run.record_file.write_text("{")
+    with pytest.raises(InputError) as caught:
+        read_record(run)
+    assert str(caught.value) == f"{run.record_file} is damaged; start over with --fresh"
+    run.record_file.write_text('{"version": 99}')
+    with pytest.raises(InputError) as caught:
+        read_record(run)
+    assert str(caught.value) == (
+        f"{run.record_file} is version 99, this program reads 1; run it with the version of the program that "
+        "wrote it, or a later one"
+    )
+
+
+class Disk:
+    """Notes in which order the log is written and brought to the disk."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[str] = []
+        write = os.write
+
+        def noted_write(descriptor: int, raw: bytes) -> int:
+            self.calls.append("write")
+            return write(descriptor, raw)
+
+        monkeypatch.setattr(log_module.os, "write", noted_write)
+        for name in ("fsync", "fdatasync"):
+            monkeypatch.setattr(log_module.os, name, lambda _descriptor, name=name: self.calls.append(name))
+
+
+def test_only_what_is_acted_on_has_to_be_on_the_disk_first(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Disk(monkeypatch)
+
+    async def scenario() -> None:
+        log = EventLog(run)
+        log.begin(HEADER, 1)
+        assert disk.calls == ["write", "fsync"]
+        await log.append(QUIET)
+        assert disk.calls == ["write", "fsync", "write"]
+        await log.append(BUSY)
+        assert disk.calls[3:] == ["write", "fdatasync"]
+        await log.close()
+
+    asyncio.run(scenario())
+    lines = run.events_file.read_text().splitlines()
+    assert lines == [header_line(HEADER), entry_line(QUIET), entry_line(BUSY)]
+
+
+def test_a_log_that_ends_whole_is_gone_on_with(run: RunDir) -> None:
+    run.events_file.write_text("a whole line\n")
+    log = EventLog(run)
+    asyncio.run(log.close())
+    assert run.events_file.read_text() == "a whole line\n"
+
+
+def test_a_line_that_does_not_fit_is_taken_back(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.write
+
+    async def scenario() -> None:
+        log = EventLog(run)
+        log.begin(HEADER, 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(log_module.os, "write", lambda descriptor, raw: write(descriptor, raw[:7]))
+            with pytest.raises(OSError, match="the event log could not be written whole") as caught:
+                await log.append(BUSY)
+        assert caught.value.errno == 28
+        await log.append(QUIET)
+        await log.close()
+
+    asyncio.run(scenario())
+    assert run.events_file.read_text().splitlines() == [header_line(HEADER), entry_line(QUIET)]
+
+
+def test_the_log_is_written_in_a_thread_that_is_named_after_it(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[str] = []
+
+    async def scenario() -> None:
+        log = EventLog(run)
+        monkeypatch.setattr(log, "_append", lambda _line: threads.append(threading.current_thread().name))
+        await log.append(QUIET)
+        await log.close()
+
+    asyncio.run(scenario())
+    assert threads == [str(run.events_file)]
+
+
+class Server:
+    """A server that can or cannot be bound; keeps what it was asked for."""
+
+    def __init__(self, *, port: int = 77, error: Exception | None = None) -> None:
+        self.asked: list[Any] = []
+        self._port, self._error = port, error
+
+    def add_insecure_port(self, address: str) -> int:
+        return self._add(address, None)
+
+    def add_secure_port(self, address: str, credentials: object) -> int:
+        return self._add(address, credentials)
+
+    def _add(self, address: str, credentials: object) -> int:
+        self.asked.append((address, credentials))
+        if self._error is not None:
+            raise self._error
+        return self._port
+
+
+CREDENTIALS = object()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "asked", "bound"),
+    [
+        (("127.0.0.1", None), ("127.0.0.1:0", None), "127.0.0.1:77"),
+        (("::1", None, 5), ("[::1]:5", None), "[::1]:77"),
+        (("0.0.0.0", CREDENTIALS, 443), ("0.0.0.0:443", CREDENTIALS), "0.0.0.0:77"),
+    ],
+)
+def test_where_a_server_listens(arguments: tuple[Any, ...], asked: tuple[Any, ...], bound: str) -> None:
+    server: Any = Server()
+    assert bind(server, *arguments) == bound
+    assert server.asked == [asked]
+
+
+def test_what_cannot_be_bound_is_said() -> None:
+    server: Any = Server(error=RuntimeError("Address already in use"))
+    with pytest.raises(UnreachableError, match=r"^cannot listen on \[::1\]:5: Address already in use$"):
+        bind(server, "::1", None, 5)
+    with pytest.raises(InputError) as caught:
+        bind(server, "10.0.0.1", None)
+    assert str(caught.value) == (
+        "bind address 10.0.0.1: without TLS only a loopback address is allowed, e.g. 127.0.0.1"
+    )
+    assert [is_loopback(host) for host in ("127.9.9.9", "::1", "10.0.0.1", "localhost")] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
+def test_agents_of_a_local_run_find_its_driver_and_show_its_token(run: RunDir) -> None:
+    async def scenario() -> None:
+        local = LocalListener(run)
+        server = grpc.aio.server()
+        assert (await local.open(server)).startswith("127.0.0.1:")
+        await local.announce("127.0.0.1:5", 3)
+        announced = json.loads(run.driver_file.read_text())
+        assert announced == {"endpoint": "127.0.0.1:5", "pid": os.getpid(), "term": 3}
+        token = run.token_file.read_text()
+        await local.admit(token, "n0")
+        await LocalListener(run).admit(token, "")
+        with pytest.raises(NotAdmittedError, match=r"^the token is not this run's$"):
+            await local.admit(token + "x", "n0")
+
+    asyncio.run(scenario())
