@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import pytest
+from core_invariants import check
 
 from megascale.core.contract import effects as fx
 from megascale.core.contract import events as ev
@@ -19,7 +20,11 @@ HEARTBEAT_S = 2.0
 
 
 class Script:
-    """Nodes are n-0, n-1...; effects are kept in `said` until they are taken with `heard`."""
+    """Nodes are n-0, n-1...; effects are kept in `said` until they are taken with `heard`.
+
+    What has to hold of the state is asserted after every event (`core_invariants`), unless the test `edited` the
+    record into a state that no event leads to.
+    """
 
     def __init__(self, core: Core, now: float = 1000.0) -> None:
         self.core, self.now = core, now
@@ -29,11 +34,14 @@ class Script:
         self.step_s = 1.0
         self.loss: float | None = None
         self.term = 0
+        self.edited = False
 
     # What happens
 
     def tell(self, event: ev.Event) -> list[fx.Effect]:
         effects = self.core.step(event, self.now)
+        if not self.edited:
+            check(self.core, effects)
         self.said += effects
         return effects
 

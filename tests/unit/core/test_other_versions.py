@@ -157,6 +157,7 @@ def test_timers_of_unknown_names_are_dropped(running) -> None:
 @pytest.mark.parametrize("state", ["launching", "diagnosing", "saving", "stopping"])
 def test_a_state_whose_timer_was_not_known_is_left_all_the_same(running, state: str) -> None:
     job = running(2)
+    job.edited = True
     restarted(job, state=state, pending={}, deadlines={"moonrise": job.now + 1.0})
     job.wait(4000.0, beating=False)
     assert job.state is not JobState(state)
@@ -176,6 +177,7 @@ def test_a_job_state_that_is_not_known_is_left_by_a_restart_without_blame(runnin
 
 def test_a_plan_that_is_not_known_is_a_relaunch(running) -> None:
     job = running(2)
+    job.edited = True
     restarted(job, state="stopping", plan={"then": "transcend", "reason": "why"})
     job.join("n-0", "n-1", attempt=1)
     job.wait(60.0)

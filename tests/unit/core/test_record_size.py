@@ -30,6 +30,7 @@ def test_record_of_1536_nodes_stays_small_through_a_hard_life(start):
         no_progress_limit=10**6,
         quarantine=True,
     )
+    job.edited = True
     nodes = [name(i) for i in range(1696)]
     for node in nodes:
         job.incarnations[node] = "8c6f5a4e"
