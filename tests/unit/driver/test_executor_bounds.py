@@ -25,6 +25,7 @@ class Asked(Links):
     def __init__(self) -> None:
         super().__init__()
         self.orders: list[tuple[str, str | None, float]] = []
+        self.senders: set[tuple[int, str]] = set()
         self.answers: dict[str, pb.CommandResult | Exception] = {}
 
     def add(self, *nodes: str, attempt: int = 4) -> None:
@@ -35,6 +36,7 @@ class Asked(Links):
 
     async def order(self, node: str, message: pb.DriverMessage, timeout_s: float) -> pb.CommandResult:
         self.orders.append((node, message.WhichOneof("body"), timeout_s))
+        self.senders.add((message.term, message.command_id))
         answer = self.answers.get(node, pb.CommandResult(ok=True))
         if isinstance(answer, Exception):
             raise answer
@@ -122,6 +124,7 @@ def test_a_launch_waits_two_minutes_for_each_answer(stage: Stage) -> None:
         ("n0", "launch", 120.0),
         ("n1", "launch", 120.0),
     ]
+    assert stage.links.senders == {(3, "e-1")}
 
 
 def test_all_nodes_that_failed_a_launch_are_named_with_the_reason_of_the_first(stage: Stage) -> None:
@@ -144,6 +147,7 @@ def test_a_kill_and_the_scan_after_it_share_a_time(
         ev.EffectDone("e-1", {"unreaped": ["n1"]})
     ]
     assert stage.links.orders == [("n0", "kill", 7.0), ("n1", "kill", 7.0)]
+    assert stage.links.senders == {(3, "e-1")}
     assert stage.scans == [scan_s]
 
 
@@ -157,6 +161,7 @@ def test_checks_of_all_nodes_have_the_time_of_the_effect(stage: Stage) -> None:
         ev.EffectDone("e-1", {"convicted": {"n0": "a product differs"}})
     ]
     assert stage.links.orders == [(f"n{number}", "check_numbers", 30.0) for number in range(4)]
+    assert stage.links.senders == {(3, "e-1")}
 
 
 def test_a_task_is_named_after_its_effect_and_forgotten_when_it_is_done(stage: Stage) -> None:
