@@ -502,3 +502,31 @@ def test_whoever_looks_for_a_supervisor_leaves_its_lock_alone(tmp_path: Path) ->
     open_before = len(list(Path("/proc/self/fd").iterdir()))
     assert not is_supervised(run_dir)
     assert len(list(Path("/proc/self/fd").iterdir())) == open_before
+
+
+def test_an_agent_follows_the_kernel_log_it_is_given_by_the_rules_of_its_job(tmp_path: Path) -> None:
+    log = tmp_path / "kmsg"
+    log.touch()
+    rules = "  logRules: [{match: {pattern: a fan stopped}, class: host, action: replace_node}]\n"
+
+    async def scenario(stage: Stage) -> None:
+        with log.open("a") as handle:
+            handle.write("3,1,1,-;a fan stopped\n")
+        reporting = asyncio.create_task(stage.agent._report_changes())
+        await stage.until(lambda: "hardware" in stage.bodies)
+        reporting.cancel()
+        (event,) = [message.hardware for message in stage.sent if message.HasField("hardware")]
+        assert (event.text, event.action) == ("a fan stopped", "replace_node")
+
+    play(tmp_path, scenario, COMMAND + rules, kernel_log=log)
+
+
+def test_nothing_is_started_before_an_agent_serves(tmp_path: Path) -> None:
+    async def main() -> None:
+        stage = Stage(tmp_path, COMMAND)
+        work = stage.agent._warm_up()
+        with pytest.raises(AssertionError, match="tasks are started while the agent serves"):
+            stage.agent._start(work)
+        work.close()
+
+    asyncio.run(main())

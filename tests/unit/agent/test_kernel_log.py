@@ -10,6 +10,8 @@ import pytest
 
 from megascale.agent import kernel_log as module
 from megascale.agent.kernel_log import KernelLog
+from megascale.core.contract.policy import LogRuleSpec
+from megascale.core.rules import rule_set
 from megascale.rpc import megascale_pb2 as pb
 
 MEMORY = "EDAC MC1: 1 UE memory read error on CPU_SrcID#1_MC#0_Chan#1_DIMM#0"
@@ -93,6 +95,19 @@ def test_the_same_line_is_news_again_after_ten_seconds(
 def test_other_devices_and_other_signs_are_news(log: KernelLog, append: Callable[[str], None]) -> None:
     append(f"4,1,1,-;{xid(79)}\n4,1,1,-;{xid(79, 0x3C)}\n4,1,1,-;{xid(48)}\n")
     assert [event.code for event in log.new_events()] == [79, 79, 48]
+
+
+@pytest.mark.parametrize(
+    ("category", "action", "events"), [("gpu", "alert", 1), ("gpu", "none", 0), ("data", "alert", 0)]
+)
+def test_only_what_a_device_has_and_calls_for_something_is_told(
+    path: Path, append: Callable[[str], None], category: str, action: str, events: int
+) -> None:
+    rules = rule_set((LogRuleSpec("mine", pattern="a fan stopped", category=category, action=action),))
+    log = KernelLog(path, rules)
+    append("3,1,1,-;a fan stopped\n")
+    assert [event.rule for event in log.new_events()] == ["mine"] * events
+    log.close()
 
 
 def test_a_flood_is_bounded_and_what_comes_after_it_is_heard(

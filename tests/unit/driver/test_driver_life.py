@@ -304,7 +304,7 @@ def test_local_nodes_are_bounded_and_tell_of_injected_ends_where_there_are_fault
     plain = main_module.fleet_of(run, job_of(nodes=4, spareNodes=3))
     assert type(plain) is LocalFleet
     assert (plain._run, plain._limit) == (run, 4 + 3 + 2)
-    assert main_module.fleet_of(run, job_of(nodes=4))._limit == 4 + 1 + 2
+    assert main_module.fleet_of(run, job_of(nodes=4000))._limit == 4000 + 1 + 2
     faulty = main_module.fleet_of(run, job_of(faults=[{"kind": "killRank", "rank": 0, "step": 3}]))
     assert isinstance(faulty, InjectedFleet)
     assert (faulty._run, faulty._limit) == (run, 1 + 1 + 2)
