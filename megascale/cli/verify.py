@@ -66,7 +66,7 @@ def verify(log: EventLogFile) -> Verdict:
         versions = " and ".join(_other_version(version) for version in sorted(verdict.other_versions))
         raise InputError(
             f"{log.path}: recorded by {versions}, and this program decides by version {CORE_VERSION}: "
-            "`megascale events show` tells what it holds, only the program that wrote it can verify it"
+            "`megascale events show` shows what it holds, only the program that wrote it can verify it"
         )
     return verdict
 

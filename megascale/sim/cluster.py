@@ -136,7 +136,7 @@ class Cluster:
     def fork(self, machine: Machine, token: tuple[int, int], run: Run) -> str:
         """Start the ranks of an attempt that was accepted; "" or why not. Idempotent per attempt."""
         if token < machine.seen or run.attempt <= machine.killed or not machine.incarnation:
-            return f"{machine.name} was told otherwise meanwhile"
+            return f"{machine.name} got another order meanwhile"
         if machine.launched == run.attempt:
             return ""
         if machine.ranks or machine.run is not None:

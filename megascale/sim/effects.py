@@ -27,7 +27,7 @@ UNUSED: Final[Mapping[type, Mapping[str, str]]] = {
         "tier": "loading takes as long from memory as from storage",
     },
     fx.Kill: {"reason": _IN_LOG},
-    fx.CollectEvidence: {"reason": _IN_LOG, "deadline_s": _BY_CORE, "attempt": "agents tell what runs now"},
+    fx.CollectEvidence: {"reason": _IN_LOG, "deadline_s": _BY_CORE, "attempt": "agents report what runs now"},
     fx.Probe: {"reason": _IN_LOG, "deadline_s": _BY_CORE},
     fx.CheckNodes: {"reason": _IN_LOG, "deadline_s": _BY_CORE},
     fx.SaveNow: {"reason": _IN_LOG, "deadline_s": _BY_CORE},

@@ -64,7 +64,7 @@ class Policy:
         model_nodes: nodes that hold one copy of the model.
         steps: the job is complete after this step.
         suspend: hold no ranks while set.
-        reports_steps: ranks tell their steps; a plain script that does not is watched by its exits only.
+        reports_steps: ranks report their steps; a plain script that does not is watched by its exits only.
         memory_snapshots: ranks keep snapshots in the memory of their node, to restart from in place.
         silence_s: no heartbeat for this long = the node is lost; suspected and probed at two thirds of it.
         flap_tolerance_s: a stall without positive evidence is waited out this long (links flap for 2-10 s).

@@ -1,4 +1,4 @@
-"""Who an agent is: its ServiceAccount token, verified without asking anybody (contracts 8)."""
+"""Who an agent is: its ServiceAccount token, verified without asking anybody."""
 
 from __future__ import annotations
 
