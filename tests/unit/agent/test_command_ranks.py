@@ -14,6 +14,8 @@ from megascale.agent import ranks as module
 from megascale.agent.config import AgentConfig
 from megascale.agent.ranks import Ranks
 from megascale.agent.zygote import launch_from_json
+from megascale.checkpoint.snapshot_folders import SHARED_MEMORY, snapshot_file
+from megascale.core.contract.lineage import Commit
 from megascale.errors import InputError
 from megascale.job import TrainingJob, from_mapping
 from megascale.network.profile import explain
@@ -153,3 +155,33 @@ def test_no_snapshots_are_looked_for_where_a_program_runs(tmp_path: Path) -> Non
         assert not (tmp_path / "snapshots").exists()
 
     play(tmp_path, job_of("true"), scenario)
+
+
+@pytest.mark.parametrize(("enabled", "folders"), [(True, ["memory", "disk"]), (False, [])])
+def test_snapshots_are_those_that_every_local_rank_has_in_one_of_the_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, enabled: bool, folders: list[str]
+) -> None:
+    made: list[tuple[Any, ...]] = []
+    asked: list[list[Path]] = []
+
+    def make_folders(*arguments: Any) -> tuple[Path, ...]:
+        made.append(arguments)
+        return tmp_path / "memory", tmp_path / "disk"
+
+    def held(files: list[Path]) -> set[Commit]:
+        asked.append(files)
+        return {Commit(8, 4), Commit(6, 4)} if files[0].parent.name == "memory" else {Commit(6, 4)}
+
+    monkeypatch.setattr(module, "make_folders", make_folders)
+    monkeypatch.setattr(module, "held", held)
+    data = {"path": "d", "sequenceLength": 8, "microBatch": 1, "globalBatch": 8}
+    runtime = {"command": None, "megatron": {"model": {"preset": "tiny"}, "data": data}}
+    job = job_of("true", runtime=runtime, checkpoint={"memory": {"enabled": enabled}})
+
+    async def scenario(stage: Stage) -> None:
+        expected = [pb.Commit(step=6, attempt=4), pb.Commit(step=8, attempt=4)] if enabled else []
+        assert stage.ranks.snapshots(job) == expected
+        assert asked == [[snapshot_file(tmp_path / name, local) for local in (0, 1)] for name in folders]
+        assert made == [(tmp_path, "n0", SHARED_MEMORY)] * enabled
+
+    play(tmp_path, job, scenario)

@@ -121,7 +121,7 @@ def test_the_help_says_of_every_flag_what_it_is() -> None:
     assert f"(in a pod: {module.KERNEL_LOG})" in texts["kernel_log"]
     assert parser.prog == "python -m megascale.agent"
     assert parser.epilog == f"Exit codes: 0 released, {RESTART_ME} start me again, else failed."
-    assert "in a pod:" in parser.format_help()
+    assert "\nin a pod:\n" in parser.format_help()
     assert "Runs the ranks of one node and reports to the job's driver." in parser.format_help()
 
 

@@ -130,7 +130,8 @@ def test_a_device_gives_one_record_for_each_read(path: Path, monkeypatch: pytest
         BlockingIOError,
     ]
 
-    def read(_descriptor: int, _size: int) -> bytes:
+    def read(descriptor: int, size: int) -> bytes:
+        assert (descriptor, size) == (log._descriptor, 64 * 1024)
         record = records.pop(0)
         if isinstance(record, bytes):
             return record

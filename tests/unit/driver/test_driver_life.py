@@ -13,16 +13,19 @@ import grpc
 import pytest
 
 from megascale.core.contract import events as ev
+from megascale.core.contract.lineage import Commit
 from megascale.core.contract.vocabulary import Command, FinishState
 from megascale.core.machine import Core
 from megascale.core.state.record import JobState
 from megascale.driver import __main__ as main_module
 from megascale.driver import driver as module
 from megascale.driver.driver import Driver
+from megascale.driver.links import AgentLink
 from megascale.driver.listener import LocalListener
-from megascale.driver.policy import policy_of
+from megascale.driver.policy import needs_restart, policy_of
 from megascale.driver.ports import BackgroundService, DriverPorts
 from megascale.driver.record import Claim
+from megascale.driver.wire import shutdown_order
 from megascale.errors import FencedError, UnreachableError
 from megascale.fleet.base import SlotEvent
 from megascale.fleet.injected import InjectedFleet
@@ -76,8 +79,8 @@ class World:
     async def release(self, node: str) -> None:
         self.calls.append(("release", node))
 
-    def labels(self, _node: str) -> dict[str, str]:
-        return {}
+    def labels(self, node: str) -> dict[str, str]:
+        return {"slot": f"of {node}"}
 
     async def close(self) -> None:
         self.calls.append("closed")
@@ -356,3 +359,65 @@ def test_a_driver_that_cannot_go_on_says_why_and_ends_with_the_code_of_its_error
     monkeypatch.setattr(main_module, "_serve", fenced)
     assert main_module.main() == FencedError.exit_code != 0
     assert caplog.messages == ["another driver holds the record"]
+
+
+@pytest.mark.parametrize(("spares", "report_s"), [(0, 0.6), (50, 0.8), (5000, 5.0)])
+def test_an_agent_is_told_the_report_period_of_all_nodes_and_told_to_the_core_with_its_slot(
+    tmp_path: Path, spares: int, report_s: float
+) -> None:
+    async def scenario() -> None:
+        driver = await Stage(tmp_path, World()).take_over(
+            job_of(nodes=100, spareNodes=spares, health={"heartbeatSeconds": 5})
+        )
+        link = AgentLink("n3", "a", "address")
+        fence = pb.Fence(node="n3", incarnation="a", term=7, attempt=0)
+        assert driver.attach(link, pb.AgentMessage(fence=fence, hello=pb.Hello(pid=1)))
+        message = await link.outgoing()
+        assert message is not None
+        assert (message.term, message.welcome.report_period_s) == (7, pytest.approx(report_s))
+        assert await driver._inbox.next(0.0) == ev.NodeJoined("n3", "a", 0, (), {"slot": "of n3"})
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("uri", [None, "elsewhere"])
+def test_commits_are_looked_for_where_the_manifest_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str | None
+) -> None:
+    looked: list[str] = []
+    where = str(tmp_path / uri) if uri else None
+
+    class Store:
+        def __init__(self, uri: str) -> None:
+            self._uri = uri
+
+        def commits(self) -> list[Commit]:
+            looked.append(self._uri)
+            return [Commit(5, 1)]
+
+    monkeypatch.setattr(module, "CheckpointStore", Store)
+    monkeypatch.setattr(module.time, "time", lambda: 50.0)
+
+    async def scenario() -> None:
+        driver = await Stage(tmp_path, World()).take_over(job_of(checkpoint={"uri": where} if where else {}))
+        await driver._scan_commits(5.0)
+        assert looked == [where or str(tmp_path / "checkpoints")]
+        assert await driver._inbox.next(0.0) == ev.CommitDone(5, 1, 50.0)
+
+    play(scenario)
+
+
+def test_an_agent_that_is_let_go_is_told_why_and_whether_to_come_back() -> None:
+    stay = shutdown_order(3, "the job is complete")
+    assert stay == pb.DriverMessage(term=3, shutdown=pb.Shutdown(reason="the job is complete"))
+    assert shutdown_order(3, "a new version", restart=True).shutdown.restart
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"uri": "elsewhere"}, {"everySteps": 7}, {"keep": 9}, {"memory": {"enabled": False}}],
+    ids=lambda change: next(iter(change)),
+)
+def test_ranks_have_read_where_and_when_to_save(change: dict[str, Any]) -> None:
+    assert needs_restart(JOB, job_of(checkpoint=change))
+    assert not needs_restart(JOB, job_of(checkpoint={"saveSeconds": 77}))

@@ -232,6 +232,7 @@ def test_agents_of_a_local_run_find_its_driver_and_show_its_token(run: RunDir) -
         local = LocalListener(run)
         server = grpc.aio.server()
         assert (await local.open(server)).startswith("127.0.0.1:")
+        await server.stop(0)
         await local.announce("127.0.0.1:5", 3)
         announced = json.loads(run.driver_file.read_text())
         assert announced == {"endpoint": "127.0.0.1:5", "pid": os.getpid(), "term": 3}
