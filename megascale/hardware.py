@@ -1,4 +1,4 @@
-"""What accelerators are rated for: `hardware.yaml`, which names its sources and units."""
+"""Rated speeds of accelerators: `hardware.yaml`, which names its sources and units."""
 
 from __future__ import annotations
 

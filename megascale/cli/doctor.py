@@ -1,4 +1,4 @@
-"""`megascale doctor`: what this node says about itself, and what to change."""
+"""`megascale doctor`: checks this node and recommends changes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def doctor(
 ) -> None:
     """Check limits, memory, clock, versions and network cards of this node; nothing is changed.
 
-    Exit code 1 when something must change. "unknown" is what the node cannot tell.
+    Exit code 1 when something must change. "unknown" means that the node does not expose it.
     """
     from megascale.diagnose.doctor import Machine, examine
 

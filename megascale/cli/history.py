@@ -23,7 +23,7 @@ class EventLogFile:
         self.torn: list[int] = []
 
     def __iter__(self) -> Iterator[tuple[int, Header | Entry | ForeignEntry]]:
-        """Line numbers with what the lines say.
+        """Line numbers with the parsed lines.
 
         Raises:
             InputError: not an event log, or a line that is not its driver's last is damaged.

@@ -1,4 +1,4 @@
-"""Keeps a driver alive and shows what it says, until the job ends."""
+"""Restarts the driver when it dies and shows its status, until the job ends."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ class Supervisor:
         return True
 
     def _run_is_unfinished(self) -> bool:
-        """The driver said that the job ended but died before it had let the nodes go."""
+        """End the nodes that the driver left running: it reported the job's end and died before it released them."""
         return not self._run.summary_file.exists()
 
     async def _address(self) -> Any:  # noqa: ANN401 - DriverAddress | None

@@ -1,4 +1,4 @@
-"""What a person sees of a running job: a live table on a terminal, plain lines elsewhere."""
+"""The view of a running job: a live table on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Tests of nodes: what a node can tell about itself."""
+"""Health tests of nodes, each by itself and in pairs."""

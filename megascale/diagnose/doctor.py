@@ -1,6 +1,6 @@
-"""What a node tells about itself, and what should be changed before it trains.
+"""Check the limits, memory, clock and network cards of this node, and recommend changes before it trains.
 
-Every check answers ok, change or unknown; unknown is what a node cannot tell, and is never taken for ok.
+Every check answers ok, change or unknown; unknown means that the node does not expose it, and is never taken for ok.
 """
 
 from __future__ import annotations

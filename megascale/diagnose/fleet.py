@@ -86,7 +86,7 @@ def _combine(mine: list[Check], share: float | None, table: Floor | None, least:
 
 
 def pair_checks(pairs: Conclusion, results: Iterable[PairResult]) -> dict[str, Check]:
-    """The check "pairs" by node: what its pairs with others say of it."""
+    """The check "pairs" by node: derived from its pairs with other nodes."""
     by_node: dict[str, list[PairResult]] = {}
     for result in results:
         for node in (result.a, result.b):

@@ -1,4 +1,4 @@
-"""What a node's network cards tell: state, errors, MTU, ECN, PFC, adaptive retransmission."""
+"""Read from a node's network cards: state, errors, MTU, ECN, PFC, adaptive retransmission."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Finding:
     """The result of one check.
 
     Attributes:
-        status: unknown = the node cannot tell.
+        status: unknown = the node does not expose it.
         advice: what to change, "" if nothing.
     """
 

@@ -44,7 +44,7 @@ class PairResult:
 
 @dataclass(frozen=True, slots=True)
 class Conclusion:
-    """What the pairs say.
+    """What follows from the pairs.
 
     Attributes:
         convicted: nodes whose every pair was bad.
@@ -84,7 +84,7 @@ class Pairings:
         return [_typical(results) for results in self._results.values()]
 
     def next_round(self) -> list[Pair]:
-        """Pairs to test now, [] when all that pairs can tell is known."""
+        """Pairs to test now, [] when the test is complete."""
         if self._round >= MAX_ROUNDS:
             return []
         pairs = self._again() if self._round else self._neighbours()
@@ -122,7 +122,7 @@ class Pairings:
         return sorted((result for result in self.results if not result.fault), key=_seconds)
 
     def _reference(self, good: list[PairResult]) -> PairResult:
-        """The best of a few (most may be bad); of many the quartile, for the best is then a lucky one."""
+        """Speed of a good pair: the best of a few, since most may be bad; the upper quartile of many."""
         return good[0 if len(good) < _FEW_RESULTS else (len(good) - 1) // 4]
 
     def conclude(self) -> Conclusion:
@@ -210,7 +210,7 @@ def waves(pairs: Sequence[Pair], at_once: int) -> list[list[Pair]]:
 
 
 def _typical(results: list[PairResult]) -> PairResult:
-    """A fault is never chance; of figures the median (of two the faster) counts."""
+    """One result of several: a fault if there was one, else the median (of two, the faster)."""
     fault = next((result for result in results if result.fault), None)
     return fault or sorted(results, key=_seconds)[(len(results) - 1) // 2]
 

@@ -1,4 +1,4 @@
-"""Nodes held against each other: which is slower than the rest. Pure.
+"""Compare nodes with each other: which is slower than the rest. Pure.
 
 All nodes are measured once per pass. What slows all of them in one pass slows the peers too, so a node's
 figure counts only in relation to its peers' in the same pass. It is slow if it stays behind in three of four

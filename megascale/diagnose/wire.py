@@ -67,7 +67,7 @@ class Line:
 
 
 async def connect(host: str, port: int, token: bytes) -> tuple[Line, dict[str, Any]]:
-    """Connect to a node and prove the token; the line and what the node says of itself.
+    """Connect to a node and prove the token; the connection, and the node's own description.
 
     Raises:
         UnreachableError: no answer within 5 s, or the node refused.

@@ -130,7 +130,7 @@ class _Child:
         return cls(rank, pid, read)
 
     def answer(self) -> dict[str, Any]:
-        """What the child said, or how it ended; the child is gone afterwards."""
+        """The child's answer, or how it exited; the child is reaped."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
         os.close(self.pipe)

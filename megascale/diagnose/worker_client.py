@@ -1,4 +1,4 @@
-"""The node's side of its worker: start it, ask it, end it. Every wait is bounded."""
+"""The node's side of its worker: start, requests, end. Every wait is bounded."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class WorkerGoneError(MegascaleError):
 
 @dataclass(frozen=True, slots=True)
 class WorkerInfo:
-    """What a worker says of itself.
+    """A worker's CPU model, number of CPUs and machine identity.
 
     Attributes:
         gpus: GPUs that torch can see.
@@ -46,7 +46,7 @@ class Worker:
 
     @property
     def alive(self) -> bool:
-        """Whether it can be asked."""
+        """Whether it runs and takes requests."""
         return self._process is not None and self._process.returncode is None
 
     async def __aenter__(self) -> Worker:

@@ -10,7 +10,7 @@ PREFIX: Final = "megascale.alert "
 
 
 def alert(kind: str, message: str) -> None:
-    """Report something a person or the driver should know of; training goes on.
+    """Print an alert for the driver and for people; training goes on.
 
     Args:
         kind: camelCase name of the class of alert, such as "checkpointSaveFailed".

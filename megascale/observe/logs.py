@@ -1,4 +1,4 @@
-"""What drivers, agents, node checks and the operator say about themselves, through `logging`.
+"""Logging of drivers, agents, node checks and the operator.
 
 Every line carries the process's component, job, attempt, rank and node: as words before the message on a
 workstation, as fields of one JSON object per line on a cluster.
@@ -96,7 +96,7 @@ def configure_logs(
 
 
 def log_last_error(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    """An error that nobody handles is the process's last line, in the form of the others."""
+    """Log an unhandled exception as the process's last line, in the format of the others."""
     if issubclass(kind, KeyboardInterrupt):
         sys.__excepthook__(kind, error, traceback)
         return
