@@ -158,7 +158,7 @@ class Supervisor:
         return True
 
     def _run_is_unfinished(self) -> bool:
-        """End the nodes that the driver left running: it reported the job's end and died before it released them."""
+        """End the nodes of a driver that reported the job's end and died before it released them."""
         return not self._run.summary_file.exists()
 
     async def _address(self) -> Any:  # noqa: ANN401 - DriverAddress | None

@@ -1,6 +1,7 @@
 """Check the limits, memory, clock and network cards of this node, and recommend changes before it trains.
 
-Every check answers ok, change or unknown; unknown means that the node does not expose it, and is never taken for ok.
+Every check answers ok, change or unknown; unknown means that the node does not expose the value, and is never
+taken for ok.
 """
 
 from __future__ import annotations
