@@ -172,7 +172,7 @@ class Agent:
         )
         greeting = [self._fenced(hello=hello)]
         if self._ending:
-            # Before the exits, so that the driver does not blame the node for ranks that the pod's end stopped.
+            # Before the exits, so that the driver does not blame the node for ranks that end with the pod.
             greeting.append(self._fenced(hardware=self._ending))
         greeting.append(self._fenced(report=self._ranks.report()))
         greeting += [self._fenced(exit=report) for report in self._ranks.exits]

@@ -198,6 +198,6 @@ class Link:
 
 
 def _is_being_cancelled() -> bool:
-    """Return whether the current task is being cancelled; gRPC raises CancelledError for other reasons too."""
+    """Return whether the current task is being cancelled; gRPC also raises CancelledError for ended calls."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0

@@ -141,7 +141,7 @@ class Ranks:
         return make_folders(self._run.root, self._config.node, self._config.snapshot_root)
 
     def snapshots(self, job: TrainingJob) -> list[pb.Commit]:
-        """Return the snapshots in memory that all ranks of this node have, including those of earlier agents."""
+        """Return the snapshots in memory that all ranks of this node have, whichever agent launched them."""
         folders = self._snapshot_folders(job)
         found = {
             commit
@@ -229,7 +229,7 @@ class Ranks:
         await asyncio.gather(*(entry.child.ended.wait() for entry in self._ranks.values()))
 
     def request_save(self, attempt: int, *, then_stop: bool) -> None:
-        """Ask the ranks of `attempt` to save a checkpoint, all after the same step, and optionally to exit."""
+        """Ask the ranks of `attempt` to save a checkpoint after the same step, and optionally to exit."""
         if attempt == self.attempt:
             for entry in self._ranks.values():
                 entry.file.control = Control.SAVE_AND_EXIT if then_stop else Control.SAVE

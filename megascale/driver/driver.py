@@ -196,8 +196,8 @@ class Driver:
             self.done.set()
             self._ended.set()
         elif waited_s > self.core.policy.silence_s / 3.0:
-            # No heartbeat was processed during the wait. As after a restart, let the core restart its silence
-            # timers so that it does not declare nodes lost.
+            # No heartbeat was processed during the wait. As after a restart, have the core restart its timers
+            # for silent nodes, so that it does not declare them lost.
             await self._apply(ev.DriverStarted(self.term), tasks)
 
     async def _write_record(self) -> None:
@@ -323,7 +323,8 @@ class Driver:
     def change_spec(self, job: TrainingJob) -> None:
         """Adopt the manifest if its revision differs from the current one.
 
-        New thresholds apply immediately; what the ranks run changes at the next launch.
+        New thresholds apply immediately; what the ranks run changes at the next launch. A revision that was
+        rolled back is not adopted again, and an alert says so.
 
         Raises:
             InputError: the manifest is too large to be kept with the record.

@@ -19,8 +19,8 @@ CHANNEL_OPTIONS: Final = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.enable_http_proxy", 0),
-    # A call that receives GOAWAY from the server is retried by gRPC immediately and without limit, which leaks
-    # memory at 250 MB/s (seen with grpcio 1.85). All callers have their own retries with backoff.
+    # A call that receives GOAWAY from the server is retried by gRPC immediately and without limit, which
+    # leaks memory at 250 MB/s (seen with grpcio 1.85). All callers have their own retries with backoff.
     ("grpc.enable_retries", 0),
 )
 SERVER_OPTIONS: Final = (
