@@ -196,8 +196,8 @@ class Driver:
             self.done.set()
             self._ended.set()
         elif waited_s > self.core.policy.silence_s / 3.0:
-            # No heartbeat was processed during the wait. As after a restart, have the core restart its timers
-            # for silent nodes, so that it does not declare them lost.
+            # No heartbeat was processed during the wait. As after a restart, have the core restart its
+            # timers for silent nodes, so that it does not declare them lost.
             await self._apply(ev.DriverStarted(self.term), tasks)
 
     async def _write_record(self) -> None:
@@ -239,7 +239,7 @@ class Driver:
         welcome = pb.Welcome(attempt=self.core.record.attempt, report_period_s=report_s)
         link.send(pb.DriverMessage(term=self.term, welcome=welcome))
         self.links.attach(link)
-        # Before NodeJoined: the next launch may start as soon as the node has joined, and needs the snapshots.
+        # Before NodeJoined: the next launch may start as soon as the node has joined, and uses them.
         for event in wire.snapshot_events(link.node, message.hello.snapshots):
             self.post(event)
         self.post(wire.joined_event(link, message, self._ports.fleet.labels(link.node)))

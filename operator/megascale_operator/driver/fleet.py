@@ -18,7 +18,9 @@ _OBEY_S: Final = 20.0
 _ANSWER_S: Final = 600.0
 _OURS: Final = ("released", "restart")
 """Prefixes of the reasons of departures that this driver requested."""
-_DERIVED: Final = "`requests` derives slots and nodes to avoid from the job record, so that the next driver requests the same"
+_DERIVED: Final = (
+    "`requests` derives slots and nodes to avoid from the record, so a new driver requests the same"
+)
 
 UNUSED: Final[Mapping[str, Mapping[str, str]]] = {
     "Acquire": {"count": _DERIVED, "avoid": _DERIVED},

@@ -50,7 +50,7 @@ class ClusterListener:
     async def _certificate(self) -> str:
         """Publish the signing request and wait for the certificate.
 
-        The request is published again every 5 seconds, in case an earlier driver has overwritten it.
+        The request is published again every 5 seconds, in case an earlier driver overwrites it.
         """
         while not self._key.is_certified_by(self._slots.certificate):
             await self._update({_REQUEST: self._key.request_pem})
@@ -68,7 +68,7 @@ class ClusterListener:
         )
 
     def _renewed(self) -> grpc.ServerCertificateConfiguration | None:
-        """Return the new certificate if it was renewed; gRPC calls this in a thread before every handshake."""
+        """Return the new certificate if it was renewed; gRPC calls this before each handshake, in a thread."""
         newest = self._slots.certificate
         if newest == self._served or not self._key.is_certified_by(newest):
             return None
