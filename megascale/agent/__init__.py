@@ -1,1 +1,1 @@
-"""The node daemon: zygote, rank processes, rank records, log watch, one stream to the driver."""
+"""The node agent: starts and watches the ranks of a node and reports to the driver over one gRPC stream."""

@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def config_of(arguments: argparse.Namespace) -> AgentConfig:
-    """Where the agent that the command line describes runs."""
+    """Convert the command line to an `AgentConfig`; paths that are not given default to `RUN_DIR`."""
     local = AgentConfig.local(arguments.run_dir, arguments.node)
     ca_file: Path | None = arguments.ca_file
     return AgentConfig(
@@ -63,7 +63,7 @@ async def _serve(config: AgentConfig, context: LogContext) -> int:
 
 
 def main() -> int:
-    """Returns the exit code."""
+    """Run the agent and return the process's exit code."""
     config = config_of(_parser().parse_args())
     context = LogContext("agent", node=config.node)
     configure_logs(context, as_json=bool(config.pod))

@@ -1,4 +1,4 @@
-"""One node's agent: says hello when it can fork ranks, obeys the driver, reports what its ranks do."""
+"""The agent of one node: connects to the driver, executes its orders, and reports on the node's ranks."""
 
 from __future__ import annotations
 
@@ -37,11 +37,14 @@ _SAMPLE_S: Final = 0.05
 _SAVE_ON_ORPHAN_S: Final = 60.0
 _SHOWN_LINES: Final = 40
 RESTART_ME: Final = 75
-"""Exit code that asks whoever started the agent to start it again."""
+"""Exit code that asks the process or kubelet that started the agent to start it again."""
 
 
 class Agent:
-    """Runs until the driver lets it go, SIGTERM, or nobody has been in charge for `orphanSeconds`."""
+    """Runs until the driver releases it, or it gets SIGTERM.
+
+    Outside a pod it also ends after `health.orphanSeconds` without a driver or a `megascale run`.
+    """
 
     def __init__(self, config: AgentConfig, log_context: LogContext) -> None:
         self._config, self._node = config, config.node
@@ -69,9 +72,9 @@ class Agent:
         return self._config.run.checkpoints(self._job.spec.checkpoint.uri)
 
     async def run(self) -> int:
-        """Serve until the agent is to end and its ranks are reaped; returns the exit code.
+        """Serve until the agent is told to end, then reap its ranks; returns the exit code.
 
-        An error in any of its tasks ends the agent, and is raised here.
+        An error in any of the agent's tasks ends the agent and is raised here.
         """
         become_subreaper()
         self._reaper.watch()
@@ -102,7 +105,10 @@ class Agent:
         self._reaper.close()
 
     async def _prepare(self) -> None:
-        """Everything a launch needs that takes long: the engine in memory, in a pod also the data."""
+        """Do the slow preparations for a launch: load the engine and, in a pod, prepare the data.
+
+        For a job that runs its own command the zygote, which only forks stores, starts in the background.
+        """
         megatron = self._job.spec.runtime.megatron
         if megatron is None:
             self._start(self._warm_up())
@@ -114,13 +120,13 @@ class Agent:
         await self._zygote.ensure()
 
     async def _warm_up(self) -> None:
-        """Only the first node of a launch hosts a store, but any spare may become it."""
-        # A launch tries again, and tells the driver why it cannot.
+        """Start the zygote in advance, because any node may have to host the store of a launch."""
+        # Errors are ignored here: a launch tries again and reports the error to the driver.
         with contextlib.suppress(MegascaleError, OSError):
             await self._zygote.ensure()
 
     def _on_terminate(self) -> None:
-        """The slot goes away: have the driver move on, and the ranks save while there is time."""
+        """Handle SIGTERM: end, or, in a pod with ranks, report a drain and let the ranks save first."""
         if not self._config.pod or not self._ranks.alive:
             self._leaving.set()
             return
@@ -129,7 +135,11 @@ class Agent:
         self._start(self._save_before_the_end())
 
     async def _save_before_the_end(self) -> None:
-        """With a driver the whole job saves and swaps the node; without one the ranks do so on their own."""
+        """Wait up to `grace_s` seconds for the ranks to end, then end the agent.
+
+        A connected driver orders the whole job to save and replaces the node. Without one, the agent itself
+        asks the ranks to save and stop.
+        """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._config.grace_s), asyncio.TaskGroup() as tasks:
                 ended = tasks.create_task(self._ranks.ended())
@@ -162,18 +172,18 @@ class Agent:
         )
         greeting = [self._fenced(hello=hello)]
         if self._ending:
-            # Ahead of the exits: ranks that left because their pod ends are no fault of the node.
+            # Before the exits, so that the driver does not blame the node for ranks that end with the pod.
             greeting.append(self._fenced(hardware=self._ending))
         greeting.append(self._fenced(report=self._ranks.report()))
         greeting += [self._fenced(exit=report) for report in self._ranks.exits]
         return greeting
 
     def _on_exit(self, report: pb.RankExit) -> None:
-        # How far the rank came goes ahead: what ends the job must not come before its last step.
+        # Send the rank's last step before its exit: the driver may end the job on the exit.
         self._link.send(self._fenced(report=self._ranks.report()))
         self._link.send(self._fenced(exit=report))
         if self._config.pod:
-            # The pod's log outlives the rank, and people can read it without the store.
+            # Print the rank's last lines to the pod's log, which can be read without access to the store.
             lines = self._ranks.last_lines(report.rank, _SHOWN_LINES)
             sys.stdout.writelines(f"[rank {report.rank}] {line}\n" for line in lines)
             sys.stdout.flush()
@@ -205,7 +215,7 @@ class Agent:
         task.add_done_callback(self._tasks.discard)
 
     async def _perform(self, message: pb.DriverMessage) -> None:
-        """Launch, kill and store orders, one at a time in the order they came."""
+        """Execute an order and answer it; runs orders one at a time, in the order in which they arrived."""
         async with self._order:
             try:
                 result = await self._carry_out(message)
@@ -234,7 +244,7 @@ class Agent:
         self._link.send(self._fenced(evidence=pb.Evidence(command_id=message.command_id, ranks=found)))
 
     async def _measure(self, message: pb.DriverMessage) -> None:
-        """Beside the ranks, and never in the way of an order."""
+        """Measure the node's speed and answer; runs concurrently with other orders and the ranks."""
         asked = message.measure_speed
         try:
             speed = await node_speed(asked.duration_s, asked.deadline_s)
@@ -248,7 +258,11 @@ class Agent:
         self._link.send(self._fenced(result=result))
 
     async def _report_changes(self) -> None:
-        """Beat every heartbeat; report milestones at once and mere progress at most every `_report_s`."""
+        """Send reports, log matches, hardware events and segment times to the driver.
+
+        An unchanged report is sent once per heartbeat period, a changed one at most every `_report_s`
+        seconds, and one with a new milestone immediately.
+        """
         heartbeat_s = float(self._job.spec.health.heartbeat_seconds)
         sent_at, sent, segments_at = 0.0, pb.Report(), 0.0
         while True:
@@ -268,7 +282,7 @@ class Agent:
                     self._link.send(self._fenced(segments=segments))
 
     async def _watch_for_orphanhood(self) -> None:
-        """Save and leave when neither a driver nor whoever restarts it has been there for too long."""
+        """Save and end after `orphanSeconds` in which there was neither a driver nor a `megascale run`."""
         loop = asyncio.get_running_loop()
         orphan_s = float(self._job.spec.health.orphan_seconds)
         while True:
@@ -285,7 +299,7 @@ class Agent:
 
 
 def is_supervised(run: RunDir) -> bool:
-    """Whether a `megascale run` holds the run's lock and will restart its driver."""
+    """Return whether a `megascale run` holds the run's lock, and so restarts the driver when it ends."""
     try:
         descriptor = os.open(run.supervisor_lock, os.O_RDONLY)
     except FileNotFoundError:

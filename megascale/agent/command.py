@@ -1,4 +1,4 @@
-"""Ranks that run a user's own program: how it is started, and how everything it started is ended."""
+"""Ranks that run a user's own program: starts the program and kills the processes that it started."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from megascale.network.profile import environment as network_environment
 
 
 def command_environment(launch: RankLaunch, given: Mapping[str, str]) -> dict[str, str]:
-    """What the program sees: this process's environment, `given` over it, and what torchrun sets.
+    """Return the program's environment variables.
 
-    Ranks talk over the interface of their node's address unless the environment names another.
+    In increasing precedence: defaults, the agent's environment, the network profile, `given` (the manifest's
+    `env`), and the variables that torchrun sets. By default gloo uses the interface of the node's address.
     """
     nodes = launch.world_size // launch.local_world_size
     defaults = {"OMP_NUM_THREADS": "1", **interface_environment(launch)}
@@ -42,12 +43,12 @@ def command_environment(launch: RankLaunch, given: Mapping[str, str]) -> dict[st
 
 
 def search_path(environment: Mapping[str, str]) -> str:
-    """Where programs are looked for: `python` is the interpreter that MegaScale runs under."""
+    """Return PATH with the folder of the running interpreter first, so that `python` is that interpreter."""
     return os.pathsep.join((str(Path(sys.executable).parent), environment.get("PATH", os.defpath)))
 
 
 def program_of(args: Sequence[str], path: str) -> str:
-    """The file of the program that `args` start.
+    """Return the file of the program `args[0]`, searched for on `path`.
 
     Raises:
         InputError: there is no such program.
@@ -59,7 +60,9 @@ def program_of(args: Sequence[str], path: str) -> str:
 
 
 def spawn(args: list[str], environment: dict[str, str], log: Path) -> int:
-    """Start the program in this process group; returns its pid.
+    """Start the program in this process group and return its pid.
+
+    Its stdout and stderr are appended to `log`.
 
     Raises:
         InputError: there is no such program.
@@ -76,9 +79,10 @@ def spawn(args: list[str], environment: dict[str, str], log: Path) -> int:
 
 
 def kill_strays(rank_files: set[Path]) -> int:
-    """SIGKILL whatever the programs of these rank records started (loader workers, shells); how many.
+    """SIGKILL the processes that the programs of these rank records started; returns their number.
 
-    They are known by their environment: a program's children keep $MEGASCALE_RANK_FILE, whoever adopts them.
+    Such processes, e.g. loader workers and shells, are found by the variable $MEGASCALE_RANK_FILE that they
+    inherit, so they are found even if another process has adopted them.
     """
     marks = {f"MEGASCALE_RANK_FILE={path}".encode() for path in rank_files}
     killed = 0

@@ -1,4 +1,4 @@
-"""Where an agent lives: its files, its address, and how it finds and trusts its driver."""
+"""The configuration of an agent: its files, its address, and how it finds and authenticates its driver."""
 
 from __future__ import annotations
 
@@ -19,15 +19,18 @@ KERNEL_LOG: Final = Path("/dev/kmsg")
 
 @dataclass(frozen=True, slots=True)
 class AgentConfig:
-    """An agent of a local run, or of a pod.
+    """Where one agent runs, in a local run or in a pod.
 
     Attributes:
-        host: address at which other nodes reach this one.
-        trust: None = the driver is on this machine and the channel is not encrypted.
-        pod: name of the pod, "" outside of one; in a pod the cluster looks after the driver and this agent.
-        snapshot_root: a folder in memory.
-        kernel_log: what tells of the node's hardware, None = do not look.
-        grace_s: after SIGTERM the agent has this long to have its ranks save.
+        run: the folder to which the agent and its ranks write.
+        driver_file: file with the driver's address.
+        token_file: file with the token that authenticates the agent.
+        host: IP address at which other nodes reach this one.
+        trust: how to verify the driver's certificate; None for an unencrypted channel on this machine.
+        pod: name of the pod, "" outside of one. In a pod the cluster restarts the driver and this agent.
+        snapshot_root: folder in memory (tmpfs) for snapshots.
+        kernel_log: kernel log to read hardware events from; None to read none.
+        grace_s: seconds after SIGTERM within which the ranks may save.
     """
 
     run: RunDir
@@ -44,16 +47,16 @@ class AgentConfig:
 
     @classmethod
     def local(cls, root: Path, node: str) -> AgentConfig:
-        """A node of a run on this machine."""
+        """Return the configuration of a node of a local run with the run folder `root`."""
         run = RunDir(root)
         return cls(run, node, run.job_file, run.driver_file, run.token_file)
 
     @property
     def interface(self) -> str:
-        """The network interface through which `host` is this node's: its address, or else its network.
+        """Name of the network interface that has the address `host`, or else whose network contains it.
 
         Raises:
-            InputError: there is none.
+            InputError: there is no such interface.
         """
         host = ipaddress.ip_address(self.host)
         found: list[tuple[int, str]] = []
@@ -68,7 +71,7 @@ class AgentConfig:
 
 
 def _network(address: str, netmask: str | None) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
-    """The network of an interface's address; None for hardware addresses."""
+    """Return the network of an interface's address; None for hardware addresses."""
     plain = address.partition("%")[0]
     try:
         if netmask and ":" in netmask:

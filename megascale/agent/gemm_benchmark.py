@@ -1,4 +1,4 @@
-"""How fast this node computes now: matrix products timed beside the ranks, in a process of their own."""
+"""Measures how fast this node computes, by timing matrix products in a process beside the ranks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ _CHECK: Final = "gemm"
 
 
 async def node_speed(seconds: float, deadline_s: float) -> float:
-    """Speed of the slowest device, 0.0 when it could not be measured in time.
+    """Measure in a subprocess and return the rate of the node's slowest device.
+
+    Args:
+        seconds: how long each device is measured.
+        deadline_s: seconds after which the subprocess is killed.
+
+    Returns:
+        0.0 if there was no result before the deadline.
 
     Raises:
         OSError: the measurement cannot be started.
@@ -39,7 +46,7 @@ async def node_speed(seconds: float, deadline_s: float) -> float:
 
 
 def measured(seconds: float) -> float:
-    """Matrix products, `seconds` on each device of this node; the rate of the slowest."""
+    """Time matrix products for `seconds` on each device of this node; returns the slowest device's rate."""
     import torch
 
     from megascale.diagnose.measure import measure_device

@@ -1,4 +1,4 @@
-"""The seam at which exits of ranks are recognised as injected: nothing, unless the manifest has faults."""
+"""Marks exits of ranks as injected if a fault of the manifest caused them."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from megascale.observe.rundir import RunDir
 from megascale.rpc import megascale_pb2 as pb
 
 Amend = Callable[[RankLaunch, pb.RankExit], None]
-"""Changes what is told of an exit."""
+"""Changes an exit report before it is sent to the driver."""
 
 
 def amendment_of(faults: Sequence[Fault], run: RunDir) -> Amend:
-    """What is done to the exits of a launch before they are told."""
+    """Return the function that amends exit reports; without `faults` it changes nothing."""
     if not faults:
         return leave_as_it_is
 
     def amend(launch: RankLaunch, report: pb.RankExit) -> None:
-        """An exit by SIGKILL at a fault's hands was injected, at the time at which the fault fired."""
+        """Mark an exit by SIGKILL as injected, at the fault's time, if a fault fired on this rank."""
         if report.signal != signal.SIGKILL:
             return
         for marker in read_markers(run.faults):
@@ -33,4 +33,4 @@ def amendment_of(faults: Sequence[Fault], run: RunDir) -> Amend:
 
 
 def leave_as_it_is(_launch: RankLaunch, _report: pb.RankExit) -> None:
-    """Without faults in the manifest no exit was injected."""
+    """Change nothing: without faults in the manifest no exit was injected."""

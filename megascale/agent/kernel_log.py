@@ -1,4 +1,4 @@
-"""The node's kernel log through the rules table: what its hardware says about itself."""
+"""Reads the node's kernel log and turns lines that match a log rule into hardware events."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ _SIGN_OF_RULE: Final = (("nvlink", "nvlink"), ("pcie", "pcie"), ("thermal", "the
 
 
 class KernelLog:
-    """Follows /dev/kmsg, or a file of lines, from its end; bounded per call. Nothing to read is no error."""
+    """Follows /dev/kmsg, or a text file, from its end.
+
+    If the log cannot be opened or read, a warning is logged and there are no events.
+    """
 
     def __init__(self, path: Path, rules: RuleSet = _BUILTIN) -> None:
         self._descriptor = -1
@@ -46,7 +49,7 @@ class KernelLog:
             log.warning("%s: %s; hardware events of this node are not seen", path, error.strerror)
 
     def new_events(self) -> list[pb.HardwareEvent]:
-        """What the new lines say about devices, the same thing at most once in ten seconds."""
+        """Return hardware events of new lines: at most 16 per call, the same line at most once in 10 s."""
         found: list[pb.HardwareEvent] = []
         try:
             lines = self._new_lines()
@@ -70,7 +73,7 @@ class KernelLog:
         return lines
 
     def _records(self) -> list[bytes]:
-        """Every read gives one record: prefix, message, and continuation lines that begin with a blank."""
+        """Read records of /dev/kmsg; keeps each one's first line, without the continuation lines."""
         records: list[bytes] = []
         with contextlib.suppress(BlockingIOError):
             while len(records) < _RECORDS:

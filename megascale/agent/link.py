@@ -1,4 +1,4 @@
-"""The stream to the driver: attach, send, obey, and find the next driver when this one is gone."""
+"""The agent's gRPC stream to the driver; reconnects when it ends, to the next driver if there is one."""
 
 from __future__ import annotations
 
@@ -28,21 +28,32 @@ _REFUSALS: Final = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.INVALID_ARG
 
 
 def heartbeat_is_due(sent_at: float, now: float, period_s: float) -> bool:
-    """Whether a period has passed, counted in twentieths that begin at the same Unix times on all nodes.
+    """Return whether a heartbeat is due.
 
-    So agents send heartbeats together, a twentieth of them at a time: a driver of thousands wakes up once for
-    the heartbeats of many, which costs it a third less than once for each. A clock that is set back does not
-    silence a node.
+    A period is divided into 20 slots that begin at the same Unix times on all nodes, and a heartbeat is due
+    20 slots after the last. About a twentieth of the agents therefore send together, and a driver of
+    thousands of nodes wakes up once for many heartbeats, which costs it a third less CPU time. The distance
+    in slots is absolute, so a node whose clock is set back still sends heartbeats.
+
+    Args:
+        sent_at, now: Unix seconds.
     """
     slot_s = period_s / _SLOTS
     return abs(int(now / slot_s) - int(sent_at / slot_s)) >= _SLOTS
 
 
 class Link:
-    """Keeps one stream open. `greet` gives the messages that begin a stream, `obey` handles what comes.
+    """Keeps one stream to the driver open.
 
-    `disconnected` is set while no stream is up. Messages that cannot be sent are dropped: whatever must not
-    be lost is part of the next greeting.
+    Messages that cannot be sent are dropped; those that must not be lost are sent again by `hello_messages`.
+
+    Args:
+        hello_messages: returns the messages that begin every stream.
+        handle_command: called with every message of the driver.
+
+    Attributes:
+        disconnected: set while there is no stream.
+        last_contact: event loop time of the last message from a driver, in seconds.
     """
 
     def __init__(
@@ -61,7 +72,7 @@ class Link:
         self._call: tuple[DriverStub, tuple[tuple[str, str], ...]] | None = None
 
     def send(self, message: pb.AgentMessage) -> None:
-        """Queue a message for the current stream."""
+        """Queue a message for the current stream; dropped if there is none or 1024 messages are waiting."""
         if self.connected and not self._outbox.full():
             self._outbox.put_nowait(message)
 
@@ -74,10 +85,10 @@ class Link:
         return self._highest_term
 
     async def fetch_revision(self, revision: str) -> str:
-        """The manifest of a revision as the driver keeps it.
+        """Fetch the manifest of a revision, as canonical JSON, from the driver.
 
         Raises:
-            UnreachableError: no driver is connected, it does not answer, or does not have it.
+            UnreachableError: no driver is connected, or it does not answer or have the revision.
         """
         what = f"revision {revision[:12]} of the manifest"
         if self._call is None:
@@ -95,7 +106,7 @@ class Link:
         return str(reply.manifest)
 
     async def serve(self) -> None:
-        """Attach, again and again, with full jitter between tries; runs until cancelled."""
+        """Connect, and reconnect after every loss with exponential backoff and jitter, until cancelled."""
         tries = 0
         while True:
             if await self._try_once():
@@ -104,7 +115,7 @@ class Link:
             await asyncio.sleep(random.uniform(0, min(_BACKOFF_LIMIT_S, _BACKOFF_S * 2**tries)))
 
     async def _try_once(self) -> bool:
-        """One stream from attach to loss; whether it came up."""
+        """Open a stream and serve it until it ends; returns whether the driver sent a message."""
         address = read_address(self._config.driver_file)
         if address is None or address.term < self._highest_term:
             return False
@@ -124,7 +135,7 @@ class Link:
                 self.disconnected.clear()
                 came_up = await self._converse(call)
             except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-                # The stream ended while the driver was greeted; the next try finds it or its successor.
+                # The stream ended during the hello messages; the next try finds this driver or its successor.
                 await self._note_refusal(call)
             except asyncio.CancelledError:
                 call.cancel()
@@ -137,7 +148,7 @@ class Link:
         return came_up
 
     async def _converse(self, call: grpc.aio.StreamStreamCall) -> bool:
-        """Send and obey until the stream ends; whether the driver said anything."""
+        """Send and receive until the stream ends; returns whether the driver sent a message."""
         heard = False
         async with asyncio.TaskGroup() as tasks:
             writer = tasks.create_task(self._write(call))
@@ -155,10 +166,10 @@ class Link:
         return heard
 
     async def _take(self, message: pb.DriverMessage) -> None:
-        """Obey a driver of the highest term seen so far.
+        """Handle a message of a driver, unless its term is lower than the highest one seen.
 
         Raises:
-            FencedError: the driver is an older one.
+            FencedError: the driver has a lower term.
         """
         self.last_contact = asyncio.get_running_loop().time()
         if message.term < self._highest_term:
@@ -167,7 +178,7 @@ class Link:
         await self._handle_command(message)
 
     async def _note_refusal(self, call: grpc.aio.StreamStreamCall) -> None:
-        """Say once why the driver does not want this agent."""
+        """Log why the driver refused the stream; the same reason is logged once in a row."""
         if not call.done() or await call.code() not in _REFUSALS:
             return
         reason = str(await call.details())
@@ -176,7 +187,7 @@ class Link:
             log.warning("the driver refused the stream: %s", reason)
 
     async def _write(self, call: grpc.aio.StreamStreamCall) -> None:
-        """Send what is queued until the stream ends; its reader hears of the end as well."""
+        """Send queued messages until the stream ends; `_converse` detects the end too and reconnects."""
         with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
             while True:
                 await call.write(await self._outbox.get())
@@ -187,6 +198,6 @@ class Link:
 
 
 def _is_being_cancelled() -> bool:
-    """Whether a CancelledError is this task's own; gRPC also raises one for a call that it has cancelled."""
+    """Return whether the current task is being cancelled; gRPC also raises CancelledError for ended calls."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0

@@ -1,4 +1,4 @@
-"""What outlives a pod: rank logs and step records are copied beside the checkpoints."""
+"""Copies a pod's rank logs and step records to the checkpoint store, where they outlive the pod."""
 
 from __future__ import annotations
 
@@ -22,10 +22,14 @@ _ATTEMPTS: Final = 2
 
 
 class LogUploader:
-    """Appends what is new in `logs/attempt-<A>/rank-<R>.log` and `metrics.jsonl` to files of the store.
+    """Appends new data of `logs/attempt-<A>/rank-<R>.log` and `metrics.jsonl` to files in the store.
 
-    A copy is always a prefix of its source, so the store itself tells where to go on. Bounded: the newest two
-    attempts, a piece of each file per round, and a limit for every file.
+    A copy is always a prefix of its source, so its size in the store is the offset to continue from. Only
+    logs of the newest two attempts are copied, at most 4 MiB of a file per round and 256 MiB in all.
+
+    Args:
+        uri: checkpoint URI.
+        name: the metrics are copied to `metrics/<name>.jsonl`.
     """
 
     def __init__(self, run: RunDir, uri: str, name: str) -> None:
@@ -35,11 +39,11 @@ class LogUploader:
         self._due = asyncio.Event()
 
     def flush_soon(self) -> None:
-        """An attempt ended: copy now."""
+        """Make `serve` copy without waiting for the next period; called when an attempt ended."""
         self._due.set()
 
     async def serve(self) -> None:
-        """Copy every half minute and when asked to; runs until cancelled."""
+        """Copy every 30 seconds and after `flush_soon`, until cancelled."""
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(PERIOD_S):
@@ -48,7 +52,7 @@ class LogUploader:
             await self._copy()
 
     async def close(self) -> None:
-        """Copy what is left; a store that hangs is not waited for."""
+        """Copy the remaining data; gives up after 10 seconds."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._copy(), _CLOSE_S)
 

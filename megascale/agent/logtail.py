@@ -1,4 +1,4 @@
-"""Follows a rank's log file: classifies new lines, and keeps the last ones for the report of its exit."""
+"""Follows a rank's log file: classifies new lines, and returns the last lines for exit reports."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MATCHES_PER_READ: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class LineMatch:
-    """A line that a rule matched: the rule, its class, its action, and the line."""
+    """A log line that matched a rule, with the rule's id, class and action."""
 
     rule: str
     category: str
@@ -29,12 +29,12 @@ class LineMatch:
 
 
 def rules_of(job: TrainingJob) -> RuleSet:
-    """The rules that the lines of a job's nodes are classified by."""
+    """Return the built-in log rules combined with those of the manifest's `logRules`."""
     return rule_set(log_rules(job.spec.log_rules))
 
 
 class LogTail:
-    """Reads what was appended since the last call, a bounded piece at a time."""
+    """Reads data appended to a log file since the last call, at most 256 KiB per call."""
 
     def __init__(self, path: Path, rules: RuleSet = _BUILTIN) -> None:
         self.path = path
@@ -43,7 +43,7 @@ class LogTail:
         self._classifier = LineClassifier(rules)
 
     def new_matches(self) -> list[LineMatch]:
-        """New lines whose rule has an action, at most 16 per call, alerts of the rank first."""
+        """Return new lines whose rule has an action: at most 16 per call, alerts of the rank first."""
         alerts, matches = [], []
         for line in self._new_lines():
             if line.startswith(ALERT_PREFIX):
@@ -67,7 +67,7 @@ class LogTail:
         return lines
 
     def last_lines(self, count: int) -> list[str]:
-        """The last non-empty lines of the file, without our own alerts."""
+        """Return the last `count` non-empty lines of the file, without MegaScale's alert lines."""
         try:
             with self.path.open("rb") as handle:
                 handle.seek(0, 2)

@@ -1,4 +1,4 @@
-"""Which manifest ranks are launched with: the revision that the driver names, whatever its file says."""
+"""Finds the manifest to launch ranks with: the revision that the driver names, from file or driver."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _KEPT: Final = 4
 
 
 class Manifests:
-    """The node's own file, and the revisions that were fetched from the driver.
+    """Returns manifests by revision, from the node's own file or else fetched from the driver and cached.
 
     Args:
-        fetch: asks the driver for the text of a revision; raises UnreachableError.
+        fetch: returns the canonical JSON of a revision from the driver; raises UnreachableError.
     """
 
     def __init__(self, job_file: Path, fetch: Callable[[str], Awaitable[str]]) -> None:
@@ -25,11 +25,11 @@ class Manifests:
         self._fetched: dict[str, TrainingJob] = {}
 
     async def get(self, revision: str) -> TrainingJob:
-        """The manifest of a revision; "" = whatever the file says, for a driver that names none.
+        """Return the manifest of a revision; "" returns the node's own file, whatever its revision.
 
         Raises:
-            InputError: the file, or what the driver sent, cannot be read.
-            UnreachableError: the node does not have the revision and the driver does not give it.
+            InputError: the file, or the manifest that the driver sent, cannot be parsed.
+            UnreachableError: the node does not have the revision and it cannot be fetched from the driver.
         """
         if not revision:
             return await asyncio.to_thread(load_job, self._job_file)
@@ -43,7 +43,7 @@ class Manifests:
         return self._fetched[revision]
 
     def _own(self) -> TrainingJob | None:
-        """What the file says; one that cannot be read is some other revision."""
+        """Load the node's own file; None if it cannot be parsed, so that the revision is fetched instead."""
         try:
             return load_job(self._job_file)
         except InputError:

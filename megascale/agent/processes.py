@@ -1,4 +1,4 @@
-"""Rank processes: started, watched through a pidfd, killed, reaped."""
+"""Watches child processes through pidfds, kills and reaps them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def process_state(pid: int) -> str:
-    """The state letter of /proc/PID/stat, "" when there is no such process."""
+    """Return the state letter in /proc/PID/stat, "" if there is no such process."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -22,7 +22,7 @@ def process_state(pid: int) -> str:
 
 @dataclass(slots=True)
 class Exit:
-    """How a process ended: one of `code` and `signal` is set."""
+    """How a process ended: either its exit `code` or the `signal` that killed it is set."""
 
     code: int | None
     signal: int | None
@@ -30,7 +30,13 @@ class Exit:
 
 @dataclass(slots=True, eq=False)
 class Child:
-    """A process that this one reaps. `ended` is set, once, when it was reaped."""
+    """A child process that this process reaps.
+
+    Attributes:
+        on_exit: called once, from the event loop, after the process was reaped.
+        ended: set when the process was reaped.
+        killed: whether `kill` was called.
+    """
 
     pid: int
     on_exit: Callable[[Child, Exit], None]
@@ -39,12 +45,12 @@ class Child:
     _pidfd: int = -1
 
     def watch(self) -> None:
-        """Begin watching; `on_exit` is called from the event loop as soon as the kernel reports the end."""
+        """Start watching; call once, after which the process is reaped as soon as it exits."""
         self._pidfd = os.pidfd_open(self.pid)
         asyncio.get_running_loop().add_reader(self._pidfd, self._reap)
 
     def kill(self) -> None:
-        """SIGKILL; the exit is then this agent's own doing."""
+        """Send SIGKILL and set `killed`, which marks the exit as caused by this agent."""
         self.killed = True
         if not self.ended.is_set():
             with contextlib.suppress(ProcessLookupError):
@@ -66,7 +72,7 @@ class Child:
 
 
 async def kill_all(children: list[Child], deadline_s: float) -> list[Child]:
-    """SIGKILL all and wait until they are reaped; returns those that were not in `deadline_s`."""
+    """SIGKILL all and wait until they are reaped; returns those not reaped within `deadline_s` seconds."""
     for child in children:
         child.kill()
     waits = [asyncio.ensure_future(child.ended.wait()) for child in children]

@@ -1,4 +1,4 @@
-"""The ranks of one node: launch, progress, exits, evidence, kill."""
+"""The rank processes of one node: launches and kills them, and collects progress, exits and evidence."""
 
 from __future__ import annotations
 
@@ -44,7 +44,15 @@ class Rank:
 
 
 class Ranks:
-    """All rank processes of a node. `on_exit` gets every exit this agent did not cause itself."""
+    """The rank processes of a node.
+
+    Args:
+        on_exit: called with the report of every exit that this agent did not cause.
+
+    Attributes:
+        attempt: the attempt of the newest launch, 0 before any.
+        exits: the exit reports of that attempt.
+    """
 
     def __init__(
         self,
@@ -71,7 +79,7 @@ class Ranks:
         return sorted(rank for rank, entry in self._ranks.items() if not entry.child.ended.is_set())
 
     async def host_store(self, attempt: int) -> int:
-        """Serve the store of `attempt`, started when it is not running yet; returns its port."""
+        """Start the key-value store of `attempt`, unless it runs already, and return its port."""
         if self._store is None or self._store_attempt != attempt or self._store.ended.is_set():
             await self._drop_store()
             pid, port = await self._zygote.fork_store(self._config.host)
@@ -81,11 +89,11 @@ class Ranks:
         return self._store_port
 
     async def launch(self, term: int, order: pb.Launch) -> None:
-        """Start this node's ranks of an attempt; a repeated order changes nothing.
+        """Kill older ranks and start this node's ranks of an attempt; a repeated order changes nothing.
 
         Raises:
-            ZygoteError: the zygote cannot fork them.
-            InputError, UnreachableError: the manifest to run is not here and cannot be fetched.
+            ZygoteError: the zygote cannot fork the ranks.
+            InputError, UnreachableError: the manifest cannot be read, or not fetched from the driver.
         """
         if order.attempt == self.attempt and (self._ranks or self.exits):
             return
@@ -133,7 +141,7 @@ class Ranks:
         return make_folders(self._run.root, self._config.node, self._config.snapshot_root)
 
     def snapshots(self, job: TrainingJob) -> list[pb.Commit]:
-        """What every rank of this node left in memory, whichever agent launched it."""
+        """Return the snapshots in memory that all ranks of this node have, whichever agent launched them."""
         folders = self._snapshot_folders(job)
         found = {
             commit
@@ -165,7 +173,7 @@ class Ranks:
         if entry.child.killed:
             if not entry.file.read_exit_report():
                 return
-            # It had failed by itself and only took its time to end.
+            # It wrote an exit report, so it had failed by itself before the kill.
             how = Exit(code=1, signal=None)
         report = self._exit_report(entry, how)
         self.exits.append(report)
@@ -189,7 +197,13 @@ class Ranks:
         return report
 
     async def kill(self, attempt: int, deadline_s: float) -> list[int]:
-        """SIGKILL and reap all ranks of `attempt` or older; returns the ranks that could not be reaped."""
+        """SIGKILL and reap all ranks of `attempt` or older.
+
+        Also ends the attempt's store and the processes that the ranks' programs started.
+
+        Returns:
+            The ranks that were not reaped within `deadline_s` seconds.
+        """
         if self.attempt > attempt:
             return []
         children = {entry.child: rank for rank, entry in self._ranks.items()}
@@ -215,13 +229,13 @@ class Ranks:
         await asyncio.gather(*(entry.child.ended.wait() for entry in self._ranks.values()))
 
     def request_save(self, attempt: int, *, then_stop: bool) -> None:
-        """Ask the ranks to save after the same coming step."""
+        """Ask the ranks of `attempt` to save a checkpoint after the same step, and optionally to exit."""
         if attempt == self.attempt:
             for entry in self._ranks.values():
                 entry.file.control = Control.SAVE_AND_EXIT if then_stop else Control.SAVE
 
     def report(self) -> pb.Report:
-        """The records of all ranks."""
+        """Return the current records of all ranks."""
         return pb.Report(ranks=[self._status(entry) for entry in self._ranks.values()])
 
     def _status(self, entry: Rank) -> pb.RankStatus:
@@ -257,7 +271,7 @@ class Ranks:
         return monotonic + self._to_unix if monotonic else 0.0
 
     def log_matches(self) -> list[pb.LogMatch]:
-        """What the new lines of all rank logs say that calls for something."""
+        """Return the new lines of all rank logs that match a rule with an action."""
         return [
             pb.LogMatch(
                 rank=rank,
@@ -273,18 +287,18 @@ class Ranks:
         ]
 
     def last_lines(self, rank: int, count: int) -> list[str]:
-        """The end of a rank's log."""
+        """Return the last `count` lines of a rank's log, [] for an unknown rank."""
         entry = self._ranks.get(rank)
         return entry.log.last_lines(count) if entry else []
 
     def segments(self) -> pb.SegmentTimes | None:
-        """How long the ranks computed in the steps since the last call, None if there were none."""
+        """Return the ranks' compute times of the steps since the last call, None if there were none."""
         return self._segments.batch(
             self.attempt, ((rank, entry.launch.rank_file) for rank, entry in self._ranks.items())
         )
 
     async def evidence(self) -> list[pb.RankEvidence]:
-        """What every rank is doing now; works on stopped and stuck ranks."""
+        """Return each rank's process state, progress and stack; also works for stopped and stuck ranks."""
         return list(await asyncio.gather(*(self._evidence_of(entry) for entry in self._ranks.values())))
 
     async def _evidence_of(self, entry: Rank) -> pb.RankEvidence:

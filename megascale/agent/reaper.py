@@ -1,4 +1,4 @@
-"""Processes that nobody waits for: as PID 1 or subreaper the agent inherits what its ranks leave behind."""
+"""Reaps orphaned processes, which the agent inherits from its ranks as PID 1 or child subreaper."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _PATIENCE_S: Final = 1.0
 
 
 class Reaper:
-    """Reaps children that are still zombies some time after they died.
+    """Reaps children that are still zombies one second after they were first seen as such.
 
-    Whoever waits for a child of its own (ranks, the zygote, stack dumps) has done so long before.
+    Code that waits for its own child (rank, zygote, stack dump) reaps it within that second.
     """
 
     def __init__(self) -> None:
         self._timer: asyncio.TimerHandle | None = None
 
     def watch(self) -> None:
-        """Look again whenever a child dies."""
+        """Start handling SIGCHLD."""
         asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self._on_death)
 
     def close(self) -> None:

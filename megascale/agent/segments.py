@@ -1,4 +1,4 @@
-"""How long the ranks of this node computed in each step, on its way to the driver."""
+"""Collects the compute times per step of this node's ranks, in batches for the driver."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from megascale.observe.segments import SegmentReader, StepSegments, segments_pat
 from megascale.rpc import megascale_pb2 as pb
 
 PERIOD_S: Final = 1.0
-"""Shortest time between two batches."""
+"""Shortest time between two batches, in seconds."""
 _STEPS: Final = 64
 
 
 class SegmentFeed:
-    """Reads the rings of the ranks; one batch holds at most 64 steps of each, the newest."""
+    """Reads the segment ring buffers of the ranks; a batch has at most the newest 64 steps of each rank."""
 
     def __init__(self) -> None:
         self._readers: dict[Path, SegmentReader] = {}
 
     def batch(self, attempt: int, ranks: Iterable[tuple[int, Path]]) -> pb.SegmentTimes | None:
-        """What is new of `attempt`, None if nothing is.
+        """Return the compute times of `attempt` since the last call, None if there are none.
 
         Args:
             ranks: number and rank record of each rank.
@@ -36,7 +36,7 @@ class SegmentFeed:
 
 
 def _times(rank: int, entries: list[StepSegments]) -> pb.RankSegments:
-    """Steps follow each other; what came before a gap is left out."""
+    """Convert to a message, whose steps must be consecutive; steps before the last gap are left out."""
     first = len(entries) - 1
     while first > 0 and entries[first - 1].step == entries[first].step - 1:
         first -= 1

@@ -1,4 +1,4 @@
-"""Whether this node computes wrong numbers, asked of `megascale.diagnose` in a process of its own."""
+"""Checks whether this node computes wrong numbers, by running `megascale.diagnose` in a subprocess."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ CHECK: Final = (sys.executable, "-m", "megascale.diagnose", "--light", "--local"
 
 
 async def wrong_numbers(deadline_s: float, command: Sequence[str] = CHECK) -> str:
-    """What the node computed wrong, "" when nothing was, or when that could not be found out in time.
+    """Run the check and return a description of the wrong result, "" if there was none.
 
-    Only bits that differ count: a node that is slow or cannot be measured is no reason for wrong numbers.
+    Only results that differ in their bits count as wrong; a node that is slow or cannot be measured, or a
+    check that takes longer than `deadline_s` seconds, returns "".
 
     Raises:
         OSError: the check cannot be started.

@@ -1,4 +1,4 @@
-"""Python stacks of another process, through py-spy where it is installed and allowed."""
+"""Reads the Python stack of another process with py-spy, if it is installed and permitted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FRAMES: Final = 12
 
 
 async def stack_of(pid: int) -> list[str]:
-    """Innermost frames first, of the main thread; one line saying why when there is no stack."""
+    """Return up to 12 frames of the main thread, innermost first; if that fails, one line with the reason."""
     program = shutil.which("py-spy", path=str(Path(sys.executable).parent)) or shutil.which("py-spy")
     if program is None:
         return ["no stack: py-spy is not installed"]
@@ -36,7 +36,7 @@ async def stack_of(pid: int) -> list[str]:
 
 
 def _frames_in(output: bytes) -> list[str]:
-    """The main thread's frames in what py-spy printed."""
+    """Extract the main thread's frames from py-spy's JSON output."""
     try:
         threads = json.loads(output)
         main = next(

@@ -1,10 +1,10 @@
 """The zygote: a process that has imported the engine once and forks ranks from it.
 
-Importing torch and Megatron-core takes seconds; a fork of a process that has done so takes
-milliseconds. Requests and answers are JSON messages on a SEQPACKET socket whose descriptor is the first
-argument; with `store` as the second nothing but stores can be forked, which is what jobs need that run a
-command of their own. Ranks are forked twice, so that they become children of the agent (a subreaper),
-which sees their exit at once and keeps them when the zygote is replaced.
+Importing torch and Megatron-core takes seconds; forking a process that has imported them takes milliseconds.
+Requests and answers are JSON messages on a SEQPACKET socket, whose descriptor is the first argument. With
+`store` as the second argument the zygote imports less and can fork only stores, which is all that a job with
+its own command needs. Ranks are forked twice, so that they become children of the agent (a subreaper): the
+agent is notified of their exit, and they survive a replacement of the zygote.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _PID: Final = struct.Struct("<q")
 
 
 def main() -> None:  # pragma: no mutate block
-    """Serve fork requests until the agent closes its end."""
+    """Serve fork requests until the agent closes its end of the socket."""
     die_with_parent()
     connection = socket.socket(fileno=int(sys.argv[1]))
     if sys.argv[2:] == ["store"]:
@@ -61,7 +61,7 @@ def _serve(connection: socket.socket, request: dict[str, Any]) -> dict[str, Any]
 
 
 def unforkable() -> str:
-    """Why this process must not fork now, "" if it may: more than one thread, or an open GPU."""
+    """Return why this process must not fork (several threads, or an open GPU device), "" if it may."""
     threads = sum(1 for _ in Path("/proc/self/task").iterdir())
     if threads != 1:
         return f"the zygote has {threads} threads; a fork would copy locks that nobody releases"
@@ -81,7 +81,7 @@ def _fork_rank(connection: socket.socket, request: dict[str, Any]) -> int:  # pr
 
 
 def _fork_adopted(main: Callable[[], NoReturn], agent_pid: int) -> int:  # pragma: no mutate block
-    """Fork a process that becomes the agent's child and dies with it, run `main` there; returns its pid."""
+    """Fork a process that becomes the agent's child, dies with it and runs `main`; returns its pid."""
     pid_read, pid_write = os.pipe()
     go_read, go_write = os.pipe()
     middle = os.fork()
@@ -126,7 +126,7 @@ def _run(launch: RankLaunch, rank_file: RankFile) -> int:
 
     try:
         code = run_rank(launch, rank_file)
-    except BaseException as error:  # noqa: BLE001 - the process ends here; everything must leave last words
+    except BaseException as error:  # noqa: BLE001 - the process ends here; report every error
         traceback.print_exc()
         detail = {name: getattr(error, name) for name in ("step", "attempt", "tier") if hasattr(error, name)}
         rank_file.write_exit_report({"type": type(error).__name__, "message": str(error), "detail": detail})
@@ -147,7 +147,7 @@ def _redirect(log: str) -> None:  # pragma: no mutate block
 def _fork_store(
     connection: socket.socket, request: dict[str, Any]
 ) -> dict[str, Any]:  # pragma: no mutate block
-    """A process of its own that serves the attempt's key-value store until it is killed."""
+    """Fork a process that serves the attempt's key-value store until it is killed."""
     port_read, port_write = os.pipe()
 
     def main() -> NoReturn:
@@ -175,7 +175,7 @@ def _store_main(host: str, write_end: int) -> NoReturn:  # pragma: no mutate blo
 
 
 def torchrun_environment(launch: RankLaunch) -> dict[str, str]:
-    """The variables torchrun sets, and the path of the rank record."""
+    """Return the environment variables that torchrun sets, and the path of the rank record."""
     return {
         "RANK": str(launch.rank),
         "WORLD_SIZE": str(launch.world_size),
@@ -191,12 +191,15 @@ def torchrun_environment(launch: RankLaunch) -> dict[str, str]:
 
 
 def interface_environment(launch: RankLaunch) -> dict[str, str]:
-    """Keeps gloo on the interface of the node's address, wherever the host's name may point."""
+    """Return the variable that binds gloo to the interface of the node's address.
+
+    Without it gloo uses the address that the host name resolves to.
+    """
     return {"GLOO_SOCKET_IFNAME": launch.interface} if launch.interface else {}
 
 
 def launch_to_json(launch: RankLaunch) -> dict[str, Any]:
-    """A launch as JSON values."""
+    """Convert a launch to JSON values."""
     data = {name: getattr(launch, name) for name in launch.__dataclass_fields__}
     data["run_dir"], data["rank_file"] = str(launch.run_dir), str(launch.rank_file)
     data["snapshot_folders"] = [str(folder) for folder in launch.snapshot_folders]
@@ -206,7 +209,7 @@ def launch_to_json(launch: RankLaunch) -> dict[str, Any]:
 
 
 def launch_from_json(data: dict[str, Any]) -> RankLaunch:
-    """The inverse of `launch_to_json`."""
+    """Convert the result of `launch_to_json` back to a launch."""
     lineage = {int(attempt): _commit_from_json(commit) for attempt, commit in data["lineage"].items()}
     paths: dict[str, Any] = {name: Path(data[name]) for name in ("run_dir", "rank_file")}
     paths["snapshot_folders"] = tuple(Path(folder) for folder in data["snapshot_folders"])

@@ -1,4 +1,4 @@
-"""The agent's side of its zygote: start it, ask it for ranks and stores, replace it when the code changed."""
+"""The agent's client of the zygote: starts it, requests forks, and replaces it when the code has changed."""
 
 from __future__ import annotations
 
@@ -31,10 +31,11 @@ class ZygoteError(MegascaleError):
 
 
 class Zygote:
-    """One zygote process at a time; requests are answered in order.
+    """Manages one zygote process; requests are handled one at a time.
 
     Args:
-        engine: whether ranks are to be forked; else only stores, by a zygote that has much less in memory.
+        engine: whether the zygote imports the engine to fork ranks; else it uses less memory and can fork
+            only stores.
     """
 
     def __init__(self, *, engine: bool) -> None:
@@ -45,26 +46,26 @@ class Zygote:
         self._lock = asyncio.Lock()
 
     async def ensure(self) -> None:
-        """Have a zygote of the current code ready.
+        """Start a zygote, or replace one that has imported an older version of the code.
 
         Raises:
-            ZygoteError: it does not come up.
+            ZygoteError: it does not start.
         """
         async with self._lock:
             await self._ensure()
 
     async def fork_rank(self, launch: RankLaunch, log: Path) -> int:
-        """Fork one rank; returns its pid, a child of this process."""
+        """Fork one rank, as a child of this process, and return its pid; raises ZygoteError."""
         request = {"op": "rank", "launch": launch_to_json(launch), "log": str(log)}
         return int((await self._ask(request))["pid"])
 
     async def fork_store(self, host: str) -> tuple[int, int]:
-        """Fork a store process listening on `host`; returns its pid and port."""
+        """Fork a store process listening on `host`; returns its pid and port; raises ZygoteError."""
         answer = await self._ask({"op": "store", "host": host})
         return int(answer["pid"]), int(answer["port"])
 
     async def close(self) -> None:
-        """End the zygote; ranks it forked live on."""
+        """Kill the zygote; ranks and stores that it forked keep running."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
@@ -127,7 +128,10 @@ class Zygote:
 
 
 def code_digest() -> str:
-    """Changes when any source file of the package does, so that ranks never run stale code."""
+    """Return a digest of the size and modification time of every source file of the package.
+
+    It changes when the code does; a zygote with another digest is replaced before it forks.
+    """
     digest = hashlib.sha256()
     root = Path(megascale.__file__).parent
     for path in sorted(root.rglob("*.py")):

@@ -1,1 +1,1 @@
-"""The shell around the core: gRPC, clock, event log, job record, effects."""
+"""The driver process: runs the core with a gRPC server, a clock, an event log and the job record."""

@@ -1,4 +1,4 @@
-"""`python -m megascale.driver RUN_DIR`: one driver life of a local run."""
+"""`python -m megascale.driver RUN_DIR`: run the driver of a local run until the job ends."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _EXTRA_NODES: Final = 2
 
 
 def fleet_of(run: RunDir, job: TrainingJob) -> LocalFleet:
-    """The nodes of a local run; only a manifest with faults has some that tell of injected ends."""
+    """Return the fleet of a local run; if the manifest has `faults`, it marks injected node losses."""
     limit = job.spec.nodes + spare_nodes(job, shared_machine=True) + _EXTRA_NODES
     return InjectedFleet(run, limit) if job.spec.faults else LocalFleet(run, limit)
 
@@ -50,7 +50,7 @@ async def _serve(root: str, context: LogContext) -> None:
 
 
 def main() -> int:
-    """Returns the exit code."""
+    """Run the driver and return the process's exit code."""
     context = LogContext("driver")
     configure_logs(context, as_json=False)
     try:

@@ -1,7 +1,7 @@
-"""What a program that runs drivers elsewhere, such as the Kubernetes operator, uses of this package.
+"""Public API for programs that run drivers in another environment, such as the Kubernetes operator.
 
-It takes over a job with `Driver.take_over`, gives it ports of its own (record, fleet, listener, event log)
-and services that live beside it, and reads its status.
+Such a program takes over a job with `Driver.take_over`, supplies its own ports (record, fleet, listener,
+event log) and background services, and reads the driver's status.
 """
 
 from megascale.driver.driver import Driver

@@ -1,4 +1,4 @@
-"""Whether a node that lags is slow itself: its matrix products against those of nodes in the same job."""
+"""Checks whether a lagging node is slow by comparing its matrix product rate with nodes of the same job."""
 
 from __future__ import annotations
 
@@ -19,10 +19,13 @@ _SOUND: Final = 1.05
 
 
 async def compare_speed(links: Links, probe: fx.Probe, term: int) -> Health | None:
-    """Have the node and some of its peers compute at the same time; None = it could not be told.
+    """Measure the node and up to `PEERS` peers at the same time and compare their speeds.
 
-    All of them also train meanwhile, so only the comparison counts: clearly slower than the peers' median
-    convicts, as fast as they are acquits, in between nobody can tell.
+    All of them are training meanwhile, so absolute speeds mean nothing. The node is unhealthy if the peers'
+    median is at least 1.15 times its speed, and healthy if it is at most 1.05 times its speed.
+
+    Returns:
+        None if the ratio lies between these limits, or if the node or all peers could not be measured.
     """
     suspect = links.get(probe.node)
     if suspect is None:

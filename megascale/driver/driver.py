@@ -1,4 +1,4 @@
-"""One driver life: claim the record, feed the core, perform what it decides, until the job ends."""
+"""The driver: claims the record, feeds events to the core and executes its effects until the job ends."""
 
 from __future__ import annotations
 
@@ -55,10 +55,12 @@ _NEEDS_NODE: Final = frozenset({Command.EVICT, Command.RELEASE})
 
 
 class Driver:
-    """The shell around one `Core`. `done` is set when the job ended and every node was let go.
+    """Runs one `Core` for one job.
 
     Attributes:
-        changed: set whenever something was decided; whoever shows the status clears it.
+        done: set when the job has ended and every node is released.
+        changed: set after every decision; the service that publishes the status clears it.
+        term: number of this driver; each driver that claims the record gets a higher one.
     """
 
     def __init__(self, run: RunDir, job: TrainingJob, ports: DriverPorts, claim: Claim) -> None:
@@ -90,7 +92,7 @@ class Driver:
 
     @classmethod
     async def take_over(cls, run: RunDir, job: TrainingJob, ports: DriverPorts) -> Driver:
-        """The next driver life of the job.
+        """Claim the job's record and return a driver that continues from it.
 
         Raises:
             FencedError: another driver holds the record.
@@ -101,9 +103,9 @@ class Driver:
         return policy_of(job, shared_machine=self._ports.shared_machine)
 
     def _in_force(self, job: TrainingJob) -> TrainingJob:
-        """The manifest that the core decides by: the last one it took in, `job` before any.
+        """Return the manifest that the core decides by: the last one it accepted, else `job`.
 
-        A person who starts an ended job again starts it with `job`, unless that was rolled back.
+        An ended job that is started again uses `job`, unless that revision was rolled back.
         """
         record = self.core.record
         if record.state is JobState.FINISHED and revision_of(job) != record.spec.rejected:
@@ -121,7 +123,7 @@ class Driver:
         Raises:
             FencedError: a driver of a higher term took over.
         """
-        # Ahead of everything that agents and slots tell: the core knows no nodes before it.
+        # Must precede all events of agents and slots: the core accepts nodes only after DriverStarted.
         self.post(ev.DriverStarted(self.term))
         record = self.core.record
         if self._ports.reopens and record.state is JobState.FINISHED and not record.pending:
@@ -146,7 +148,7 @@ class Driver:
             raise FencedError(f"a driver with a higher term than {self.term} took over")
 
     async def _open(self, server: grpc.aio.Server) -> None:
-        """Listen to agents and to the fleet, and find the commits that no agent will tell of."""
+        """Start the server and the fleet, then scan the store for commits that no agent will report."""
         endpoint = await self._ports.listener.open(server)
         await server.start()
         await self._ports.listener.announce(endpoint, self.term)
@@ -160,7 +162,7 @@ class Driver:
         await self._ports.record.close()
 
     def fence(self) -> None:
-        """A higher term was seen: stop at once."""
+        """Stop the driver because a message carried a higher term; `run` then raises FencedError."""
         self._fenced = True
         self._ended.set()
 
@@ -177,7 +179,7 @@ class Driver:
         return await self._inbox.next(None if deadline is None else max(0.0, deadline - time.time()))
 
     async def _apply(self, event: ev.Event, tasks: asyncio.TaskGroup) -> None:
-        """Decide, write down, then act."""
+        """Pass the event to the core, persist the decision, then start its effects."""
         record, now = self.core.record, time.time()
         before = (record.state, record.attempt, len(record.commits), len(record.pending))
         effects = self.core.step(event, now)
@@ -189,12 +191,13 @@ class Driver:
             self.changed.set()
         for effect in effects:
             self._executor.start(effect, tasks)
-        # What waits may reopen the job: the end is only the end when nothing does.
+        # A queued event may reopen the job, so stop only when the inbox is empty.
         if record.state is JobState.FINISHED and not record.pending and not self._inbox:
             self.done.set()
             self._ended.set()
         elif waited_s > self.core.policy.silence_s / 3.0:
-            # Beats were not heard in the meantime: as after a restart, that is held against nobody.
+            # No heartbeat was processed during the wait. As after a restart, have the core restart its
+            # timers for silent nodes, so that it does not declare them lost.
             await self._apply(ev.DriverStarted(self.term), tasks)
 
     async def _write_record(self) -> None:
@@ -202,8 +205,10 @@ class Driver:
         await self._ports.record.write(self.core.snapshot(), referred)
 
     async def _write(self, write: Callable[[], Awaitable[None]]) -> float:
-        """Nothing is done that is not written down: on a full disk, or without the record's store,
-        decisions wait and training goes on. Returns how long they waited, in seconds."""
+        """Write the record or log, retrying until it succeeds; returns the seconds it took.
+
+        While the disk is full or the record's store is unreachable, decisions wait and training continues.
+        """
         began, tries = time.monotonic(), 0
         while True:
             try:
@@ -221,7 +226,10 @@ class Driver:
                 return time.monotonic() - began
 
     def attach(self, link: AgentLink, message: pb.AgentMessage) -> bool:
-        """A new stream; whether its agent may stay."""
+        """Register an agent's new stream and post its node to the core.
+
+        Returns False, and registers nothing, if the driver is fenced.
+        """
         if not self._is_current(message.fence):
             return False
         link.attempt = message.fence.attempt
@@ -231,17 +239,18 @@ class Driver:
         welcome = pb.Welcome(attempt=self.core.record.attempt, report_period_s=report_s)
         link.send(pb.DriverMessage(term=self.term, welcome=welcome))
         self.links.attach(link)
-        # Before the node itself, which may be what the next launch waits for.
+        # Before NodeJoined: the next launch may start as soon as the node has joined, and uses them.
         for event in wire.snapshot_events(link.node, message.hello.snapshots):
             self.post(event)
         self.post(wire.joined_event(link, message, self._ports.fleet.labels(link.node)))
         return True
 
     def detach(self, link: AgentLink) -> None:
+        """Unregister the stream after it has ended."""
         self.links.detach(link)
 
     def receive(self, link: AgentLink, message: pb.AgentMessage) -> None:
-        """One message of an attached agent."""
+        """Handle one message of an attached agent; a fenced driver ignores it."""
         if not self._is_current(message.fence):
             return
         link.attempt, link.heard_at = message.fence.attempt, time.monotonic()
@@ -265,14 +274,15 @@ class Driver:
                 self._on_segments(message.segments)
 
     def _is_current(self, fence: pb.Fence) -> bool:
-        """Whether the sender knows no higher term; if it does, this driver stops at once."""
+        """Return whether this driver is not fenced; fences it if the sender has seen a higher term."""
         if fence.term > self.term:
             self.fence()
         return not self._fenced
 
     def _on_report(self, link: AgentLink, report: pb.Report) -> None:
         link.report = report
-        # Reading a message's list makes its entries anew, and this runs for every heartbeat of every node.
+        # Copy once: each iteration over a protobuf list creates its entries again, and this code runs for
+        # every heartbeat of every node.
         ranks = list(report.ranks)
         self.post(wire.report_event(link, ranks))
         if ranks:
@@ -290,7 +300,7 @@ class Driver:
             self.post(wire.commit_event(commit, time.time()))
 
     async def _scan_commits(self, timeout_s: float) -> None:
-        """Feed the core the commits that the store holds, unless it takes too long to say."""
+        """Post the commits in the checkpoint store to the core; raises an alert after `timeout_s` seconds."""
         uri = self._run.checkpoints(self._given.spec.checkpoint.uri)
         try:
             commits = await self._store.call(lambda: CheckpointStore(uri).commits(), timeout_s)
@@ -311,10 +321,13 @@ class Driver:
         self.links.lost(event.node)
 
     def change_spec(self, job: TrainingJob) -> None:
-        """The manifest may have changed: thresholds count at once, what ranks run at the next launch.
+        """Adopt the manifest if its revision differs from the current one.
+
+        New thresholds apply immediately; what the ranks run changes at the next launch. A revision that was
+        rolled back is not adopted again, and an alert says so.
 
         Raises:
-            InputError: it is too large.
+            InputError: the manifest is too large to be kept with the record.
         """
         spec, revision = self.core.record.spec, self.revisions.add(job)
         if revision == spec.rejected:
@@ -328,7 +341,7 @@ class Driver:
             self.post(ev.SpecChanged(self._policy_of(job), revision, restart))
 
     def command(self, request: pb.CommandRequest) -> tuple[bool, str]:
-        """Queue a person's command; returns whether it was accepted, and why not."""
+        """Queue a command of a user; returns whether it was accepted, and a message that gives the reason."""
         if request.command not in _COMMANDS:
             return False, f"unknown command {request.command!r}; known: {', '.join(sorted(_COMMANDS))}"
         known = {*self.core.live.nodes, *self.core.record.excluded}
@@ -340,7 +353,7 @@ class Driver:
         return True, "accepted"
 
     async def _finish(self) -> None:
-        """Let every node go and write the summary, which says that the job needs no driver any more."""
+        """Release every node, then write the summary file, whose presence means that the job has ended."""
         try:
             await self._ports.fleet.close()
         finally:

@@ -1,4 +1,4 @@
-"""Performing the core's effects and reporting how they went."""
+"""Executes the core's effects and reports their results to the core."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ _FleetEffect = fx.Acquire | fx.Release | fx.RestartSlot | fx.RequestQuarantine |
 class EffectExecutor:
     """Turns effects into orders to agents and calls to the fleet.
 
-    Every effect is answered by EffectDone, EffectFailed or FleetRefused, whatever its orders and calls raise.
-    An error that none of them is known to raise ends the task group, and with it the driver.
+    Every effect results in one EffectDone, EffectFailed or FleetRefused event. Errors other than
+    MegascaleError, OSError and RpcError propagate to the task group and end the driver, as does FencedError.
 
     Args:
-        post: takes the answering event.
-        scan_commits: feeds the core the commits it has not seen, for at most so many seconds; called before a
-            Kill is answered.
-        alert: shows a message to people.
-        finish: writes the summary and lets every node go.
+        post: queues the resulting event for the core.
+        scan_commits: posts commits that the core has not seen, within the given number of seconds; called
+            before a Kill is reported as done.
+        alert: adds a message to the status.
+        finish: releases every node and writes the summary.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class EffectExecutor:
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     def start(self, effect: fx.Effect, tasks: asyncio.TaskGroup) -> None:
-        """Begin performing as one of `tasks`; an effect under way is not started twice."""
+        """Execute the effect in a task of `tasks`; does nothing if an effect with the same id is running."""
         if effect.effect_id in self._tasks:
             return
         task = tasks.create_task(self._perform(effect), name=effect.effect_id)
@@ -63,7 +63,7 @@ class EffectExecutor:
         task.add_done_callback(lambda _task: self._tasks.pop(effect.effect_id, None))
 
     def cancel(self) -> None:
-        """Stop what is under way; a successor begins it again."""
+        """Cancel the running effects; the next driver starts them again from the record."""
         for task in self._tasks.values():
             task.cancel()
 
@@ -100,7 +100,7 @@ class EffectExecutor:
             case fx.Finish():
                 await self._finish()
             case fx.Exclude():
-                pass  # the record holds the exclusion; nothing outside needs to be told
+                pass  # the record holds the exclusion; neither agents nor the fleet need an order
             case _:
                 await self._ask_fleet(effect)
         return {}
@@ -123,7 +123,7 @@ class EffectExecutor:
                 self._post(ev.ProbeResult(effect.effect_id, effect.node, health.healthy, health.detail))
 
     def _broadcast(self, attempt: int, order: pb.DriverMessage, nodes: Collection[str] | None = None) -> None:
-        """Send to every agent that runs `attempt`, or to those of `nodes` that do."""
+        """Send an order to the agents that run `attempt`; if `nodes` is given, only to those among them."""
         for link in self._links:
             if link.attempt == attempt and (nodes is None or link.node in nodes):
                 link.send(order)
@@ -139,7 +139,11 @@ class EffectExecutor:
     async def _each(
         self, nodes: tuple[str, ...], messages: Sequence[pb.DriverMessage]
     ) -> list[pb.CommandResult]:
-        """An order to each node, all at once; the first failure names its node."""
+        """Send one message to each node concurrently and return the results in the same order.
+
+        Raises:
+            OrderFailedError: some nodes failed; the message is the first failure's, `nodes` lists all.
+        """
         orders = [
             self._links.order(node, message, _LAUNCH_TIMEOUT_S)
             for node, message in zip(nodes, messages, strict=True)
@@ -158,7 +162,7 @@ class EffectExecutor:
         order = wire.kill_order(self._term, effect)
         waits = [self._kill_on(node, order, effect.deadline_s + _KILL_SLACK_S) for node in effect.nodes]
         unreaped = [node for node in await asyncio.gather(*waits) if node]
-        # The core waits a little longer than the deadline; what the kill left of that is for the scan.
+        # The core waits slightly longer than the deadline; the scan may use the rest of that time.
         left_s = effect.deadline_s + _SCAN_SLACK_S - (time.monotonic() - began)
         await self._scan_commits(max(_LEAST_SCAN_S, left_s))
         return {"unreaped": unreaped}
@@ -170,7 +174,7 @@ class EffectExecutor:
             return_exceptions=True,
         )
         _raise_unexpected(answers)
-        # A node that does not answer is not known to compute wrong numbers.
+        # A node that did not answer is not counted as one that computes wrong numbers.
         return {
             "convicted": {
                 node: answer.wrong_numbers
@@ -180,7 +184,7 @@ class EffectExecutor:
         }
 
     async def _kill_on(self, node: str, order: pb.DriverMessage, timeout_s: float) -> str:
-        """The node's name if its ranks may still run, "" if they are reaped or gone with it."""
+        """Kill the ranks on a node; returns its name if ranks may still run there, else ""."""
         try:
             result = await self._links.order(node, order, timeout_s)
         except NodeLostError:
@@ -193,7 +197,7 @@ class EffectExecutor:
 
 
 def _raise_unexpected(results: Sequence[pb.CommandResult | BaseException]) -> None:
-    """Raise the first error that an order to a node is not known to end with."""
+    """Raise the first error that is not one of the errors `Links.order` documents."""
     for result in results:
         if isinstance(result, BaseException) and not isinstance(
             result, OrderFailedError | NodeLostError | TimeoutError

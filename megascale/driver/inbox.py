@@ -1,4 +1,4 @@
-"""Events on their way to the core: bounded, and of each node only the newest report."""
+"""The bounded queue of events for the core; it keeps only the newest report of each node."""
 
 from __future__ import annotations
 
@@ -14,9 +14,13 @@ _ADVICE: Final = (ev.LogMatch, ev.HardwareEvent, ev.SegmentTimes)
 
 
 class Inbox:
-    """Reports replace older ones that were not read yet: they tell where a node is, not what happened.
+    """A queue in which a node's report replaces its unread older report.
 
-    While decisions wait for the record, a job of any size adds no more than a report per node.
+    A report is the node's current state, so older ones are redundant. While decisions wait for the record,
+    reports take up at most one entry per node.
+
+    Attributes:
+        dropped: log matches, hardware events and segment times discarded because the queue was too full.
     """
 
     def __init__(self) -> None:
@@ -32,7 +36,7 @@ class Inbox:
         """Queue an event.
 
         Raises:
-            asyncio.QueueFull: nothing has been read for very long, and this event must not be lost.
+            asyncio.QueueFull: the queue is full and the event is of a kind that must not be dropped.
         """
         if isinstance(event, _ADVICE) and len(self._events) >= _ADVICE_LIMIT:
             self.dropped += 1
@@ -49,11 +53,11 @@ class Inbox:
         self._filled.set()
 
     async def next(self, timeout_s: float | None) -> ev.Event:
-        """The oldest event, a Tick when none came in `timeout_s`."""
+        """Return the oldest event, or a Tick if none arrives within `timeout_s` seconds (None = no limit)."""
         if not self._events:
             self._filled.clear()
             try:
-                # not wait_for: before Python 3.12 it can swallow a cancellation
+                # Not wait_for, which can swallow a cancellation before Python 3.12.
                 async with asyncio.timeout(timeout_s):
                     await self._filled.wait()
             except TimeoutError:

@@ -1,4 +1,4 @@
-"""The driver's ends of the agents' streams."""
+"""The driver's side of the agents' gRPC streams."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _HEARD_S: Final = 6.0
 
 
 class NodeLostError(MegascaleError):
-    """The node an order was for is gone."""
+    """The stream to the node ended, or the node is gone, before an order was answered."""
 
 
 class OrderFailedError(MegascaleError):
-    """Agents answered that they could not carry out an order, or did not answer; `nodes` are those."""
+    """Agents reported that an order failed, or did not answer in time; `nodes` lists their nodes."""
 
     def __init__(self, message: str, nodes: tuple[str, ...] = ()) -> None:
         super().__init__(message)
@@ -27,10 +27,14 @@ class OrderFailedError(MegascaleError):
 
 
 class AgentLink:
-    """One agent's stream: orders out, answers back.
+    """The stream of one agent; sends orders and matches results to them.
 
     Attributes:
-        address: where its node's ranks are reached; pod: its pod, "" outside of one.
+        address: host name or IP address at which other nodes reach this node's ranks.
+        pod: name of the agent's pod, "" if it does not run in one.
+        report: the newest report of the agent.
+        attempt: the attempt of the agent's newest message.
+        heard_at: monotonic time of the agent's newest message, in seconds.
     """
 
     def __init__(self, node: str, incarnation: str, address: str, pod: str = "") -> None:
@@ -43,11 +47,11 @@ class AgentLink:
 
     @property
     def is_heard(self) -> bool:
-        """Whether it has said anything of late: a node that is silent cannot be asked."""
+        """Whether the agent has sent a message within the last 6 seconds."""
         return time.monotonic() - self.heard_at < _HEARD_S
 
     def send(self, message: pb.DriverMessage) -> None:
-        """Queue a message that needs no answer; an agent that reads nothing loses it."""
+        """Queue a message for the agent; it is dropped if 256 messages are already waiting."""
         if not self._outbox.full():
             self._outbox.put_nowait(message)
 
@@ -55,8 +59,8 @@ class AgentLink:
         """Send an order and wait for its answer.
 
         Raises:
-            OrderFailedError: the agent could not carry it out.
-            NodeLostError: the stream ended first.
+            OrderFailedError: the agent reported a failure.
+            NodeLostError: the stream ended before the answer.
         """
         future: asyncio.Future[pb.CommandResult] = asyncio.get_running_loop().create_future()
         self._waiting[message.command_id] = future
@@ -70,12 +74,13 @@ class AgentLink:
         return result
 
     def answered(self, result: pb.CommandResult) -> None:
+        """Hand a result to the caller of `order` that waits for it; ignored if there is none."""
         future = self._waiting.get(result.command_id)
         if future is not None and not future.done():
             future.set_result(result)
 
     def close(self) -> None:
-        """End the stream and fail what waits on it."""
+        """End the stream; pending calls of `order` raise NodeLostError."""
         for future in self._waiting.values():
             if not future.done():
                 future.set_exception(NodeLostError(f"{self.node} is gone"))
@@ -84,12 +89,12 @@ class AgentLink:
         self._outbox.put_nowait(None)
 
     async def outgoing(self) -> pb.DriverMessage | None:
-        """The next message for the agent, None when the link was closed."""
+        """Wait for the next message to send to the agent; None means that the link was closed."""
         return await self._outbox.get()
 
 
 class Links:
-    """The current link of every node."""
+    """The current link of each connected node."""
 
     def __init__(self) -> None:
         self._links: dict[str, AgentLink] = {}
@@ -103,7 +108,7 @@ class Links:
         return self._links.get(node)
 
     def attach(self, link: AgentLink) -> None:
-        """A newer stream of the same node replaces the older one."""
+        """Register a link; an older link of the same node is closed."""
         older = self._links.get(link.node)
         self._links[link.node] = link
         self._gone.discard(link.node)
@@ -112,13 +117,13 @@ class Links:
         self._wake(link.node)
 
     def detach(self, link: AgentLink) -> None:
-        """The stream ended; the agent may come back."""
+        """Unregister a link whose stream ended; the node's agent may reconnect."""
         if self._links.get(link.node) is link:
             del self._links[link.node]
         link.close()
 
     def lost(self, node: str) -> None:
-        """The node is gone for good: whoever waits for it is told."""
+        """Close the node's link for good; callers that wait for the node get NodeLostError."""
         self._gone.add(node)
         link = self._links.pop(node, None)
         if link is not None:
@@ -131,7 +136,7 @@ class Links:
                 waiter.set_result(None)
 
     async def wait_for(self, node: str) -> AgentLink:
-        """The node's link, waiting for its agent to reconnect.
+        """Return the node's link, waiting until its agent connects if there is none.
 
         Raises:
             NodeLostError: the node is gone.
@@ -145,7 +150,13 @@ class Links:
         return self._links[node]
 
     async def order(self, node: str, message: pb.DriverMessage, timeout_s: float) -> pb.CommandResult:
-        """`AgentLink.order` on the node's link, surviving a reconnect."""
+        """Send an order to the node and wait for its answer; sends it again if the agent reconnects.
+
+        Raises:
+            OrderFailedError: the agent reported a failure.
+            NodeLostError: the node is gone.
+            TimeoutError: there was no answer within `timeout_s` seconds.
+        """
         async with asyncio.timeout(timeout_s):
             while True:
                 link = await self.wait_for(node)

@@ -1,4 +1,4 @@
-"""Binding a driver's server; on a workstation: loopback, and a token that only the run's owner can read."""
+"""Binds the driver's server; for local runs, to loopback, with a token that only the run's owner can read."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from megascale.observe.rundir import RunDir, write_atomically
 def bind(
     server: grpc.aio.Server, host: str, credentials: grpc.ServerCredentials | None, port: int = 0
 ) -> str:
-    """Listen on `host`; returns host:port. `port` 0 = any free one.
+    """Bind the server to `host` and return "host:port"; `port` 0 picks a free port.
 
     Raises:
-        InputError: no credentials, and the address can be reached from elsewhere.
+        InputError: `credentials` is None and `host` is not a loopback address.
         UnreachableError: the address cannot be bound.
     """
     if credentials is None and not is_loopback(host):
@@ -39,7 +39,7 @@ def bind(
 
 
 def is_loopback(host: str) -> bool:
-    """Whether the address literal can be reached from this machine only; names cannot be trusted to be."""
+    """Return whether `host` is a loopback IP address; False for host names, which may resolve elsewhere."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -47,7 +47,7 @@ def is_loopback(host: str) -> bool:
 
 
 class LocalListener:
-    """Implements `Listener` for a run on this machine."""
+    """Implements `Listener` for a local run: agents and users share the run's token."""
 
     def __init__(self, run: RunDir) -> None:
         self._run = run

@@ -1,4 +1,4 @@
-"""The event log file: appended before effects are performed."""
+"""The event log file of a local run; entries are appended before their effects are executed."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from megascale.observe.rundir import RunDir
 
 
 class EventLog:
-    """Implements `EventSink` with a file. Appends whole lines; `fsync` only where effects follow.
+    """Implements `EventSink` with a file. Appends whole lines; syncs to disk only entries with effects.
 
-    A disk that hangs holds up decisions, which wait for `append`, and nothing else.
+    Writes run in a thread. A hanging disk delays decisions, which wait for `append`, but not the event loop.
     """
 
     def __init__(self, run: RunDir) -> None:
@@ -21,7 +21,7 @@ class EventLog:
         self._disk = StorageThread(str(run.events_file))
 
     def _end_torn_line(self, run: RunDir) -> None:
-        """A driver that was killed while writing leaves half a line: keep it from swallowing the next."""
+        """Append a newline if the file ends in a partial line, which a driver killed while writing leaves."""
         size = os.fstat(self._descriptor).st_size
         if not size:
             return
@@ -35,7 +35,7 @@ class EventLog:
         os.fsync(self._descriptor)
 
     async def append(self, entry: Entry) -> None:
-        """Raises OSError when the disk is full."""
+        """Append one entry; raises OSError if it cannot be written whole, e.g. because the disk is full."""
         line = entry_line(entry)
 
         def write() -> None:

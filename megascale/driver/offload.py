@@ -1,4 +1,4 @@
-"""Blocking calls, kept off the event loop: a file system that hangs holds up nobody but who waits for it."""
+"""Runs blocking storage calls in threads, so that a hanging file system does not block the event loop."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ log = logging.getLogger(__name__)
 
 
 class StorageThread:
-    """Runs calls one after the other in a thread of their own.
+    """Runs blocking calls one at a time, each in a new daemon thread.
 
-    A call that hangs is not started twice: later ones wait for its end. The threads are daemons, so that
-    none of them keeps the process from ending.
+    While a call hangs, later calls wait for it to return. Daemon threads do not keep the process from
+    exiting.
 
     Args:
-        name: what is called, for messages.
+        name: names the storage in error messages and logs.
     """
 
     def __init__(self, name: str) -> None:
@@ -31,10 +31,11 @@ class StorageThread:
         self._running: asyncio.Future[Any] | None = None
 
     async def call(self, work: Callable[[], T], timeout_s: float | None = None) -> T:
-        """The result of `work`, or what it raises.
+        """Run `work` in a thread and return its result; errors of `work` are raised here.
 
         Raises:
-            UnreachableError: it was not done after `timeout_s`, counted with the wait for calls before it.
+            UnreachableError: it did not return within `timeout_s` seconds, including the wait for earlier
+                calls. The thread goes on.
         """
         timeout = asyncio.timeout(timeout_s)
         try:
@@ -58,13 +59,13 @@ class StorageThread:
                 settle = functools.partial(future.set_result, work())
             except BaseException as error:  # noqa: BLE001 - raised again where the call is waited for
                 settle = functools.partial(future.set_exception, error)
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            with contextlib.suppress(RuntimeError):  # the event loop is closed
                 loop.call_soon_threadsafe(settle)
 
         threading.Thread(target=main, name=self._name, daemon=True).start()
         return future
 
     def _note(self, future: asyncio.Future[Any]) -> None:
-        """An error that comes after its caller has given up is not lost."""
+        """Log the call's error, which no caller retrieves if the caller timed out before."""
         if not future.cancelled() and (error := future.exception()) is not None:
             log.debug("%s: %r", self._name, error)

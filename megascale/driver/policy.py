@@ -1,4 +1,4 @@
-"""The core's policy for a job: each of its fields comes from the manifest or from where the job runs."""
+"""Builds the core's policy for a job from its manifest and from the environment it runs in."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ _SPARES_ON_ONE_MACHINE: Final = 1
 
 
 def spare_nodes(job: TrainingJob, *, shared_machine: bool = False) -> int:
-    """Spares the job keeps: as the manifest says, or as many as its failure rate calls for."""
+    """Return the number of spare nodes: as the manifest sets it, or derived from the node failure rate.
+
+    Args:
+        shared_machine: all nodes are processes of one machine; the derived number is then 1.
+    """
     wanted = job.spec.spare_nodes
     if isinstance(wanted, int):
         return wanted
@@ -27,17 +31,17 @@ def spare_nodes(job: TrainingJob, *, shared_machine: bool = False) -> int:
 
 
 def policy_of(job: TrainingJob, *, shared_machine: bool = False) -> Policy:
-    """The core's view of a manifest.
+    """Convert a manifest to the core's policy.
 
     Args:
-        shared_machine: the nodes are processes of one machine: spares come after the first launch, and
-            nobody can take a node out of service.
+        shared_machine: the nodes are processes of one machine: spares are acquired after the first launch,
+            and nodes are not checked for wrong numbers.
     """
     return _with_detection(_with_recovery(_base(job, shared_machine), job.spec), job.spec.detection)
 
 
 def needs_restart(before: TrainingJob, after: TrainingJob) -> bool:
-    """Whether running ranks have read something that the changed manifest says otherwise."""
+    """Return whether the manifests differ in a field that ranks read at launch."""
     return _read_by_ranks(before.spec) != _read_by_ranks(after.spec)
 
 
@@ -48,7 +52,7 @@ def _read_by_ranks(spec: JobSpec) -> dict[str, Any]:
 
 
 def _base(job: TrainingJob, shared_machine: bool) -> Policy:
-    """Sizes, what the ranks run, and what the environment decides."""
+    """Return a policy with the job's sizes, checkpoint and health settings and environment."""
     spec = job.spec
     layout = spec.runtime.megatron.parallelism if spec.runtime.megatron else None
     return Policy(

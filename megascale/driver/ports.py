@@ -1,6 +1,6 @@
-"""What a driver needs of its environment: where it listens and writes, its nodes, and services beside it.
+"""Interfaces between a driver and its environment: listener, record, event log, fleet, background services.
 
-On a workstation these are files and local processes, on a cluster ConfigMaps and pods.
+On a workstation they are implemented with files and local processes, on a cluster with ConfigMaps and pods.
 """
 
 from __future__ import annotations
@@ -20,62 +20,65 @@ from megascale.observe.logs import LogContext
 
 
 class NotAdmittedError(MegascaleError):
-    """The caller's token does not entitle it to what it asks for."""
+    """The caller's token is not valid for the request."""
 
 
 class EventSink(Protocol):
-    """Where the event log goes."""
+    """Stores the event log."""
 
     def begin(self, header: Header, term: int) -> None:
-        """The first line of a driver's life."""
+        """Write the header, the first line of the log of the driver with this term."""
 
     async def append(self, entry: Entry) -> None:
-        """One event with its effects, before they are performed.
+        """Write one event and its effects; called before the effects are executed.
 
         Raises:
-            OSError: it cannot be written, and decisions have to wait.
+            OSError: the entry cannot be written; the driver retries and makes no decisions meanwhile.
         """
 
     async def close(self) -> None:
-        """Write what is left, within a bound of time."""
+        """Write the entries that are still buffered, within a bounded time."""
 
 
 class Listener(Protocol):
-    """How agents find this driver, why they trust it, and which of them it trusts."""
+    """Binds the driver's server, publishes its address, and authenticates callers."""
 
     async def open(self, server: grpc.aio.Server) -> str:
-        """Bind the server; returns host:port."""
+        """Bind the server and return "host:port"."""
 
     async def announce(self, endpoint: str, term: int) -> None:
-        """Tell agents where this driver is."""
+        """Publish the driver's endpoint and term for agents."""
 
     async def admit(self, token: str, node: str) -> None:
-        """Check the caller's token; `node` is the one it wants to speak for, "" = a person.
+        """Check the caller's token.
+
+        Args:
+            node: the node that the caller is the agent of, "" for a user.
 
         Raises:
-            NotAdmittedError: with the reason.
+            NotAdmittedError: the token is not valid; the message gives the reason.
         """
 
 
 class BackgroundService(Protocol):
-    """A task beside the driver's own: publishes its status, brings it commands from elsewhere."""
+    """A task that runs while the driver runs, e.g. publishes its status or forwards commands to it."""
 
     async def run(self, driver: RunningDriver) -> None:
         """Serve until cancelled.
 
         Raises:
-            FencedError: a successor was seen. This and any other error ends the driver.
+            FencedError: another driver took over. This and any other error ends the driver.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class DriverPorts:
-    """Everything a driver needs of its environment.
+    """The environment of a driver.
 
     Attributes:
-        shared_machine: all nodes share one machine, so spares wait until the first launch is done.
-        reopens: starting a driver for a job that ended starts the job again.
-        log_context: what the lines of this process's log say of the job; the driver keeps the attempt in it.
+        shared_machine: all nodes share one machine, so spares are acquired only after the first launch.
+        reopens: whether starting a driver for a job that has ended starts the job again.
+        log_context: fields added to every line of the process's log; the driver updates the attempt.
     """
 
     record: RecordStore

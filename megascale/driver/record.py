@@ -15,16 +15,18 @@ from megascale.errors import FencedError, InputError
 from megascale.observe.rundir import RunDir, write_atomically
 
 RECORD_VERSION: Final = 1
-"""Grows only when an older program would misread the record; fields are added without (decision 0098)."""
+"""Version of the record's format. Adding a field does not change it; it is raised only when an older program
+would misread the record (decision 0098)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a driver finds when the record becomes its own.
+    """The contents of a record when a driver claims it.
 
     Attributes:
-        term: the driver's; snapshot: of the core, None = a new job.
-        revisions: the manifests that were stored with the record, as canonical JSON.
+        term: the term of the claiming driver.
+        snapshot: the core's state, None for a new job.
+        revisions: revision -> canonical JSON of each manifest stored with the record.
     """
 
     term: int
@@ -33,19 +35,23 @@ class Claim:
 
 
 class RecordStore(Protocol):
-    """Where the record lives; a cluster keeps it in a ConfigMap."""
+    """Stores a job's record: in a file for local runs, in a ConfigMap on a cluster."""
 
     async def claim(self) -> Claim:
-        """Raise the term by compare-and-swap; raises FencedError when another driver holds the record."""
+        """Take over the record with the next higher term.
+
+        Raises:
+            FencedError: another driver holds the record.
+        """
 
     async def close(self) -> None:
         """Release the record so that the next driver can claim it."""
 
     async def write(self, snapshot: Json, revisions: Mapping[str, str]) -> None:
-        """Store durably: the snapshot, and with it exactly these manifests.
+        """Store the snapshot durably, with exactly these manifests.
 
         Raises:
-            OSError, UnreachableError: the store is full or away; try again.
+            OSError, UnreachableError: the store is full or cannot be reached; the caller may retry.
             FencedError: a driver of a higher term took over.
         """
 
@@ -78,7 +84,8 @@ class LocalRecord:
         await self._disk.call(lambda: self._write(snapshot, revisions))
 
     def _write(self, snapshot: Json, revisions: Mapping[str, str]) -> None:
-        # What the record refers to is there before it, and what it does not refer to goes after it.
+        # Write manifests before the record that refers to them and delete unreferenced ones after it, so
+        # that a crash never leaves a record without its manifests.
         self._run.revisions.mkdir(exist_ok=True)
         for revision, text in revisions.items():
             path = self._run.revisions / f"{revision}.json"
@@ -98,10 +105,10 @@ class LocalRecord:
 
 
 def read_record(run: RunDir) -> dict[str, Any] | None:
-    """The record as JSON values, None for a job that never ran.
+    """Read the record as JSON values; returns None for a job that never ran.
 
     Raises:
-        InputError: it is damaged or of a newer version.
+        InputError: the record is damaged or of another version.
     """
     try:
         text = run.record_file.read_text()

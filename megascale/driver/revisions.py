@@ -1,4 +1,4 @@
-"""The manifests that a job record refers to: what ranks run, what waits, and what there is to go back to."""
+"""The manifests that a job record refers to: the running, the waiting and the previous revision."""
 
 from __future__ import annotations
 
@@ -11,21 +11,25 @@ from megascale.errors import InputError
 from megascale.job import TrainingJob, canonical_json, read_revision, revision_of
 
 MOST_BYTES: Final = 192 << 10
-"""Largest manifest, compressed: three of them and the record fit into a ConfigMap."""
+"""Largest compressed size of a manifest; three manifests and the record fit into one ConfigMap."""
 _HELD: Final = 16
 
 
 class Revisions:
-    """Revision -> canonical JSON of the manifest; of those that no record refers to, the newest few."""
+    """Maps revisions to manifests; holds at most 16 and evicts the oldest.
+
+    Args:
+        kept: revision -> canonical JSON of the manifests stored with the record.
+    """
 
     def __init__(self, kept: Mapping[str, str]) -> None:
         self._texts = dict(kept)
 
     def add(self, job: TrainingJob) -> str:
-        """Hold the manifest; returns its revision.
+        """Add a manifest and return its revision.
 
         Raises:
-            InputError: it is too large to be kept beside the record.
+            InputError: its compressed size exceeds `MOST_BYTES`.
         """
         text, revision = canonical_json(job), revision_of(job)
         size = len(zlib.compress(text.encode()))
@@ -41,22 +45,22 @@ class Revisions:
         return revision
 
     def text(self, revision: str) -> str | None:
-        """The manifest's canonical JSON, None when it is not held."""
+        """Return the manifest's canonical JSON, None if it is not held."""
         return self._texts.get(revision)
 
     def job(self, revision: str) -> TrainingJob | None:
-        """The manifest, None when it is not held.
+        """Return the manifest, None if it is not held.
 
         Raises:
-            InputError: it is damaged, or of a version that cannot be read.
+            InputError: the stored text is damaged or of an unsupported version.
         """
         text = self._texts.get(revision)
         return None if text is None else read_revision(text, revision)
 
     def referred(self, spec: Spec) -> dict[str, str]:
-        """What has to be stored together with a record that says `spec`."""
+        """Return the manifests that have to be stored with a record that contains `spec`."""
         named = (spec.running, spec.waiting, spec.previous)
         found = {name: self._texts.pop(name) for name in named if name is not None and name in self._texts}
-        # Last in, last out: what is stored is not what makes room for others.
+        # Re-inserted as the newest, so that `add` does not evict manifests that the record refers to.
         self._texts.update(found)
         return found

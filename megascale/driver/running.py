@@ -1,4 +1,4 @@
-"""A running driver, as its gRPC service and the services beside it see it."""
+"""The interface of a running driver for its gRPC service and background services."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from megascale.rpc import megascale_pb2 as pb
 
 
 class RunningDriver(Protocol):
-    """Implemented by `Driver`; a protocol, so that its parts need not import it.
+    """Implemented by `Driver`; a protocol avoids import cycles.
 
     Attributes:
-        done: set when the job ended and every node was let go.
-        changed: set whenever something was decided; whoever shows the status clears it.
-        revisions: the manifests that agents may ask for.
+        done: set when the job has ended and every node is released.
+        changed: set after every decision; the service that publishes the status clears it.
+        revisions: the manifests that agents may fetch.
     """
 
     done: asyncio.Event
@@ -35,20 +35,22 @@ class RunningDriver(Protocol):
         """Queue an event for the core."""
 
     def attach(self, link: AgentLink, message: pb.AgentMessage) -> bool:
-        """A new stream of an agent; whether it may stay."""
+        """Register an agent's new stream; returns whether it was accepted."""
 
     def receive(self, link: AgentLink, message: pb.AgentMessage) -> None:
-        """One message of an attached agent."""
+        """Handle one message of an attached agent."""
 
     def detach(self, link: AgentLink) -> None:
-        """The stream ended."""
+        """Unregister the stream after it has ended."""
 
     def command(self, request: pb.CommandRequest) -> tuple[bool, str]:
-        """What a person asks for; whether it was accepted, and why not."""
+        """Queue a command of a user; returns whether it was accepted, and a message that gives the reason."""
 
     def change_spec(self, job: TrainingJob) -> None:
-        """The manifest may have changed: thresholds count at once, what ranks run at the next launch.
+        """Adopt the manifest if its revision differs from the current one.
+
+        New thresholds apply immediately; what the ranks run changes at the next launch.
 
         Raises:
-            InputError: it is too large.
+            InputError: the manifest is too large to be kept with the record.
         """

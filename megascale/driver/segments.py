@@ -1,4 +1,4 @@
-"""Joins the segment times of all ranks: one event per step, in the order of the steps."""
+"""Joins the segment times of all ranks into one event per step, in step order."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ class _Step:
 
 
 class SegmentBoard:
-    """Keeps what has come of the newest 64 steps; a step goes on when it is whole, or when it is too old."""
+    """Buffers segment times of up to 64 steps.
+
+    A step is emitted when the times of all ranks have arrived, when a later step is complete, or when it is
+    more than 64 steps older than the newest.
+    """
 
     def __init__(self) -> None:
         self._attempt, self._ranks = 0, 0
@@ -28,7 +32,12 @@ class SegmentBoard:
         self._done = 0
 
     def take(self, message: pb.SegmentTimes, attempt: int, ranks: int) -> list[ev.SegmentTimes]:
-        """A node's batch; what is now known of whole steps of `attempt`, which has `ranks` ranks."""
+        """Add a node's batch and return the events of steps that are ready, in step order.
+
+        Args:
+            attempt: the current attempt; batches of other attempts are ignored.
+            ranks: number of ranks of the attempt.
+        """
         if message.attempt != attempt or not ranks:
             return []
         if (attempt, ranks) != (self._attempt, self._ranks):
@@ -51,7 +60,7 @@ class SegmentBoard:
             step.seconds[rank] = seconds
 
     def _ready(self) -> list[ev.SegmentTimes]:
-        """Everything up to the newest whole step, and of late ones all but the newest 64."""
+        """Return the steps up to the newest complete one, and those more than 64 older than the newest."""
         whole = [number for number, step in self._steps.items() if step.missing == 0]
         newest = max(self._steps, default=0)
         upto = max(max(whole, default=0), newest - _STEPS)

@@ -1,4 +1,4 @@
-"""The gRPC face of a driver."""
+"""The gRPC service of a driver."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _HELLO_S: Final = 10.0
 
 
 class Service(DriverServicer):
-    """Has the listener check every caller and hands everything to the driver."""
+    """Authenticates every caller with the listener and forwards requests to the driver."""
 
     def __init__(self, driver: RunningDriver, listener: Listener) -> None:
         self._driver, self._listener = driver, listener
@@ -33,7 +33,7 @@ class Service(DriverServicer):
         except NotAdmittedError as error:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
 
-    async def Attach(  # noqa: N802 - named by the contract
+    async def Attach(  # noqa: N802 - named by megascale.proto
         self, requests: AsyncIterator[pb.AgentMessage], context: grpc.aio.ServicerContext
     ) -> None:
         first = await _first_of(requests)
@@ -50,7 +50,7 @@ class Service(DriverServicer):
                     async for message in requests:
                         self._driver.receive(link, message)
             finally:
-                self._driver.detach(link)  # which ends the other task
+                self._driver.detach(link)  # closes the link, which ends the _forward task
 
     async def Watch(  # noqa: N802
         self, _request: pb.WatchRequest, context: grpc.aio.ServicerContext
@@ -85,7 +85,7 @@ class Service(DriverServicer):
 
 
 async def _first_of(requests: AsyncIterator[pb.AgentMessage]) -> pb.AgentMessage | None:
-    """The message that says who speaks, None when none comes in time."""
+    """Return the stream's first message, None if it ends or none arrives within 10 seconds."""
     try:
         async with asyncio.timeout(_HELLO_S):
             return await anext(aiter(requests), None)
@@ -102,6 +102,6 @@ async def _forward(link: AgentLink, context: grpc.aio.ServicerContext) -> None:
 
 
 def _host(peer: str) -> str:
-    """The address part of a gRPC peer such as ipv4:127.0.0.1:5000 or ipv6:%5B::1%5D:5000."""
+    """Return the address part of a gRPC peer such as ipv4:127.0.0.1:5000 or ipv6:%5B::1%5D:5000."""
     _, _, rest = peer.partition(":")
     return rest.rpartition(":")[0].replace("%5B", "").replace("%5D", "") or "127.0.0.1"

@@ -1,4 +1,4 @@
-"""The status document: what `megascale status --json` prints and the terminal shows."""
+"""The status document that `megascale status --json` prints and the terminal displays."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _RATE_WINDOW: Final = 40
 
 
 class StatusBoard:
-    """Joins the core's view with the newest rank records."""
+    """Builds the status document from the core's state, the newest reports of the agents, and alerts."""
 
     def __init__(self, job: TrainingJob, core: Core, links: Links) -> None:
         self._job, self._core, self._links = job, core, links
@@ -28,17 +28,17 @@ class StatusBoard:
         self._loss: Any = None
 
     def alert(self, message: str) -> None:
-        """Keep a message for people."""
+        """Add a message to the status; the newest 20 are kept."""
         self._alerts.append({"time": time.time(), "message": message})
 
     def sample(self, rank: pb.RankStatus) -> None:
-        """Note progress, for the token rate."""
+        """Record the rank's progress, from which the token rate is computed."""
         point = (self._core.record.attempt, rank.progress_at, rank.tokens)
         if rank.progress_at and (not self._samples or self._samples[-1][1:] != point[1:]):
             self._samples.append(point)
 
     def document(self) -> dict[str, Any]:
-        """JSON values; times are Unix seconds, goodput and mfu shares of 1."""
+        """Return the document as JSON values; times are Unix seconds, goodput and mfu are between 0 and 1."""
         record = self._core.record
         return {
             **self.overview(),
@@ -48,7 +48,7 @@ class StatusBoard:
         }
 
     def overview(self) -> dict[str, Any]:
-        """The document without nodes and incidents."""
+        """Return the document without its nodes, exclusions and incidents."""
         core, record = self._core, self._core.record
         leader = self._leader()
         seconds = goodput_seconds(core, time.time())
@@ -81,8 +81,8 @@ class StatusBoard:
         ]
         return max(ranks, key=lambda rank: rank.step, default=None)
 
-    def _newest_loss(self) -> Any:  # noqa: ANN401 - a float, or a word where it is not finite
-        """Of the newest step; it stays when the ranks are gone."""
+    def _newest_loss(self) -> Any:  # noqa: ANN401 - a float, or a string if it is not finite
+        """Return the loss of the newest reported step; the last known value once no rank reports one."""
         known = [r for link in self._links for r in link.report.ranks if r.HasField("loss")]
         if known:
             self._loss = encode(max(known, key=lambda rank: rank.step).loss)
@@ -117,7 +117,7 @@ class StatusBoard:
 
 
 def goodput_seconds(core: Core, now: float) -> dict[str, float]:
-    """The ledger with the running phase charged up to `now`."""
+    """Return phase -> seconds spent in it, including the current phase up to `now` (Unix seconds)."""
     ledger = core.record.ledger
     seconds = dict(ledger.seconds)
     if ledger.started_at and core.record.state is not JobState.FINISHED and now > ledger.since:
@@ -126,12 +126,12 @@ def goodput_seconds(core: Core, now: float) -> dict[str, float]:
 
 
 def incidents_of(core: Core) -> list[Incident]:
-    """History and the open one, oldest first."""
+    """Return the closed incidents and the open one, oldest first."""
     return [*core.record.incidents, *([core.record.incident] if core.record.incident else [])]
 
 
 def incident_document(incident: Incident) -> dict[str, Any]:
-    """One incident with its durations: fault to detection, and fault to the first new step."""
+    """Return one incident as JSON values, with the seconds from fault to detection and to the next step."""
     stages = incident.milestones
     fault = stages[Milestone.FAULT].at
     first = stages.get(Milestone.FIRST_STEP)

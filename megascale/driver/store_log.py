@@ -1,4 +1,4 @@
-"""The event log in the checkpoint store: written in batches, held back while the store is away."""
+"""The event log in the checkpoint store, written in batches and buffered while the store is unreachable."""
 
 from __future__ import annotations
 
@@ -20,10 +20,13 @@ _CLOSE_S: Final = 10.0
 
 
 class StoreLog:
-    """Implements `EventSink` with `events/<term>.jsonl` of a checkpoint URI; `run` is what writes it.
+    """Implements `EventSink` with `events/<term>.jsonl` under a checkpoint URI.
 
-    Decisions do not wait for the store. What it cannot take is held in memory up to a bound; beyond it the
-    log has a gap, which is said, and `dropped` counts the lines.
+    `append` only buffers the line; `run`, a background service, writes the buffer, so decisions do not wait
+    for the store. At most 64 MiB are buffered. Further lines are discarded, with a warning in the log.
+
+    Attributes:
+        dropped: number of discarded lines.
     """
 
     def __init__(self, uri: str) -> None:
@@ -53,13 +56,13 @@ class StoreLog:
         self._held += len(raw)
 
     async def run(self, _driver: RunningDriver) -> None:
-        """Write what has come every two seconds, until cancelled."""
+        """Write the buffered lines every two seconds, until cancelled."""
         while True:
             await asyncio.sleep(_PERIOD_S)
             await self._flush()
 
     async def _flush(self) -> None:
-        """Write everything that is there; what fails is kept, in order."""
+        """Write all buffered lines; if that fails they stay buffered, in order."""
         batch, self._lines = self._lines, deque()
         if not batch:
             return
@@ -76,7 +79,7 @@ class StoreLog:
             self._complained = False
 
     async def close(self) -> None:
-        """Write the rest; a store that hangs is not waited for."""
+        """Write the remaining lines; gives up after 10 seconds."""
         try:
             await asyncio.wait_for(self._flush(), _CLOSE_S)
         except TimeoutError:

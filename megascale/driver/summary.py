@@ -1,4 +1,4 @@
-"""The summary of a run: `summary.json`, and what `megascale run --json` prints."""
+"""The summary of a run, written to `summary.json` and printed by `megascale run --json`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,12 @@ from megascale.job import TrainingJob
 def summarise(
     job: TrainingJob, core: Core, steps: Mapping[int, dict[str, Any]], now: float
 ) -> dict[str, Any]:
-    """JSON values; rates are averages over `steps`, as `counted_steps` gives them."""
+    """Return the summary as JSON values.
+
+    Args:
+        steps: step -> metrics line, as returned by `counted_steps`; rates are averages over these steps.
+        now: Unix seconds, up to which goodput is counted.
+    """
     record = core.record
     seconds = goodput_seconds(core, now)
     wall = sum(seconds.values())
@@ -42,7 +47,7 @@ def summarise(
 
 
 def counted_steps(metrics: Path) -> dict[int, dict[str, Any]]:
-    """step -> its metrics line from the newest attempt; torn lines are skipped."""
+    """Read step -> metrics line; the newest attempt that ran a step wins, and partial lines are skipped."""
     steps: dict[int, dict[str, Any]] = {}
     try:
         text = metrics.read_text()
@@ -60,7 +65,7 @@ def counted_steps(metrics: Path) -> dict[int, dict[str, Any]]:
 
 
 def _tokens(steps: Mapping[int, dict[str, Any]]) -> float:
-    """Tokens of the counted steps; `tokens` in a line counts from the start of the job."""
+    """Return the tokens of the counted steps; a line's `tokens` is the total since the start of the job."""
     newest = max(steps, default=0)
     return float(steps[newest]["tokens"]) / newest * len(steps) if newest else 0.0
 

@@ -1,8 +1,8 @@
-"""Every conversion between the core's effects and events and the messages of `megascale.proto`.
+"""Converts between the core's effects and events and the messages of `megascale.proto`.
 
-An effect that concerns agents becomes a `DriverMessage`; what agents and people send becomes an event.
-Fields that do not travel are listed in `LOCAL_ONLY`, each with the reason; a test compares the list with
-what the messages carry (tests/unit/driver/test_wire.py).
+An effect for agents becomes a `DriverMessage`; a message from an agent or a user becomes an event. Fields
+that no message carries are listed in `LOCAL_ONLY`, each with the reason; tests/unit/driver/test_wire.py
+compares the list with the messages.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from megascale.driver.links import AgentLink
 from megascale.fleet.base import SlotEvent
 from megascale.rpc import megascale_pb2 as pb
 
-_IN_LOG: Final = "for people: the event log has it, and nobody acts differently for it"
-_IN_RECORD: Final = "the job record has it; nothing outside the driver needs to know"
+_IN_LOG: Final = "informational; it is in the event log, and no agent acts on it"
+_IN_RECORD: Final = "it is in the job record; nothing outside the driver needs it"
 _BY_CORE: Final = "the core's own timer ends the wait"
-_BY_FLEET: Final = "calls to a fleet are answered in the driver's process"
-_IN_DRIVER: Final = "made in the driver's process, by the driver itself"
+_BY_FLEET: Final = "the fleet is called within the driver's process"
+_IN_DRIVER: Final = "created and used only within the driver's process"
 
 LOCAL_ONLY: Final[Mapping[type, Mapping[str, str]]] = {
     fx.Launch: {"reason": _IN_LOG},
@@ -41,19 +41,21 @@ LOCAL_ONLY: Final[Mapping[type, Mapping[str, str]]] = {
     fx.RequestQuarantine: {"effect_id": _BY_FLEET, "reason": "the fleet reads the incident's reason"},
     fx.Page: {"effect_id": _IN_DRIVER, "incident": "the status lists incidents beside alerts"},
     fx.Finish: {"effect_id": _IN_DRIVER, "reason": _IN_RECORD, "state": _IN_RECORD},
-    ev.NodeJoined: {"checked": "no agent can vouch for its own node; the simulator's repaired nodes do"},
+    ev.NodeJoined: {
+        "checked": "an agent does not vouch for its own node; only the simulator sets it, for repaired nodes"
+    },
     ev.JobReport: dict.fromkeys(
         ("attempt", "progress", "quiet_until", "absent"), "the simulator's summary of many NodeReports"
     ),
     ev.ProbeResult: dict.fromkeys(("effect_id", "node", "healthy", "detail"), _BY_FLEET),
-    ev.CommitDone: {"at": "when the driver heard of the commit, by its own clock"},
+    ev.CommitDone: {"at": "when the driver learned of the commit, by its own clock"},
     ev.FleetRefused: dict.fromkeys(("effect_id", "reason"), _BY_FLEET),
     ev.SpecChanged: dict.fromkeys(("policy", "revision", "restart"), "read from a manifest"),
     ev.EffectDone: dict.fromkeys(("effect_id", "detail"), _IN_DRIVER),
     ev.EffectFailed: dict.fromkeys(("effect_id", "reason", "nodes"), _IN_DRIVER),
     ev.DriverStarted: {"term": _IN_DRIVER},
 }
-"""Effect or event -> field that is on no message -> why. Every other field travels."""
+"""Effect or event -> field that no message carries -> reason. Messages carry all other fields."""
 
 
 # Effects to messages
@@ -64,12 +66,12 @@ def _order(term: int, command_id: str, **body: Any) -> pb.DriverMessage:  # noqa
 
 
 def host_store_order(term: int, effect: fx.Launch) -> pb.DriverMessage:
-    """For the first node of a launch, which hosts the store of the attempt."""
+    """Return the order for the first node of a launch to host the attempt's key-value store."""
     return _order(term, effect.effect_id, host_store=pb.HostStore(attempt=effect.attempt))
 
 
 def launch_orders(term: int, effect: fx.Launch, store_host: str, store_port: int) -> list[pb.DriverMessage]:
-    """One order for each node of the launch, in the order of `effect.nodes`."""
+    """Return one order for each node of the launch, in the order of `effect.nodes`."""
     common: dict[str, Any] = {
         "attempt": effect.attempt,
         "nodes": len(effect.nodes),
@@ -109,13 +111,13 @@ def check_order(term: int, effect: fx.CheckNodes) -> pb.DriverMessage:
 
 
 def measure_order(term: int, effect: fx.Probe, duration_s: float, deadline_s: float) -> pb.DriverMessage:
-    """Have a node time matrix products, to compare it with others that do so at the same time."""
+    """Return the order to time matrix products for `duration_s` seconds, within `deadline_s` seconds."""
     body = pb.MeasureSpeed(duration_s=duration_s, deadline_s=deadline_s)
     return _order(term, f"{effect.effect_id}/speed", measure_speed=body)
 
 
 def shutdown_order(term: int, reason: str, *, restart: bool = False) -> pb.DriverMessage:
-    """Needs no answer: the stream ends."""
+    """Return the order to end the agent, which does not answer it; `restart` asks for the agent's restart."""
     return _order(term, "", shutdown=pb.Shutdown(reason=reason, restart=restart))
 
 
@@ -127,7 +129,7 @@ def _commit(commit: Commit) -> pb.Commit:
 
 
 def joined_event(link: AgentLink, message: pb.AgentMessage, known_labels: Mapping[str, str]) -> ev.NodeJoined:
-    """From a Hello; the agent's own labels come before those that the fleet knows."""
+    """Convert a Hello; the agent's own labels override `known_labels`, those of the fleet."""
     hello = message.hello
     labels = {**known_labels, **hello.labels}
     ranks = tuple(int(rank) for rank in hello.ranks)
@@ -139,7 +141,7 @@ def report_event(link: AgentLink, ranks: Sequence[pb.RankStatus]) -> ev.NodeRepo
 
 
 def most_advanced_rank(ranks: Sequence[pb.RankStatus]) -> pb.RankStatus:
-    """The rank with the most steps, of several the first."""
+    """Return the rank with the highest step, the first one if several have it."""
     lead, most = ranks[0], ranks[0].step
     for rank in ranks:
         if (step := rank.step) > most:
@@ -148,15 +150,16 @@ def most_advanced_rank(ranks: Sequence[pb.RankStatus]) -> pb.RankStatus:
 
 
 def node_progress(ranks: Sequence[pb.RankStatus]) -> tuple[ev.RankProgress, ...]:
-    """One record that stands for all ranks of a node; () without ranks.
+    """Aggregate the ranks of a node into one record; () if there are no ranks.
 
-    A milestone counts once all have passed it, a stall as long as the longest; step, phase and times are the
-    most advanced rank's, and wrong numbers of any rank come before right ones.
+    Step, phase and step times are those of the most advanced rank. A milestone's time is that of the last
+    rank, 0.0 until all ranks have reached it; stall and snapshot times are the longest. The loss is one that
+    is not finite, if any rank has one.
     """
     if not ranks:
         return ()
     lead = most_advanced_rank(ranks)
-    # Plain lists, once over each rank: this runs for every heartbeat of every node.
+    # One pass with plain lists, for speed: this runs for every heartbeat of every node.
     stalls, snapshots, groups, loaded, first = [], [], [], [], []
     with_loss: pb.RankStatus | None = None
     for rank in ranks:
@@ -188,7 +191,7 @@ def node_progress(ranks: Sequence[pb.RankStatus]) -> tuple[ev.RankProgress, ...]
 
 
 def saved_commits(ranks: Sequence[pb.RankStatus]) -> set[Commit]:
-    """The newest commits that ranks took part in."""
+    """Return the newest commit that each rank took part in."""
     return {Commit(rank.saved_step, rank.saved_attempt) for rank in ranks if rank.saved_step >= 0}
 
 
@@ -221,7 +224,7 @@ def exit_event(link: AgentLink, exited: pb.RankExit) -> ev.RankExited:
 
 
 def _exit_report(raw: str) -> dict[str, Any]:
-    """What the rank left behind about its end; {} when it is nothing that can be read."""
+    """Parse the report that a failed rank wrote; {} if it is missing or not a JSON object."""
     try:
         report = json.loads(raw) if raw else {}
     except ValueError:
@@ -278,7 +281,7 @@ def command_event(request: pb.CommandRequest) -> ev.ManualCommand:
 
 
 def slot_event(event: SlotEvent, incarnation: str | None) -> ev.NodeGone | ev.HardwareEvent:
-    """What the fleet says of a slot: a notice that the node will go, or that it is gone."""
+    """Convert a fleet's event: "drain" if the node will leave soon, else NodeGone."""
     if event.leaving:
         return ev.HardwareEvent(event.node, "drain", text=event.reason, at=event.at)
     return ev.NodeGone(

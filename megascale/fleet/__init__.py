@@ -1,1 +1,1 @@
-"""Where nodes come from: local processes here, Kubernetes pods in the operator, simulated nodes in sim."""
+"""Fleets supply a driver with nodes: local processes here, Kubernetes pods in the operator."""

@@ -1,4 +1,4 @@
-"""What a driver needs of its environment: nodes to train on, and word of what becomes of them."""
+"""The interface through which a driver acquires and releases nodes and learns of their loss."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from megascale.errors import MegascaleError
 
 
 class FleetRefusedError(MegascaleError):
-    """The fleet cannot or will not do it, with the reason in words."""
+    """The fleet cannot or may not carry out a request; the message gives the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class SlotEvent:
-    """A slot lost its node, or will lose it soon.
+    """A slot has lost its node or will lose it soon.
 
     Attributes:
-        at: Unix seconds.
-        planned: drain or preemption, no fault of the node.
-        leaving: the node is still there.
-        injected: the job's own `faults` did it.
+        at: when, in Unix seconds.
+        planned: the cause is a drain or preemption, not a fault of the node.
+        leaving: the node still runs and will be lost soon.
+        injected: a fault in the job's manifest (`faults`) caused it.
     """
 
     node: str
@@ -34,35 +34,35 @@ class SlotEvent:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """Answer to a probe; `healthy` None = could not tell."""
+    """Result of a probe; `healthy` is None if the probe was inconclusive."""
 
     healthy: bool | None
     detail: str
 
 
 class Fleet(Protocol):
-    """Every call is idempotent and raises FleetRefusedError when it cannot be done."""
+    """Supplies nodes. Calls raise FleetRefusedError if they cannot be carried out."""
 
     async def start(self, on_event: Callable[[SlotEvent], None]) -> None:
-        """Find the slots of an earlier driver and begin reporting events."""
+        """Find the slots that an earlier driver acquired, and call `on_event` for changes from now on."""
 
     async def acquire(self, count: int, avoid: tuple[str, ...]) -> None:
-        """Bring up `count` more nodes; they show themselves by their agents' hello."""
+        """Request `count` more nodes, none of them in `avoid`; each is known once its agent connects."""
 
     async def release(self, node: str) -> None:
-        """Give the node back."""
+        """Release the node; no SlotEvent follows."""
 
     async def restart(self, node: str) -> None:
         """Restart the node's agent."""
 
     async def quarantine(self, node: str, incident: str) -> None:
-        """Take the node out of service for everybody."""
+        """Take the node out of service for all jobs, on account of the given incident id."""
 
     def labels(self, node: str) -> Mapping[str, str]:
-        """What is known of where the node is in the network (`Policy.topology_keys`)."""
+        """Return the node's known topology labels, by the keys in `Policy.topology_keys`."""
 
     async def probe(self, node: str) -> Health:
-        """Whether the node is alive, asked past its agent."""
+        """Check whether the node is alive without using its agent."""
 
     async def close(self) -> None:
-        """Give back every node; returns when they are gone."""
+        """Release every node of the job."""

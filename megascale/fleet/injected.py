@@ -1,4 +1,4 @@
-"""Local nodes of a job whose manifest has `faults`: ends that were injected are told as such."""
+"""A local fleet for jobs whose manifest has `faults`: marks node losses that a fault caused."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ _RECENT_S: Final = 10.0
 
 
 class InjectedFleet(LocalFleet):
-    """A fault that fired on a node shortly before the node ended is the cause, and gives the time."""
+    """Marks a node's loss as injected if a fault fired on the node within the 10 seconds before it.
+
+    The event then carries the fault's time.
+    """
 
     def __init__(self, run: RunDir, limit: int) -> None:
         super().__init__(run, limit)
@@ -26,7 +29,7 @@ class InjectedFleet(LocalFleet):
         await super().start(lambda event: self._explain(event, on_event))
 
     def _explain(self, event: SlotEvent, on_event: Callable[[SlotEvent], None]) -> None:
-        """The event goes on once the markers have been read, off the event loop."""
+        """Read the fault markers in a thread, then pass the event on."""
         task = asyncio.create_task(asyncio.to_thread(self._explained, event))
         self._explaining.add(task)
         task.add_done_callback(self._explaining.discard)

@@ -1,7 +1,7 @@
-"""Nodes as process groups of this machine: one agent each, in a session of its own.
+"""A fleet whose nodes are process groups on this machine, each with one agent in its own session.
 
-Agents outlive a driver: their pid and start time are kept in `agents/<node>.json`, and the next driver
-adopts those that still run.
+Agents outlive a driver: `agents/<node>.json` holds their pid and start time, and the next driver adopts
+those that still run.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class _Slot:
 
 
 class LocalFleet:
-    """Implements `Fleet` with local processes; `limit` bounds how many may run at once."""
+    """Implements `Fleet` with local processes; at most `limit` nodes may run at once."""
 
     def __init__(self, run: RunDir, limit: int) -> None:
         self._run, self._limit = run, limit

@@ -1,4 +1,4 @@
-"""Reaching the driver of a job: its address, what it is trusted by, the caller's token."""
+"""Connects to the driver of a job: reads its address and the caller's token, and opens a channel."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ CHANNEL_OPTIONS: Final = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.enable_http_proxy", 0),
-    # A call that meets a server which says goodbye is repeated by gRPC itself, at once, without end and in
-    # memory that it keeps: 250 MB/s (seen with grpcio 1.85). Every caller here tries again, at its own pace.
+    # A call that receives GOAWAY from the server is retried by gRPC immediately and without limit, which
+    # leaks memory at 250 MB/s (seen with grpcio 1.85). All callers have their own retries with backoff.
     ("grpc.enable_retries", 0),
 )
 SERVER_OPTIONS: Final = (
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
-    # Agents ping every 10 s while a driver that has nothing to order sends nothing. By default a server takes
-    # such pings for an attack and ends the connection.
+    # Agents ping every 10 s, also while the driver sends no data. By default a server ends a connection with
+    # so many pings.
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
     ("grpc.http2.max_ping_strikes", 0),
 )
@@ -36,7 +36,7 @@ SERVER_OPTIONS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class DriverAddress:
-    """What `driver.json` says: where the driver listens, its process and its term."""
+    """The contents of `driver.json`: the driver's "host:port", process id and term."""
 
     endpoint: str
     pid: int
@@ -45,11 +45,11 @@ class DriverAddress:
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """What makes a driver on another machine the right one.
+    """How to verify the certificate of a driver on another machine.
 
     Attributes:
-        ca_file: PEM certificates; read for every connection, as they are rotated.
-        server_name: in the driver's certificate, whatever address it is reached at.
+        ca_file: PEM file of CA certificates; read for every connection, because they are rotated.
+        server_name: name expected in the driver's certificate, regardless of its address.
     """
 
     ca_file: Path
@@ -57,7 +57,7 @@ class Trust:
 
 
 def read_address(path: Path) -> DriverAddress | None:
-    """The address the newest driver wrote, or None when there is none or it is half gone."""
+    """Read the address that the newest driver wrote; None if the file is missing or cannot be parsed."""
     try:
         data = json.loads(path.read_text())
         return DriverAddress(str(data["endpoint"]), int(data["pid"]), int(data["term"]))
@@ -66,10 +66,10 @@ def read_address(path: Path) -> DriverAddress | None:
 
 
 def read_token(path: Path) -> str:
-    """The caller's token.
+    """Read the caller's token.
 
     Raises:
-        UnreachableError: there is none, so nothing was ever started here.
+        UnreachableError: the file does not exist, so no driver was started for this run.
     """
     try:
         return path.read_text().strip()
@@ -78,15 +78,15 @@ def read_token(path: Path) -> str:
 
 
 def bearer(token: str) -> tuple[tuple[str, str], ...]:
-    """Call metadata that authenticates the caller."""
+    """Return the gRPC metadata that authenticates the caller."""
     return ((METADATA_KEY, f"Bearer {token}"),)
 
 
 def channel_to(address: DriverAddress, trust: Trust | None = None) -> grpc.aio.Channel:
-    """A channel to the driver, over TLS with `trust`; the caller closes it.
+    """Open a channel to the driver, with TLS if `trust` is given; the caller closes it.
 
     Raises:
-        UnreachableError: there are no certificates to trust yet.
+        UnreachableError: the file of CA certificates does not exist yet.
     """
     if trust is None:
         return grpc.aio.insecure_channel(address.endpoint, options=CHANNEL_OPTIONS)

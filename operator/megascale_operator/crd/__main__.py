@@ -10,7 +10,7 @@ from megascale_operator.crd.generate import FOLDER, rendered
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0: written, or current; 1: `--check` found a file that is not what would be generated."""
+    """Write or check the CRD files; returns 1 if `--check` found a file that is not current, else 0."""
     parser = argparse.ArgumentParser(
         prog="python -m megascale_operator.crd",
         description="Generate operator/crds/*.yaml from the pydantic models.",

@@ -1,4 +1,4 @@
-"""CEL rules of a CRD, and the few words of CEL that they are written with."""
+"""CEL rules of a CRD, and functions that build CEL expressions."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ class CelRule:
     """One entry of `x-kubernetes-validations`.
 
     Attributes:
-        expression: CEL over `self`, and `oldSelf` for what may not change.
-        message: what must hold.
-        field: the field to blame, relative to the CEL rule's place: `.data.globalBatch`; "" = that place.
-        reason: how the API server classes the fault.
+        expression: CEL over `self` and, in rules about changes, `oldSelf`; must be true.
+        message: error message if it is not.
+        field: path of the field that the error names, relative to the rule, e.g. `.data.globalBatch`; "" for
+            the section that has the rule.
+        reason: the error's reason in the API server's reply.
     """
 
     expression: str
@@ -26,7 +27,7 @@ class CelRule:
     reason: Reason = "FieldValueInvalid"
 
     def schema(self) -> dict[str, str]:
-        """The entry as it stands in the CRD."""
+        """Return the entry as it is written to the CRD."""
         entry = {"rule": self.expression, "message": self.message}
         if self.field:
             entry["fieldPath"] = self.field
@@ -36,45 +37,50 @@ class CelRule:
 
 
 def text(value: str) -> str:
-    """A string literal."""
+    """Return a CEL string literal."""
     escaped = value.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"
 
 
 def literal(value: object) -> str:
-    """A literal of a number, a truth value or a string."""
+    """Return a CEL literal of a number, a bool or a string."""
     if isinstance(value, bool):
         return str(value).lower()
     return text(value) if isinstance(value, str) else repr(value)
 
 
 def texts(values: Sequence[str]) -> str:
-    """A list of string literals."""
+    """Return a CEL list of string literals."""
     return f"[{', '.join(map(text, values))}]"
 
 
 def table(values: Mapping[str, object]) -> str:
-    """A map literal."""
+    """Return a CEL map literal."""
     return f"{{{', '.join(f'{text(key)}: {literal(value)}' for key, value in values.items())}}}"
 
 
 def has(at: str, name: str) -> str:
-    """Whether the optional field is given."""
+    """Return an expression for whether the optional field is given."""
     return f"has({at}.{name})"
 
 
 def either(at: str, name: str, otherwise: str) -> str:
-    """The optional field, or what stands for it when it is left out."""
+    """Return an expression for the optional field, or `otherwise` if it is not given."""
     return f"({has(at, name)} ? {at}.{name} : {otherwise})"
 
 
 def implies(condition: str, consequence: str) -> str:
-    """`consequence` must hold where `condition` does."""
+    """Return an expression that requires `consequence` if `condition` is true."""
     return f"!({condition}) || ({consequence})"
 
 
 def attach(schema: dict[str, Any], path: str, rules: Sequence[CelRule]) -> None:
-    """Put `rules` at `path` of `schema`; lists and maps are passed through by the name of their field."""
+    """Add `rules` to the section at `path` of `schema`.
+
+    Args:
+        path: field names separated by dots. For a list or map the path continues in its entries; rules at a
+            list of objects apply to each entry.
+    """
     place = schema
     for name in filter(None, path.split(".")):
         while "properties" not in place:

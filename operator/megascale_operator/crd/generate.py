@@ -1,4 +1,4 @@
-"""The two CustomResourceDefinitions as data and as YAML."""
+"""Generates the CustomResourceDefinitions of TrainingJob and NodeCheck, as data and as YAML."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _API_VERSION: Final = "Group and version of this schema."
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of `kubectl get`; wide columns need `-o wide`."""
+    """A column of `kubectl get`; `wide` columns are shown with `-o wide`."""
 
     name: str
     type: str
@@ -36,14 +36,20 @@ class Column:
     wide: bool = False
 
     def schema(self) -> Schema:
-        """The entry as it stands in the CRD."""
+        """Return the entry as it is written to the CRD."""
         entry: Schema = {"name": self.name, "type": self.type, "jsonPath": self.path}
         return entry | {"description": self.description} | ({"priority": 1} if self.wide else {})
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What one CRD is made from."""
+    """The source of one CRD.
+
+    Attributes:
+        model, status: pydantic models of the object and of its `status`.
+        cel_rules: path -> rules to add there.
+        keyed: see `structural`.
+    """
 
     kind: str
     plural: str
@@ -58,11 +64,11 @@ class Kind:
 
     @property
     def file(self) -> str:
-        """Name of the committed file."""
+        """Name of the generated file."""
         return f"{GROUP}_{self.plural}.yaml"
 
 
-_AGE: Final = Column("Age", "date", ".metadata.creationTimestamp", "Time since the object was made.")
+_AGE: Final = Column("Age", "date", ".metadata.creationTimestamp", "Time since the object was created.")
 KINDS: Final = (
     Kind(
         "TrainingJob",
@@ -76,10 +82,12 @@ KINDS: Final = (
         training.KEYED,
         (
             Column("State", "string", ".status.state", "The job in one word."),
-            Column("Nodes", "string", ".status.nodes", "Slots that are ready of those wanted."),
+            Column("Nodes", "string", ".status.nodes", "Ready and wanted slots."),
             Column("Step", "integer", ".status.driver.step", "Newest optimizer step."),
             Column("MFU", "string", ".status.driver.mfu", "Model FLOPs utilization."),
-            Column("Goodput", "string", ".status.driver.goodput", "Share of the time that made progress."),
+            Column(
+                "Goodput", "string", ".status.driver.goodput", "Share of the job's time that was productive."
+            ),
             Column("Restarts", "integer", ".status.driver.restarts", "Restarts so far."),
             _AGE,
             Column(
@@ -108,7 +116,7 @@ KINDS: Final = (
             Column("Total", "integer", ".status.total", "Nodes to be checked."),
             Column("Passed", "integer", ".status.passed", "Nodes that passed."),
             Column("Convicted", "integer", ".status.convicted", "Nodes that failed."),
-            Column("Skipped", "integer", ".status.skipped", "Nodes that were left alone."),
+            Column("Skipped", "integer", ".status.skipped", "Nodes that were not checked."),
             _AGE,
         ),
     ),
@@ -116,7 +124,7 @@ KINDS: Final = (
 
 
 def definition(kind: Kind) -> Schema:
-    """The CustomResourceDefinition of `kind`."""
+    """Return the CustomResourceDefinition of `kind`."""
     names = {
         "kind": kind.kind,
         "listKind": f"{kind.kind}List",
@@ -165,7 +173,7 @@ def _object_schema(kind: Kind) -> Schema:
 
 
 def _tell_defaults(schema: Schema, place: Place | None) -> None:
-    """Defaults that a CRD cannot write into objects, since they depend on other fields, are told in words."""
+    """Append to descriptions the defaults that depend on other fields, which a CRD cannot set itself."""
     for name, inner in schema.get("properties", {}).items():
         below = place.items.child(name) if place else None
         default = explain(name, below).default if below else None
@@ -176,7 +184,7 @@ def _tell_defaults(schema: Schema, place: Place | None) -> None:
 
 
 class _Representer(SafeRepresenter):
-    """Writes numbers so that YAML 1.1 reads them as numbers too: 1.0e-06."""
+    """Writes floats with a decimal point, e.g. 1.0e-06, because YAML 1.1 reads 1e-06 as a string."""
 
     def number(self, value: float) -> Any:  # noqa: ANN401
         digits, exponent, power = repr(value).partition("e")
@@ -188,7 +196,7 @@ _Representer.add_representer(float, _Representer.number)
 
 
 def to_yaml(document: Mapping[str, Any]) -> str:
-    """The file's content."""
+    """Return the document as YAML, with a header that says it is generated."""
     writer = YAML(typ="safe", pure=True)
     writer.Representer = _Representer
     writer.default_flow_style = False
@@ -201,5 +209,5 @@ def to_yaml(document: Mapping[str, Any]) -> str:
 
 
 def rendered() -> dict[str, str]:
-    """Content by file name."""
+    """Return file name -> content of all CRDs."""
     return {kind.file: to_yaml(definition(kind)) for kind in KINDS}

@@ -1,4 +1,4 @@
-"""CEL twins of the rules of `spec.runtime.megatron`: model, layout, data and optimizer."""
+"""CEL rules for `spec.runtime.megatron`, equivalent to the checks of its pydantic models."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from megascale_operator.crd.cel_rule import CelRule, either, implies, table
 
 
 def _shape(model: str, name: str, otherwise: str) -> str:
-    """A field of the model: as given, else the preset's, else `otherwise`."""
+    """Return an expression for a field of the model: as given, else the preset's, else `otherwise`."""
     values = {preset: shape[name] for preset, shape in PRESETS.items() if name in shape}
     preset = f"{model}.preset"
     listed = "" if len(values) == len(PRESETS) else f" && {preset} in {table(values)}"
@@ -20,7 +20,7 @@ def _shape(model: str, name: str, otherwise: str) -> str:
 
 
 class _Model:
-    """Expressions for the shape of the model at `at`."""
+    """CEL expressions for the shape of the model at `at`; `known` is whether the shape is given."""
 
     def __init__(self, at: str) -> None:
         names = ("numLayers", "hiddenSize", "attentionHeads")

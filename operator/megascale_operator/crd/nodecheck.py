@@ -1,4 +1,4 @@
-"""The NodeCheck manifest: health checks on nodes, by name or by label."""
+"""The pydantic models of the NodeCheck resource: health checks on nodes selected by name or label."""
 
 from __future__ import annotations
 
@@ -35,28 +35,29 @@ class Metadata(Section):
 
 
 class NodeCheckSpec(Section):
-    """Which nodes to check, and how. It cannot be changed: another check is another object."""
+    """Which nodes to check, and how. Immutable: create another NodeCheck for another check."""
 
     nodes: Annotated[list[NodeName] | None, Field(min_length=1, max_length=1024)] = None
-    """Names of the nodes; either these or nodeSelector."""
+    """Names of the nodes to check. Exactly one of nodes and nodeSelector must be given."""
     node_selector: Annotated[dict[str, LabelValue] | None, Field(max_length=64)] = None
-    """Labels of the nodes, {} = every node; either this or nodes."""
+    """Labels of the nodes to check; {} selects every node."""
     mode: Literal["light"] = "light"
-    """light: at most 60 s a node: compute, memory bandwidth, links within the node and to one neighbour."""
+    """light: takes at most 60 s per node; checks compute, memory bandwidth, and the links within the node and
+    to one neighbour."""
     max_concurrent: Annotated[int, Field(ge=1, le=256)] = 4
-    """Nodes that are checked at the same time."""
+    """Largest number of nodes that are checked at the same time."""
     timeout_seconds: Annotated[int, Field(ge=10, le=3600)] = 300
-    """A node that has no verdict after this time is counted as failed; starting the pod included."""
+    """A node without a result after this time, which includes the start of the pod, is counted as failed."""
     release_after_passes: Annotated[int, Field(ge=1, le=10)] = 2
-    """Checks in a row that a node must pass before our quarantine is lifted from it."""
+    """Number of consecutive checks that a node must pass before the operator lifts its quarantine."""
     image: Text | None = None
-    """Image of the check; default: the operator's."""
+    """Container image of the check; by default the operator's image."""
     tolerations: Annotated[list[Toleration] | None, Field(max_length=32)] = None
-    """Taints that the checks put up with besides the quarantine's."""
+    """Tolerations of the check pods, in addition to that of the quarantine taint."""
     resources: Resources | None = None
-    """What a check may use, such as all GPUs of a node."""
+    """Resources of a check pod, e.g. all GPUs of a node."""
     ttl_seconds_after_finished: Natural | None = None
-    """The check is deleted this long after it ended; null = it stays."""
+    """Time after which the finished NodeCheck is deleted; if null it is not deleted."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -72,7 +73,7 @@ class NodeCheckSpec(Section):
 
 
 class NodeCheck(Section):
-    """Health checks on nodes; refuses nodes that are busy, and never lifts what a person set."""
+    """Health checks on nodes. Skips busy nodes, and never lifts a taint or cordon that a user set."""
 
     model_config = ConfigDict(title=KIND)
 
@@ -87,44 +88,44 @@ class NodeCheck(Section):
 
 
 class Group(Section):
-    """Nodes that ended alike."""
+    """Nodes whose checks had the same result."""
 
     result: Word
-    """How their check ended."""
+    """Result of their checks."""
     reason: Annotated[str | None, Field(max_length=300)] = None
-    """What was measured, and what was expected."""
+    """The measured and the expected values."""
     count: Natural
-    """How many nodes."""
+    """Number of these nodes."""
     nodes: Annotated[list[NodeName] | None, at_most(20)] = None
-    """The first twenty of them."""
+    """Names of the first 20 of these nodes."""
 
 
 class NodeCheckStatus(Section):
-    """How far the check is; display only."""
+    """Progress of the check, for display only."""
 
     observed_generation: SeenGeneration = None
     state: Word | None = None
     """The check in one word, for display; programs read conditions."""
     total: Natural | None = None
-    """Nodes to be checked."""
+    """Number of nodes to check."""
     running: Natural | None = None
-    """Nodes that are being checked."""
+    """Number of nodes that are being checked."""
     passed: Natural | None = None
-    """Nodes that passed."""
+    """Number of nodes that passed."""
     convicted: Natural | None = None
-    """Nodes that failed."""
+    """Number of nodes that failed."""
     unknown: Natural | None = None
-    """Nodes that could not be judged."""
+    """Number of nodes whose check had no conclusive result."""
     skipped: Natural | None = None
-    """Nodes that were left alone, such as those that a job is on."""
+    """Number of nodes that were not checked, e.g. because a job runs on them."""
     start_time: Time | None = None
-    """When the first check began."""
+    """Time at which the first check began."""
     completion_time: Time | None = None
-    """When the last check ended."""
+    """Time at which the last check ended."""
     groups: Annotated[list[Group] | None, at_most(32)] = None
-    """Nodes that ended alike; Events have them all."""
+    """Nodes grouped by result; the Events of the NodeCheck list all nodes."""
     conditions: Conditions = None
-    """Complete, Failed."""
+    """Conditions of the types Complete and Failed."""
 
 
 CEL_RULES: Final = {

@@ -1,7 +1,8 @@
-"""CEL twins of the checks of `spec.detection`, `spec.recovery` and `spec.logRules`.
+"""CEL rules for `spec.detection`, `spec.recovery` and `spec.logRules`, equivalent to their pydantic checks.
 
-Two checks have no twin, and the operator refuses such a job with a condition: regular expressions, which CEL
-cannot check without failing, and names of built-in log rules, which are too many for a schema.
+Two checks have no CEL rule; the operator reports their failure with a condition on the job. They concern
+regular expressions, whose compilation error CEL cannot catch, and names of built-in log rules, of which there
+are too many for a schema.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`status` of a TrainingJob: display only. Floats are strings, lists are bounded."""
+"""The pydantic models of a TrainingJob's `status`, for display only. Floats are strings, lists bounded."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ Line = Annotated[str, Field(max_length=1024)]
 PodName = Annotated[str, Field(max_length=253)]
 Id = Annotated[str, Field(max_length=128)]
 Generation = Annotated[int, Field(ge=0, le=2**53)]
-SeenGeneration = Annotated[Generation | None, Field(description="metadata.generation that this is about.")]
+SeenGeneration = Annotated[
+    Generation | None,
+    Field(description="metadata.generation of the spec that this part of the status refers to."),
+]
 
 
 def at_most(count: int) -> Any:  # noqa: ANN401
-    """The bound of a list."""
+    """Return a field constraint: the list has at most `count` entries."""
     return Field(max_length=count)
 
 
@@ -32,120 +35,120 @@ class Condition(Section):
             max_length=316,
         ),
     ]
-    """What the condition is about."""
+    """Type of the condition."""
     status: Literal["True", "False", "Unknown"]
-    """Whether it holds."""
+    """Status of the condition."""
     observed_generation: SeenGeneration = None
     last_transition_time: Time
-    """When status last changed."""
+    """Time at which status last changed."""
     reason: Annotated[
         str, Field(pattern=r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$", min_length=1, max_length=1024)
     ]
-    """Why it last changed, as one word for programs."""
+    """Reason of the last change, as a word for programs."""
     message: Annotated[str, Field(max_length=32_768)]
-    """Why it last changed, for people."""
+    """Reason of the last change, as text for users."""
 
 
 Conditions = Annotated[list[Condition] | None, at_most(16)]
 
 
 class OpenIncident(Section):
-    """The incident that is being dealt with."""
+    """The open incident."""
 
     id: Id
-    """Its id, such as i-3."""
+    """Id of the incident, e.g. i-3."""
     reason: Line | None = None
-    """What was seen."""
+    """What was observed."""
     action: Line | None = None
-    """What is being done."""
+    """Recovery action in progress."""
 
 
 class Incident(Section):
-    """An incident that is over."""
+    """A closed incident."""
 
     id: Id
-    """Its id, such as i-3."""
+    """Id of the incident, e.g. i-3."""
     reason: Line | None = None
-    """What was seen."""
+    """What was observed."""
     action: Line | None = None
-    """What was done."""
+    """Recovery action that was taken."""
     node: NodeName | None = None
-    """Node at fault."""
+    """Node that caused the incident."""
     rank: Natural | None = None
-    """Rank at fault."""
+    """Rank that caused the incident."""
     time: Time | None = None
-    """When it was detected."""
+    """Time of detection."""
     seconds: Word | None = None
-    """Fault to back at speed."""
+    """Seconds from the fault until training was back at its earlier speed."""
 
 
 class Alert(Section):
-    """A message to the people on call."""
+    """An alert to the operators of the cluster."""
 
     reason: Line
-    """What they should know."""
+    """Text of the alert."""
     time: Time | None = None
-    """When it was raised."""
+    """Time at which it was raised."""
 
 
 class Restart(Section):
-    """A slot whose pod is to be replaced by a new incarnation."""
+    """A request to replace a slot's pod."""
 
     pod: PodName
-    """The pod to replace."""
+    """Name of the pod to replace."""
     id: Id
-    """Id of the effect that wants it."""
+    """Id of the request."""
 
 
 class Quarantine(Section):
-    """A node that the driver wants in quarantine."""
+    """A request to quarantine a node."""
 
     node: NodeName
-    """The node."""
+    """Name of the node."""
     incident: Id
-    """The incident behind it."""
+    """Id of the incident that the node caused."""
     reason: Line | None = None
-    """What it did."""
+    """Reason of the incident."""
 
 
 class Requests(Section):
-    """What the driver wants; the operator makes it true, or refuses."""
+    """Requests of the driver, which the operator fulfils or refuses."""
 
     slots: Natural | None = None
-    """Slots that must live, at least."""
+    """Least number of slots that must exist."""
     avoid_nodes: Annotated[list[NodeName] | None, at_most(64)] = None
     """Nodes that new slots must not be on."""
     release: Annotated[list[PodName] | None, at_most(64)] = None
-    """Pods that are no longer needed."""
+    """Pods to delete, because the job no longer needs them."""
     restart: Annotated[list[Restart] | None, at_most(64)] = None
-    """Pods to replace."""
+    """Pods to replace by new ones."""
     quarantine: Annotated[list[Quarantine] | None, at_most(64)] = None
     """Nodes to quarantine."""
 
 
 class Answer(Section):
-    """What became of a person's order."""
+    """Answer to a command of a user."""
 
     id: Id
-    """Id of the order."""
+    """Id of the command."""
     ok: bool
-    """Whether it was carried out."""
+    """Whether the driver accepted the command."""
     message: Line | None = None
-    """What was done, or why not."""
+    """Reason, if the command was not accepted."""
 
 
 class DriverStatus(Section):
-    """What the driver says; at most every 15 s, or when something happens."""
+    """Status written by the driver: at most every 15 s, or immediately after important changes."""
 
     observed_generation: SeenGeneration = None
     job_state: Word | None = None
-    """What the driver is doing."""
+    """State of the driver's state machine."""
     state: Word | None = None
-    """How the job is; completed, failed and stopped are final."""
+    """State of the job; completed, failed and stopped are final."""
     reason: Line | None = None
-    """Why the job is in this state."""
+    """Reason for the state."""
     term: Natural | None = None
-    """Number of the driver's life."""
+    """Number of the driver; every driver that takes over the job gets a higher one."""
     attempt: Natural | None = None
     """Number of the launch of the whole job."""
     step: Natural | None = None
@@ -153,100 +156,100 @@ class DriverStatus(Section):
     steps: Natural | None = None
     """Step at which the job is complete."""
     loss: Word | None = None
-    """Training loss of that step."""
+    """Training loss of the newest step."""
     mfu: Word | None = None
     """Model FLOPs utilization."""
     goodput: Word | None = None
-    """Share of the job's time that made progress."""
+    """Share of the job's time that was productive."""
     restarts: Natural | None = None
-    """Restarts so far."""
+    """Number of restarts so far."""
     checkpoint_step: Natural | None = None
     """Step of the newest durable checkpoint."""
     last_fault: Line | None = None
-    """The newest fault."""
+    """Reason of the newest incident."""
     last_fault_node: Annotated[str | None, Field(max_length=253)] = None
-    """Node of the newest fault."""
+    """Node that caused the newest incident."""
     incident: OpenIncident | None = None
-    """The incident that is being dealt with."""
+    """The open incident."""
     incidents: Annotated[list[Incident] | None, at_most(5)] = None
-    """The last five incidents."""
+    """The last five closed incidents."""
     alerts: Annotated[list[Alert] | None, at_most(5)] = None
     """The last five alerts."""
     requests: Requests | None = None
-    """What the driver wants of the operator."""
+    """Requests of the driver to the operator."""
     last_command: Answer | None = None
-    """What became of the last order in the annotation megascale.io/command."""
+    """Answer to the last command in the annotation megascale.io/command."""
     pod: PodName | None = None
-    """Pod of the driver."""
+    """Name of the driver's pod."""
     updated_at: Time | None = None
-    """When the driver last wrote this."""
+    """Time at which the driver last wrote its status."""
 
 
 class Slots(Section):
-    """How many slots there are."""
+    """Numbers of slots."""
 
     wanted: Natural | None = None
-    """Slots there should be, spares included."""
+    """Number of wanted slots, spares included."""
     bound: Natural | None = None
-    """Slots whose pod has a node."""
+    """Number of slots whose pod is scheduled to a node."""
     ready: Natural | None = None
-    """Slots whose agent runs."""
+    """Number of slots whose agent runs."""
 
 
 class Refusal(Section):
-    """A request of the driver that the operator does not grant."""
+    """A request of the driver that the operator refused."""
 
     request: Word
-    """Which request: slots, release, restart, quarantine."""
+    """Kind of request: slots, release, restart or quarantine."""
     node: Annotated[str | None, Field(max_length=253)] = None
-    """The node it was about."""
+    """Name of the node that the request concerned."""
     incident: Id | None = None
-    """The incident behind it."""
+    """Id of the incident that led to the request."""
     reason: Line
-    """Why it is not granted."""
+    """Reason of the refusal."""
     time: Time | None = None
-    """When it was refused."""
+    """Time of the refusal."""
 
 
 class Quarantined(Section):
     """A node that is in quarantine because of this job."""
 
     node: NodeName
-    """The node."""
+    """Name of the node."""
     incident: Id | None = None
-    """The incident behind it."""
+    """Id of the incident that the node caused."""
 
 
 class OperatorStatus(Section):
-    """What the operator says."""
+    """Status written by the operator for the driver."""
 
     slots: Slots | None = None
-    """How many slots there are."""
+    """Numbers of slots."""
     refusals: Annotated[list[Refusal] | None, at_most(20)] = None
-    """The newest requests that were not granted."""
+    """The newest requests that the operator refused."""
     quarantined: Annotated[list[Quarantined] | None, at_most(64)] = None
     """Nodes in quarantine because of this job."""
     avoid: Annotated[list[NodeName] | None, at_most(64)] = None
     """Nodes that failed the check of a new slot."""
     driver_pod: PodName | None = None
-    """Pod of the driver."""
+    """Name of the driver's pod."""
 
 
 class JobStatus(Section):
-    """How the job is; display only."""
+    """Status of the job, for display only."""
 
     observed_generation: SeenGeneration = None
     state: Word | None = None
     """The job in one word, for display; programs read conditions."""
     nodes: Word | None = None
-    """Slots that are ready of those wanted, for display."""
+    """Ready and wanted slots, for display."""
     start_time: Time | None = None
-    """When the first slot was made."""
+    """Time at which the first slot was created."""
     completion_time: Time | None = None
-    """When the job ended."""
+    """Time at which the job ended."""
     conditions: Conditions = None
-    """SlotsReady, DriverReady, Running, Recovering, Suspended, Complete, Failed."""
+    """Conditions: SlotsReady, DriverReady, Running, Recovering, Suspended, Complete and Failed."""
     driver: DriverStatus | None = None
-    """What the driver says."""
+    """Status written by the driver."""
     operator: OperatorStatus | None = None
-    """What the operator says."""
+    """Status written by the operator."""

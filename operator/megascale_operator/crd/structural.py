@@ -1,8 +1,8 @@
-"""A pydantic model as the structural OpenAPI v3 schema that Kubernetes takes.
+"""Converts a pydantic model to the structural OpenAPI v3 schema that Kubernetes accepts.
 
-Kubernetes has no `$ref`, no lists of types, no `null` type, no unions but int-or-string. References are put
-in place, `X | None` becomes an optional X (an API server drops nulls of fields that are not nullable), a
-discriminated union becomes one object with rules, and what has no counterpart ends with InexpressibleError.
+Such a schema has no `$ref`, lists of types, `null` type, or unions other than int-or-string. References are
+inlined, `X | None` becomes an optional X (the API server drops nulls of fields that are not nullable), and a
+discriminated union becomes one object with CEL rules. Other constructs raise InexpressibleError.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ _SPECIAL: Final = frozenset({"const", "exclusiveMinimum", "exclusiveMaximum"})
 
 
 class InexpressibleError(ValueError):
-    """A construct of the pydantic model has no counterpart in a CRD."""
+    """A construct of the pydantic model cannot be expressed in a CRD."""
 
     def __init__(self, path: str, what: str) -> None:
         super().__init__(f"{path or 'the root'}: {what}")
 
 
 class _WithDefaults(GenerateJsonSchema):
-    """Also writes the defaults that come from factories, unless they depend on other fields."""
+    """Also includes the defaults that factories return, unless they depend on other fields."""
 
     def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
         if schema.get("default_factory_takes_data"):
@@ -58,12 +58,12 @@ class _WithDefaults(GenerateJsonSchema):
 
 
 def structural(model: type[BaseModel], keyed: Mapping[str, Sequence[str]], prefix: str) -> Schema:
-    """The schema of `model`.
+    """Return the structural schema of `model`.
 
     Args:
-        keyed: path of each list whose entries are told apart by fields (map) or by their value (no fields:
-            set); all other lists are atomic.
-        prefix: path of the model in the object, for `keyed` and for messages.
+        keyed: path of a list -> names of the fields that identify its entries (list type "map"), or () if
+            the entries are identified by their value ("set"). Lists that are not named are "atomic".
+        prefix: path of the model in the object, used in `keyed` and in error messages.
 
     Raises:
         InexpressibleError: names the field and the construct.
@@ -113,7 +113,7 @@ class _Translation:
         return found
 
     def _union(self, source: Schema, path: str) -> Schema:
-        """`X | None` and int-or-string; nothing else can be told apart by an API server."""
+        """Convert `X | None` and int-or-string, the only unions that a structural schema supports."""
         members = [member for member in source["anyOf"] if member.get("type") != "null"]
         outer = {key: value for key, value in source.items() if key != "anyOf"}
         if len(members) == 1:
@@ -140,7 +140,7 @@ class _Translation:
         }
 
     def _inside(self, source: Schema, found: Schema, path: str) -> None:
-        """Properties, items, entries of maps, and `oneOf`."""
+        """Convert properties, items, entries of maps, and `oneOf`."""
         extra = source.get("additionalProperties", False)
         if "properties" in source:
             found["properties"] = {
@@ -173,7 +173,7 @@ class _Translation:
         return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": keys}
 
     def _discriminated(self, source: Schema, path: str) -> Schema:
-        """One object with the fields of all variants; rules say which belong to which."""
+        """Convert to one object with the fields of all variants, and rules for which fields each one has."""
         tag: str = source["discriminator"]["propertyName"]
         variants = {
             value: self.node({"$ref": reference}, path)
@@ -197,7 +197,7 @@ class _Translation:
 
 
 def without_nulls(value: Any) -> Any:  # noqa: ANN401
-    """`value` without the fields that are null: they mean "left out"."""
+    """Return `value` without null fields, which are equivalent to fields that are not given."""
     if isinstance(value, dict):
         return {name: without_nulls(inner) for name, inner in value.items() if inner is not None}
     if isinstance(value, list):
@@ -219,7 +219,10 @@ def _limits(source: Schema, found: Schema) -> None:
 
 
 def _demand_bounds(found: Schema, path: str) -> None:
-    """An unbounded size costs every rule that reads it its budget."""
+    """Raise InexpressibleError for a field without a bound.
+
+    The API server estimates the cost of CEL rules from the bounds and rejects rules over unbounded fields.
+    """
     match found.get("type"):
         case "string":
             bounded = {"maxLength", "enum", "format"} & set(found)
@@ -238,7 +241,7 @@ def _demand_bounds(found: Schema, path: str) -> None:
 
 
 def _exactly_one(alternatives: Sequence[Schema], path: str) -> Schema:
-    """`oneOf` of single required fields."""
+    """Convert a `oneOf` of single required fields to a CEL rule."""
     names = [alternative.get("required", [""])[0] for alternative in alternatives]
     if [{"required": [name]} for name in names] != list(alternatives):
         raise InexpressibleError(path, "a CRD has oneOf only over single required fields")

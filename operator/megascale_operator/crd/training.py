@@ -1,7 +1,7 @@
-"""CEL twins of the checks across fields in `megascale.job`, by the place in `spec` where they stand.
+"""CEL rules equivalent to the checks across fields in `megascale.job`, by their section of `spec`.
 
-A CEL rule stands at the lowest section that has all its fields. Those that need a model's shape hold where
-the shape is not given: another one refuses that.
+A rule is attached to the innermost section that contains all its fields. Rules that need the model's shape
+are true if the shape is not given, which another rule reports.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ from megascale_operator.crd.megatron import DATA, OPTIMIZER, PARALLELISM, megatr
 from megascale_operator.crd.recovery import LOG_RULE, LOG_RULE_IDS, OVERRIDE_MATCH, RECOVERY, SHADOW
 
 _LEAST: Final = either("self", "minNodes", "self.nodes")
-"""What the job may shrink to."""
+"""Expression for the least number of nodes that the job may shrink to."""
 
 
 def _fits(nodes: str) -> tuple[str, str, str, str]:
-    """Layout and batch divide evenly over the ranks of `nodes` nodes: ranks, waves, interleaved, the ramp."""
+    """Return expressions for whether layout and batch divide evenly over the ranks of `nodes` nodes.
+
+    They are for the number of ranks, the global batch, interleaved pipelines, and the batch ramp.
+    """
     megatron = "self.runtime.megatron"
     layout, data = f"{megatron}.parallelism", f"{megatron}.data"
     world = f"({nodes} * self.ranksPerNode)"
@@ -31,7 +34,7 @@ def _fits(nodes: str) -> tuple[str, str, str, str]:
 
 
 def _size_rules() -> list[CelRule]:
-    """nodes, minNodes and the layout."""
+    """Return the rules for `nodes`, `minNodes` and the parallel layout."""
     megatron = "self.runtime.megatron"
     trains = f"has({megatron})"
     ranks, batch, interleaved, ramp = _fits("self.nodes")
@@ -113,7 +116,10 @@ def _spec_rules() -> list[CelRule]:
 
 
 def _transport() -> CelRule:
-    """4.096 us x 2^t x tries < timeout, in units of 2^t x 4.096 ns / 1000; CEL has no power."""
+    """Return the rule that 4.096 us x 2^ibTimeout x ibRetryCount is shorter than the NCCL timeout.
+
+    Both sides are in nanoseconds. CEL has no power function, so the rule contains a list of powers of two.
+    """
     powers = ", ".join(str(2**exponent) for exponent in range(32))
     waits = f"4096 * [{powers}][self.ibTimeout] * self.ibRetryCount"
     return CelRule(
@@ -150,7 +156,7 @@ def _mount_rule() -> CelRule:
 
 
 def cel_rules() -> dict[str, list[CelRule]]:
-    """Every CEL rule by its place."""
+    """Return the path of each section -> its CEL rules."""
     same_runtime = "has(self.megatron) == has(oldSelf.megatron)"
     same_uri = "has(self.uri) == has(oldSelf.uri) && (!has(self.uri) || self.uri == oldSelf.uri)"
     return {
@@ -212,4 +218,4 @@ KEYED: Final = {
     "spec.template.spec.imagePullSecrets": ("name",),
     "status.conditions": ("type",),
 }
-"""Lists whose entries are told apart by a field, or (no field) by their value."""
+"""Path of a list -> fields that identify its entries, () if they are identified by their value."""

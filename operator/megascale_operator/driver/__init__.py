@@ -1,1 +1,1 @@
-"""What a driver needs to live on a cluster: record, nodes, status, orders, certificate, tokens."""
+"""Runs a job's driver in a pod: implements the driver's ports with Kubernetes objects."""

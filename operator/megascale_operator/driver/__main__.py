@@ -1,4 +1,4 @@
-"""`python -m megascale_operator.driver`: one driver life of a job on a cluster."""
+"""`python -m megascale_operator.driver`: run the driver of a job on a cluster until the job ends."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ JOB_FILE: Final = Path("/run/megascale/job/job.yaml")
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the command line says."""
+    """The command line options."""
 
     namespace: str
     job: str
@@ -71,10 +71,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 async def serve(options: Options, context: LogContext) -> None:
-    """One driver life.
+    """Run the job's driver until the job ends or the process gets SIGTERM.
 
     Raises:
-        FencedError: a successor took over, or the job was deleted.
+        FencedError: another driver took over, or the job was deleted.
     """
     stopping = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
@@ -125,7 +125,7 @@ async def _drive(
     status: StatusWriter,
     stopping: asyncio.Event,
 ) -> None:
-    """Drive until the job has ended or this process is to end."""
+    """Run the driver until the job ends, then write the final status; or until `stopping` is set."""
     try:
         async with asyncio.TaskGroup() as tasks:
             following = tasks.create_task(slots.run())
@@ -144,7 +144,7 @@ async def _drive(
 
 
 def main() -> int:
-    """Returns the exit code."""
+    """Run the driver and return the process's exit code."""
     options = Options(**vars(_parser().parse_args()))
     context = LogContext("driver", job=options.job)
     configure_logs(context, as_json=True)

@@ -1,4 +1,4 @@
-"""The driver's key: made here, never written anywhere; the operator signs the request for it."""
+"""The driver's TLS key, which exists only in memory, and the request that the operator signs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ _ENCODING: Final = serialization.Encoding.PEM
 
 
 class ServerKey:
-    """A P-256 key and the request to certify it for one name."""
+    """A new P-256 key and a certificate signing request for it.
+
+    Args:
+        server_name: DNS name that the certificate is requested for.
+
+    Attributes:
+        request_pem: the certificate signing request.
+    """
 
     def __init__(self, server_name: str) -> None:
         self._key = ec.generate_private_key(ec.SECP256R1())
@@ -31,7 +38,7 @@ class ServerKey:
         )
 
     def is_certified_by(self, certificate_pem: str) -> bool:
-        """Whether the certificate is for this key; a predecessor's is not."""
+        """Return whether the certificate is for this key; the certificate of an earlier driver is not."""
         try:
             certificate = x509.load_pem_x509_certificate(certificate_pem.encode())
         except ValueError:

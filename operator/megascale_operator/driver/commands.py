@@ -1,4 +1,4 @@
-"""The TrainingJob, followed: its spec, its deletion, and what people order through an annotation."""
+"""Watches the TrainingJob and forwards spec changes, its deletion and users' commands to the driver."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ _COMMAND_BYTES: Final = 4096
 
 
 def checkpoint_uri(job_file: Path) -> str:
-    """Where the slots put checkpoints, by what the operator gave them to run; "" = into their pods."""
+    """Read the checkpoint URI from the manifest that the operator wrote for the slots.
+
+    Returns "" if there is none, in which case checkpoints are written within the pods.
+    """
     try:
         spec = json.loads(job_file.read_text())["spec"]
     except FileNotFoundError:
@@ -36,14 +39,14 @@ def checkpoint_uri(job_file: Path) -> str:
 
 
 def manifest_of(job: Obj, uri: str, detection: DetectionDefaults | None = None) -> TrainingJob:
-    """The job as its slots have it.
+    """Convert a TrainingJob object to the manifest that its slots run.
 
     Args:
-        uri: where its checkpoints go if it does not say, "" = into its pods.
-        detection: the cluster's values for what its spec.detection leaves out.
+        uri: checkpoint URI to use if the spec has none; "" = checkpoints are written within the pods.
+        detection: the cluster's defaults for fields that `spec.detection` leaves out.
 
     Raises:
-        ManifestError: the spec is not good.
+        ManifestError: the spec is not valid.
     """
     mapping = {key: job[key] for key in ("apiVersion", "kind", "metadata", "spec")}
     checkpoint = job["spec"].get("checkpoint") or {}
@@ -53,11 +56,11 @@ def manifest_of(job: Obj, uri: str, detection: DetectionDefaults | None = None) 
 
 
 class CommandWatcher:
-    """A background service of the driver.
+    """A background service that watches the TrainingJob for the driver.
 
     Args:
-        job: the object that the driver started with.
-        uri, detection: as for `manifest_of`.
+        job: the TrainingJob object that the driver started with.
+        uri, detection: see `manifest_of`.
     """
 
     def __init__(
@@ -76,7 +79,7 @@ class CommandWatcher:
         self._uid: str = job["metadata"]["uid"]
         self._deleting = False
         said = (job.get("status") or {}).get("driver") or {}
-        # an order that a predecessor carried out is not carried out again
+        # A command that an earlier driver answered must not be executed again.
         status.last_command = said.get("lastCommand")
         status.generation = int(job["metadata"].get("generation", 0))
 
@@ -87,7 +90,11 @@ class CommandWatcher:
             self.take(driver, found)
 
     def take(self, driver: RunningDriver, job: Obj) -> None:
-        """A new version of the object."""
+        """Handle a new version of the TrainingJob.
+
+        Raises:
+            FencedError: a driver of a higher term wrote the status.
+        """
         status = job.get("status") or {}
         if int((status.get("driver") or {}).get("term") or 0) > driver.term:
             raise FencedError(f"a driver of a higher term than {driver.term} wrote the status")
@@ -112,7 +119,7 @@ class CommandWatcher:
         driver.changed.set()
 
     def _handle_command(self, driver: RunningDriver, text: str) -> None:
-        """Each order once: its id is what was answered last."""
+        """Forward the command in the annotation unless its id is that of the last answered command."""
         order = _parsed(text)
         last = (self._status.last_command or {}).get("id")
         if not order.get("id") or order["id"] == last:

@@ -1,4 +1,4 @@
-"""Changing keys of a ConfigMap that others write too: read, replace at that version, again on a conflict."""
+"""Updates a ConfigMap that has several writers: read, replace that version, and retry on a conflict."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _RETRY_LIMIT_S: Final = 5.0
 
 
 async def update(api: KubeApi, name: str, namespace: str, change: Change) -> None:
-    """Replace the data by `change(data)`; no write when that changes nothing.
+    """Replace the ConfigMap's data with `change(data)`; does not write if the data stays the same.
 
     Raises:
-        UnreachableError: it could not be written for ten minutes.
+        UnreachableError: all tries within ten minutes failed.
     """
     loop = asyncio.get_running_loop()
     end, delay_s = loop.time() + _PATIENCE_S, _RETRY_S

@@ -1,4 +1,4 @@
-"""Nodes as slot pods: the driver writes requests into `status.driver.requests`, the operator fulfils them."""
+"""A fleet of slot pods: the driver writes requests to `status.driver.requests`; the operator fulfils them."""
 
 from __future__ import annotations
 
@@ -17,22 +17,28 @@ _REASON: Final = 500
 _OBEY_S: Final = 20.0
 _ANSWER_S: Final = 600.0
 _OURS: Final = ("released", "restart")
-"""Kinds of leaving that this driver asked for itself."""
+"""Prefixes of the reasons of departures that this driver requested."""
 _DERIVED: Final = (
-    "`requests` derives slots and nodes to avoid from the job record, so that a successor asks for the same"
+    "`requests` derives slots and nodes to avoid from the record, so a new driver requests the same"
 )
 
 UNUSED: Final[Mapping[str, Mapping[str, str]]] = {
     "Acquire": {"count": _DERIVED, "avoid": _DERIVED},
 }
-"""Effect -> field that a fleet is given and that this one does not use -> why (beside `wire.LOCAL_ONLY`)."""
+"""Effect -> field that this fleet does not use -> reason; extends `wire.LOCAL_ONLY`."""
 
 
 class KubernetesFleet:
-    """Implements `Fleet`. Slots wanted are derived from the core, so that a restarted driver wants the same.
+    """Implements `Fleet` with slot pods.
+
+    The number of slots requested is derived from the core's record, so that a restarted driver requests the
+    same number.
+
+    Args:
+        topology_keys: keys of the node labels that `labels` returns.
 
     Attributes:
-        changed: called when the requests have changed.
+        changed: callback, called when the requests may have changed.
     """
 
     def __init__(self, slots: Slots, topology_keys: Sequence[str] = ()) -> None:
@@ -50,13 +56,13 @@ class KubernetesFleet:
         self._later: asyncio.TaskGroup | None = None
 
     async def run(self, _driver: RunningDriver) -> None:
-        """A service of the driver, in which agents that do not obey are seen to; until cancelled."""
+        """Run as a background service until cancelled; holds the tasks that escalate unanswered restarts."""
         async with asyncio.TaskGroup() as tasks:
             self._later = tasks
             await asyncio.Event().wait()
 
     def bind(self, driver: RunningDriver) -> None:
-        """The driver whose nodes these are."""
+        """Set the driver that the fleet belongs to; must be called before `start`."""
         self._driver = driver
 
     @property
@@ -77,7 +83,7 @@ class KubernetesFleet:
         self._look()
 
     def _look(self) -> None:
-        """Turn what changed about the slots into events."""
+        """Report events for slots that changed, and drop requests for pods that no longer exist."""
         for slot in self._slots.slots:
             if slot.leaving and slot.node and self._told.get(slot.uid) != slot.leaving:
                 self._told[slot.uid] = slot.leaving
@@ -93,12 +99,12 @@ class KubernetesFleet:
         self.changed()
 
     def _tell_leaving(self, slot: Slot) -> None:
-        """A notice to save and swap; of a slot that failed only its end is told, as the fault that it is."""
+        """Report a slot that will leave soon, if planned; a failed slot is reported only when it is gone."""
         if not slot.leaving.startswith(_OURS) and Departure.was_planned(slot.leaving):
             self._on_event(SlotEvent(slot.node, slot.leaving, time.time(), planned=True, leaving=True))
 
     def _tell_gone(self, gone: Gone) -> None:
-        """A pod that this driver sent away, or whose node has a new agent by now, is no news."""
+        """Report a lost pod, unless this driver requested it or another pod's agent runs on the node."""
         link = self._driver.links.get(gone.node) if self._driver else None
         replaced = link is not None and link.pod not in ("", gone.pod)
         if not replaced and not gone.reason.startswith(_OURS):
@@ -106,10 +112,10 @@ class KubernetesFleet:
             self._on_event(SlotEvent(node, gone.reason, gone.at or time.time(), planned=gone.planned))
 
     def requests(self) -> Obj:
-        """`status.driver.requests` (docs/kubernetes.md).
+        """Return the value of `status.driver.requests` (docs/kubernetes.md).
 
-        A slot counts that the core has met, whatever became of it, unless it is on its way out; slots not
-        met yet are what the core still waits for.
+        `slots` is the number of slots on nodes that the core knows, without those that are leaving or to be
+        released, plus the number of nodes that the core has requested and not seen yet.
         """
         record = self._core.record
         known = {*self._core.live.nodes, *record.excluded, *record.lost}
@@ -152,7 +158,7 @@ class KubernetesFleet:
             self._later.create_task(self._escalate_restart(node, link.incarnation, slot))
 
     async def _escalate_restart(self, node: str, incarnation: str, slot: Slot) -> None:
-        """An agent that does not go by itself is replaced by the operator."""
+        """Have the operator replace the slot's pod if its agent has not restarted within 20 seconds."""
         await asyncio.sleep(_OBEY_S)
         link = self._driver.links.get(node) if self._driver else None
         now = self._slots.on(node)
@@ -186,7 +192,7 @@ class KubernetesFleet:
         return ""
 
     async def _answer(self, node: str, incident: str) -> None:
-        """Raises: FleetRefusedError."""
+        """Wait until the operator has quarantined the node; raises FleetRefusedError if it refuses."""
         while True:
             for refusal in self._answers.get("refusals") or ():
                 about = (refusal.get("request"), refusal.get("node"), refusal.get("incident"))
@@ -198,7 +204,7 @@ class KubernetesFleet:
             await self._answered.wait()
 
     def take_answers(self, operator_status: Obj) -> None:
-        """What `status.operator` says now."""
+        """Take the current value of the TrainingJob's `status.operator`."""
         self._answers = operator_status
         self._answered.set()
 
@@ -213,13 +219,13 @@ class KubernetesFleet:
         return Health(healthy=None, detail="its pod runs but its agent does not answer")
 
     def labels(self, node: str) -> dict[str, str]:
-        """The topology labels of the node, as far as it has them."""
+        """Return the topology labels of the node that are known."""
         slot = self._slots.on(node)
         named = zip(self._topology_keys, slot.domains if slot else (), strict=False)
         return {key: value for key, value in named if value}
 
     async def close(self) -> None:
-        """Agents leave by themselves; the operator removes their pods once the status is final."""
+        """Order all agents to end; the operator removes their pods when the status is final."""
         if self._driver is not None:
             for link in self._driver.links:
                 link.send(shutdown_order(self._driver.term, "the job ended"))

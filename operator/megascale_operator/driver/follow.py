@@ -1,4 +1,4 @@
-"""One object by its name: read, then watched, whatever the API server does; needs only `get` and `watch`."""
+"""Follows one object by name, across failures of the API server; needs only the verbs `get` and `watch`."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ _MAX_DELAY_S: Final = 10.0
 
 
 async def follow(api: KubeApi, resource: Resource, name: str, namespace: str) -> AsyncIterator[Obj | None]:
-    """Every version that is seen, None when there is no such object; never ends.
+    """Yield every observed version of the object, None while it does not exist; never ends.
 
-    The same version may come again. While the API server is away nothing comes, and tries are spaced out.
+    A version may be yielded more than once. While the API server is unreachable nothing is yielded, and
+    requests are retried with backoff of up to 10 seconds.
     """
     tries, seen = 0, ""
     while True:

@@ -1,4 +1,4 @@
-"""How agents on a cluster find the driver and why they trust it (docs/kubernetes.md)."""
+"""Publishes the driver's address and certificate request, and authenticates agents (docs/kubernetes.md)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,12 @@ _REPEAT_S: Final = 5.0
 
 
 class ClusterListener:
-    """Implements `Listener`: TLS with a certificate that the operator signs, tokens of slot pods."""
+    """Implements `Listener` with TLS, a certificate signed by the operator, and slot pods' tokens.
+
+    Args:
+        pod: name of the driver's pod.
+        host: IP address to listen on.
+    """
 
     def __init__(
         self, api: KubeApi, namespace: str, job: str, *, pod: str, host: str, slots: Slots, tokens: Tokens
@@ -43,7 +48,10 @@ class ClusterListener:
         return bind(server, self._host, credentials)
 
     async def _certificate(self) -> str:
-        """Publish the request, again if a predecessor overwrites it, and wait for the signature."""
+        """Publish the signing request and wait for the certificate.
+
+        The request is published again every 5 seconds, in case an earlier driver overwrites it.
+        """
         while not self._key.is_certified_by(self._slots.certificate):
             await self._update({_REQUEST: self._key.request_pem})
             try:
@@ -60,7 +68,7 @@ class ClusterListener:
         )
 
     def _renewed(self) -> grpc.ServerCertificateConfiguration | None:
-        """Asked before every handshake, in a thread of gRPC: the certificate if it was renewed."""
+        """Return the new certificate if it was renewed; gRPC calls this before each handshake, in a thread."""
         newest = self._slots.certificate
         if newest == self._served or not self._key.is_certified_by(newest):
             return None

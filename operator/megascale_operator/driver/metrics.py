@@ -1,4 +1,4 @@
-"""The driver's `/metrics`: how its job does, for Prometheus."""
+"""The driver's `/metrics` endpoint for Prometheus, with the job's progress."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ _GAUGES: Final = (
     ("attempt", "attempt", "Number of the launch that runs."),
     ("term", "term", "Number of this driver's life."),
 )
-"""Name without `megascale_job_`, key of the overview, help. What is not known is left out, never 0."""
+"""Name without `megascale_job_`, key of the overview, help text. Unknown values are left out, not 0."""
 
 
 class _JobCollector(Collector):
-    """Asks for the overview whenever it is scraped."""
+    """Converts the driver's status overview to metrics at every scrape."""
 
     def __init__(self, overview: Callable[[], dict[str, Any]]) -> None:
         self._overview = overview
@@ -57,7 +57,10 @@ class _JobCollector(Collector):
 
 
 class MetricsServer:
-    """A companion. Metrics are no reason to stop: a port that is taken is only told."""
+    """A background service that serves `/metrics`.
+
+    If the port cannot be bound, a warning is logged and the driver runs without metrics.
+    """
 
     def __init__(self, host: str, port: int) -> None:
         self._host, self._port = host, port

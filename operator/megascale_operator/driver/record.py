@@ -1,4 +1,4 @@
-"""The job record in the ConfigMap `<job>-record`: whoever raises its term is the driver."""
+"""The job record in the ConfigMap `<job>-record`; a driver claims it by raising its term."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 KEY: Final = "record.json"
 REVISIONS: Final = "revisions.json"
-"""Revision -> its manifest, compressed; beside the record, so that one write stores both or neither."""
+"""Key of the compressed manifests by revision, in the same ConfigMap, so that one write stores both."""
 _CLAIM_S: Final = 600.0
 _RETRY_S: Final = 0.5
 _RETRY_LIMIT_S: Final = 10.0
@@ -33,7 +33,10 @@ _CONFLICTS: Final = 8
 
 
 class KubernetesRecord:
-    """Implements `RecordStore`. A write names the resourceVersion it follows: a successor is noticed."""
+    """Implements `RecordStore` with a ConfigMap.
+
+    Every write replaces a given resourceVersion, so it conflicts after another driver has written.
+    """
 
     def __init__(self, api: KubeApi, namespace: str, job: str, pod: str) -> None:
         self._api, self._namespace, self._job, self._pod = api, namespace, job, pod
@@ -41,11 +44,11 @@ class KubernetesRecord:
         self._term = 0
 
     async def claim(self) -> Claim:
-        """Raise the term.
+        """Take over the record with the next higher term.
 
         Raises:
-            FencedError: a later pod of this job's driver has done so already.
-            UnreachableError: the API server, or the ConfigMap, was not there for ten minutes.
+            FencedError: a newer pod of this job's driver has claimed the record.
+            UnreachableError: all tries within ten minutes failed.
         """
         end, delay_s = asyncio.get_running_loop().time() + _CLAIM_S, _RETRY_S
         while True:
@@ -66,7 +69,7 @@ class KubernetesRecord:
             await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))
 
     def _refuse_later(self, pod: str) -> None:
-        """A pod that comes back to life after it was replaced does not fight its successor."""
+        """Raise FencedError if `pod`, which holds the record, is newer than this driver's pod."""
         if names.incarnation_of(pod) > names.incarnation_of(self._pod):
             raise FencedError(f"{pod} is this job's driver now, not {self._pod}")
 
@@ -84,7 +87,10 @@ class KubernetesRecord:
         raise UnreachableError(f"ConfigMap {names.record_map(self._job)} is changed all the time by others")
 
     async def _look_again(self) -> None:
-        """Somebody wrote: a successor ends this driver; anything else is overwritten."""
+        """Read the record after a conflict; raises FencedError if another driver wrote it.
+
+        After other changes, the next write replaces the version that was read.
+        """
         try:
             found = await self._api.get(CONFIG_MAPS, names.record_map(self._job), self._namespace)
         except (ApiError, ApiUnreachableError) as error:
@@ -108,11 +114,14 @@ class KubernetesRecord:
         self._object = await self._api.replace(CONFIG_MAPS, body, self._namespace)
 
     async def close(self) -> None:
-        """Nothing is held: the next term is what ends this one."""
+        """Do nothing: the next driver takes over by raising the term, without a lock."""
 
 
 class RecordWatch:
-    """A companion that sees a successor's term even when this driver has nothing to write."""
+    """A background service that raises FencedError when another driver has claimed the record.
+
+    It detects this even while this driver has nothing to write.
+    """
 
     def __init__(self, api: KubeApi, namespace: str, job: str) -> None:
         self._api, self._namespace, self._job = api, namespace, job
@@ -124,17 +133,17 @@ class RecordWatch:
 
 
 def check_term(config_map: Obj, term: int) -> None:
-    """Raises: FencedError: the record is a successor's."""
+    """Raise FencedError if the term in the record is higher than `term`."""
     found = int(record_in(config_map).get("term", 0))
     if found > term:
         raise FencedError(f"a driver of term {found} took over from {term}")
 
 
 def record_in(config_map: Obj) -> dict[str, Any]:
-    """The record as JSON values, {} for a job that never ran.
+    """Return the record as JSON values, {} for a job that never ran.
 
     Raises:
-        InputError: it is damaged or of a newer version.
+        InputError: the record is damaged or of another version.
     """
     text = (config_map.get("data") or {}).get(KEY, "")
     if not text:
@@ -153,7 +162,7 @@ def record_in(config_map: Obj) -> dict[str, Any]:
 
 
 def revisions_in(config_map: Obj) -> dict[str, str]:
-    """The manifests beside the record; {} when there are none, or none that can be read."""
+    """Return revision -> canonical JSON of the stored manifests; {} if there are none or they are damaged."""
     text = (config_map.get("data") or {}).get(REVISIONS, "")
     try:
         packed = json.loads(text or "{}")
@@ -168,7 +177,7 @@ def revisions_in(config_map: Obj) -> dict[str, str]:
 
 @functools.lru_cache(maxsize=4)
 def _packed(revisions: tuple[tuple[str, str], ...]) -> str:
-    """The value of `REVISIONS`; records are written much more often than manifests change."""
+    """Encode the value of `REVISIONS`; cached, because records change much more often than manifests."""
     packed = {
         revision: base64.b64encode(zlib.compress(manifest.encode())).decode()
         for revision, manifest in revisions

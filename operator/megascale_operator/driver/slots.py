@@ -1,4 +1,4 @@
-"""What the operator says about the job's slots: ConfigMap `<job>-slots`, followed."""
+"""Follows the ConfigMap `<job>-slots`, in which the operator publishes the state of the job's slots."""
 
 from __future__ import annotations
 
@@ -22,10 +22,12 @@ CERTIFICATE: Final = "driver.crt"
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A slot's pod; `leaving` says why it is on its way out, "" = it stays.
+    """The pod of a slot.
 
     Attributes:
-        domains: of its node, in the order of the job's topology keys; "" = not known.
+        leaving: why the pod is about to be removed, "" if it is not.
+        restarts: restarts of the pod's container.
+        domains: the node's topology domains, in the order of the job's topology keys; "" = unknown.
     """
 
     pod: str
@@ -41,7 +43,12 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Gone:
-    """A pod that is no more."""
+    """A pod that no longer exists.
+
+    Attributes:
+        planned: it was removed by a drain, preemption or request, not by a fault.
+        at: when, in Unix seconds; 0.0 = unknown.
+    """
 
     pod: str
     uid: str
@@ -52,7 +59,12 @@ class Gone:
 
 
 class Slots:
-    """The newest view. `listeners` are called after every change of it."""
+    """The newest state of the job's slots.
+
+    Attributes:
+        certificate: the driver's certificate as PEM, "" before the operator has signed one.
+        listeners: callbacks, called after every update.
+    """
 
     def __init__(self, api: KubeApi, namespace: str, job: str) -> None:
         self._api, self._namespace, self._job = api, namespace, job
@@ -63,13 +75,13 @@ class Slots:
         self._waiters: list[asyncio.Future[None]] = []
 
     async def run(self) -> None:
-        """Follow until cancelled."""
+        """Follow the ConfigMap until cancelled."""
         async for found in follow(self._api, CONFIG_MAPS, names.slots_map(self._job), self._namespace):
             if found is not None:
                 self.take(found)
 
     def take(self, config_map: Obj) -> None:
-        """A new version of the ConfigMap; a document that cannot be read changes nothing."""
+        """Update from a new version of the ConfigMap; one that cannot be parsed is ignored with a warning."""
         data: dict[str, str] = config_map.get("data") or {}
         try:
             document = json.loads(data.get(SLOTS) or "{}")
@@ -87,13 +99,13 @@ class Slots:
                 waiter.set_result(None)
 
     async def changed(self) -> None:
-        """Wait for the next change."""
+        """Wait for the next update."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         await waiter
 
     def on(self, node: str) -> Slot | None:
-        """The slot on a node: of several pods there the one that stays, or the newest."""
+        """Return the slot on a node; of several pods there, one that is not leaving, then the newest."""
         found = [slot for slot in self.slots if slot.node == node]
         return max(found, key=lambda slot: (not slot.leaving, names.incarnation_of(slot.pod)), default=None)
 

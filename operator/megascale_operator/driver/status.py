@@ -1,4 +1,4 @@
-"""`status.driver` of the TrainingJob: for display, and the driver's requests."""
+"""Writes `status.driver` of the TrainingJob: fields for display and the driver's requests."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ log = logging.getLogger(__name__)
 MANAGER: Final = "megascale-driver"
 _PERIOD_S: Final = 15.0
 _ALIVE_S: Final = 45.0
-"""A status that does not change is told again: the operator takes a driver for silent after 90 s."""
+"""Seconds after which an unchanged status is written again: after 90 s without a write the operator
+considers the driver silent."""
 _APART_S: Final = 0.5
 _RETRY_S: Final = 0.5
 _RETRY_LIMIT_S: Final = 10.0
@@ -42,14 +43,15 @@ _URGENT: Final = (
     "requests",
     "lastCommand",
 )
-"""What is told at once; everything else at most every 15 s."""
+"""Fields whose changes are written immediately; other changes are written at most every 15 s."""
 
 
 class StatusWriter:
-    """A companion: patches what changed, server-side, and nothing when nothing did.
+    """A background service that writes the status by server-side apply when it has changed.
 
     Attributes:
-        generation: of the spec that the driver goes by; last_command: answer to a person's order.
+        generation: `metadata.generation` of the spec that the driver uses.
+        last_command: the answer to the last command of a user, None before any.
     """
 
     def __init__(self, api: KubeApi, namespace: str, job: str, pod: str, fleet: KubernetesFleet) -> None:
@@ -60,7 +62,7 @@ class StatusWriter:
         self._written_at = self._told_at = float("-inf")
 
     async def run(self, driver: RunningDriver) -> None:
-        """Write until cancelled; an API server that is away is tried again, with back-off."""
+        """Write changes until cancelled; failed writes are retried with backoff."""
         self._fleet.changed = driver.changed.set
         tries = 0
         while True:
@@ -79,7 +81,7 @@ class StatusWriter:
         return max(0.05, self._written_at + _PERIOD_S - time.monotonic())
 
     async def _write_if_due(self, driver: RunningDriver) -> bool:
-        """Whether the status is as it should be."""
+        """Write the status if a write is due; returns False only if a write failed."""
         status = self.status(driver)
         urgent = any(status.get(key) != self._written.get(key) for key in _URGENT)
         due = time.monotonic() >= self._written_at + _PERIOD_S
@@ -89,7 +91,12 @@ class StatusWriter:
         return await self._write(status) if urgent or due else True
 
     async def _write(self, status: Obj) -> bool:
-        """Raises: FencedError: a successor took over; a driver that slept must not write over its status."""
+        """Write the status; returns False if that failed.
+
+        Raises:
+            FencedError: another driver took over. Checked before each write, so that a driver that was
+                suspended does not overwrite the other one's status.
+        """
         body = {
             "metadata": {"name": self._job, "namespace": self._namespace},
             "status": {"driver": {**status, "updatedAt": stamp(time.time())}},
@@ -106,7 +113,7 @@ class StatusWriter:
         return True
 
     async def finish(self, driver: RunningDriver) -> None:
-        """The job ended: the operator has to learn it, so it is tried for five minutes."""
+        """Write the final status, which tells the operator that the job ended; retries for five minutes."""
         end = time.monotonic() + _FINAL_S
         tries = 0
         while not await self._write(self.status(driver)) and time.monotonic() < end:
@@ -114,7 +121,7 @@ class StatusWriter:
             await asyncio.sleep(min(_RETRY_LIMIT_S, _RETRY_S * 2 ** min(tries, 6)) * random.uniform(0.5, 1.0))
 
     def status(self, driver: RunningDriver) -> Obj:
-        """The document but for its time; floats are strings."""
+        """Return the status without `updatedAt`; floats are formatted as strings."""
         core, record, live = driver.core, driver.core.record, driver.board.overview()
         ended = record.state is JobState.FINISHED
         incidents = incidents_of(core)
@@ -177,5 +184,5 @@ def _line(text: str) -> str:
     return text[:_LINE]
 
 
-def _number(value: Any, digits: int) -> str | None:  # noqa: ANN401 - a float, or a word where it is not finite
+def _number(value: Any, digits: int) -> str | None:  # noqa: ANN401 - a float, or a string if it is not finite
     return f"{value:.{digits}f}" if isinstance(value, float) else None if value is None else str(value)

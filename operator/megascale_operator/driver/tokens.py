@@ -1,4 +1,4 @@
-"""Who an agent is: its ServiceAccount token, verified without asking anybody."""
+"""Authenticates agents by their ServiceAccount tokens, which are verified locally."""
 
 from __future__ import annotations
 
@@ -24,10 +24,12 @@ _TOKEN_BYTES: Final = 16384
 
 
 class Tokens:
-    """Checks signature, audience, expiry, and that the pod is the one the operator lists for the node.
+    """Checks a token's signature, audience and expiry, and that the operator lists its pod for the node.
 
     Args:
-        fetch: reads a path of the API server; asked again for a key id that is not known, at most every 10 s.
+        fetch: reads a path of the API server. The issuer's keys are fetched when a token has an unknown key
+            id, at most every 10 seconds.
+        audience: the audience that tokens must have.
     """
 
     def __init__(self, fetch: Callable[[str], Awaitable[Obj]], slots: Slots, audience: str) -> None:
@@ -37,7 +39,7 @@ class Tokens:
         self._fetching = asyncio.Lock()
 
     async def admit(self, token: str, node: str) -> None:
-        """Raises: NotAdmittedError."""
+        """Raise NotAdmittedError unless the token is of the slot pod on `node`; `node` "" is refused."""
         if not node:
             raise NotAdmittedError("only agents of this job may ask; use kubectl megascale")
         uid = _pod_uid(await self._claims(token))
@@ -79,7 +81,10 @@ class Tokens:
         self._keys = {str(key.get("kid", "")): jwt.PyJWK(key) for key in found.get("keys", ())}
 
     async def _is_listed(self, uid: str, node: str) -> bool:
-        """The operator lists pods at most once a second: a new one may be a little early."""
+        """Return whether the operator lists the pod for the node, waiting up to 2 seconds.
+
+        The operator updates its list at most once a second, so a new pod may not be on it yet.
+        """
         end = asyncio.get_running_loop().time() + _LISTED_S
         while not any(slot.uid == uid and slot.node == node for slot in self._slots.slots):
             left_s = end - asyncio.get_running_loop().time()
