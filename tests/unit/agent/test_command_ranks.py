@@ -118,6 +118,9 @@ def test_what_programs_started_is_looked_for_when_they_are_ended_and_only_then(
         assert looked_for == [{stage.run.rank_file("n0", local) for local in (0, 1)}]
         await stage.ranks.kill(4, 10.0)
         assert len(looked_for) == 1
+        await stage.launch(attempt=5)
+        await stage.ranks.kill(5, 10.0)
+        assert looked_for == [looked_for[0]] * 2
 
     play(tmp_path, job_of("sleep 60"), scenario)
 

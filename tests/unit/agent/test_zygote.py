@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from megascale.agent.zygote import (
     torchrun_environment,
     unforkable,
 )
+from megascale.agent.zygote_client import Zygote
 from megascale.core.contract.lineage import Commit
 from megascale.engine.context import RankLaunch
 
@@ -176,3 +178,22 @@ def test_the_attempt_of_an_error_is_left_as_well(monkeypatch: pytest.MonkeyPatch
 
     ((report,),) = run(monkeypatch, raises)[1:]
     assert report["detail"] == {"attempt": 3}
+
+
+def test_an_agent_asks_its_zygote_for_ranks_and_stores() -> None:
+    asked: list[dict[str, Any]] = []
+
+    async def ask(request: dict[str, Any]) -> dict[str, Any]:
+        asked.append(request)
+        return {"pid": "77", "port": "2900"}
+
+    async def scenario() -> None:
+        zygote = Zygote(engine=True)
+        zygote._ask = ask  # type: ignore[method-assign]
+        assert await zygote.fork_rank(LAUNCH, Path("logs/rank-5.log")) == 77
+        assert await zygote.fork_store("10.0.0.1") == (77, 2900)
+
+    asyncio.run(scenario())
+    rank, store = asked
+    assert (rank["op"], rank["log"], launch_from_json(rank["launch"])) == ("rank", "logs/rank-5.log", LAUNCH)
+    assert store == {"op": "store", "host": "10.0.0.1"}

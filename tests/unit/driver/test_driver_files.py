@@ -12,10 +12,14 @@ from megascale.core.contract import events as ev
 from megascale.core.contract.policy import Policy
 from megascale.core.eventlog import Entry, Header, replay
 from megascale.core.machine import Core
+from megascale.core.state.goodput import GoodputPhase
+from megascale.core.state.record import JobState
 from megascale.driver.log import EventLog
+from megascale.driver.policy import policy_of
 from megascale.driver.record import LocalRecord, read_record
-from megascale.driver.summary import counted_steps
+from megascale.driver.summary import counted_steps, summarise
 from megascale.errors import FencedError, InputError
+from megascale.job import from_mapping
 from megascale.observe.rundir import RunDir
 
 
@@ -78,3 +82,21 @@ def test_the_newest_attempt_of_a_step_counts(tmp_path: Path) -> None:
     steps = counted_steps(metrics)
     assert {step: line["attempt"] for step, line in steps.items()} == {1: 1, 2: 2, 3: 2}
     assert counted_steps(tmp_path / "none.jsonl") == {}
+
+
+def test_a_summary_gives_seconds_to_the_millisecond(tmp_path: Path) -> None:
+    core = Core(Policy(nodes=1))
+    core.record.state = JobState.RUNNING
+    core.record.ledger.start(100.0)
+    core.record.ledger.switch(GoodputPhase.PRODUCTIVE, 100.0)
+    head = {"apiVersion": "megascale.io/v1alpha1", "kind": "TrainingJob", "metadata": {"name": "j"}}
+    job = from_mapping(head | {"spec": {"steps": 10, "runtime": {"command": {"args": ["true"]}}}})
+    found = summarise(job, core, counted_steps(tmp_path / "none.jsonl"), 100.123456)
+    assert (found["goodputSeconds"]["productive"], found["wallSeconds"]) == (0.123, 0.123)
+
+
+def test_a_job_without_a_layout_has_one_node_for_each_copy_of_the_model() -> None:
+    head = {"apiVersion": "megascale.io/v1alpha1", "kind": "TrainingJob", "metadata": {"name": "j"}}
+    job = from_mapping(head | {"spec": {"steps": 10, "runtime": {"command": {"args": ["true"]}}}})
+    policy = policy_of(job)
+    assert (policy.model_nodes, policy.pipeline) == (1, 1)

@@ -212,6 +212,13 @@ def test_a_peer_that_does_not_measure_is_left_out(stage: Stage, error: Exception
     assert asyncio.run(compare_speed(stage.links, fx.Probe("e-4", "why", "n0", 5.0), 1)) is None
 
 
+def test_the_unit_of_speed_does_not_matter(stage: Stage) -> None:
+    stage.links.add("n0", "n1")
+    verdict = compared(stage.links, {"n0": 0.001, "n1": 0.002})
+    assert verdict is not None
+    assert verdict.healthy is False
+
+
 def test_a_measurement_is_asked_for_by_its_own_name_and_time(stage: Stage) -> None:
     asked: list[pb.DriverMessage] = []
 

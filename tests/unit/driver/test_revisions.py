@@ -179,10 +179,13 @@ def test_an_ended_job_is_started_again_with_the_manifest_that_is_given(tmp_path:
 
 @pytest.mark.parametrize("kept", [{}, {R_OLD: "{}"}], ids=["lost", "damaged"])
 def test_without_the_manifest_that_runs_a_driver_goes_by_the_one_it_is_given(
-    tmp_path: Path, kept: dict[str, str]
+    tmp_path: Path, kept: dict[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
     claim = claim_of(OLD, Spec(running=R_OLD), state=JobState.RUNNING)
     driver, _ = driver_on(tmp_path, dataclasses.replace(claim, revisions=kept), NEW)
+    said = [message for message in caplog.messages if "is damaged" in message]
+    assert len(said) == len(kept)
+    assert all(message.endswith("; going on with the manifest that was given") for message in said)
     assert driver.core.policy.steps == 20
     driver.change_spec(NEW)
     assert posted(driver) == [ev.SpecChanged(policy_of(NEW), R_NEW, restart=False)]
