@@ -95,7 +95,9 @@ def _check_nodes(core: Core) -> None:
         unwanted = name in record.excluded or name in record.draining
         stopping = record.state in ACTIVE or record.state is JobState.STOPPING
         in_use = name in record.assignment and stopping
-        assert gone or in_use or not unwanted or record.state is JobState.FINISHED, f"{name} is kept for nothing"
+        assert gone or in_use or not unwanted or record.state is JobState.FINISHED, (
+            f"{name} is kept for nothing"
+        )
 
 
 def _check_record(record: JobRecord) -> None:

@@ -1,4 +1,4 @@
-"""Which device event or log line explains a fault: how long before it, on which node, and which of several."""
+"""Which device event or log line explains a fault: how long before it, where, and which of several."""
 
 from __future__ import annotations
 
@@ -29,12 +29,20 @@ def log(node="n-1", ago_s=10.0, rule="oom", action="fail_job", scope="cause", li
 
 
 def crash(**fields):
-    return Fault(**{"cause": "crash", "reason": "rank 1 was killed", "node": "n-1", "rank": 1, "at": NOW, **fields})
+    return Fault(
+        **{"cause": "crash", "reason": "rank 1 was killed", "node": "n-1", "rank": 1, "at": NOW, **fields}
+    )
 
 
 def test_a_device_event_explains_a_crash_of_its_node():
     fault = explained(context(device()), crash(evidence=("last words",), source="injected"))
-    assert (fault.cause, fault.node, fault.rank, fault.at, fault.source) == ("hardware", "n-1", 1, NOW, "injected")
+    assert (fault.cause, fault.node, fault.rank, fault.at, fault.source) == (
+        "hardware",
+        "n-1",
+        1,
+        NOW,
+        "injected",
+    )
     assert fault.reason == "xid-94 on n-1; then rank 1 was killed"
     assert fault.evidence == ("Contained: SM", "last words")
     assert (fault.action, fault.rule, fault.category) == ("restart", "xid-94", "gpu")
@@ -51,7 +59,9 @@ def test_the_time_is_counted_from_the_fault_and_not_from_when_it_was_heard_of():
     assert explained(ctx, crash(at=0.0)).cause == "crash"
 
 
-@pytest.mark.parametrize("cause", ["numerics", "straggler", "checkpoint_corrupt", "manual", "planned", "hardware"])
+@pytest.mark.parametrize(
+    "cause", ["numerics", "straggler", "checkpoint_corrupt", "manual", "planned", "hardware"]
+)
 def test_some_causes_need_no_explanation(cause):
     assert explained(context(device()), crash(cause=cause)).cause == cause
 
@@ -94,7 +104,10 @@ def test_the_strongest_event_counts_and_of_equals_the_latest():
 
 
 def test_of_the_events_of_one_fault_the_strongest_names_the_rule():
-    signs = (device(ago_s=12.0, rule="xid-48", action="replace_node", line="DBE"), device(ago_s=10.0, line=""))
+    signs = (
+        device(ago_s=12.0, rule="xid-48", action="replace_node", line="DBE"),
+        device(ago_s=10.0, line=""),
+    )
     fault = explained(context(*signs), crash())
     assert (fault.rule, fault.action, fault.evidence) == ("xid-48", "replace_node", ("DBE",))
 

@@ -107,7 +107,11 @@ def test_ranks_that_report_steps_make_progress_only_by_steps():
 
 def test_blame_halves_in_its_half_life():
     ctx = context(blame_half_life_s=HOUR_S)
-    ctx.record.blame = {"a": Blame(2.0, NOW), "b": Blame(2.0, NOW - HOUR_S), "c": Blame(2.0, NOW - 3 * HOUR_S)}
+    ctx.record.blame = {
+        "a": Blame(2.0, NOW),
+        "b": Blame(2.0, NOW - HOUR_S),
+        "c": Blame(2.0, NOW - 3 * HOUR_S),
+    }
     assert [blame_of(ctx, node) for node in "abcd"] == [2.0, 1.0, 0.25, 0.0]
 
 
@@ -168,7 +172,11 @@ def test_taking_back_blame_undoes_what_that_incident_added():
 def test_a_lemon_had_enough_incidents_in_the_window_each_at_least_an_hour_ago():
     ctx = context(lemon_incidents=3, lemon_window_s=2 * DAY_S)
     enough = [NOW - 2 * DAY_S + 1.0, NOW - HOUR_S]
-    ctx.record.history = {"a": enough, "b": [NOW - 2 * DAY_S, NOW - HOUR_S], "c": [NOW - DAY_S, NOW - HOUR_S + 1.0]}
+    ctx.record.history = {
+        "a": enough,
+        "b": [NOW - 2 * DAY_S, NOW - HOUR_S],
+        "c": [NOW - DAY_S, NOW - HOUR_S + 1.0],
+    }
     assert lemon_reason(ctx, "a") == "a is a lemon: 3 incidents in 2 days, each time back after a restart"
     assert [lemon_reason(ctx, node) for node in ("b", "c", "d")] == [None, None, None]
 

@@ -1,4 +1,4 @@
-"""Answers to effects: done, failed or refused, in time or late, and in another state than they were decided in."""
+"""Answers to effects: done, failed or refused, in time or late, also when the job has gone on."""
 
 from __future__ import annotations
 
@@ -190,7 +190,10 @@ def test_unreaped_nodes_are_lost_and_released(running):
     job.done(fx.Kill, unreaped=["n-1", "n-2", "n-9"])
     assert job.record.assignment == ("n-0", "n-3", "n-4")
     assert {r.node for r in job.heard(fx.Release)} == {"n-1", "n-2"}
-    assert {n for n, out in job.record.excluded.items() if "stuck in the kernel" in out.reason} == {"n-1", "n-2"}
+    assert {n for n, out in job.record.excluded.items() if "stuck in the kernel" in out.reason} == {
+        "n-1",
+        "n-2",
+    }
 
 
 def test_every_node_unreaped_waits_for_others(running):

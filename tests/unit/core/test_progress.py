@@ -16,7 +16,9 @@ def all_report(job, step=0, absent=(), quiet_s=0.0, attempt=None, **fields):
     """A summarised report of all nodes."""
     now = job.now
     values = {"phase": "forward", "progress_at": now, "step_seconds": 1.0, "groups_at": now, "loaded_at": now}
-    progress = ev.RankProgress(rank=0, step=step, **{**values, "first_step_at": now if step else 0.0, **fields})
+    progress = ev.RankProgress(
+        rank=0, step=step, **{**values, "first_step_at": now if step else 0.0, **fields}
+    )
     number = job.record.attempt if attempt is None else attempt
     job.tell(ev.JobReport(number, progress, job.now + quiet_s, absent))
     return job
@@ -118,7 +120,9 @@ def test_reports_of_another_attempt_or_an_idle_node_move_no_step(running):
 def test_the_rank_that_was_blocked_longest_counts_as_stall(running):
     job = running(1, ranks_per_node=2).train(10)
     job.now += 10.0
-    ranks = tuple(ev.RankProgress(i, 11, "forward", job.now, 1.0, stall) for i, stall in enumerate((1.5, 4.0)))
+    ranks = tuple(
+        ev.RankProgress(i, 11, "forward", job.now, 1.0, stall) for i, stall in enumerate((1.5, 4.0))
+    )
     job.tell(ev.NodeReport("n-0", "n-0/1", 1, ranks))
     assert job.record.ledger.seconds["checkpointStall"] == 4.0
     job.tell(ev.NodeReport("n-0", "n-0/1", 1, ranks))

@@ -102,7 +102,9 @@ def test_ranks_behind_on_several_nodes_or_at_several_counts_are_not_sure():
 def test_ranks_that_count_no_collectives_are_left_out_and_none_entered_is_a_count():
     evidence = job(rank(0, collectives=70), rank(1), rank(2, collectives=70), rank(3))
     assert found(evidence) == []
-    assert found(job(rank(0, collectives=1), rank(1, collectives=0), rank(2, collectives=1))) == [("n-1", 1, True)]
+    assert found(job(rank(0, collectives=1), rank(1, collectives=0), rank(2, collectives=1))) == [
+        ("n-1", 1, True)
+    ]
 
 
 def test_collectives_are_compared_within_a_pipeline_stage():
