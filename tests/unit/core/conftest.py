@@ -22,8 +22,8 @@ HEARTBEAT_S = 2.0
 class Script:
     """Nodes are n-0, n-1...; effects are kept in `said` until they are taken with `heard`.
 
-    What has to hold of the state is asserted after every event (`core_invariants`), unless the test `edited` the
-    record into a state that no event leads to.
+    What has to hold of the state is asserted after every event (`core_invariants`), unless the test `edited`
+    the record into a state that no event leads to.
     """
 
     def __init__(self, core: Core, now: float = 1000.0) -> None:

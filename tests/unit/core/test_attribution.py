@@ -1,4 +1,4 @@
-"""Which device event or log line explains a fault: how long before it, on which node, and which of several."""
+"""Which device event or log line explains a fault: how long before it, where, and which of several."""
 
 from __future__ import annotations
 

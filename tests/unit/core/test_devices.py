@@ -103,7 +103,7 @@ def test_what_an_excluded_node_still_reports_is_evidence_of_its_incident(running
 
 
 def test_alerts_of_a_whole_switch_are_evidence_of_what_is_open(running):
-    job = running(8, topology_keys=("switch",), labels=lambda i: {"switch": "s-0"})
+    job = running(8, topology_keys=("switch",), labels=lambda _: {"switch": "s-0"})
     job.exit(0, sig=9)
     for index in range(6):
         job.hardware(f"n-{index}", "nic", text="port flapped")

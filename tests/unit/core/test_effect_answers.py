@@ -1,4 +1,4 @@
-"""Answers to effects: done, failed or refused, in time or late, and in another state than they were decided in."""
+"""Answers to effects: done, failed or refused, in time or late, also when the job has gone on."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ import pytest
 
 from megascale.core.contract import effects as fx
 from megascale.core.contract.events import RankExited
+from megascale.core.contract.lineage import Commit
 from megascale.core.contract.policy import LogRuleSpec
 from megascale.core.handlers.exits import fault_of
 from megascale.core.rules import rule_set
@@ -21,33 +22,45 @@ def ended(code=None, signal=None, error="", message="", tail=()):
 @pytest.mark.parametrize(
     ("event", "cause", "echo"),
     [
-        (ended(signal=9), "crash", False),
-        (ended(signal=11), "crash", False),
-        (ended(code=1), "crash", False),
-        (ended(code=1, error="ValueError", message="shapes do not match"), "user_code", False),
-        (ended(code=1, error="RuntimeError", message=GLOO), "crash", True),
-        (ended(code=1, error="DistBackendError", message="NCCL error: remote process exited"), "crash", True),
-        (ended(signal=9, tail=(GLOO,)), "crash", False),
+        ({"signal": 9}, "crash", False),
+        ({"signal": 11}, "crash", False),
+        ({"code": 1}, "crash", False),
+        ({"code": 1, "error": "ValueError", "message": "shapes do not match"}, "user_code", False),
+        ({"code": 1, "error": "RuntimeError", "message": GLOO}, "crash", True),
         (
-            ended(
-                code=1, error="AcceleratorError", message="CUDA error: uncorrectable ECC error encountered"
-            ),
+            {"code": 1, "error": "DistBackendError", "message": "NCCL error: remote process exited"},
+            "crash",
+            True,
+        ),
+        ({"signal": 9, "tail": (GLOO,)}, "crash", False),
+        ({"signal": 6, "tail": (GLOO,)}, "crash", True),
+        ({"signal": 6}, "crash", False),
+        ({"code": 1, "error": "BrokenPipeError", "message": "x"}, "crash", True),
+        ({"code": 1, "error": "RuntimeError", "message": "NCCL failure"}, "crash", True),
+        ({"code": 1, "tail": (GLOO,)}, "crash", True),
+        (
+            {
+                "code": 1,
+                "error": "AcceleratorError",
+                "message": "CUDA error: uncorrectable ECC error encountered",
+            },
             "hardware",
             False,
         ),
         (
-            ended(
-                code=1,
-                error="CheckpointCorruptError",
-                message="rank-3.bin: checksum; connection reset by peer",
-            ),
+            {
+                "code": 1,
+                "error": "CheckpointCorruptError",
+                "message": "rank-3.bin: checksum; connection reset by peer",
+            },
             "checkpoint_corrupt",
             False,
         ),
     ],
 )
 def test_cause_of_an_end(event, cause, echo):
-    assert (event.cause, event.consequence) == (cause, echo)
+    fault = ended(**event)
+    assert (fault.cause, fault.consequence) == (cause, echo)
 
 
 def test_a_script_that_is_not_there_is_the_users_mistake():
@@ -66,6 +79,35 @@ def test_reason_names_rank_node_and_words():
     assert ended(signal=9).reason == "rank 3 on n-1 was killed by SIGKILL"
     assert ended(signal=99).reason == "rank 3 on n-1 was killed by signal 99"
     assert ended(code=7).reason == "rank 3 on n-1 exited with code 7"
+    assert ended(code=1, error="KeyError").reason == "rank 3 on n-1 raised KeyError: no message"
+    long = ended(code=1, error="KeyError", message="x" * 400)
+    assert long.reason == f"rank 3 on n-1 raised KeyError: {'x' * 300}"
+    assert ended(code=1, error="KeyError", tail=("first", " last ")).reason.endswith("KeyError: last")
+    echo = ended(code=1, error="RuntimeError", message=GLOO)
+    assert echo.reason == f"rank 3 on n-1 lost its peers: {GLOO}"
+    damaged = ended(code=1, error="CheckpointCorruptError", message="checksum")
+    assert damaged.reason == "rank 3 on n-1: checksum"
+
+
+def test_a_fault_keeps_what_the_exit_told():
+    fault = ended(code=1, error="KeyError", message="x", tail=("a", "b", "c", "d"))
+    assert (fault.node, fault.rank, fault.at, fault.source) == ("n-1", 3, 5.0, "observed")
+    assert (fault.evidence, fault.error_type, fault.commits) == (("b", "c", "d"), "KeyError", None)
+
+
+@pytest.mark.parametrize(
+    ("detail", "commits"),
+    [
+        ({"step": 7, "attempt": 2}, (Commit(7, 2),)),
+        ({"step": 7}, None),
+        ({"attempt": 2}, None),
+        ({"step": "7", "attempt": 2}, None),
+        ({"step": 7, "attempt": None}, None),
+    ],
+)
+def test_a_damaged_commit_is_the_one_that_the_exit_names(detail, commits):
+    event = RankExited("n-1", "x", 1, 3, 1, None, 5.0, 7, "CheckpointCorruptError", "checksum", detail)
+    assert fault_of(event, rule_set()).commits == commits
 
 
 def test_echo_seen_first_is_put_right(running):

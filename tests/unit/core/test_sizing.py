@@ -145,3 +145,130 @@ def test_spare_of_the_same_rack_is_chosen_in_a_running_job(running):
     parity = int(lost.split("-")[1]) % 2
     job.goes(lost).done(fx.Kill)
     assert int(job.record.assignment[1].split("-")[1]) % 2 == parity
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"step_s": 0.0}, {"step_s": -1.0}, {"mtbf_s": 0.0}, {"mtbf_s": -1.0}, {"save_s": -0.1}]
+)
+def test_a_cadence_needs_positive_times(wrong):
+    with pytest.raises(ValueError, match="expected positive times, got save_s="):
+        choose(**{"save_s": 1.0, "step_s": 1.0, "mtbf_s": 3600.0, **wrong})
+
+
+def test_a_cadence_says_what_it_was_chosen_from():
+    found = choose(save_s=0.5, step_s=2.0, mtbf_s=7200.0)
+    assert (found.steps, found.interval_s) == (42, 84.0)
+    assert found.reason == (
+        "every 42 steps (84 s): a save blocks 0.50 s, a failure comes every 2.0 h, "
+        "the least is lost at 85 s, and saving may cost 1% at most"
+    )
+    assert choose(save_s=0.0, step_s=2.0, mtbf_s=7200.0).steps == 1
+    assert choose(save_s=1000.0, step_s=1.0, mtbf_s=1e9).interval_s == 3600.0
+    assert choose(save_s=0.0, step_s=5000.0, mtbf_s=7200.0).steps == 1
+
+
+def test_the_expected_rate_of_failures_weighs_as_two():
+    assert mtbf_s(0, 0.0, nodes=2, node_failures_per_day=0.5) == 86400.0
+    assert mtbf_s(2, 4 * 86400.0, nodes=2, node_failures_per_day=0.5) == pytest.approx(1.5 * 86400.0)
+
+
+def test_a_job_measures_its_cadence_by_its_own_saves_and_failures(running):
+    job = running(2, auto_cadence=True, node_failures_per_day=0.01).train(50)
+    job.exit(1, sig=9).done(fx.Kill)
+    assert job.heard(fx.Launch)[-1].save_every_steps == 0
+    job.done(fx.Launch).train(10, stall_seconds=1.0).commit(5).train(10, stall_seconds=4.0).commit(15)
+    job.exit(1, sig=9).done(fx.Kill)
+    launch = job.heard(fx.Launch)[-1]
+    wall_s = job.record.ledger.wall_s()
+    expected = choose(save_s=2.0, step_s=1.0, mtbf_s=mtbf_s(2, wall_s, nodes=2, node_failures_per_day=0.01))
+    assert launch.save_every_steps == expected.steps
+    assert launch.reason.endswith(f"; checkpoints {expected.reason}")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"nodes": 0}, {"p": -0.1}, {"p": 1.1}, {"repair_days": 0.0}, {"confidence": 0.0}, {"confidence": 1.0}],
+)
+def test_spares_need_sensible_figures(wrong):
+    figures = {"nodes": 3, "p": 0.1, "repair_days": 1.0, "confidence": 0.9, **wrong}
+    with pytest.raises(ValueError, match="expected nodes >= 1"):
+        spares_for(
+            figures["nodes"],
+            figures["p"],
+            repair_days=figures["repair_days"],
+            confidence=figures["confidence"],
+        )
+
+
+def test_spares_by_hand():
+    # Of one node that fails half of the days: none in half of the days, one in all.
+    assert spares_for(1, 0.5, confidence=0.49) == 0
+    assert spares_for(1, 0.5, confidence=0.5) == 0
+    assert spares_for(1, 0.5, confidence=0.51) == 1
+    # Of two: at most one fails in three of four days, and over two days in 7 of 16.
+    assert spares_for(2, 0.5, confidence=0.74) == 1
+    assert spares_for(2, 0.5, confidence=0.76) == 2
+    assert spares_for(2, 0.5, repair_days=2.0, confidence=0.43) == 1
+    assert spares_for(2, 0.5, repair_days=2.0, confidence=0.44) == 2
+    assert spares_for(1, 0.0) == 0
+
+
+def test_replay_is_told_to_a_person():
+    plan = plan_replay([f"n-{i}" for i in range(12)], pipeline_nodes=2)
+    assert plan.horizontal[1] == ("n-2", "n-3")
+    assert plan.vertical[1] == ("n-1", "n-7")
+    assert plan.instructions() == (
+        "replay the steps on 6 groups of 2 nodes, first neighbours in rank order, then every 6th node: "
+        "the two groups with other numbers share the node that computes them"
+    )
+
+
+def test_replay_takes_the_largest_groups_that_name_one_node():
+    plan = plan_replay([f"n-{i}" for i in range(36)], pipeline_nodes=1)
+    assert {len(group) for group in plan.horizontal} == {6}
+    with pytest.raises(ValueError, match="0 nodes are no whole number of pipelines of 1 nodes"):
+        plan_replay([], pipeline_nodes=1)
+    with pytest.raises(ValueError, match="whole number"):
+        plan_replay(["a"], pipeline_nodes=0)
+
+
+def test_nodes_are_chosen_again_while_they_are_usable(running):
+    job = running(4, spare_nodes=1)
+    before = job.record.assignment
+    job.exit(0, sig=9).done(fx.Kill)
+    assert job.record.assignment == before
+
+
+def test_idle_nodes_that_are_nearest_fill_the_holes():
+    domains = {"a": ("s1", "r1"), "b": ("s1", "r2"), "c": ("s1", "r2"), "d": ("s2", "r2"), "e": ("s1", "")}
+    assert refilled(["x", "a"], ["a", "b", "d"], {**domains, "x": ("s2", "r2")}, 2) == ["d", "a"]
+    assert refilled(["x", "a"], ["a", "d", "c"], {**domains, "x": ("s1", "r2")}, 2) == ["c", "a"]
+    assert refilled(["x", "a"], ["a", "d", "e"], {**domains, "x": ("s1", "")}, 2) == ["e", "a"]
+    assert refilled(["a"], ["a", "d", "b", "c"], domains, 3) == ["a", "b", "c"]
+
+
+def test_a_narrow_domain_counts_only_within_the_same_wide_one():
+    domains = {"x": ("s1", "r1"), "far": ("s2", "r1"), "near": ("s1", "r9")}
+    assert refilled(["x"], ["far", "near"], domains, 1) == ["near"]
+
+
+def test_domains_are_ordered_from_the_widest(running):
+    labels = {"n-0": ("s1", "r1"), "n-1": ("s1", "r2"), "n-2": ("s2", "r1"), "n-3": ("s1", "r3")}
+    job = running(
+        2,
+        spare_nodes=2,
+        topology_keys=("rack", "spine"),
+        labels=lambda i: dict(zip(("spine", "rack"), labels[f"n-{i}"], strict=True)),
+    )
+    kept, lost = job.record.assignment
+    job.goes(lost).done(fx.Kill)
+    spine = {name: labels[name][0] for name in labels}
+    same = [n for n in labels if n not in (kept, lost) and spine[n] == spine[lost]]
+    assert job.record.assignment[1] in same
+
+
+def test_what_fits_nowhere_is_taken_from_the_largest_remainders():
+    domains = {**{f"a-{i}": ("a",) for i in range(3)}, **{f"b-{i}": ("b",) for i in range(2)}, "c-0": ("c",)}
+    assert arranged(list(domains), domains, 5, 4) == ["a-0", "a-1", "a-2", "b-0", "b-1"]
+    assert arranged(list(domains), domains, 5, 2) == ["a-0", "a-1", "b-0", "b-1", "a-2"]
+    assert arranged(list(domains), domains, 4, 3) == ["a-0", "a-1", "a-2", "b-0"]
