@@ -78,7 +78,9 @@ class LocalRecord:
         return Claim(self._term, snapshot, self._stored_revisions())
 
     def _stored_revisions(self) -> dict[str, str]:
-        return {path.stem: path.read_text() for path in self._run.revisions.glob("*.json")}
+        # Bytes that are no text become one with another digest, which whoever reads the manifest refuses.
+        paths = self._run.revisions.glob("*.json")
+        return {path.stem: path.read_text(errors="replace") for path in paths}
 
     async def write(self, snapshot: Json, revisions: Mapping[str, str]) -> None:
         await self._disk.call(lambda: self._write(snapshot, revisions))
@@ -110,18 +112,19 @@ def read_record(run: RunDir) -> dict[str, Any] | None:
     Raises:
         InputError: the record is damaged or of another version.
     """
+    damaged = f"{run.record_file} is damaged; start over with --fresh"
     try:
-        text = run.record_file.read_text()
+        record: dict[str, Any] = json.loads(run.record_file.read_text())
+        version = record["version"]
     except FileNotFoundError:
         return None
-    try:
-        record: dict[str, Any] = json.loads(text)
-        version = record["version"]
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{run.record_file} is damaged; start over with --fresh") from error
+        raise InputError(damaged) from error
     if version != RECORD_VERSION:
         raise InputError(
             f"{run.record_file} is version {version}, this program reads {RECORD_VERSION}; run it with the "
             "version of the program that wrote it, or a later one"
         )
+    if not isinstance(record.get("term"), int) or not isinstance(record.get("core", ""), dict | None):
+        raise InputError(damaged)
     return record

@@ -97,6 +97,34 @@ def test_what_a_record_cannot_be_read_for_is_said(run: RunDir) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"\xff\xfe{",
+        b"[1]",
+        b'{"version": 1, "core": null}',
+        b'{"version": 1, "term": "x", "core": null}',
+        b'{"version": 1, "term": 1}',
+        b'{"version": 1, "term": 1, "core": [1]}',
+    ],
+)
+def test_a_damaged_record_is_named(run: RunDir, raw: bytes) -> None:
+    run.record_file.write_bytes(raw)
+    with pytest.raises(InputError) as caught:
+        read_record(run)
+    assert str(caught.value) == f"{run.record_file} is damaged; start over with --fresh"
+
+
+def test_a_stored_manifest_that_is_no_text_does_not_keep_a_driver_from_starting(run: RunDir) -> None:
+    async def scenario() -> None:
+        run.revisions.mkdir()
+        (run.revisions / "r1.json").write_bytes(b"\xff\xfe")
+        claim = await LocalRecord(run, "j").claim()
+        assert dict(claim.revisions) == {"r1": "\ufffd\ufffd"}
+
+    asyncio.run(scenario())
+
+
 class Disk:
     """Notes in which order the log is written and brought to the disk."""
 
