@@ -68,7 +68,7 @@ class ClusterListener:
         )
 
     def _renewed(self) -> grpc.ServerCertificateConfiguration | None:
-        """Return the new certificate if it was renewed; gRPC calls this before each handshake, in a thread."""
+        """Return the certificate if it was renewed; gRPC calls this before each handshake, in a thread."""
         newest = self._slots.certificate
         if newest == self._served or not self._key.is_certified_by(newest):
             return None
