@@ -156,6 +156,7 @@ def test_a_reachable_address_needs_tls() -> None:
             with pytest.raises(InputError, match="without TLS only a loopback address is allowed"):
                 bind(server, host, None)
         assert bind(server, "127.0.0.1", None).startswith("127.0.0.1:")
+        await server.stop(0)
 
     asyncio.run(scenario())
 

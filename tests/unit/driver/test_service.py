@@ -271,6 +271,7 @@ def test_the_token_of_a_run_admits_agents_and_people(tmp_path: Path) -> None:
         endpoint = await listener.open(server)
         assert endpoint.startswith("127.0.0.1:")
         await listener.announce(endpoint, 7)
+        await server.stop(0)
         said = json.loads(run.driver_file.read_text())
         assert (said["endpoint"], said["term"]) == (endpoint, 7)
 
@@ -284,13 +285,15 @@ def test_addresses_that_only_this_machine_reaches() -> None:
 
 def test_an_address_that_is_taken_is_said() -> None:
     async def scenario() -> None:
-        server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
-        port = int(bind(server, "127.0.0.1", None).rpartition(":")[2])
-        await server.start()
-        other = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
-        with pytest.raises(UnreachableError, match=rf"cannot listen on 127\.0\.0\.1:{port}"):
-            bind(other, "127.0.0.1", None, port)
-        await server.stop(0)
-        assert bind(grpc.aio.server(), "::1", None).startswith("[::1]:")
+        first, second, third = (grpc.aio.server(options=(("grpc.so_reuseport", 0),)) for _ in range(3))
+        try:
+            port = int(bind(first, "127.0.0.1", None).rpartition(":")[2])
+            await first.start()
+            with pytest.raises(UnreachableError, match=rf"cannot listen on 127\.0\.0\.1:{port}"):
+                bind(second, "127.0.0.1", None, port)
+            assert bind(third, "::1", None).startswith("[::1]:")
+        finally:
+            for server in (first, second, third):
+                await server.stop(0)
 
     asyncio.run(scenario())
