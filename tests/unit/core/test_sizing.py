@@ -6,7 +6,7 @@ import itertools
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megascale.core.contract import effects as fx
@@ -21,6 +21,7 @@ def test_spares_as_byterobust_publishes_them(machines, spares):
     assert spares_for(machines, 0.0012) == spares
 
 
+@settings(deadline=None)
 @given(st.integers(1, 3000), st.floats(0.0, 0.2))
 def test_spares_cover_and_one_fewer_would_not(nodes, p):
     spares = spares_for(nodes, p)

@@ -255,3 +255,9 @@ def test_exits_while_the_ranks_are_stopped_that_say_nothing_change_nothing(runni
     echo = {"error": "RuntimeError", "message": "gloo: Connection closed by peer"}
     job = running(3).exit(0, 1, **echo).exit(1, 76).exit(2, 0).exit(1, 1, **echo)
     assert (job.incident.node, job.record.restarts) == ("n-0", {"crash": 1})
+
+
+def test_exits_of_ranks_that_are_stopped_on_purpose_open_no_incident(running):
+    job = running(2).command("stop").fails(fx.SaveNow).exit(0, 1).exit(1, sig=9)
+    assert (job.record.incident, job.record.incidents) == (None, [])
+    assert job.state is JobState.STOPPING

@@ -234,3 +234,9 @@ def test_times_that_are_not_known_suspect_nobody(running):
 def test_a_milder_threshold_counts_at_once(running):
     job = times(running(16, spare_nodes=1, straggler_slowdown=0.5), 80, {5})
     assert not job.heard(fx.Probe)
+
+
+def test_a_driver_that_takes_over_checks_only_the_nodes_that_it_knows(running):
+    job = trained(running, spare_nodes=1, check_numbers=True).commit(90).train(2, loss=math.nan).goes("n-0")
+    job.driver_restarts().join("n-1", attempt=1).done(fx.Kill)
+    assert job.heard(fx.CheckNodes)[-1].nodes == ("n-1",)
