@@ -30,6 +30,7 @@ from megascale.errors import MegascaleError, first_error
 from megascale.job import load_job
 from megascale.observe.logs import LogContext
 from megascale.observe.rundir import RunDir
+from megascale.offload import StorageThread
 from megascale.prctl import become_subreaper
 from megascale.rpc import megascale_pb2 as pb
 
@@ -92,6 +93,7 @@ class Agent:
             await self._prepare()
             self._start(self._link.serve())
             self._start(self._report_changes())
+            self._start(self._watch_logs())
             self._start(self._log_uploader.serve() if self._log_uploader else self._watch_for_orphanhood())
             await self._leaving.wait()
             for task in tuple(self._tasks):
@@ -258,7 +260,7 @@ class Agent:
         self._link.send(self._fenced(result=result))
 
     async def _report_changes(self) -> None:
-        """Send reports, log matches, hardware events and segment times to the driver.
+        """Send reports, hardware events and segment times to the driver.
 
         An unchanged report is sent once per heartbeat period, a changed one at most every `_report_s`
         seconds, and one with a new milestone immediately.
@@ -267,8 +269,6 @@ class Agent:
         sent_at, sent, segments_at = 0.0, pb.Report(), 0.0
         while True:
             await asyncio.sleep(_SAMPLE_S)
-            for match in self._ranks.log_matches():
-                self._link.send(self._fenced(log=match))
             for event in self._kernel_log.new_events() if self._kernel_log else ():
                 self._link.send(self._fenced(hardware=event))
             report, now = self._ranks.report(), time.time()
@@ -280,6 +280,18 @@ class Agent:
                 segments_at = now
                 if segments := self._ranks.segments():
                     self._link.send(self._fenced(segments=segments))
+
+    async def _watch_logs(self) -> None:
+        """Send log matches to the driver.
+
+        The logs are read and classified in a thread: a file system that hangs or a flood of lines delays log
+        matches, and never heartbeats.
+        """
+        logs = StorageThread("the rank logs")
+        while True:
+            await asyncio.sleep(_SAMPLE_S)
+            for match in await logs.call(self._ranks.log_matches):
+                self._link.send(self._fenced(log=match))
 
     async def _watch_for_orphanhood(self) -> None:
         """Save and end after `orphanSeconds` in which there was neither a driver nor a `megascale run`."""

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Final
 
 from megascale.checkpoint.storage import LocalStorage, open_storage
-from megascale.errors import InputError
+from megascale.errors import InputError, UnreachableError
 from megascale.observe.rundir import RunDir
+from megascale.offload import StorageThread
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ class LogUploader:
 
     def __init__(self, run: RunDir, uri: str, name: str) -> None:
         self._run, self._uri, self._name = run, uri, name
-        self._copying: asyncio.Task[None] | None = None
+        self._store = StorageThread(f"the store of {uri}")
         self._complained = False
         self._due = asyncio.Event()
 
@@ -49,17 +50,12 @@ class LogUploader:
                 async with asyncio.timeout(PERIOD_S):
                     await self._due.wait()
             self._due.clear()
-            await self._copy()
+            await self._store.call(self._copy_all)
 
     async def close(self) -> None:
         """Copy the remaining data; gives up after 10 seconds."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._copy(), _CLOSE_S)
-
-    async def _copy(self) -> None:
-        if self._copying is None or self._copying.done():
-            self._copying = asyncio.create_task(asyncio.to_thread(self._copy_all))
-        await asyncio.shield(self._copying)
+        with contextlib.suppress(UnreachableError):
+            await self._store.call(self._copy_all, _CLOSE_S)
 
     def _copy_all(self) -> None:
         try:

@@ -271,7 +271,7 @@ class Ranks:
         return monotonic + self._to_unix if monotonic else 0.0
 
     def log_matches(self) -> list[pb.LogMatch]:
-        """Return the new lines of all rank logs that match a rule with an action."""
+        """Return the new lines of all rank logs that match a rule with an action; called in a thread."""
         return [
             pb.LogMatch(
                 rank=rank,
@@ -282,7 +282,7 @@ class Ranks:
                 line=match.line,
                 at=time.time(),
             )
-            for rank, entry in self._ranks.items()
+            for rank, entry in list(self._ranks.items())
             for match in entry.log.new_matches()
         ]
 

@@ -26,7 +26,6 @@ from megascale.driver import wire
 from megascale.driver.executor import EffectExecutor
 from megascale.driver.inbox import Inbox
 from megascale.driver.links import AgentLink, Links
-from megascale.driver.offload import StorageThread
 from megascale.driver.policy import needs_restart, policy_of
 from megascale.driver.ports import DriverPorts
 from megascale.driver.record import Claim
@@ -39,6 +38,7 @@ from megascale.errors import FencedError, InputError, UnreachableError, first_er
 from megascale.fleet.base import SlotEvent
 from megascale.job import TrainingJob, revision_of
 from megascale.observe.rundir import RunDir, write_atomically
+from megascale.offload import StorageThread
 from megascale.rpc import megascale_pb2 as pb
 from megascale.rpc.connect import SERVER_OPTIONS
 from megascale.rpc.megascale_pb2_grpc import add_DriverServicer_to_server

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 
 from megascale.core.eventlog import Entry, Header, entry_line, header_line
-from megascale.driver.offload import StorageThread
 from megascale.observe.rundir import RunDir
+from megascale.offload import StorageThread
 
 
 class EventLog:

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from megascale.core.contract.codec import Json
-from megascale.driver.offload import StorageThread
 from megascale.errors import FencedError, InputError
 from megascale.observe.rundir import RunDir, write_atomically
+from megascale.offload import StorageThread
 
 RECORD_VERSION: Final = 1
 """Version of the record's format. Adding a field does not change it; it is raised only when an older program

@@ -9,8 +9,8 @@ from typing import Final
 
 from megascale.checkpoint.storage import open_storage
 from megascale.core.eventlog import Entry, Header, entry_line, header_line
-from megascale.driver.offload import StorageThread
 from megascale.driver.running import RunningDriver
+from megascale.offload import StorageThread
 
 log = logging.getLogger(__name__)
 

@@ -15,6 +15,8 @@ import re2
 MAX_PATTERN: Final = 512
 """Characters of a pattern in a manifest."""
 _MAX_COMPILED_BYTES: Final = 1 << 20
+_MAX_INSTRUCTIONS: Final = 400
+"""Where the automaton of a pattern grows too large, RE2 takes time for each instruction and character."""
 
 
 class PatternError(ValueError):
@@ -25,7 +27,7 @@ class LinearPattern:
     """A compiled pattern; `pattern` is its text.
 
     Raises:
-        PatternError: RE2 refuses it, or it takes more than 1 MiB when it is compiled.
+        PatternError: RE2 refuses it, or it is compiled to more than 400 instructions.
     """
 
     def __init__(self, pattern: str) -> None:
@@ -37,6 +39,12 @@ class LinearPattern:
             self._compiled = re2.compile(_encoded(pattern), options)
         except re2.error as error:
             raise PatternError(f"is not a regular expression that RE2 accepts: {_text(error)}") from error
+        size = self._compiled.programsize
+        if size > _MAX_INSTRUCTIONS:
+            raise PatternError(
+                f"is compiled to {size} instructions, expected at most {_MAX_INSTRUCTIONS}: "
+                "make its counted repeats shorter"
+            )
 
     def search(self, text: str) -> bool:
         """Whether the pattern is found anywhere in `text`; `^` and `$` are the start and end of `text`."""

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, cast
@@ -394,8 +395,29 @@ def test_what_logs_devices_and_steps_say_is_sent_on(tmp_path: Path) -> None:
         ranks.segments = lambda: pb.SegmentTimes(attempt=4)  # type: ignore[method-assign,assignment]
         agent._kernel_log = cast(Any, Kernel())
         agent._start(agent._report_changes())
+        agent._start(agent._watch_logs())
         wanted = {"log", "hardware", "report", "segments"}
         await sent.until(lambda: wanted <= {message.WhichOneof("body") for message in sent})
+
+    play(tmp_path, scenario)
+
+
+def test_logs_that_cannot_be_read_hold_up_no_report(tmp_path: Path) -> None:
+    go, began = threading.Event(), threading.Event()
+
+    def hangs() -> list[pb.LogMatch]:
+        began.set()
+        go.wait(20.0)
+        return []
+
+    async def scenario(agent: Agent, ranks: FakeRanks, sent: Outbox) -> None:
+        ranks.log_matches = hangs  # type: ignore[method-assign]
+        agent._start(agent._watch_logs())
+        await asyncio.to_thread(began.wait, 20.0)
+        agent._start(agent._report_changes())
+        await sent.until(lambda: any(message.WhichOneof("body") == "report" for message in sent))
+        assert not go.is_set()
+        go.set()
 
     play(tmp_path, scenario)
 
@@ -413,7 +435,7 @@ sys.exit(main())
 """
 
 
-@pytest.mark.parametrize("task", ["_report_changes", "_watch_for_orphanhood", "_prepare"])
+@pytest.mark.parametrize("task", ["_report_changes", "_watch_logs", "_watch_for_orphanhood", "_prepare"])
 def test_an_error_in_a_task_ends_the_agent_with_a_word_and_a_code(tmp_path: Path, task: str) -> None:
     RunDir(tmp_path).job_file.write_text(MANIFEST)
     command = [sys.executable, "-c", PROGRAM, task, str(tmp_path), "n0"]

@@ -54,7 +54,8 @@ class Ranks:
     def request_save(self, attempt: int, *, then_stop: bool) -> None:
         self.calls.append(("save", attempt, then_stop))
 
-    def snapshots(self, _job: object) -> list[pb.Commit]:
+    def snapshots(self, job: object) -> list[pb.Commit]:
+        self.calls.append(("snapshots", job))
         return []
 
     def report(self) -> pb.Report:
@@ -530,3 +531,11 @@ def test_nothing_is_started_before_an_agent_serves(tmp_path: Path) -> None:
         work.close()
 
     asyncio.run(main())
+
+
+def test_a_greeting_tells_of_the_snapshots_of_its_job(tmp_path: Path) -> None:
+    async def scenario(stage: Stage) -> None:
+        stage.agent._hello_messages()
+        assert stage.ranks.calls == [("snapshots", stage.agent._job)]
+
+    play(tmp_path, scenario)

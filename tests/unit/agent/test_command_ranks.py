@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 
 from megascale.agent import ranks as module
+from megascale.agent import stacks
 from megascale.agent.config import AgentConfig
 from megascale.agent.ranks import Ranks
 from megascale.agent.zygote import launch_from_json
@@ -188,3 +189,33 @@ def test_snapshots_are_those_that_every_local_rank_has_in_one_of_the_folders(
         assert made == [(tmp_path, "n0", SHARED_MEMORY)] * enabled
 
     play(tmp_path, job, scenario)
+
+
+@pytest.mark.parametrize(
+    ("state", "asked"), [("R", True), ("S", True), ("D", True), ("T", False), ("", False)]
+)
+def test_only_processes_that_may_run_are_asked_for_their_stack(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, asked: bool
+) -> None:
+    async def stack(_pid: int) -> list[str]:
+        return ["a frame"]
+
+    monkeypatch.setattr(module, "process_state", lambda _pid: state)
+    monkeypatch.setattr(module, "stack_of", stack)
+
+    async def scenario(stage: Stage) -> None:
+        await stage.launch()
+        for found in await stage.ranks.evidence():
+            assert (found.process_state, list(found.stack)) == (state, ["a frame"] if asked else [])
+
+    play(tmp_path, job_of("sleep 60"), scenario)
+
+
+def test_stacks_are_asked_of_py_spy_without_stopping_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "py-spy"
+    program.write_text('#!/bin/sh\necho "$@" >&2\nexit 1\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(stacks.sys, "executable", str(tmp_path / "python"))
+    assert asyncio.run(stacks.stack_of(77)) == ["no stack: dump --json --nonblocking --pid 77"]

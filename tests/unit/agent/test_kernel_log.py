@@ -155,3 +155,9 @@ def test_a_log_that_was_closed_is_empty_and_may_be_closed_again(path: Path) -> N
     log.close()
     assert len(list(Path("/proc/self/fd").iterdir())) == open_before - 1
     assert log.new_events() == []
+
+
+def test_why_a_kernel_log_is_not_followed_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    KernelLog(tmp_path / "absent")
+    said = "No such file or directory; hardware events of this node are not seen"
+    assert caplog.messages == [f"{tmp_path / 'absent'}: {said}"]

@@ -63,6 +63,7 @@ class FakeDriver(DriverServicer):
     async def Revision(  # noqa: N802
         self, request: pb.RevisionRequest, context: grpc.aio.ServicerContext
     ) -> pb.RevisionReply:
+        assert dict(context.invocation_metadata() or ())[METADATA_KEY] == "Bearer secret"
         self.asked.append((request.node, request.revision))
         if request.revision not in self.revisions:
             await context.abort(grpc.StatusCode.NOT_FOUND, "the driver does not have that revision")
@@ -180,7 +181,7 @@ def test_the_greeting_says_which_term_was_seen(tmp_path: Path) -> None:
     async def scenario(stage: Stage, port: int) -> None:
         stage.driver.script = [[of_term(5)], []]
         stage.announce(port, term=5)
-        await stage.until(lambda: len(stage.handled) == 1)
+        await stage.until(lambda: len(stage.handled) == 1 and len(stage.driver.got) == 2)
         stage.driver.end.set()
         await stage.until(lambda: len(stage.driver.got) == 4)
         assert [message.fence.term for message in stage.driver.got] == [0, 0, 5, 5]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -91,11 +93,8 @@ def test_files_are_copied_when_asked_and_after_every_period(
 
     async def scenario() -> None:
         copies: asyncio.Queue[None] = asyncio.Queue()
-
-        async def copy() -> None:
-            copies.put_nowait(None)
-
-        stage.uploader._copy = copy  # type: ignore[method-assign]
+        loop = asyncio.get_running_loop()
+        stage.uploader._copy_all = lambda: loop.call_soon_threadsafe(copies.put_nowait, None)  # type: ignore[assignment,return-value]
         serving = asyncio.create_task(stage.uploader.serve())
         await asyncio.sleep(0)
         assert copies.empty()
@@ -146,5 +145,24 @@ def test_a_store_that_fails_again_after_it_was_back_is_said_again(
         stage.store.unlink()
         asyncio.run(stage.uploader.close())
     said = f"logs and step records are not copied to {stage.store}: "
-    assert [record.getMessage().startswith(said) for record in caplog.records] == [True, True]
+    assert [message.startswith(said) and "not a folder" in message for message in caplog.messages] == [
+        True
+    ] * 2
     assert stage.copied == {"metrics/q-0-1.jsonl": "line 1\n"}
+
+
+HUNG = """
+import asyncio, sys, threading
+from pathlib import Path
+from megascale.agent import log_uploader
+from megascale.observe.rundir import RunDir
+
+log_uploader._CLOSE_S = 0.05
+log_uploader.open_storage = lambda uri: threading.Event().wait()
+asyncio.run(log_uploader.LogUploader(RunDir(Path(sys.argv[1])), sys.argv[1], "q-0-1").close())
+"""
+
+
+def test_a_store_that_hangs_does_not_keep_the_process_alive(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", HUNG, str(tmp_path)], timeout=60, check=False)
+    assert done.returncode == 0

@@ -60,3 +60,11 @@ def test_losing_a_peer_says_nothing_about_this_node(tmp_path: Path) -> None:
         "RuntimeError: [../gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:24770\n"
     )
     assert LogTail(log).new_matches() == []
+
+
+def test_bytes_that_are_no_text_do_not_hide_a_line(tmp_path: Path) -> None:
+    log = tmp_path / "rank-0.log"
+    log.write_bytes(b"\xff NVRM: Xid (PCI:0000:3b:00): 79, pid=1, GPU has fallen off the bus.\n")
+    tail = LogTail(log)
+    assert [match.category for match in tail.new_matches()] == ["gpu"]
+    assert tail.last_lines(1)[0].startswith("\ufffd NVRM")

@@ -38,6 +38,8 @@ def test_where_a_pattern_is_found(pattern: str, text: str, found: bool) -> None:
         ("a{1001}", "RE2 accepts: .*repetition"),
         ("(((a{100}){100}){100})", "RE2 accepts: .*repetition"),
         (r"(\pL{500}){2}", "RE2 accepts: pattern too large"),
+        ("(a?){500}#$", "compiled to 2005 instructions, expected at most 400"),
+        ("a.{1,350}x#$", "compiled to .* instructions"),
     ],
 )
 def test_what_is_refused_and_why(pattern: str, message: str) -> None:

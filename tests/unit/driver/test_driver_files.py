@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from megascale.core.contract import events as ev
-from megascale.core.contract.policy import Policy
+from megascale.core.contract.policy import Policy, RecoveryOverride
+from megascale.core.contract.vocabulary import Action, Cause
 from megascale.core.eventlog import Entry, Header, replay
 from megascale.core.machine import Core
 from megascale.core.state.goodput import GoodputPhase
@@ -100,3 +102,19 @@ def test_a_job_without_a_layout_has_one_node_for_each_copy_of_the_model() -> Non
     job = from_mapping(head | {"spec": {"steps": 10, "runtime": {"command": {"args": ["true"]}}}})
     policy = policy_of(job)
     assert (policy.model_nodes, policy.pipeline) == (1, 1)
+
+
+def test_a_torn_line_does_not_hide_the_steps_after_it(tmp_path: Path) -> None:
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text('{"step": 1, "attempt": 1}\n{"step": 2, "att\n{"step": 3, "attempt": 1}\n')
+    assert sorted(counted_steps(metrics)) == [1, 3]
+
+
+def test_an_override_matches_by_everything_the_manifest_names() -> None:
+    head = {"apiVersion": "megascale.io/v1alpha1", "kind": "TrainingJob", "metadata": {"name": "j"}}
+    spec: dict[str, Any] = {"steps": 10, "runtime": {"command": {"args": ["true"]}}}
+    match = {"cause": "crash", "errorType": "OSError", "message": "a.b"}
+    spec["recovery"] = {"overrides": [{"match": match, "action": "fail_job"}]}
+    assert policy_of(from_mapping(head | {"spec": spec})).overrides == (
+        RecoveryOverride(Action.FAIL_JOB, Cause.CRASH, error_type="OSError", message="a.b"),
+    )

@@ -127,6 +127,14 @@ def test_a_launch_waits_two_minutes_for_each_answer(stage: Stage) -> None:
     assert stage.links.senders == {(3, "e-1")}
 
 
+def test_a_launch_does_not_wait_for_ever_for_the_address_of_its_first_node(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_LAUNCH_TIMEOUT_S", 0.02)  # n0 answers, and its stream ends
+    found = stage.perform(fx.Launch("e-1", "why", 4, ("n0",), None))
+    assert found == [ev.EffectFailed("e-1", "TimeoutError", ())]
+
+
 def test_all_nodes_that_failed_a_launch_are_named_with_the_reason_of_the_first(stage: Stage) -> None:
     stage.links.add("n0", "n1", "n2", "n3")
     stage.links.answers = {"n1": NodeLostError("n1 is gone"), "n3": OrderFailedError("n3: no", ("n3",))}

@@ -227,6 +227,7 @@ def test_commands_and_revisions_are_answered() -> None:
         assert found.manifest == "{}"
         missing = stub.Revision(pb.RevisionRequest(node="n0", revision="r2"), metadata=GOOD)
         assert await missing.code() is grpc.StatusCode.NOT_FOUND
+        assert await missing.details() == "the driver does not have that revision"
 
     play(scenario)
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
-from megascale.driver.offload import StorageThread
 from megascale.errors import UnreachableError
+from megascale.offload import StorageThread
 
 
 class Hung:
