@@ -95,7 +95,10 @@ def parse_line(line: str) -> Header | Entry | ForeignEntry:
     Raises:
         ValueError: the line is torn, or its schema is newer than this version reads.
     """
-    data = json.loads(line)
+    try:
+        data = json.loads(line)
+    except RecursionError as error:
+        raise ValueError("its JSON is nested too deeply") from error
     if "header" in data:
         return _parse_header(data["header"])
     event, effects = data["event"], data.get("effects", ())

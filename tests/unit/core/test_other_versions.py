@@ -202,3 +202,8 @@ def test_lines_of_unknown_kinds_are_told_apart_from_damage() -> None:
         ForeignEntry(1.0, ("MoonRose",)),
         ForeignEntry(1.0, ("MoveRack",)),
     ]
+
+
+def test_a_line_that_is_nested_too_deeply_is_refused_like_any_other_damage() -> None:
+    with pytest.raises(ValueError, match="nested too deeply"):
+        parse_line("[" * 100_000)
