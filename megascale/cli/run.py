@@ -40,7 +40,8 @@ def run(
 ) -> None:
     """Train a job here: nodes are local processes, everything else is what a cluster uses.
 
-    Running a job again resumes it; a job that is already running is attached to; a finished one says so.
+    Running a job again resumes it; a finished one says so. A job that is already running is attached to, and
+    thresholds that the manifest changes (health, detection, recovery, logRules and so on) count at once.
     Ctrl-C saves a checkpoint and stops; a second Ctrl-C stops at once.
     """
     from megascale.cli.supervisor import Supervisor
@@ -65,6 +66,8 @@ def run(
                 return
         elif fresh:
             raise InputError(f"{job.metadata.name} is running; stop it before --fresh")
+        else:
+            _apply_changes(rundir, job, view)
         summary, interrupted = asyncio.run(supervisor.supervise(owner=owner))
     view.summary(summary)
     _end(summary, as_json=as_json)
@@ -100,6 +103,30 @@ def _prepare(rundir: RunDir, job: TrainingJob, view: View, *, fresh: bool) -> No
     except OSError as error:
         raise InputError(f"cannot write to {error.filename or rundir.root}: {error.strerror}") from error
     _check_loopback()
+
+
+def _apply_changes(rundir: RunDir, job: TrainingJob, view: View) -> None:
+    """Hand changed thresholds to the driver of the running job.
+
+    Faults are those that the job was started with.
+
+    Raises:
+        InputError: the manifest changes what ranks have read, or the driver refuses it for another reason.
+    """
+    from megascale.cli.status import change_manifest
+    from megascale.job import canonical_json, load_job, resolved_yaml
+    from megascale.observe.rundir import write_atomically
+
+    running = load_job(rundir.job_file)
+    spec = job.spec.model_copy(update={"faults": running.spec.faults})
+    changed = job.model_copy(update={"spec": spec})
+    if canonical_json(changed) == canonical_json(running):
+        return
+    accepted, message = asyncio.run(change_manifest(rundir.root, canonical_json(changed)))
+    if not accepted:
+        raise InputError(f"{job.metadata.name} is running with another manifest: {message}")
+    write_atomically(rundir.job_file, resolved_yaml(changed))
+    view.note("the changes of the manifest are in force")
 
 
 def _check_space(root: Path) -> None:

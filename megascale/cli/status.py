@@ -100,6 +100,16 @@ async def _watch_once(root: Path) -> dict[str, Any]:
     return document
 
 
+async def change_manifest(root: Path, manifest: str) -> tuple[bool, str]:
+    """Hand canonical JSON of a manifest to the driver of a run; returns whether it took it, and a message."""
+    from megascale.rpc import megascale_pb2 as pb
+
+    async with _stub(root) as (stub, metadata):
+        request = pb.ManifestRequest(manifest=manifest)
+        reply = await stub.ChangeManifest(request, metadata=metadata, timeout=_TIMEOUT_S)
+    return reply.ok, reply.message
+
+
 async def _command(root: Path, request: Any) -> Any:  # noqa: ANN401 - protobuf messages
     async with _stub(root) as (stub, metadata):
         return await stub.Command(request, metadata=metadata, timeout=_TIMEOUT_S)

@@ -36,7 +36,7 @@ from megascale.driver.status import StatusBoard
 from megascale.driver.summary import counted_steps, summarise
 from megascale.errors import FencedError, InputError, UnreachableError, first_error
 from megascale.fleet.base import SlotEvent
-from megascale.job import TrainingJob, revision_of
+from megascale.job import TrainingJob, from_json, revision_of
 from megascale.observe.rundir import RunDir, write_atomically
 from megascale.offload import StorageThread
 from megascale.rpc import megascale_pb2 as pb
@@ -341,6 +341,22 @@ class Driver:
             restart = needs_restart(self._in_force(self._job), job)
             self._job = job
             self.post(ev.SpecChanged(self._policy_of(job), revision, restart))
+
+    def change_manifest(self, text: str) -> tuple[bool, str]:
+        """Adopt thresholds of a manifest given as canonical JSON; returns whether, and a message."""
+        if not self._ports.shared_machine:
+            return False, "the manifest of a job on a cluster is changed with kubectl apply"
+        try:
+            job = from_json(text)
+            if needs_restart(self._in_force(self._job), job):
+                return (
+                    False,
+                    "it changes what ranks have read: stop the job, then run it again",
+                )
+            self.change_spec(job)
+        except InputError as error:
+            return False, str(error)
+        return True, "accepted"
 
     def command(self, request: pb.CommandRequest) -> tuple[bool, str]:
         """Queue a command of a user; returns whether it was accepted, and a message that gives the reason."""

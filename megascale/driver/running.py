@@ -46,6 +46,12 @@ class RunningDriver(Protocol):
     def command(self, request: pb.CommandRequest) -> tuple[bool, str]:
         """Queue a command of a user; returns whether it was accepted, and a message that gives the reason."""
 
+    def change_manifest(self, text: str) -> tuple[bool, str]:
+        """Adopt thresholds of a manifest given as canonical JSON; returns whether, and a message.
+
+        A change that needs a restart of the ranks is refused, and any change of a job on a cluster.
+        """
+
     def change_spec(self, job: TrainingJob) -> None:
         """Adopt the manifest if its revision differs from the current one.
 

@@ -83,6 +83,13 @@ class Service(DriverServicer):
             await context.abort(grpc.StatusCode.NOT_FOUND, "the driver does not have that revision")
         return pb.RevisionReply(manifest=manifest)
 
+    async def ChangeManifest(  # noqa: N802
+        self, request: pb.ManifestRequest, context: grpc.aio.ServicerContext
+    ) -> pb.CommandReply:
+        await self._authenticate(context)
+        ok, message = self._driver.change_manifest(request.manifest)
+        return pb.CommandReply(ok=ok, message=message)
+
 
 async def _first_of(requests: AsyncIterator[pb.AgentMessage]) -> pb.AgentMessage | None:
     """Return the stream's first message, None if it ends or none arrives within 10 seconds."""

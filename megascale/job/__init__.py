@@ -11,7 +11,7 @@ from megascale.job.loader import (
     to_mapping,
     with_faults,
 )
-from megascale.job.revision import canonical_json, read_revision, revision_of
+from megascale.job.revision import canonical_json, from_json, read_revision, revision_of
 from megascale.job.schema import JobSpec, TrainingJob
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "JobSpec",
     "TrainingJob",
     "canonical_json",
+    "from_json",
     "from_mapping",
     "load_job",
     "load_log_rules",

@@ -33,7 +33,22 @@ def read_revision(text: str, revision: str) -> TrainingJob:
     found = _digest(text)
     if found != revision:
         raise InputError(f"revision {revision[:12]} of the manifest is damaged: its digest is {found[:12]}")
-    return from_mapping(json.loads(text))
+    return from_json(text)
+
+
+def from_json(text: str) -> TrainingJob:
+    """The manifest of a text that `canonical_json` returned.
+
+    Raises:
+        InputError: it is not JSON, or not a manifest.
+    """
+    try:
+        mapping = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"the manifest is not JSON: {error}") from error
+    if not isinstance(mapping, dict):
+        raise InputError("the manifest is not a JSON object")
+    return from_mapping(mapping)
 
 
 def _digest(text: str) -> str:

@@ -401,6 +401,12 @@ class RevisionRequest(_message.Message):
     revision: str
     def __init__(self, node: _Optional[str] = ..., revision: _Optional[str] = ...) -> None: ...
 
+class ManifestRequest(_message.Message):
+    __slots__ = ("manifest",)
+    MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    manifest: str
+    def __init__(self, manifest: _Optional[str] = ...) -> None: ...
+
 class RevisionReply(_message.Message):
     __slots__ = ("manifest",)
     MANIFEST_FIELD_NUMBER: _ClassVar[int]

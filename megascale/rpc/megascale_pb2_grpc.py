@@ -54,6 +54,11 @@ class DriverStub:
                 request_serializer=megascale_dot_rpc_dot_megascale__pb2.RevisionRequest.SerializeToString,
                 response_deserializer=megascale_dot_rpc_dot_megascale__pb2.RevisionReply.FromString,
                 _registered_method=True)
+        self.ChangeManifest = channel.unary_unary(
+                '/megascale.v1.Driver/ChangeManifest',
+                request_serializer=megascale_dot_rpc_dot_megascale__pb2.ManifestRequest.SerializeToString,
+                response_deserializer=megascale_dot_rpc_dot_megascale__pb2.CommandReply.FromString,
+                _registered_method=True)
 
 
 class DriverServicer:
@@ -86,6 +91,13 @@ class DriverServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ChangeManifest(self, request, context):
+        """On a workstation: go on with this manifest, which changes nothing that ranks have read.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DriverServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -108,6 +120,11 @@ def add_DriverServicer_to_server(servicer, server):
                     servicer.Revision,
                     request_deserializer=megascale_dot_rpc_dot_megascale__pb2.RevisionRequest.FromString,
                     response_serializer=megascale_dot_rpc_dot_megascale__pb2.RevisionReply.SerializeToString,
+            ),
+            'ChangeManifest': grpc.unary_unary_rpc_method_handler(
+                    servicer.ChangeManifest,
+                    request_deserializer=megascale_dot_rpc_dot_megascale__pb2.ManifestRequest.FromString,
+                    response_serializer=megascale_dot_rpc_dot_megascale__pb2.CommandReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -218,6 +235,33 @@ class Driver:
             '/megascale.v1.Driver/Revision',
             megascale_dot_rpc_dot_megascale__pb2.RevisionRequest.SerializeToString,
             megascale_dot_rpc_dot_megascale__pb2.RevisionReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ChangeManifest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/megascale.v1.Driver/ChangeManifest',
+            megascale_dot_rpc_dot_megascale__pb2.ManifestRequest.SerializeToString,
+            megascale_dot_rpc_dot_megascale__pb2.CommandReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -133,3 +133,40 @@ def test_a_program_that_does_not_exist_is_named_before_anything_starts(folder: J
     assert run.code == 2
     assert "spec.runtime.command.args: pyhton: no such program" in run.stderr
     assert not (run.folder / "record.json").exists()
+
+
+ENDLESS = """\
+import sys, time
+from pathlib import Path
+from megascale import monitor
+
+step = 0
+while not Path(sys.argv[1]).exists():
+    step += 1
+    time.sleep(0.05)
+    monitor.step(step)
+"""
+
+
+def test_thresholds_are_changed_while_the_job_runs_and_nothing_else(folder: Jobs) -> None:
+    (folder.folder / "endless.py").write_text(ENDLESS)
+    manifest = write_manifest(folder, "live", "endless.py, end", 100_000)
+    text = manifest.read_text()
+    process = folder.start(manifest)
+    wait_until(lambda: status(folder, "live").get("step", 0) > 2)
+
+    manifest.write_text(text.replace("{keep: 2}", "{keep: 3}"))
+    refused = folder.command("run", str(manifest), "--json")
+    assert refused.returncode == 2
+    assert "live is running with another manifest: it changes what ranks have read" in refused.stderr
+
+    manifest.write_text(f"{text}  detection: {{hang: {{steps: 9}}}}\n")
+    attached = folder.start(manifest)
+    wait_until(lambda: "steps: 9" in (folder.folder / "runs" / "live" / "job.yaml").read_text())
+    (folder.folder / "end").touch()
+    run = folder.finish(process, manifest)
+    assert "the changes of the manifest are in force" in attached.communicate(timeout=60)[1]
+    assert run.code == 0, run.stderr
+    (changed,) = [event for event in run.events("SpecChanged") if event["policy"].get("hang_steps") == 9]
+    assert not changed.get("restart", False)
+    assert len(run.events("Launch")) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +22,7 @@ from megascale.driver.ports import DriverPorts
 from megascale.driver.record import Claim
 from megascale.errors import FencedError, UnreachableError
 from megascale.fleet.base import SlotEvent
-from megascale.job import TrainingJob, from_mapping
+from megascale.job import TrainingJob, canonical_json, from_mapping
 from megascale.observe.logs import LogContext
 from megascale.observe.rundir import RunDir
 from megascale.rpc import megascale_pb2 as pb
@@ -62,11 +63,11 @@ class World:
 
 
 class Stage:
-    def __init__(self, folder: Path, nodes: int = 2) -> None:
+    def __init__(self, folder: Path, nodes: int = 2, *, shared_machine: bool = False) -> None:
         self.world = World()
         port = cast(Any, self.world)
         self.context = LogContext("driver")
-        ports = DriverPorts(port, port, port, port, log_context=self.context)
+        ports = DriverPorts(port, port, port, port, shared_machine=shared_machine, log_context=self.context)
         self.driver = Driver(RunDir(folder), job_of(nodes), ports, Claim(7, None))
         start = self.world.carried_out.append
         self.driver._executor.start = lambda effect, _tasks: start(effect)  # type: ignore[method-assign]
@@ -417,3 +418,42 @@ def test_commits_of_the_store_are_fed_and_a_store_that_is_away_is_said(stage: St
     (event,) = stage.posted
     assert isinstance(event, ev.CommitDone)
     assert (event.step, event.attempt) == (8, 1)
+
+
+def with_spec(job: TrainingJob, **changes: Any) -> str:
+    mapping = json.loads(canonical_json(job))
+    mapping["spec"] |= changes
+    return json.dumps(mapping)
+
+
+def test_changed_thresholds_of_a_local_job_are_adopted(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, shared_machine=True)
+    text = with_spec(job_of(), detection={"hang": {"steps": 7}})
+    assert stage.driver.change_manifest(text) == (True, "accepted")
+    (changed,) = stage.posted
+    assert isinstance(changed, ev.SpecChanged)
+    assert (changed.policy.hang_steps, changed.restart) == (7, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (with_spec(job_of(), steps=11), "it changes what ranks have read: stop the job, then run it again"),
+        (with_spec(job_of(), nodes=0), "spec.nodes"),
+        ("[" * 100_000, "the manifest is not JSON"),
+        ("[]", "the manifest is not a JSON object"),
+    ],
+    ids=["restart", "invalid", "nested", "list"],
+)
+def test_other_changes_of_a_local_job_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    stage = Stage(tmp_path, shared_machine=True)
+    accepted, reason = stage.driver.change_manifest(text)
+    assert not accepted
+    assert message in reason
+    assert stage.posted == []
+
+
+def test_the_manifest_of_a_job_on_a_cluster_is_not_changed_from_here(stage: Stage) -> None:
+    accepted, reason = stage.driver.change_manifest(with_spec(job_of(), suspend=True))
+    assert (accepted, reason) == (False, "the manifest of a job on a cluster is changed with kubectl apply")
+    assert stage.posted == []

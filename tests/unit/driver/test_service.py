@@ -50,6 +50,9 @@ class Driver:
     def command(self, request: pb.CommandRequest) -> tuple[bool, str]:
         return request.command == "save", f"{request.command} was heard"
 
+    def change_manifest(self, text: str) -> tuple[bool, str]:
+        return text == "{}", f"{text} was read"
+
     def attach(self, link: AgentLink, message: pb.AgentMessage) -> bool:
         self.links.append(link)
         self.got.append(message)
@@ -223,6 +226,10 @@ def test_commands_and_revisions_are_answered() -> None:
         assert (reply.ok, reply.message) == (True, "save was heard")
         reply = await stub.Command(pb.CommandRequest(command="dance"), metadata=GOOD)
         assert not reply.ok
+        reply = await stub.ChangeManifest(pb.ManifestRequest(manifest="{}"), metadata=GOOD)
+        assert (reply.ok, reply.message) == (True, "{} was read")
+        refused = stub.ChangeManifest(pb.ManifestRequest(manifest="{}"))
+        assert await refused.code() is grpc.StatusCode.UNAUTHENTICATED
         found = await stub.Revision(pb.RevisionRequest(node="n0", revision="r1"), metadata=GOOD)
         assert found.manifest == "{}"
         missing = stub.Revision(pb.RevisionRequest(node="n0", revision="r2"), metadata=GOOD)
