@@ -75,7 +75,7 @@ class BpeTokenizer:
         raw, library = _read(path), tokenizers_library()
         try:
             self._model = library.Tokenizer.from_str(raw.decode())
-        except Exception as error:
+        except Exception as error:  # the library raises nothing more specific
             raise DataError(f"{path}: is no tokenizer.json: {error}") from error
         self.name, self.digest = str(path), f"sha256:{hashlib.sha256(raw).hexdigest()}"
         self.vocab_size: int = self._model.get_vocab_size(with_added_tokens=True)
