@@ -97,7 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         show(outcome.seed, kept)
     elapsed_s = time.monotonic() - begun
     total = sum(states.values())
-    print(f"{total} seeds in {elapsed_s:.0f} s, {len(failures)} violations; ended: {dict(states)}")
+    ended = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+    print(f"{total} seeds in {elapsed_s:.0f} s, {len(failures)} violations; ended: {ended}")
     return 1 if failures else 0
 
 
