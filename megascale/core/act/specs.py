@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from megascale.core.act.budgets import note_progress
+from megascale.core.act.exclusion import take_back_blame
 from megascale.core.contract import effects as fx
 from megascale.core.contract.events import SpecChanged
 from megascale.core.contract.names import short_revision
-from megascale.core.contract.vocabulary import Timer
+from megascale.core.contract.vocabulary import Milestone, Timer
 from megascale.core.state.context import StepContext
 from megascale.core.state.record import Incident
 
@@ -43,7 +44,7 @@ def apply_waiting(ctx: StepContext) -> None:
     ctx.clear_deadline(Timer.APPLY_SPEC)
     if spec.waiting:
         spec.previous, spec.running, spec.waiting = spec.running, spec.waiting, None
-        spec.step = ctx.record.best_step
+        spec.step, spec.attempt = ctx.record.best_step, ctx.record.attempt + 1
         note_progress(ctx)
 
 
@@ -55,8 +56,14 @@ def prove(ctx: StepContext) -> None:
 
 
 def revert(ctx: StepContext, incident: Incident) -> None:
-    """Return to the revision before, with its policy, and page."""
+    """Return to the revision before, with its policy, and page.
+
+    The failures under the reverted revision were its own: no node keeps the blame for them.
+    """
     spec = ctx.record.spec
+    for failed in (*ctx.record.incidents, incident):
+        if failed.attempt >= spec.attempt and failed.node is not None:
+            take_back_blame(ctx, failed.node, failed.cause, failed.milestones[Milestone.DECIDED].at)
     text = f"spec {short_revision(spec.running)} made no progress, back to {short_revision(spec.previous)}"
     ctx.emit(fx.Page, text, incident=incident.id)
     spec.rejected, spec.running, spec.previous = spec.running, spec.previous, None

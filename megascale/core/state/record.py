@@ -196,7 +196,7 @@ class Spec:
 
     Attributes:
         rejected: the revision that was rolled back last; it is not applied again until another one came.
-        step: best step of the job when `running` was applied.
+        step, attempt: best step of the job when `running` was applied, and the first attempt that ran it.
         before: the policy to fall back to.
     """
 
@@ -205,6 +205,7 @@ class Spec:
     previous: str | None = None
     rejected: str | None = None
     step: int = 0
+    attempt: int = 0
     before: Policy | None = None
 
 

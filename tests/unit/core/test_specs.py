@@ -2,9 +2,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from megascale.core.contract import effects as fx
 from megascale.core.contract import events as ev
 from megascale.core.contract.policy import Policy
+from megascale.core.contract.vocabulary import Action
 from megascale.core.state.record import JobState
 
 
@@ -131,6 +134,21 @@ def test_a_job_that_is_started_again_keeps_what_ran_and_has_nothing_to_go_back_t
     job.record.state = JobState.FINISHED
     job.tell(ev.ManualCommand("reopen", "again"))
     assert (job.record.spec.running, job.record.spec.previous, job.record.spec.before) == ("r2", None, None)
+
+
+def test_no_node_keeps_the_blame_for_a_revision_that_was_reverted(running):
+    job = running(2, no_progress_limit=3)
+    change(job, "r1", restart=False)
+    job.train(5).commit(5)
+    change(job, "r2")
+    job.exit(0, sig=9).done(fx.Kill)
+    blamed = job.record.blame["n-0"].score
+    for _ in range(4):
+        job.done(fx.Launch).exit(0, 1, error="ValueError", message="bad config").done(fx.Kill)
+    assert job.record.spec.rejected == "r2"
+    assert job.record.blame["n-0"].score == pytest.approx(blamed, rel=0.01)
+    job.done(fx.Launch).exit(0, sig=9)
+    assert job.incident.action == Action.RESTART_IN_PLACE
 
 
 def test_people_see_the_first_letters_of_a_revision(running):
