@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -35,7 +36,7 @@ class Child:
     Attributes:
         on_exit: called once, from the event loop, after the process was reaped.
         ended: set when the process was reaped.
-        killed: whether `kill` was called.
+        killed: whether `kill` was called while it ran.
     """
 
     pid: int
@@ -50,11 +51,20 @@ class Child:
         asyncio.get_running_loop().add_reader(self._pidfd, self._reap)
 
     def kill(self) -> None:
-        """Send SIGKILL and set `killed`, which marks the exit as caused by this agent."""
+        """Send SIGKILL and set `killed`, which marks the exit as caused by this agent.
+
+        A process that has exited by itself and is not reaped yet is left alone: its exit is its own.
+        """
+        if self.ended.is_set() or self._has_exited():
+            return
         self.killed = True
-        if not self.ended.is_set():
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    def _has_exited(self) -> bool:
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        return bool(poll.poll(0))
 
     def _reap(self) -> None:
         try:

@@ -40,3 +40,5 @@ def test_kill_while_saving_falls_back_to_the_commit_before(jobs: Jobs, undisturb
     assert run.code == 0, run.stderr
     assert run.losses() == undisturbed.losses()
     assert run.events("Launch")[1]["resume"]["attempt"] == 1
+    (incident,) = run.summary["incidents"]
+    assert list(incident["milestones"])[-1] == "backToSpeed"

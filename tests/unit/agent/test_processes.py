@@ -51,6 +51,20 @@ def test_the_end_of_a_child_is_seen_with_its_code_or_signal(command: tuple[str, 
     play(scenario)
 
 
+def test_an_exit_that_nobody_has_seen_yet_when_the_kill_comes_is_not_the_agents_own() -> None:
+    async def scenario() -> None:
+        seen: list[Exit] = []
+        child = Child(spawn("/bin/sh", "-c", "kill -KILL $$"), lambda _child, how: seen.append(how))
+        child.watch()
+        while process_state(child.pid) != "Z":  # the event loop is held: it does not see the exit
+            pass
+        assert await kill_all([child], 10.0) == []
+        assert seen == [Exit(None, signal.SIGKILL)]
+        assert not child.killed
+
+    play(scenario)
+
+
 def test_a_kill_is_known_to_be_the_agents_own_and_may_come_twice() -> None:
     async def scenario() -> None:
         seen: list[Exit] = []
