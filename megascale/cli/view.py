@@ -13,6 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from megascale.cli.stages import STAGE_LABELS
 from megascale.core.contract.vocabulary import FinishState, Milestone
 from megascale.core.state.record import JobState
 
@@ -25,16 +26,6 @@ _STATE_STYLE: Final = {
     JobState.LAUNCHING: "cyan",
     JobState.ASSEMBLING: "cyan",
 }
-_MILESTONES: Final = (
-    (Milestone.DETECTED, "detect"),
-    (Milestone.DECIDED, "decide"),
-    (Milestone.STOPPED, "stop"),
-    (Milestone.LAUNCHED, "launch"),
-    (Milestone.GROUPS, "groups"),
-    (Milestone.LOADED, "load"),
-    (Milestone.FIRST_STEP, "first step"),
-    (Milestone.BACK_TO_SPEED, "back to speed"),
-)
 _MFU_BASIS: Final = "of the matmul peak measured on this CPU"
 _ASSEMBLING: Final = (
     "nodes are starting: each imports torch and Megatron-core once, then forks ranks in milliseconds"
@@ -157,7 +148,7 @@ def stage_durations(incident: dict[str, Any]) -> list[tuple[str, float]]:
     stages = incident["milestones"]
     before = stages[Milestone.FAULT]["at"]
     durations = []
-    for name, label in _MILESTONES:
+    for name, label in STAGE_LABELS:
         if name in stages:
             at = max(before, stages[name]["at"])
             durations.append((label, at - before))

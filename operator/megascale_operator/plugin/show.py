@@ -4,20 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from megascale.core.api import Milestone
+from megascale.cli.api import STAGE_LABELS
 from megascale_operator.plugin.job_view import JobView
 
 _MAX_INCIDENTS: Final = 5
-_MILESTONES: Final = (
-    (Milestone.DETECTED, "detect"),
-    (Milestone.DECIDED, "decide"),
-    (Milestone.STOPPED, "stop"),
-    (Milestone.LAUNCHED, "launch"),
-    (Milestone.GROUPS, "groups"),
-    (Milestone.LOADED, "load"),
-    (Milestone.FIRST_STEP, "first step"),
-    (Milestone.BACK_TO_SPEED, "back to speed"),
-)
 
 
 def status_lines(view: JobView) -> list[str]:
@@ -71,7 +61,7 @@ def _milestones(milestones: dict[str, dict[str, Any]]) -> str:
     fault = float(milestones["fault"]["at"])
     reported = [
         f"{label} {float(milestones[name]['at']) - fault:.2f} s"
-        for name, label in _MILESTONES
+        for name, label in STAGE_LABELS
         if name in milestones
     ]
     return f"after the fault: {', '.join(reported)}"
