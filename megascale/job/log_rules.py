@@ -8,7 +8,13 @@ from typing import Annotated, Any, Final, Self, get_args
 from pydantic import ConfigDict, Field, model_validator
 
 from megascale.core.contract.patterns import MAX_PATTERN, LinearPattern, PatternError
-from megascale.core.contract.policy import MACHINE_CLASSES, LogAction, LogCategory, LogRuleSpec
+from megascale.core.contract.policy import (
+    MACHINE_CLASSES,
+    UNTABLED_RULES,
+    LogAction,
+    LogCategory,
+    LogRuleSpec,
+)
 from megascale.job.base import Problem, Section, Text, Words, did_you_mean, refuse
 
 MAX_LOG_RULES: Final = 64
@@ -131,7 +137,7 @@ def log_rules(rules: Sequence[LogRule]) -> tuple[LogRuleSpec, ...]:
     """The rules as agents, driver and `megascale analyze` apply them."""
     return tuple(
         LogRuleSpec(
-            id=rule.id or f"{LOG_RULES}[{index}]",
+            id=_name(rule, index),
             pattern=rule.match.pattern,
             rule=rule.match.rule,
             of_category=rule.match.category,
@@ -140,6 +146,27 @@ def log_rules(rules: Sequence[LogRule]) -> tuple[LogRuleSpec, ...]:
         )
         for index, rule in enumerate(rules)
     )
+
+
+def named_rule_problem(name: str, rules: Sequence[LogRule]) -> tuple[str, str] | None:
+    """Message and hint if no incident of a job with these log rules can have a rule called `name`."""
+    names = {_name(rule, index): rule for index, rule in enumerate(rules)}
+    if (rule := names.get(name)) is not None and rule.match.pattern is not None:
+        return None
+    known = _builtin_rules()
+    if name in known or name in UNTABLED_RULES:
+        return None
+    if rule is not None:
+        message = f'"{name}" changes built-in rules, which keep their names'
+        return message, f"use {rule.match.rule}" if rule.match.rule else f"use class: {rule.match.category}"
+    patterns = [key for key, each in names.items() if each.match.pattern is not None]
+    hint = did_you_mean(name, [*patterns, *known, *UNTABLED_RULES])
+    message = f'"{name}" is neither a built-in rule nor one of spec.logRules'
+    return message, hint or "`megascale analyze rules` lists the built-in ones"
+
+
+def _name(rule: LogRule, index: int) -> str:
+    return rule.id or f"{LOG_RULES}[{index}]"
 
 
 def _builtin_rules() -> dict[str, LogCategory]:

@@ -22,8 +22,9 @@ class OverrideMatch(Section):
     cause: Annotated[Annotated[str, Field(max_length=64)] | None, Words(f"one of {', '.join(CAUSES)}")] = None
     """Cause of the incident."""
     rule: Text | None = None
-    """Name of the log rule, built-in or of spec.logRules, that recognised the hardware event or log line
-    behind the incident."""
+    """Name of the log rule, built-in or with a pattern of spec.logRules, that recognised the hardware event
+    or log line behind the incident; python-exception for a traceback that no rule knows, node-checks for a
+    node that computed wrong numbers in the diagnosis."""
     category: Annotated[LogCategory | None, Field(alias="class")] = None
     """Class of that rule."""
     xid: Natural | None = None

@@ -25,7 +25,14 @@ from megascale.job.network import Network
 from megascale.job.recovery import Recovery
 from megascale.job.scheduling import Scheduling
 from megascale.job.template import Template
-from megascale.job.validation import Size, fault_problems, node_counts, size_problems, training_problems
+from megascale.job.validation import (
+    Size,
+    fault_problems,
+    node_counts,
+    override_problems,
+    size_problems,
+    training_problems,
+)
 
 API_VERSION = "megascale.io/v1alpha1"
 KIND = "TrainingJob"
@@ -236,6 +243,7 @@ class JobSpec(Section):
         if megatron is not None:
             problems += training_problems(self._size, self.steps, megatron)
         problems += fault_problems(self.faults, ranks=ranks, steps=self.steps, every_steps=every)
+        problems += override_problems(self.recovery.overrides, self.log_rules)
         refuse([*problems, *id_problems(self.log_rules)])
         if megatron is not None:
             megatron.parallelism.set_world(ranks)

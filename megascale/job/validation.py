@@ -1,14 +1,17 @@
-"""Checks across fields of a job: its size, the model and its layout, batch sizes, injected faults."""
+"""Checks across fields of a job: size, model and layout, batch sizes, overrides, injected faults."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from megascale.job.base import Problem
 from megascale.job.data import BYTE_TOKENIZER, BYTE_VOCAB_SIZE, Data
 from megascale.job.faults import Fault
+from megascale.job.log_rules import LogRule, named_rule_problem
 from megascale.job.megatron import Megatron, Model, Parallelism
+from megascale.job.recovery import Override
 
 _MEGATRON: Final = ("runtime", "megatron")
 
@@ -128,6 +131,16 @@ def _fits(megatron: Megatron, world: int) -> bool:
         return False
     unit = per_wave * _pipelined(layout)
     return not data.global_batch % unit and (data.batch_ramp is None or not data.batch_ramp.increment % unit)
+
+
+def override_problems(overrides: Sequence[Override], rules: Sequence[LogRule]) -> list[Problem]:
+    """Overrides for rules that the job does not have."""
+    return [
+        Problem(("recovery", "overrides", index, "match", "rule"), *problem)
+        for index, override in enumerate(overrides)
+        if override.match.rule is not None
+        and (problem := named_rule_problem(override.match.rule, rules)) is not None
+    ]
 
 
 def fault_problems(faults: list[Fault], *, ranks: int, steps: int, every_steps: int) -> list[Problem]:

@@ -14,6 +14,12 @@ LogAction = Literal["none", "restart", "replace_node", "fail_job", "alert"]
 """What a log line or a hardware event calls for."""
 MACHINE_CLASSES: Final[tuple[LogCategory, ...]] = ("gpu", "host", "network", "storage")
 """Classes of faults that a node has, not its ranks."""
+PYTHON_EXCEPTION: Final = "python-exception"
+"""Rule of a traceback whose exception no rule of the table knows."""
+NODE_CHECKS: Final = "node-checks"
+"""Rule of a node that computed wrong numbers in the checks of the diagnosis."""
+UNTABLED_RULES: Final = (PYTHON_EXCEPTION, NODE_CHECKS)
+"""Rules that faults can have besides those of the table and of spec.logRules."""
 
 
 @dataclass(frozen=True, slots=True)

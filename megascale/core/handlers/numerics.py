@@ -19,6 +19,7 @@ from megascale.core.contract import effects as fx
 from megascale.core.contract.codec import Json
 from megascale.core.contract.events import RankProgress
 from megascale.core.contract.lineage import Commit
+from megascale.core.contract.policy import NODE_CHECKS
 from megascale.core.contract.vocabulary import Action, Cause, Detector
 from megascale.core.decide.replay import plan_replay
 from megascale.core.state.context import StepContext
@@ -127,7 +128,7 @@ def on_checked(ctx: StepContext, convicted: Json) -> None:
             node=guilty[0],
             at=ctx.now,
             action="replace_node",
-            rule="node-checks",
+            rule=NODE_CHECKS,
         ),
     )
 

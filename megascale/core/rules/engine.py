@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from megascale.core.contract.policy import PYTHON_EXCEPTION
 from megascale.core.rules.line import LogLine, clean, parse_line
 from megascale.core.rules.model import EXCEPTION, LEVELS, Action, LogRule, Verdict
 from megascale.core.rules.places import find_node, find_peer
@@ -142,7 +143,7 @@ class LineClassifier:
             return Verdict(
                 "user_code",
                 "restart",
-                "python-exception",
+                PYTHON_EXCEPTION,
                 weight=EXCEPTION - 10,
                 node=node,
                 rank=line.rank,

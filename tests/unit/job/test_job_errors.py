@@ -369,6 +369,47 @@ ONE_WRONG_FIELD = [
         ["for every incident"],
         "at least one field",
     ),
+    (
+        "nodes: 2",
+        "recovery: {overrides: [{match: {rule: xid-97}, action: fail_job}]}\n  nodes: 2",
+        6,
+        "spec.recovery.overrides[0].match.rule",
+        ['"xid-97" is neither a built-in rule nor one of spec.logRules'],
+        "did you mean xid-",
+    ),
+    (
+        "nodes: 2",
+        (
+            "recovery: {overrides: [{match: {rule: pump}, action: fail_job}]}\n"
+            "  logRules: [{id: pumps, match: {pattern: pump}, action: alert}]\n  nodes: 2"
+        ),
+        6,
+        "spec.recovery.overrides[0].match.rule",
+        ['"pump" is neither'],
+        "did you mean pumps?",
+    ),
+    (
+        "nodes: 2",
+        (
+            "recovery: {overrides: [{match: {rule: 'logRules[0]'}, action: fail_job}]}\n"
+            "  logRules: [{match: {rule: xid-94}, action: alert}]\n  nodes: 2"
+        ),
+        6,
+        "spec.recovery.overrides[0].match.rule",
+        ['"logRules[0]" changes built-in rules'],
+        "use xid-94",
+    ),
+    (
+        "nodes: 2",
+        (
+            "recovery: {overrides: [{match: {rule: soft}, action: fail_job}]}\n"
+            "  logRules: [{id: soft, match: {class: gpu}, action: alert}]\n  nodes: 2"
+        ),
+        6,
+        "spec.recovery.overrides[0].match.rule",
+        ['"soft" changes built-in rules'],
+        "use class: gpu",
+    ),
     ("rank: 1", "rank: 2", 28, "spec.faults[0].rank", ["2 does not exist"], "numbered 0 to 1"),
     (
         "nodes: 2",

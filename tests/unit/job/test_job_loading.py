@@ -28,6 +28,7 @@ from megascale.job import (
 from megascale.job.megatron import Megatron, PresetName
 from megascale.job.presets import PRESETS
 
+OVERRIDABLE_RULES = ("pumps", "logRules[1]", "xid-94", "python-exception", "node-checks")
 CORPUS = sorted((Path(__file__).parent / "corpus").iterdir())
 EXAMPLES = sorted((Path(__file__).parents[3] / "examples").glob("*.yaml"))
 FULL, COMMAND, COMPACT = (
@@ -212,3 +213,24 @@ def test_validation_needs_no_heavy_import() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, str(FULL)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("rule", OVERRIDABLE_RULES)
+def test_an_override_may_name_any_rule_that_an_incident_can_have(rule: str) -> None:
+    job = from_mapping(
+        {
+            "apiVersion": "megascale.io/v1alpha1",
+            "kind": "TrainingJob",
+            "metadata": {"name": "x"},
+            "spec": {
+                "steps": 1,
+                "runtime": {"command": {"args": ["true"]}},
+                "logRules": [
+                    {"id": "pumps", "match": {"pattern": "pump"}, "action": "alert"},
+                    {"match": {"pattern": "fan"}, "action": "alert"},
+                ],
+                "recovery": {"overrides": [{"match": {"rule": rule}, "action": "fail_job"}]},
+            },
+        }
+    )
+    assert job.spec.recovery.overrides[0].match.rule == rule
