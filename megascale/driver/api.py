@@ -13,7 +13,7 @@ from megascale.driver.ports import (
     Listener,
     NotAdmittedError,
 )
-from megascale.driver.record import RECORD_VERSION, Claim, RecordStore
+from megascale.driver.record import RECORD_VERSION, Claim, RecordStore, check_core, checked_record
 from megascale.driver.running import RunningDriver
 from megascale.driver.status import incident_document, incidents_of
 from megascale.driver.store_log import StoreLog
@@ -41,6 +41,8 @@ __all__ = [
     "SlotEvent",
     "StoreLog",
     "bind",
+    "check_core",
+    "checked_record",
     "configure_logs",
     "incident_document",
     "incidents_of",

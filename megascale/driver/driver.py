@@ -14,7 +14,6 @@ import grpc
 
 from megascale.checkpoint.store import CheckpointStore
 from megascale.core.contract import events as ev
-from megascale.core.contract.codec import Json
 from megascale.core.contract.lineage import Commit
 from megascale.core.contract.names import short_revision
 from megascale.core.contract.policy import Policy
@@ -72,7 +71,7 @@ class Driver:
         self.term = claim.term
         self.revisions = Revisions(claim.revisions)
         policy = self._policy_of(job)
-        self.core = _restored(policy, claim.snapshot) if claim.snapshot else Core(policy)
+        self.core = Core.restore(policy, claim.snapshot) if claim.snapshot else Core(policy)
         self._given, self._job = job, self._in_force(job)
         self.core.policy = self._policy_of(self._job)
         ports.log.begin(Header(job.metadata.name, self.core.policy, claim.snapshot), claim.term)
@@ -386,15 +385,3 @@ class Driver:
         except (UnreachableError, OSError) as error:
             self.board.alert(f"the summary has no rates: {error}")
             return {}
-
-
-def _restored(policy: Policy, snapshot: Json) -> Core:
-    """The core that a record's snapshot describes.
-
-    Raises:
-        InputError: it does not describe one.
-    """
-    try:
-        return Core.restore(policy, snapshot)
-    except (ValueError, TypeError) as error:
-        raise InputError(f"the job record is damaged: {error}") from error

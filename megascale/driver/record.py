@@ -5,11 +5,14 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final, Protocol
 
 from megascale.core.contract.codec import Json
+from megascale.core.contract.policy import Policy
+from megascale.core.machine import Core
 from megascale.errors import FencedError, InputError
 from megascale.observe.rundir import RunDir, write_atomically
 from megascale.offload import StorageThread
@@ -17,6 +20,13 @@ from megascale.offload import StorageThread
 RECORD_VERSION: Final = 1
 """Version of the record's format. Adding a field does not change it; it is raised only when an older program
 would misread the record (decision 0098)."""
+
+_REMEDY: Final = "start over with --fresh"
+_SHOWN: Final = 300
+_SHAPES: Final[tuple[tuple[str, Callable[[Any], bool], str], ...]] = (
+    ("term", lambda term: type(term) is int and term >= 1, "a whole number >= 1"),
+    ("core", lambda core: core is None or isinstance(core, dict), "a mapping or null"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +52,7 @@ class RecordStore(Protocol):
 
         Raises:
             FencedError: another driver holds the record.
+            InputError: the record is damaged or of another version.
         """
 
     async def close(self) -> None:
@@ -79,8 +90,10 @@ class LocalRecord:
 
     def _stored_revisions(self) -> dict[str, str]:
         # Bytes that are no text become one with another digest, which whoever reads the manifest refuses.
-        paths = self._run.revisions.glob("*.json")
-        return {path.stem: path.read_text(errors="replace") for path in paths}
+        return {path.stem: path.read_text(errors="replace") for path in self._revision_files()}
+
+    def _revision_files(self) -> list[Path]:
+        return [path for path in self._run.revisions.glob("*.json") if path.is_file()]
 
     async def write(self, snapshot: Json, revisions: Mapping[str, str]) -> None:
         await self._disk.call(lambda: self._write(snapshot, revisions))
@@ -91,10 +104,11 @@ class LocalRecord:
         self._run.revisions.mkdir(exist_ok=True)
         for revision, text in revisions.items():
             path = self._run.revisions / f"{revision}.json"
-            if not path.exists():
+            # A file that was changed from outside is repaired.
+            if not path.is_file() or path.read_bytes() != text.encode():
                 write_atomically(path, text)
         self._store(snapshot)
-        for path in self._run.revisions.glob("*.json"):
+        for path in self._revision_files():
             if path.stem not in revisions:
                 path.unlink(missing_ok=True)
 
@@ -112,19 +126,53 @@ def read_record(run: RunDir) -> dict[str, Any] | None:
     Raises:
         InputError: the record is damaged or of another version.
     """
-    damaged = f"{run.record_file} is damaged; start over with --fresh"
     try:
-        record: dict[str, Any] = json.loads(run.record_file.read_text())
-        version = record["version"]
+        raw = run.record_file.read_bytes()
     except FileNotFoundError:
         return None
+    where = str(run.record_file)
+    record = checked_record(raw, where, _REMEDY)
+    check_core(record["core"], where, _REMEDY)
+    return record
+
+
+def checked_record(raw: str | bytes, where: str, remedy: str) -> dict[str, Any]:
+    """Return a record's JSON values: version, term and core, whose contents `check_core` checks.
+
+    Args:
+        where: what holds the record, for errors; `remedy`: what a person does about a damaged one.
+
+    Raises:
+        InputError: the record is damaged or of another version.
+    """
+    try:
+        record: dict[str, Any] = json.loads(raw)
+        version = record["version"]
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(damaged) from error
+        raise InputError(f"{where} is damaged; {remedy}") from error
     if version != RECORD_VERSION:
         raise InputError(
-            f"{run.record_file} is version {version}, this program reads {RECORD_VERSION}; run it with the "
-            "version of the program that wrote it, or a later one"
+            f"{where} is version {version}, this program reads {RECORD_VERSION}; run it with the version of "
+            "the program that wrote it, or a later one"
         )
-    if not isinstance(record.get("term"), int) or not isinstance(record.get("core", ""), dict | None):
-        raise InputError(damaged)
+    for name, is_right, expected in _SHAPES:
+        if name not in record or not is_right(record[name]):
+            found = f"is {record[name]!r}" if name in record else "is missing"
+            raise _damaged(where, f"{name} {found[:_SHOWN]}, expected {expected}", remedy)
     return record
+
+
+def check_core(core: Json, where: str, remedy: str) -> None:
+    """Check that a record's `core` is the state of a job; arguments as of `checked_record`.
+
+    Raises:
+        InputError: it is not.
+    """
+    try:
+        Core.restore(Policy(), core or {})
+    except (ValueError, TypeError) as error:
+        raise _damaged(where, f"core: {error}"[:_SHOWN], remedy) from error
+
+
+def _damaged(where: str, what: str, remedy: str) -> InputError:
+    return InputError(f"{where} is damaged: {what}; {remedy}")

@@ -145,7 +145,16 @@ def _decode_dataclass(kind: Any, data: Json) -> Any:  # noqa: ANN401
     if missing:
         raise ValueError(f"{kind.__name__} lacks {', '.join(sorted(missing))}")
     hints = _hints(kind)
-    return kind(**{name: _decode(hints[name], item) for name, item in data.items() if name in hints})
+    return kind(
+        **{name: _decode_field(name, hints[name], item) for name, item in data.items() if name in hints}
+    )
+
+
+def _decode_field(name: str, kind: Any, data: Json) -> Any:  # noqa: ANN401
+    try:
+        return _decode(kind, data)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def _decode_container(origin: Any, arguments: tuple[Any, ...], data: Json) -> Any:  # noqa: ANN401

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from megascale.core.api import Json
-from megascale.driver.api import RECORD_VERSION, Claim, RunningDriver
-from megascale.errors import FencedError, InputError, UnreachableError
+from megascale.driver.api import RECORD_VERSION, Claim, RunningDriver, check_core, checked_record
+from megascale.errors import FencedError, UnreachableError
 from megascale_operator.driver.follow import follow
 from megascale_operator.kube.api import KubeApi
 from megascale_operator.kube.errors import ApiError, ApiUnreachableError, ConflictError
@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 KEY: Final = "record.json"
 REVISIONS: Final = "revisions.json"
 """Key of the compressed manifests by revision, in the same ConfigMap, so that one write stores both."""
+_REMEDY: Final = "remove that key to start the job over"
 _CLAIM_S: Final = 600.0
 _RETRY_S: Final = 0.5
 _RETRY_LIMIT_S: Final = 10.0
@@ -48,6 +49,7 @@ class KubernetesRecord:
 
         Raises:
             FencedError: a newer pod of this job's driver has claimed the record.
+            InputError: the record is damaged or of another version.
             UnreachableError: all tries within ten minutes failed.
         """
         end, delay_s = asyncio.get_running_loop().time() + _CLAIM_S, _RETRY_S
@@ -55,6 +57,7 @@ class KubernetesRecord:
             try:
                 self._object = await self._api.get(CONFIG_MAPS, names.record_map(self._job), self._namespace)
                 record = record_in(self._object)
+                check_core(record.get("core"), _place(self._object), _REMEDY)
                 self._refuse_later(str(record.get("pod", "")))
                 self._term = int(record.get("term", 0)) + 1
                 await self._store(record.get("core"), (self._object.get("data") or {}).get(REVISIONS, ""))
@@ -146,19 +149,11 @@ def record_in(config_map: Obj) -> dict[str, Any]:
         InputError: the record is damaged or of another version.
     """
     text = (config_map.get("data") or {}).get(KEY, "")
-    if not text:
-        return {}
-    name = config_map["metadata"]["name"]
-    try:
-        record: dict[str, Any] = json.loads(text)
-        version = record["version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"ConfigMap {name}: {KEY} is damaged; remove that key to start the job over"
-        ) from error
-    if version != RECORD_VERSION:
-        raise InputError(f"ConfigMap {name}: version {version}, this program reads {RECORD_VERSION}")
-    return record
+    return checked_record(text, _place(config_map), _REMEDY) if text else {}
+
+
+def _place(config_map: Obj) -> str:
+    return f"ConfigMap {config_map['metadata']['name']}: {KEY}"
 
 
 def revisions_in(config_map: Obj) -> dict[str, str]:

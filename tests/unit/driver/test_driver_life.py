@@ -26,7 +26,7 @@ from megascale.driver.policy import needs_restart, policy_of
 from megascale.driver.ports import BackgroundService, DriverPorts
 from megascale.driver.record import Claim
 from megascale.driver.wire import shutdown_order
-from megascale.errors import FencedError, InputError, UnreachableError
+from megascale.errors import FencedError, UnreachableError
 from megascale.fleet.base import SlotEvent
 from megascale.fleet.injected import InjectedFleet
 from megascale.fleet.local import LocalFleet
@@ -120,17 +120,6 @@ def play(scenario: Callable[[], Awaitable[None]]) -> None:
             await scenario()
 
     asyncio.run(main())
-
-
-@pytest.mark.parametrize("snapshot", [{"lineage": 7}, {"incidents": [1]}, [1], {"names": 3, "excluded": "x"}])
-def test_a_record_that_describes_no_job_is_said_to_be_damaged(tmp_path: Path, snapshot: Any) -> None:
-    async def scenario() -> None:
-        world = World()
-        world.claimed = Claim(8, snapshot)
-        with pytest.raises(InputError, match="the job record is damaged: expected "):
-            await Stage(tmp_path, world).take_over()
-
-    play(scenario)
 
 
 def test_a_driver_listens_before_it_asks_for_nodes_and_ends_with_a_summary(tmp_path: Path) -> None:

@@ -70,15 +70,35 @@ def test_a_record_that_is_held_is_said_to_be(run: RunDir) -> None:
     asyncio.run(scenario())
 
 
-def test_a_manifest_that_is_stored_is_not_written_again(run: RunDir) -> None:
+def test_a_manifest_is_written_once_and_repaired_when_its_file_was_changed(run: RunDir) -> None:
+    def inodes() -> dict[str, int]:
+        return {path.name: path.stat().st_ino for path in run.revisions.iterdir()}
+
     async def scenario() -> None:
         record = LocalRecord(run, "j")
         await record.claim()
-        await record.write({}, {"r1": "one", "r2": "two"})
-        await record.write({}, {"r1": "another text", "r2": "two"})
+        manifests = {"r1": "one", "r2": "two"}
+        await record.write({}, manifests)
+        before = inodes()
+        await record.write({}, manifests)
+        assert inodes() == before
+        (run.revisions / "r1.json").write_bytes(b"\xffone")
+        await record.write({}, manifests)
         await record.close()
-        found = {path.name: path.read_text() for path in run.revisions.iterdir()}
-        assert found == {"r1.json": "one", "r2.json": "two"}
+        assert {path.stem: path.read_text() for path in run.revisions.iterdir()} == manifests
+        assert inodes()["r2.json"] == before["r2.json"]
+
+    asyncio.run(scenario())
+
+
+def test_a_folder_among_the_manifests_is_left_alone(run: RunDir) -> None:
+    async def scenario() -> None:
+        (run.revisions / "abc.json").mkdir(parents=True)
+        record = LocalRecord(run, "j")
+        assert dict((await record.claim()).revisions) == {}
+        await record.write({}, {"r1": "one"})
+        await record.close()
+        assert {path.name for path in run.revisions.iterdir()} == {"abc.json", "r1.json"}
 
     asyncio.run(scenario())
 
@@ -98,21 +118,39 @@ def test_what_a_record_cannot_be_read_for_is_said(run: RunDir) -> None:
 
 
 @pytest.mark.parametrize(
-    "raw",
+    ("raw", "what"),
     [
-        b"\xff\xfe{",
-        b"[1]",
-        b'{"version": 1, "core": null}',
-        b'{"version": 1, "term": "x", "core": null}',
-        b'{"version": 1, "term": 1}',
-        b'{"version": 1, "term": 1, "core": [1]}',
+        (b"\xff\xfe{", ""),
+        (b"[1]", ""),
+        (b'{"version": 1, "core": null}', ": term is missing, expected a whole number >= 1"),
+        (b'{"version": 1, "term": "x", "core": null}', ": term is 'x', expected a whole number >= 1"),
+        (b'{"version": 1, "term": true, "core": null}', ": term is True, expected a whole number >= 1"),
+        (b'{"version": 1, "term": 0, "core": null}', ": term is 0, expected a whole number >= 1"),
+        (b'{"version": 1, "term": 1}', ": core is missing, expected a mapping or null"),
+        (b'{"version": 1, "term": 1, "core": [1]}', ": core is [1], expected a mapping or null"),
+        (b'{"version": 1, "term": 1, "core": {"lineage": 7}}', ": core: lineage: expected dict, got 7"),
+        (
+            b'{"version": 1, "term": 1, "core": {"incidents": [1]}}',
+            ": core: incidents: expected Incident, got 1",
+        ),
+        (
+            b'{"version": 1, "term": 1, "core": {"excluded": "x"}}',
+            ": core: excluded: expected dict, got 'x'",
+        ),
     ],
 )
-def test_a_damaged_record_is_named(run: RunDir, raw: bytes) -> None:
+def test_a_damaged_record_is_named(run: RunDir, raw: bytes, what: str) -> None:
     run.record_file.write_bytes(raw)
     with pytest.raises(InputError) as caught:
         read_record(run)
-    assert str(caught.value) == f"{run.record_file} is damaged; start over with --fresh"
+    assert str(caught.value) == f"{run.record_file} is damaged{what}; start over with --fresh"
+
+
+def test_a_long_value_in_a_damaged_record_is_cut(run: RunDir) -> None:
+    run.record_file.write_text(json.dumps({"version": 1, "term": "x" * 100_000, "core": None}))
+    with pytest.raises(InputError) as caught:
+        read_record(run)
+    assert len(str(caught.value)) < 1000
 
 
 def test_a_stored_manifest_that_is_no_text_does_not_keep_a_driver_from_starting(run: RunDir) -> None:

@@ -188,9 +188,28 @@ def test_a_damaged_record_is_refused(text: str) -> None:
         record_in({"metadata": {"name": "q-record"}, "data": {"record.json": text}})
 
 
+@pytest.mark.parametrize(
+    ("fields", "what"),
+    [
+        ({"term": [2], "core": None}, "term is [2], expected a whole number >= 1"),
+        ({"term": "2", "core": None}, "term is '2', expected a whole number >= 1"),
+        ({"term": 2, "core": "x"}, "core is 'x', expected a mapping or null"),
+        ({"term": 2, "core": {"attempt": "x"}}, "core: attempt: expected int, got 'x'"),
+    ],
+)
+def test_a_record_of_another_shape_is_refused_before_it_is_claimed(fields: dict[str, Any], what: str) -> None:
+    api = Api()
+    api.object["data"]["record.json"] = json.dumps({"version": RECORD_VERSION, **fields})
+    with pytest.raises(InputError) as caught:
+        asyncio.run(record_on(api).claim())
+    place = "ConfigMap q-record: record.json"
+    assert str(caught.value) == f"{place} is damaged: {what}; remove that key to start the job over"
+    assert api.writes == 0
+
+
 def test_terms_are_compared() -> None:
     def with_term(term: int) -> dict[str, Any]:
-        text = json.dumps({"version": RECORD_VERSION, "term": term})
+        text = json.dumps({"version": RECORD_VERSION, "term": term, "core": None})
         return {"metadata": {"name": "q-record"}, "data": {"record.json": text}}
 
     check_term({"metadata": {"name": "q-record"}}, 1)

@@ -21,7 +21,7 @@ class Api:
         self.term = 1
 
     async def get(self, *_what: object) -> dict[str, Any]:
-        record = json.dumps({"version": RECORD_VERSION, "term": self.term})
+        record = json.dumps({"version": RECORD_VERSION, "term": self.term, "core": None})
         return {"metadata": {"name": "q-record"}, "data": {"record.json": record}}
 
     async def apply(self, _resource: object, body: dict[str, Any], _namespace: str, **_how: object) -> None:
