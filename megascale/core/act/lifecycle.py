@@ -121,7 +121,7 @@ def launch(ctx: StepContext, nodes: tuple[str, ...]) -> None:
         ctx.live.speed = pace_detector()
     record.assignment, record.ranks = nodes, len(nodes) * ctx.policy.ranks_per_node
     record.tier = tier
-    record.state, record.plan = JobState.LAUNCHING, None
+    record.state, record.plan, record.launched_at = JobState.LAUNCHING, None, ctx.now
     record.waiting_since, record.refusals = 0.0, 0
     cause, node = (incident.cause, incident.node) if incident else (None, None)
     phase = GoodputPhase.RECOVERY if incident else GoodputPhase.STARTUP

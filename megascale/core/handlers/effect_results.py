@@ -131,9 +131,11 @@ def on_startup_overdue(ctx: StepContext) -> None:
     live, record = ctx.live, ctx.record
     record.clock.forget_launches()
     late = [node for node in record.assignment if node not in live.milestones.first_step]
-    bound_s = ctx.now - record.ledger.began
+    waited_s, limit_s = ctx.now - record.launched_at, ctx.policy.startup_s
+    # Half a second for the rounding of Unix times.
+    bound = "health.startupSeconds" if waited_s > limit_s - 0.5 else "learnt from earlier launches"
     names = ", ".join(late[:5])
-    reason = f"no first step within {bound_s:.0f} s (health.startupSeconds); waiting for {names}"
+    reason = f"no first step within {waited_s:.0f} s of the launch ({bound}); waiting for {names}"
     respond(ctx, Fault(Cause.LAUNCH_FAILED, reason, node=late[0] if len(late) == 1 else None, at=ctx.now))
 
 

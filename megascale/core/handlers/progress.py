@@ -95,7 +95,7 @@ def _all_stepped(ctx: StepContext) -> None:
     """Every node completed its first step of this attempt."""
     record, passed = ctx.record, ctx.live.milestones
     if record.lineage.get(record.attempt) is not None:
-        record.clock.observe_launch(record.tier, ctx.now - record.ledger.began)
+        record.clock.observe_launch(record.tier, ctx.now - record.launched_at)
     begin_running(ctx)
     if record.incident:
         record.incident.mark(Milestone.GROUPS, passed.groups_at)

@@ -14,7 +14,7 @@ from megascale.core.handlers.diagnosis import EVIDENCE_S
 from megascale.core.handlers.membership import expect
 from megascale.core.handlers.newer_record import leave_unknown_state, take_out_unknown
 from megascale.core.state.context import StepContext
-from megascale.core.state.record import JobState, Plan
+from megascale.core.state.record import JobRecord, JobState, Plan
 
 _WAITS_FOR_NODES: Final = (
     Timer.KILL,
@@ -35,6 +35,7 @@ def on_driver_started(ctx: StepContext, event: DriverStarted) -> None:
     succeeds = record.ledger.started_at > 0
     record.term = event.term
     record.ledger.start(ctx.now)
+    _complete(record)
     unknown = take_out_unknown(ctx)
     ctx.effects += ctx.pending_effects()
     if unknown:
@@ -69,6 +70,12 @@ def on_driver_started(ctx: StepContext, event: DriverStarted) -> None:
         record.state is JobState.ASSEMBLING and not record.assignment
     ):
         assemble(ctx)
+
+
+def _complete(record: JobRecord) -> None:
+    """Fill in what an older version did not note during a launch: when the launch began."""
+    if record.attempt and not record.launched_at:
+        record.launched_at = record.ledger.began
 
 
 def _slack(ctx: StepContext, timer: Timer) -> float:

@@ -231,6 +231,7 @@ class JobRecord:
         history: times of the incidents a node was blamed for.
         draining: nodes that will go away soon, and why.
         refused: faulty nodes that a bound forbids to exclude, and when a person was paged.
+        launched_at: when the current attempt was launched, 0.0 = never.
         waiting_since: since when a launch waits for nodes, 0.0 = it does not.
         failures_in_row, failures_at_step: without a new step; of these, at the same step `failed_step`.
         failures: faults charged to a budget over the job's life.
@@ -278,6 +279,7 @@ class JobRecord:
     next_incident: int = 1
     outstanding: int = 0
     refusals: int = 0
+    launched_at: float = 0.0
     waiting_since: float = 0.0
     suspended_by_spec: bool = False
     shadowed: dict[str, int] = field(default_factory=dict)

@@ -168,13 +168,32 @@ def test_nodes_that_do_not_come_are_refused_by_time(start):
 
 
 def test_a_launch_that_takes_too_long_names_who_is_late(running):
-    job = running(8, startup_s=100.0).exit(0, sig=9).done(fx.Kill).done(fx.Launch)
+    job = running(8, startup_s=100.0).exit(0, sig=9).wait(7.0).done(fx.Kill).done(fx.Launch)
     job.heartbeat("n-0", step=1).wait(101.0)
     assert job.incident.cause == "launch_failed"
     assert job.incident.node is None
     assert job.incident.reason == (
-        "no first step within 100 s (health.startupSeconds); waiting for n-1, n-2, n-3, n-4, n-5"
+        "no first step within 100 s of the launch (health.startupSeconds); "
+        "waiting for n-1, n-2, n-3, n-4, n-5"
     )
+
+
+def test_a_launch_over_a_learnt_bound_is_told_as_such(running):
+    job = running(2, startup_s=600.0).train(3).commit(3)
+    job.exit(0, sig=9).wait(8.0).done(fx.Kill).done(fx.Launch).wait(20.0).train(5)
+    job.exit(0, sig=9).wait(8.0).done(fx.Kill).done(fx.Launch).wait(106.0)
+    assert job.incident.reason == (
+        "no first step within 105 s of the launch (learnt from earlier launches); waiting for n-0, n-1"
+    )
+
+
+def test_a_launch_that_an_older_version_began_is_counted_from_its_phase(running):
+    job = running(2, startup_s=100.0).exit(0, sig=9).done(fx.Kill)
+    began = job.record.ledger.began
+    job.edited = True
+    job.record.launched_at = 0.0
+    job.driver_restarts()
+    assert job.record.launched_at == began
 
 
 def test_a_spare_that_is_asked_for_again_does_not_disturb_training(running):
