@@ -28,10 +28,18 @@ class ReplayPlan:
     def instructions(self) -> str:
         """What a person does to find the node."""
         groups, size = len(self.horizontal), len(self.horizontal[0])
+        nodes = f"{size} node{'s' if size > 1 else ''}"
         return (
-            f"replay the steps on {groups} groups of {size} nodes, first neighbours in rank order, then "
-            f"every {groups}th node: the two groups with other numbers share the node that computes them"
+            f"replay the steps on {groups} groups of {nodes}, first neighbours in rank order, then "
+            f"every {_ordinal(groups)} node: the two groups with other numbers share the node that computes "
+            "them"
         )
+
+
+def _ordinal(number: int) -> str:
+    """`number` as 1st, 2nd, 3rd, 4th, 11th, 21st."""
+    ending = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{ending}"
 
 
 def plan_replay(nodes: Sequence[str], *, pipeline_nodes: int) -> ReplayPlan:

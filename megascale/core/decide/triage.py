@@ -81,7 +81,7 @@ def _alike(evidence: Mapping[str, Sequence[RankEvidence]], ranks: int, stages: i
 
 
 def _behind(peers: _Groups) -> list[Suspect]:
-    """Ranks of one stage that entered fewer collectives than most; with two peers neither can be named."""
+    """Ranks of one stage that entered the fewest collectives, unless they are more than half of it."""
     counts: Counter[int] = Counter()
     for group, members in peers.items():
         if group.collectives >= 0:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from megascale.core.contract import effects as fx
 from megascale.core.decide.cadence import choose, mtbf_s
 from megascale.core.decide.placement import arranged, refilled
-from megascale.core.decide.replay import plan_replay
+from megascale.core.decide.replay import ReplayPlan, plan_replay
 from megascale.core.decide.spares import spares_for
 
 
@@ -215,6 +215,12 @@ def test_spares_by_hand():
 
 
 def test_replay_is_told_to_a_person():
+    pair = plan_replay(["n-0", "n-1"], pipeline_nodes=1).instructions()
+    assert "on 2 groups of 1 node, first" in pair
+    assert "every 2nd node" in pair
+    for groups, words in ((3, "3rd"), (11, "11th"), (13, "13th"), (21, "21st")):
+        rows = tuple((f"n-{i}",) for i in range(groups))
+        assert f"every {words} node" in ReplayPlan(rows, rows).instructions()
     plan = plan_replay([f"n-{i}" for i in range(12)], pipeline_nodes=2)
     assert plan.horizontal[1] == ("n-2", "n-3")
     assert plan.vertical[1] == ("n-1", "n-7")
