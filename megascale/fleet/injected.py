@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
@@ -11,6 +13,8 @@ from megascale.fleet.base import SlotEvent
 from megascale.fleet.local import LocalFleet
 from megascale.observe.fault_markers import read_markers
 from megascale.observe.rundir import RunDir
+
+log = logging.getLogger(__name__)
 
 _RECENT_S: Final = 10.0
 
@@ -32,8 +36,19 @@ class InjectedFleet(LocalFleet):
         """Read the fault markers in a thread, then pass the event on."""
         task = asyncio.create_task(asyncio.to_thread(self._explained, event))
         self._explaining.add(task)
-        task.add_done_callback(self._explaining.discard)
-        task.add_done_callback(lambda done: None if done.cancelled() else on_event(done.result()))
+        task.add_done_callback(functools.partial(self._pass_on, event, on_event))
+
+    def _pass_on(
+        self, event: SlotEvent, on_event: Callable[[SlotEvent], None], done: asyncio.Task[SlotEvent]
+    ) -> None:
+        """Pass on the explained event, or `event` as it is if the markers could not be read."""
+        self._explaining.discard(done)
+        if done.cancelled():
+            return
+        error = done.exception()
+        if error is not None:
+            log.warning("whether a fault ended %s is not known: %r", event.node, error)
+        on_event(event if error is not None else done.result())
 
     def _explained(self, event: SlotEvent) -> SlotEvent:
         for marker in read_markers(self._run.faults):

@@ -16,6 +16,7 @@ from megascale.agent.injected import amendment_of, leave_as_it_is
 from megascale.driver.__main__ import fleet_of
 from megascale.engine.context import RankLaunch
 from megascale.engine.points import pass_by, points_of
+from megascale.fleet import injected as of_fleet
 from megascale.fleet.base import SlotEvent
 from megascale.fleet.injected import InjectedFleet
 from megascale.fleet.local import LocalFleet
@@ -127,3 +128,25 @@ def test_a_node_that_ends_right_after_a_fault_fired_on_it(
 
     asyncio.run(scenario())
     assert seen == [SlotEvent(node, "its agent ended", 100.0 if injected else at, injected=injected)]
+
+
+def test_a_node_whose_faults_cannot_be_read_is_lost_all_the_same(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def read(_folder: Path) -> list[FaultMarker]:
+        raise PermissionError("not yours")
+
+    monkeypatch.setattr(of_fleet, "read_markers", read)
+    fleet = fleet_of(run, job_of({"kind": "killNode", "node": "node-1", "step": 8}))
+    lost = SlotEvent("node-1", "its agent ended", 100.0)
+    seen: list[SlotEvent] = []
+
+    async def scenario() -> None:
+        told = asyncio.Event()
+        await fleet.start(lambda event: (seen.append(event), told.set()))  # type: ignore[func-returns-value]
+        fleet._on_event(lost)
+        await asyncio.wait_for(told.wait(), 10.0)
+
+    asyncio.run(scenario())
+    assert seen == [lost]
+    assert "whether a fault ended node-1 is not known: PermissionError('not yours')" in caplog.messages
