@@ -78,14 +78,19 @@ class Lemon(_Tunable):
 
 
 class Correlation(_Tunable):
-    """Time windows within which events are attributed to one fault."""
+    """Time windows within which events are attributed to one fault. They are independent of each other:
+    windowSeconds says which events are one fault, beforeSeconds and afterSeconds which exits it explains."""
 
     window_seconds: Seconds = 60
-    """Hardware events, log lines and losses of nodes that are closer than this are treated as one fault."""
+    """Hardware events, log lines and losses of nodes that are closer than this are treated as one fault. A
+    stall is attributed to a hardware event, and an exit to a log line about code, data or memory, at most
+    this long before it."""
     before_seconds: Seconds = 600
-    """An exit is attributed to a hardware event or log line of its node at most this long before it."""
+    """An exit is attributed to a hardware event, or log line about hardware, of its node at most this long
+    before it."""
     after_seconds: Seconds = 300
-    """An exit is attributed to a hardware event or log line of its node at most this long after it."""
+    """An exit is attributed to a hardware event, or log line about hardware, of its node at most this long
+    after it."""
     shared_cause_nodes: Annotated[int, Field(ge=2, le=100_000)] = 3
     """When so many nodes of one network domain, or twice as many anywhere, are lost within windowSeconds, a
     shared cause is assumed, such as a switch, and no node is blamed."""
