@@ -199,7 +199,7 @@ class Campaign:
 
     def _reopen(self) -> None:
         for machine in self.world.cluster.machines.values():
-            machine.defect = ""
+            machine.defect = None
         if self.world.driver.core.record.state is JobState.FINISHED:
             self.world.driver.die()
             reopen = ManualCommand(Command.REOPEN, "a person repaired the cause", by="on-call")

@@ -85,7 +85,7 @@ class Cluster:
             return
         hello = NodeJoined(
             machine.name,
-            machine.incarnation,
+            machine.agent,
             machine.launched,
             tuple(sorted(machine.ranks)),
             checked=machine.checked,
@@ -114,11 +114,11 @@ class Cluster:
         if not machine.held:
             return
         machine.stop_agent()
-        broken = bool(machine.defect) or not machine.power or machine.stuck
+        broken = machine.defect is not None or not machine.power or machine.stuck
         stage = "repair" if broken else "clean"
         self.fleet.give_back(machine, self.delays.sample(stage), checked=self.checks_returns)
 
-    def fleet_notices(self, machine: Machine, incarnation: str, reason: str, *, planned: bool) -> None:
+    def fleet_notices(self, machine: Machine, incarnation: str | None, reason: str, *, planned: bool) -> None:
         """The fleet reports that a node is gone, and takes it back."""
         event = NodeGone(machine.name, incarnation, reason, at=self.queue.now, planned=planned)
         self.network.publish(event)
@@ -193,7 +193,7 @@ class Cluster:
         del machine.ranks[rank]
         event = RankExited(
             machine.name,
-            machine.incarnation,
+            machine.agent,
             run.attempt,
             rank,
             exit_code=exit_code,
@@ -205,7 +205,7 @@ class Cluster:
             error_detail={"step": detail.step, "attempt": detail.attempt} if detail else {},
         )
         machine.exits.append(event)
-        incarnation = machine.incarnation
+        incarnation = machine.agent
         self.queue.after(self.delays.sample("exit"), lambda: self._tell_exit(machine, incarnation, event))
         if exit_code not in (0, 76):
             run.block(f"rank {rank} exited")

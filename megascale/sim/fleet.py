@@ -52,7 +52,7 @@ class Fleet:
 
     def _returned(self, machine: Machine, checked: bool) -> None:
         machine.checked = checked
-        machine.power, machine.defect, machine.stuck = True, "", False
+        machine.power, machine.defect, machine.stuck = True, None, False
         if self.owed and self._is_wanted(machine):
             self.owed -= 1
             self.pool.append(machine)

@@ -18,7 +18,7 @@ class Heartbeats:
         self._queue, self._network, self._rng, self.period_s = queue, network, rng, period_s
 
     def joined(self, machine: Machine) -> None:
-        incarnation = machine.incarnation
+        incarnation = machine.agent
         self._queue.after(self._rng.uniform(0, self.period_s), lambda: self._beat(machine, incarnation))
 
     def silent(self, machine: Machine) -> None:

@@ -15,7 +15,7 @@ class Machine:
     """One node.
 
     Attributes:
-        power: the machine is up; incarnation: of its agent, "" = no agent runs.
+        power: the machine is up; incarnation: of its agent, None = no agent runs.
         linked: agent and driver can reach each other.
         held: the fleet gave it to the job.
         run: the attempt whose ranks live here; ranks: rank -> process state letter.
@@ -24,7 +24,7 @@ class Machine:
         seen: the highest (term, attempt) a driver showed this agent.
         skew_s: its clock is ahead of true time by this.
         launched, killed: newest attempt this agent started or killed ranks of, 0 = none.
-        defect: name of a fault that comes back until the node is repaired, "" = sound.
+        defect: name of a fault that comes back until the node is repaired, None = sound.
         checked: it passed the node checks since it was given back, so an exclusion no longer counts.
         faulted_at: when a fault was last injected into it, to judge evictions by.
         slowdown: its ranks compute this many times longer than others.
@@ -33,7 +33,7 @@ class Machine:
 
     name: str
     power: bool = True
-    incarnation: str = ""
+    incarnation: str | None = None
     linked: bool = True
     held: bool = False
     run: Run | None = None
@@ -42,7 +42,7 @@ class Machine:
     exits: list[RankExited] = field(default_factory=list)
     seen: tuple[int, int] = (0, 0)
     skew_s: float = 0.0
-    defect: str = ""
+    defect: str | None = None
     lives: int = 0
     delivered_at: float = 0.0
     behind: bool = False
@@ -63,7 +63,7 @@ class Machine:
         self.drop_ranks()
 
     def stop_agent(self) -> None:
-        self.incarnation = ""
+        self.incarnation = None
         self.drop_ranks()
 
     def drop_ranks(self) -> None:
@@ -73,5 +73,12 @@ class Machine:
             run.lost(self.name)
 
     @property
+    def agent(self) -> str:
+        """Incarnation of its agent, where one is known to run."""
+        if self.incarnation is None:
+            raise ValueError(f"no agent runs on {self.name}")
+        return self.incarnation
+
+    @property
     def reachable(self) -> bool:
-        return self.power and self.linked and bool(self.incarnation)
+        return self.power and self.linked and self.incarnation is not None

@@ -35,7 +35,8 @@ class Summary:
         """A node joined: its own heartbeat ends its absence, later reports cover it."""
         if machine.name in self._absent:
             self._absent.discard(machine.name)
-            self._cluster.network.heartbeat(machine, NodeReport(machine.name, machine.incarnation))
+            if machine.incarnation is not None:
+                self._cluster.network.heartbeat(machine, NodeReport(machine.name, machine.incarnation))
         self._say_soon()
 
     def silent(self, machine: Machine) -> None:
