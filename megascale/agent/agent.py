@@ -295,11 +295,11 @@ class Agent:
 
     async def _watch_for_orphanhood(self) -> None:
         """Save and end after `orphanSeconds` in which there was neither a driver nor a `megascale run`."""
-        loop = asyncio.get_running_loop()
+        loop, files = asyncio.get_running_loop(), StorageThread("the run folder")
         orphan_s = float(self._job.spec.health.orphan_seconds)
         while True:
             await asyncio.sleep(min(orphan_s, 5.0) / 5.0)
-            if self._link.connected or is_supervised(self._config.run):
+            if self._link.connected or await files.call(lambda: is_supervised(self._config.run)):
                 self._link.last_contact = loop.time()
             if loop.time() - self._link.last_contact < orphan_s:
                 continue

@@ -74,7 +74,6 @@ class Driver:
         self.core = Core.restore(policy, claim.snapshot) if claim.snapshot else Core(policy)
         self._given, self._job = job, self._in_force(job)
         self.core.policy = self._policy_of(self._job)
-        ports.log.begin(Header(job.metadata.name, self.core.policy, claim.snapshot), claim.term)
         self.links = Links()
         self.board = StatusBoard(job, self.core, self.links)
         self._store = StorageThread("the checkpoint store")
@@ -97,8 +96,12 @@ class Driver:
         Raises:
             FencedError: another driver holds the record.
             InputError: the record is damaged, or of a newer version.
+            OSError: the event log cannot be written.
         """
-        return cls(run, job, ports, await ports.record.claim())
+        claim = await ports.record.claim()
+        driver = cls(run, job, ports, claim)
+        await ports.log.begin(Header(job.metadata.name, driver.core.policy, claim.snapshot), claim.term)
+        return driver
 
     def _policy_of(self, job: TrainingJob) -> Policy:
         return policy_of(job, shared_machine=self._ports.shared_machine)

@@ -30,9 +30,12 @@ class EventLog:
             if handle.read(1) != b"\n":
                 os.write(self._descriptor, b"\n")
 
-    def begin(self, header: Header, term: int) -> None:  # noqa: ARG002 - all terms share the file
-        self._append(header_line(header))
-        os.fsync(self._descriptor)
+    async def begin(self, header: Header, term: int) -> None:  # noqa: ARG002 - all terms share the file
+        def write() -> None:
+            self._append(header_line(header))
+            os.fsync(self._descriptor)
+
+        await self._disk.call(write)
 
     async def append(self, entry: Entry) -> None:
         """Append one entry; raises OSError if it cannot be written whole, e.g. because the disk is full."""

@@ -26,8 +26,12 @@ class NotAdmittedError(MegascaleError):
 class EventSink(Protocol):
     """Stores the event log."""
 
-    def begin(self, header: Header, term: int) -> None:
-        """Write the header, the first line of the log of the driver with this term."""
+    async def begin(self, header: Header, term: int) -> None:
+        """Write the header, the first line of the log of the driver with this term.
+
+        Raises:
+            OSError: the header cannot be written.
+        """
 
     async def append(self, entry: Entry) -> None:
         """Write one event and its effects; called before the effects are executed.

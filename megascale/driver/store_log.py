@@ -38,7 +38,7 @@ class StoreLog:
         self._store = StorageThread(f"the store of {uri}")
         self._complained = False
 
-    def begin(self, header: Header, term: int) -> None:
+    async def begin(self, header: Header, term: int) -> None:
         self._name = f"events/{term}.jsonl"
         self._add(header_line(header))
 

@@ -25,6 +25,7 @@ import psutil
 from megascale.checkpoint.snapshot_folders import remove_folders
 from megascale.fleet.base import FleetRefusedError, Health, SlotEvent
 from megascale.observe.rundir import RunDir, write_atomically
+from megascale.offload import StorageThread
 
 _TERM_S: Final = 5.0
 _DEAD_STATES: Final = {"T": "stopped", "t": "stopped by a debugger", "Z": "a zombie", "X": "dead"}
@@ -46,35 +47,33 @@ class LocalFleet:
     def __init__(self, run: RunDir, limit: int) -> None:
         self._run, self._limit = run, limit
         self._slots: dict[str, _Slot] = {}
+        self._files = StorageThread("the run folder")
+        # One start at a time, so that `limit` holds and names are unique, and none during `close`.
+        self._starting = asyncio.Lock()
         self._on_event: Callable[[SlotEvent], None] = lambda _event: None
 
     async def start(self, on_event: Callable[[SlotEvent], None]) -> None:
         self._on_event = on_event
-        self._run.agents.mkdir(parents=True, exist_ok=True)
-        for path in sorted(self._run.agents.glob("*.json")):
-            self._adopt(path)
+        for slot in await self._files.call(self._find):
+            self._watch(slot)
         keep = tuple(self._slots)
         await asyncio.to_thread(remove_folders, self._run.root, keep=keep)
 
-    def _adopt(self, path: Path) -> None:
-        try:
-            data = json.loads(path.read_text())
-            pid = int(data["pid"])
-            same = abs(psutil.Process(pid).create_time() - float(data["startedAt"])) < 1.0
-            pidfd = os.pidfd_open(pid) if same else -1
-        except (psutil.NoSuchProcess, ProcessLookupError, ValueError, KeyError):
-            return
-        if pidfd >= 0:
-            self._watch(_Slot(path.stem, pid, pidfd, None))
+    def _find(self) -> list[_Slot]:
+        """The agents that an earlier driver left running."""
+        self._run.agents.mkdir(parents=True, exist_ok=True)
+        found = [_slot_of(path) for path in sorted(self._run.agents.glob("*.json"))]
+        return [slot for slot in found if slot is not None]
 
     async def acquire(self, count: int, avoid: tuple[str, ...]) -> None:
-        running = sum(1 for slot in self._slots.values() if not slot.gone.is_set())
-        if running + count > self._limit:
-            raise FleetRefusedError(
-                f"{running} local nodes run, {count} more would pass the limit of {self._limit}"
-            )
-        for _ in range(count):
-            self._spawn(self._new_name(avoid))
+        async with self._starting:
+            running = sum(1 for slot in self._slots.values() if not slot.gone.is_set())
+            if running + count > self._limit:
+                raise FleetRefusedError(
+                    f"{running} local nodes run, {count} more would pass the limit of {self._limit}"
+                )
+            for _ in range(count):
+                self._watch(await self._files.call(lambda: self._spawn(self._new_name(avoid))))
 
     def _new_name(self, avoid: tuple[str, ...]) -> str:
         used = {path.stem for path in self._run.agents.glob("*.json")} | set(avoid)
@@ -83,7 +82,7 @@ class LocalFleet:
             number += 1
         return f"node-{number}"
 
-    def _spawn(self, node: str) -> None:
+    def _spawn(self, node: str) -> _Slot:
         log = self._run.root / "logs" / f"agent-{node}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -100,7 +99,7 @@ class LocalFleet:
         started = psutil.Process(process.pid).create_time()
         identity = json.dumps({"pid": process.pid, "startedAt": started})
         write_atomically(self._run.agents / f"{node}.json", identity)
-        self._watch(_Slot(node, process.pid, os.pidfd_open(process.pid), process))
+        return _Slot(node, process.pid, os.pidfd_open(process.pid), process)
 
     def _watch(self, slot: _Slot) -> None:
         self._slots[slot.node] = slot
@@ -138,8 +137,9 @@ class LocalFleet:
             await slot.gone.wait()
 
     async def restart(self, node: str) -> None:
-        await self._end(node)
-        self._spawn(node)
+        async with self._starting:
+            await self._end(node)
+            self._watch(await self._files.call(lambda: self._spawn(node)))
 
     async def quarantine(self, node: str, incident: str) -> None:
         raise FleetRefusedError(f"local nodes cannot be quarantined ({node}, {incident})")
@@ -161,10 +161,26 @@ class LocalFleet:
         return Health(healthy=None, detail="its agent runs but does not answer")
 
     async def close(self) -> None:
-        await asyncio.gather(*(self.release(node) for node in list(self._slots)))
+        async with self._starting:
+            await asyncio.gather(*(self.release(node) for node in list(self._slots)))
+            await self._files.call(self._forget)
+        await asyncio.to_thread(remove_folders, self._run.root)
+
+    def _forget(self) -> None:
         for path in self._run.agents.glob("*.json"):
             path.unlink(missing_ok=True)
-        await asyncio.to_thread(remove_folders, self._run.root)
+
+
+def _slot_of(path: Path) -> _Slot | None:
+    """The agent of the file, None if it does not run any more."""
+    try:
+        data = json.loads(path.read_text())
+        pid = int(data["pid"])
+        same = abs(psutil.Process(pid).create_time() - float(data["startedAt"])) < 1.0
+        pidfd = os.pidfd_open(pid) if same else -1
+    except (psutil.NoSuchProcess, ProcessLookupError, ValueError, KeyError):
+        return None
+    return _Slot(path.stem, pid, pidfd, None) if pidfd >= 0 else None
 
 
 def _exit_words(code: int) -> str:

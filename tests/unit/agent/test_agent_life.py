@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -439,7 +440,13 @@ def test_an_orphan_saves_waits_for_its_ranks_and_clears_its_memory(
     removed: list[Any] = []
     monkeypatch.setattr(module, "remove_folders", lambda root, only: removed.append((root, only)))
     monkeypatch.setattr(module, "_SAVE_ON_ORPHAN_S", 0.01)
-    monkeypatch.setattr(module, "is_supervised", lambda run: run.root != tmp_path)
+    threads: set[str] = set()
+
+    def supervised(run: RunDir) -> bool:
+        threads.add(threading.current_thread().name)
+        return run.root != tmp_path
+
+    monkeypatch.setattr(module, "is_supervised", supervised)
 
     async def scenario(stage: Stage) -> None:
         loop = asyncio.get_running_loop()
@@ -454,7 +461,12 @@ def test_an_orphan_saves_waits_for_its_ranks_and_clears_its_memory(
                 raise asyncio.CancelledError
 
         monkeypatch.setattr(module.asyncio, "sleep", sleep)
-        monkeypatch.setattr(module.asyncio, "get_running_loop", lambda: SimpleNamespace(time=lambda: now))
+        timed = SimpleNamespace(
+            time=lambda: now,
+            create_future=loop.create_future,
+            call_soon_threadsafe=loop.call_soon_threadsafe,
+        )
+        monkeypatch.setattr(module.asyncio, "get_running_loop", lambda: timed)
         stage.agent._link.last_contact = now
         with pytest.raises(asyncio.CancelledError):
             await stage.agent._watch_for_orphanhood()
@@ -462,6 +474,7 @@ def test_an_orphan_saves_waits_for_its_ranks_and_clears_its_memory(
         assert 5 <= len(slept) <= 7  # orphanSeconds is 1, and one more look
         assert stage.ranks.calls == [("save", 4, True)]
         assert removed == [(tmp_path, "n0")]
+        assert threads == {"the run folder"}
 
     play(tmp_path, scenario)
 

@@ -55,10 +55,10 @@ def test_a_torn_line_does_not_swallow_the_next(run: RunDir) -> None:
     policy = Policy(nodes=1)
     core = Core(policy)
     log = EventLog(run)
-    log.begin(Header("job", policy, None), 1)
     event = ev.DriverStarted(1)
 
     async def write() -> None:
+        await log.begin(Header("job", policy, None), 1)
         await log.append(Entry(10.0, event, tuple(core.step(event, 10.0))))
         await log.close()
 
@@ -66,8 +66,12 @@ def test_a_torn_line_does_not_swallow_the_next(run: RunDir) -> None:
     with run.events_file.open("a") as handle:
         handle.write('{"at":11.0,"eve')
     successor = EventLog(run)
-    successor.begin(Header("job", policy, core.snapshot()), 2)
-    asyncio.run(successor.close())
+
+    async def go_on() -> None:
+        await successor.begin(Header("job", policy, core.snapshot()), 2)
+        await successor.close()
+
+    asyncio.run(go_on())
     lines = run.events_file.read_text().splitlines()
     assert lines[2] == '{"at":11.0,"eve'
     assert list(replay([*lines[:2], lines[3]])) == []

@@ -60,7 +60,7 @@ class World:
     async def claim(self) -> Claim:
         return self.claimed
 
-    def begin(self, header: Any, term: int) -> None:
+    async def begin(self, header: Any, term: int) -> None:
         self.calls.append(("begin", header.job, header.policy, header.snapshot, term))
 
     async def append(self, entry: Any) -> None:

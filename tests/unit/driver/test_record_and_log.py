@@ -186,7 +186,7 @@ def test_only_what_is_acted_on_has_to_be_on_the_disk_first(
 
     async def scenario() -> None:
         log = EventLog(run)
-        log.begin(HEADER, 1)
+        await log.begin(HEADER, 1)
         assert disk.calls == ["write", "fsync"]
         await log.append(QUIET)
         assert disk.calls == ["write", "fsync", "write"]
@@ -211,7 +211,7 @@ def test_a_line_that_does_not_fit_is_taken_back(run: RunDir, monkeypatch: pytest
 
     async def scenario() -> None:
         log = EventLog(run)
-        log.begin(HEADER, 1)
+        await log.begin(HEADER, 1)
         with monkeypatch.context() as patch:
             patch.setattr(log_module.os, "write", lambda descriptor, raw: write(descriptor, raw[:7]))
             with pytest.raises(OSError, match="the event log could not be written whole") as caught:
@@ -232,11 +232,12 @@ def test_the_log_is_written_in_a_thread_that_is_named_after_it(
     async def scenario() -> None:
         log = EventLog(run)
         monkeypatch.setattr(log, "_append", lambda _line: threads.append(threading.current_thread().name))
+        await log.begin(HEADER, 1)
         await log.append(QUIET)
         await log.close()
 
     asyncio.run(scenario())
-    assert threads == [str(run.events_file)]
+    assert threads == [str(run.events_file)] * 2
 
 
 class Server:

@@ -93,22 +93,26 @@ def test_the_local_record_keeps_what_it_is_given_and_no_more(tmp_path: Path) -> 
 
 
 class Ports:
-    """As much of a driver's environment as its construction needs."""
+    """As much of a driver's environment as taking over a job needs."""
 
-    def __init__(self) -> None:
+    def __init__(self, claimed: Claim) -> None:
         self.began: list[Any] = []
+        self._claimed = claimed
 
-    def begin(self, header: Any, term: int) -> None:
+    async def claim(self) -> Claim:
+        return self._claimed
+
+    async def begin(self, header: Any, term: int) -> None:
         self.began.append((header, term))
 
 
 def driver_on(
     folder: Path, claim: Claim, given: TrainingJob, *, reopens: bool = False
 ) -> tuple[Driver, Ports]:
-    ports = Ports()
-    nothing = cast(Any, None)
-    made = DriverPorts(nothing, nothing, nothing, cast(Any, ports), reopens=reopens)
-    return Driver(RunDir(folder), given, made, claim), ports
+    ports = Ports(claim)
+    nothing, port = cast(Any, None), cast(Any, ports)
+    made = DriverPorts(port, nothing, nothing, port, reopens=reopens)
+    return asyncio.run(Driver.take_over(RunDir(folder), given, made)), ports
 
 
 def claim_of(job: TrainingJob, spec: Spec, *kept: TrainingJob, **record: Any) -> Claim:
@@ -198,7 +202,7 @@ def test_records_are_written_with_what_they_refer_to(tmp_path: Path) -> None:
         async def write(self, snapshot: Any, revisions: dict[str, str]) -> None:
             written.append((snapshot["spec"]["running"], json.loads(revisions[R_OLD])["spec"]["steps"]))
 
-    ports = DriverPorts(cast(Any, Store()), cast(Any, None), cast(Any, None), cast(Any, Ports()))
+    ports = DriverPorts(cast(Any, Store()), cast(Any, None), cast(Any, None), cast(Any, None))
     driver = Driver(RunDir(tmp_path), OLD, ports, claim_of(OLD, Spec(running=R_OLD), OLD))
     asyncio.run(driver._write_record())
     assert written == [(R_OLD, 10)]

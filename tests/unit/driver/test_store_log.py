@@ -31,7 +31,7 @@ def written(folder: Path, term: int = 3) -> list[int]:
 def play(folder: Path, scenario: Callable[[StoreLog], Awaitable[None]]) -> None:
     async def main() -> None:
         log = StoreLog(str(folder))
-        log.begin(Header("j", Policy(nodes=1), None), 3)
+        await log.begin(Header("j", Policy(nodes=1), None), 3)
         async with asyncio.timeout(20.0):
             await scenario(log)
 
