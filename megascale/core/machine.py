@@ -45,7 +45,7 @@ class Core:
         self._now = 0.0
 
     def step(self, event: ev.Event, now: float) -> list[Effect]:
-        """Take one event; the shell carries out the effects in order, once the record is written."""
+        """Take one event; the shell carries out the effects in order, once the job record is written."""
         self._now = max(self._now, now)
         ctx = StepContext(self.record, self.live, self.policy, self._now)
         if self.record.state is not JobState.FINISHED or isinstance(event, _TAKEN_WHEN_FINISHED):

@@ -78,7 +78,7 @@ def _ancestors(lineage: Lineage, attempt: int) -> dict[int, Commit | None]:
 def _leave_out_idle(record: JobRecord, lineage: dict[int, Commit | None]) -> None:
     """Drop ancestors that committed nothing, and link their successor to what they resumed from.
 
-    Many restarts from memory must not push the last attempt that did commit out of the record.
+    Many restarts from memory must not push the last attempt that did commit out of the job record.
     The newest two may still be needed: their snapshots exist.
     """
     committed = {commit.attempt for commit in record.commits}

@@ -1,6 +1,6 @@
-"""Taking over a record that a newer version of the program wrote, after a rollback of the image.
+"""Taking over a job record that a newer version of the program wrote, after a rollback of the image.
 
-Fields that are not known were ignored when the record was decoded. What is left here are things that this
+Fields that are not known were ignored when the job record was decoded. What is left here are things that this
 version would have to act on and cannot: they are taken out, a person is paged with what they were, and every
 state that waits has a timer again. A job state that is not known ends by stopping whatever ranks there are
 and launching again: it costs one restart, and nobody is blamed.

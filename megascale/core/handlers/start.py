@@ -30,7 +30,7 @@ _WAITS_FOR_NODES: Final = (
 
 
 def on_driver_started(ctx: StepContext, event: DriverStarted) -> None:
-    """Take over from the record; time that passed without a driver counts against no node and no timer."""
+    """Take over from the job record; time without a driver counts against no node and no timer."""
     record, live, policy = ctx.record, ctx.live, ctx.policy
     succeeds = record.ledger.started_at > 0
     record.term = event.term

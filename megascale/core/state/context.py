@@ -36,7 +36,7 @@ class StepContext:
         return effect
 
     def _pending(self, effect: fx.Effect) -> Pending:
-        """The effect as JSON, without long lists of nodes that the record holds anyway."""
+        """The effect as JSON, without long lists of nodes that the job record holds anyway."""
         data = cast(dict[str, Json], encode(effect))
         data.pop("avoid", None)
         nodes: tuple[str, ...] = getattr(effect, "nodes", ())
