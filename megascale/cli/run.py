@@ -44,6 +44,7 @@ def run(
     thresholds that the manifest changes (health, detection, recovery, logRules and so on) count at once.
     Ctrl-C saves a checkpoint and stops; a second Ctrl-C stops at once.
     """
+    from megascale.cli.run_folder import claim
     from megascale.cli.supervisor import Supervisor
     from megascale.cli.view import make_view
     from megascale.job import load_job, parse_inject, with_faults
@@ -55,7 +56,7 @@ def run(
     rundir = RunDir(runs / job.metadata.name)
     view = make_view(as_json=as_json)
     supervisor = Supervisor(rundir, view)
-    with supervisor.claim() as owner:
+    with claim(rundir) as owner:
         if owner:
             _prepare(rundir, job, view, fresh=fresh)
             finished = finished_summary(rundir, job)
@@ -85,6 +86,7 @@ def _end(summary: dict[str, Any], *, as_json: bool) -> None:
 def _prepare(rundir: RunDir, job: TrainingJob, view: View, *, fresh: bool) -> None:
     """Everything that can be wrong is found before a process is started."""
     from megascale.agent.command import program_of, search_path
+    from megascale.cli.run_folder import empty
     from megascale.driver.record import read_record
     from megascale.job import resolved_yaml
     from megascale.observe.rundir import write_atomically
@@ -92,10 +94,9 @@ def _prepare(rundir: RunDir, job: TrainingJob, view: View, *, fresh: bool) -> No
     command = job.spec.runtime.command
     if command is not None:
         program_of(command.args, search_path(os.environ | command.env))
-    if fresh and rundir.root.exists():
-        shutil.rmtree(rundir.root)
+    if fresh:
+        empty(rundir, job.metadata.name)
     try:
-        rundir.root.mkdir(parents=True, exist_ok=True)
         read_record(rundir)
         _check_space(rundir.root)
         _prepare_data(job, view)

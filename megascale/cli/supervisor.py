@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any, Final
 
 import grpc
@@ -19,8 +17,8 @@ import psutil
 from megascale.checkpoint.snapshot_folders import remove_folders
 from megascale.cli.view import View
 from megascale.core.contract.vocabulary import Command, FinishState
-from megascale.errors import InputError, JobFailedError, UnreachableError
-from megascale.observe.rundir import RunDir
+from megascale.errors import JobFailedError, UnreachableError
+from megascale.observe.rundir import RunDir, is_locked
 from megascale.rpc import megascale_pb2 as pb
 from megascale.rpc.connect import bearer, channel_to, read_address, read_token, stub_on
 
@@ -39,22 +37,6 @@ class Supervisor:
         self._driver: subprocess.Popen[bytes] | None = None
         self._interrupts = 0
         self._last: dict[str, Any] = {}
-
-    @contextlib.contextmanager
-    def claim(self) -> Iterator[bool]:
-        """Hold the run's lock for the block; False when another `megascale run` holds it."""
-        try:
-            self._run.root.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self._run.supervisor_lock, os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise InputError(f"cannot write to {self._run.root}: {error.strerror}") from error
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield True
-        except BlockingIOError:
-            yield False
-        finally:
-            os.close(descriptor)
 
     async def supervise(self, *, owner: bool) -> tuple[dict[str, Any], bool]:
         """Follow the job to its end; returns its summary and whether a person stopped it."""
@@ -118,20 +100,7 @@ class Supervisor:
         if self._driver is not None:
             return self._driver.poll() is None
         address = read_address(self._run.driver_file)
-        return address is not None and psutil.pid_exists(address.pid) and self._driver_lock_held()
-
-    def _driver_lock_held(self) -> bool:
-        try:
-            descriptor = os.open(self._run.driver_lock, os.O_RDONLY)
-        except FileNotFoundError:
-            return False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(descriptor)
-        return False
+        return address is not None and psutil.pid_exists(address.pid) and is_locked(self._run.driver_lock)
 
     async def _watch(self) -> bool:
         """Show one driver's documents until the job ended (True) or the driver is lost (False)."""

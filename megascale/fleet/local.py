@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import json
 import os
 import signal
 import subprocess
@@ -20,11 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-import psutil
-
 from megascale.checkpoint.snapshot_folders import remove_folders
+from megascale.fleet.agents import open_agent, write_agent
 from megascale.fleet.base import FleetRefusedError, Health, SlotEvent
-from megascale.observe.rundir import RunDir, write_atomically
+from megascale.observe.rundir import RunDir
 
 _TERM_S: Final = 5.0
 _DEAD_STATES: Final = {"T": "stopped", "t": "stopped by a debugger", "Z": "a zombie", "X": "dead"}
@@ -57,15 +55,9 @@ class LocalFleet:
         await asyncio.to_thread(remove_folders, self._run.root, keep=keep)
 
     def _adopt(self, path: Path) -> None:
-        try:
-            data = json.loads(path.read_text())
-            pid = int(data["pid"])
-            same = abs(psutil.Process(pid).create_time() - float(data["startedAt"])) < 1.0
-            pidfd = os.pidfd_open(pid) if same else -1
-        except (psutil.NoSuchProcess, ProcessLookupError, ValueError, KeyError):
-            return
-        if pidfd >= 0:
-            self._watch(_Slot(path.stem, pid, pidfd, None))
+        agent = open_agent(path)
+        if agent is not None:
+            self._watch(_Slot(agent.node, agent.pid, agent.pidfd, None))
 
     async def acquire(self, count: int, avoid: tuple[str, ...]) -> None:
         running = sum(1 for slot in self._slots.values() if not slot.gone.is_set())
@@ -97,9 +89,7 @@ class LocalFleet:
                 )
         except OSError as error:
             raise FleetRefusedError(f"cannot start an agent: {error}") from error
-        started = psutil.Process(process.pid).create_time()
-        identity = json.dumps({"pid": process.pid, "startedAt": started})
-        write_atomically(self._run.agents / f"{node}.json", identity)
+        write_agent(self._run, node, process.pid)
         self._watch(_Slot(node, process.pid, os.pidfd_open(process.pid), process))
 
     def _watch(self, slot: _Slot) -> None:
