@@ -52,7 +52,8 @@ def save(state: dict[str, Any], step: int) -> bool:
     """Save `state` as it is after `step`; collective.
 
     Returns:
-        Whether it was saved. A failure raises an alert, and training goes on.
+        Whether it was saved. A failure raises an alert, and training goes on; so does a failure to remove
+        old checkpoints.
 
     Raises:
         InputError: the state has a value that is neither a tensor nor plain data; the message has its path.
@@ -87,7 +88,9 @@ def save(state: dict[str, Any], step: int) -> bool:
     if (record := reporter()) is not None:
         record.file.update(saved_step=step, saved_attempt=launch.attempt)
     if launch.rank == 0:
-        launch.store.prune(launch.keep, launch.lineage, launch.attempt)
+        pruned = launch.store.prune(launch.keep, launch.lineage, launch.attempt)
+        if pruned.problems:
+            alert("checkpointPruneFailed", pruned.summary())
     return True
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import torch
 
 from megascale import monitor
 from megascale.checkpoint import script
+from megascale.checkpoint.storage import LocalStorage
 from megascale.errors import CheckpointCorruptError, InputError
 from megascale.observe.rankfile import RankFile, RankRecord
 
@@ -97,6 +99,19 @@ def test_old_checkpoints_are_pruned(job: Job) -> None:
         "2.1.json",
         "3.1.json",
     ]
+
+
+def test_a_save_whose_pruning_fails_counts_and_raises_an_alert(
+    job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def names(_storage: LocalStorage, _folder: str) -> list[str]:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(LocalStorage, "names", names)
+    assert script.save({"a": torch.ones(1)}, 4)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith('megascale.alert {"kind": "checkpointPruneFailed", "message": "cannot list ')
+    assert RankFile.open(job.rank_file).read().saved_step == 4
 
 
 def test_state_that_is_no_plain_data_is_refused_by_name(job: Job) -> None:
