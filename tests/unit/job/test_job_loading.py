@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megascale.checkpoint.storage import open_storage
 from megascale.errors import InputError, ManifestError
 from megascale.job import (
     Fault,
@@ -212,3 +213,25 @@ def test_validation_needs_no_heavy_import() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, str(FULL)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "ck",
+        "./a/b",
+        "/shared/a b",
+        "~/ck",
+        "a",
+        "c:x",
+        "a/s3://b",
+        "file:///a",
+        "FILE://localhost/a",
+        "file:/a",
+    ],
+)
+def test_what_is_taken_as_a_place_for_checkpoints_can_be_opened(uri: str) -> None:
+    spec = {"steps": 1, "runtime": {"command": {"args": ["true"]}}, "checkpoint": {"uri": uri}}
+    head = {"apiVersion": "megascale.io/v1alpha1", "kind": "TrainingJob", "metadata": {"name": "j"}}
+    assert from_mapping(head | {"spec": spec}).spec.checkpoint.uri == uri
+    open_storage(uri)
