@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from megascale.cli.run_folder import claim, empty
-from megascale.errors import InputError
+from megascale.errors import InputError, JobFailedError
 from megascale.fleet.agents import open_agent, running_agents, write_agent
 from megascale.observe.rundir import RunDir
 
@@ -39,15 +39,17 @@ def test_emptying_the_folder_keeps_the_lock_of_its_owner(run: RunDir) -> None:
     elsewhere = run.root.parent / f"{run.root.name}-kept"
     elsewhere.mkdir()
     (run.root / "link").symlink_to(elsewhere)
-    with claim(run) as owner:
-        assert owner
+    with claim(run) as lock:
+        assert lock.owned
         empty(run, "job")
+        assert not lock.folder_was_removed()
         with claim(run) as second:
-            assert not second
+            assert not second.owned
+            assert second.owner_pid() == os.getpid()
     assert sorted(path.name for path in run.root.iterdir()) == ["driver.lock", "run.lock"]
     assert elsewhere.exists()
     with claim(run) as later:
-        assert later
+        assert later.owned
 
 
 def test_an_error_of_the_owner_is_not_taken_for_a_held_lock(run: RunDir) -> None:
@@ -96,3 +98,24 @@ def test_a_process_that_got_the_id_of_an_agent_is_not_its_agent(
     before = len(list(Path("/proc/self/fd").iterdir()))
     assert list(running_agents(run)) == []
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_a_folder_that_was_removed_or_replaced_is_noticed(run: RunDir) -> None:
+    with claim(run) as lock:
+        lock.check_folder()
+        run.root.rename(run.root.with_name("moved"))
+        with pytest.raises(JobFailedError, match=f"{run.root} was removed while the job ran"):
+            lock.check_folder()
+        run.root.mkdir()
+        run.supervisor_lock.touch()
+        assert lock.folder_was_removed()
+
+
+def test_the_lock_is_taken_past_somebody_who_only_looks(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    with claim(run):
+        pass
+    looks = run.supervisor_lock.open()
+    fcntl.flock(looks, fcntl.LOCK_SH)
+    monkeypatch.setattr("megascale.cli.run_folder.time.sleep", lambda _s: looks.close())
+    with claim(run) as lock:
+        assert lock.owned
