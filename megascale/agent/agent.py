@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import secrets
 import signal
@@ -29,7 +28,7 @@ from megascale.checkpoint.snapshot_folders import remove_folders
 from megascale.errors import MegascaleError, first_error
 from megascale.job import load_job
 from megascale.observe.logs import LogContext
-from megascale.observe.rundir import RunDir
+from megascale.observe.rundir import RunDir, is_locked
 from megascale.offload import StorageThread
 from megascale.prctl import become_subreaper
 from megascale.rpc import megascale_pb2 as pb
@@ -312,17 +311,7 @@ class Agent:
 
 def is_supervised(run: RunDir) -> bool:
     """Return whether a `megascale run` holds the run's lock, and so restarts the driver when it ends."""
-    try:
-        descriptor = os.open(run.supervisor_lock, os.O_RDONLY)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
+    return is_locked(run.supervisor_lock)
 
 
 def _milestones(report: pb.Report) -> list[tuple[float, ...]]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from megascale.observe.alerts import alert
 from megascale.observe.rundir import RunDir
 
 _STRUCTURE = "structure"
+_NUMBER = re.compile(r"-?[0-9]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,8 @@ def save(state: dict[str, Any], step: int) -> bool:
     """Save `state` as it is after `step`; collective.
 
     Returns:
-        Whether it was saved. A failure raises an alert, and training goes on.
+        Whether it was saved. A failure raises an alert, and training goes on; so does a failure to remove
+        old checkpoints.
 
     Raises:
         InputError: the state has a value that is neither a tensor nor plain data; the message has its path.
@@ -87,7 +90,9 @@ def save(state: dict[str, Any], step: int) -> bool:
     if (record := reporter()) is not None:
         record.file.update(saved_step=step, saved_attempt=launch.attempt)
     if launch.rank == 0:
-        launch.store.prune(launch.keep, launch.lineage, launch.attempt)
+        pruned = launch.store.prune(launch.keep, launch.lineage, launch.attempt)
+        if pruned.problems:
+            alert("checkpointPruneFailed", pruned.summary())
     return True
 
 
@@ -121,7 +126,10 @@ def _piece(name: str, tensor: torch.Tensor) -> Piece:
 
 
 def _pack(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:  # noqa: ANN401 - any state
-    """`value` as JSON; its tensors are put into `tensors` under their paths."""
+    """`value` as JSON; its tensors are put into `tensors` under their paths, which differ from each other.
+
+    Checkpoints of versions that joined paths by dots load too, because the structure names its tensors.
+    """
     if isinstance(value, torch.Tensor):
         if value.numel():
             tensors[path] = value.detach().cpu().contiguous().view(value.shape or (1,))
@@ -130,15 +138,23 @@ def _pack(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:  # no
         for key in value:
             if not isinstance(key, str | int):
                 raise InputError(f"{path}: key {key!r} is a {type(key).__name__}, expected text or int")
-        return {"dict": [[key, _pack(item, f"{path}.{key}", tensors)] for key, item in value.items()]}
+        return {"dict": [[key, _pack(item, f"{path}/{_part(key)}", tensors)] for key, item in value.items()]}
     if isinstance(value, list | tuple):
         kind = "list" if isinstance(value, list) else "tuple"
-        return {kind: [_pack(item, f"{path}.{index}", tensors) for index, item in enumerate(value)]}
+        return {kind: [_pack(item, f"{path}/{index}", tensors) for index, item in enumerate(value)]}
     if isinstance(value, float) and not math.isfinite(value):
         return {"float": repr(value)}
     if value is None or isinstance(value, str | int | float | bool):
         return {"value": value}
     raise InputError(f"{path}: cannot save a {type(value).__name__}; give tensors and plain data")
+
+
+def _part(key: str | int) -> str:
+    """A key as one part of a path, escaped as in a JSON pointer; text that is a number is quoted."""
+    if isinstance(key, int):
+        return str(int(key))
+    escaped = key.replace("~", "~0").replace("/", "~1")
+    return f"~'{escaped}'" if _NUMBER.fullmatch(key) else escaped
 
 
 def _unpack(packed: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Any:  # noqa: ANN401 - any state

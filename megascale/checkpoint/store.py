@@ -42,6 +42,11 @@ class PruneReport:
     removed: list[Commit]
     problems: list[str]
 
+    def summary(self) -> str:
+        """The problems as one line for an alert: the first of them, and the number of the others."""
+        others = len(self.problems) - 1
+        return self.problems[0] + (f" (and {others} more)" if others > 0 else "") if self.problems else ""
+
 
 def folder_of(commit: Commit) -> str:
     return f"step-{commit.step}/attempt-{commit.attempt}"
@@ -147,19 +152,18 @@ class CheckpointStore:
 
         The newest `keep` commits on its lineage stay, and everything of newer attempts. Folders without a
         commit stay if they are of this attempt or newer than its newest commit, because a save may be under
-        way. A removal that fails is part of the result; the next call tries it again.
+        way. A folder that cannot be listed and a removal that fails are part of the result; the next call
+        tries again.
 
         Raises:
             ValueError: keep < 1.
         """
         if keep < 1:
             raise ValueError(f"keep is {keep}, at least 1 checkpoint is kept")
-        commits = self.commits()
-        line = [commit for commit in commits if is_on_lineage(commit, lineage, attempt)]
-        if not line:
-            return PruneReport([], [])
-        doomed = {c for c in commits if c.attempt <= attempt} - set(line[-keep:])
-        doomed |= {c for c in self._folders() if c.attempt < attempt and c < line[-1]} - set(commits)
+        try:
+            doomed = self._doomed(keep, lineage, attempt)
+        except UnreachableError as error:
+            return PruneReport([], [str(error)])
         removed, problems = [], []
         for commit in sorted(doomed):
             try:
@@ -169,6 +173,14 @@ class CheckpointStore:
             else:
                 removed.append(commit)
         return PruneReport(removed, problems)
+
+    def _doomed(self, keep: int, lineage: Lineage, attempt: int) -> set[Commit]:
+        commits = self.commits()
+        line = [commit for commit in commits if is_on_lineage(commit, lineage, attempt)]
+        if not line:
+            return set()
+        doomed = {c for c in commits if c.attempt <= attempt} - set(line[-keep:])
+        return doomed | {c for c in self._folders() if c.attempt < attempt and c < line[-1]} - set(commits)
 
     def _folders(self) -> Iterable[Commit]:
         for step_folder in self._names("."):

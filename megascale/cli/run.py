@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from megascale.core.contract.vocabulary import FinishState
-from megascale.errors import InputError, MegascaleError
+from megascale.errors import InputError, MegascaleError, UnreachableError
 
 if TYPE_CHECKING:
+    from megascale.cli.supervisor import Supervisor
     from megascale.cli.view import View
     from megascale.job import TrainingJob
     from megascale.observe.rundir import RunDir
@@ -26,6 +27,7 @@ EPILOG: Final = (
     "megascale run job.yaml --fresh --inject kill-rank:rank=1,step=60 | megascale run job.yaml --json"
 )
 _MINIMUM_FREE_BYTES: Final = 64 << 20
+_PATIENCE_S: Final = 0.5
 
 
 def run(
@@ -42,8 +44,10 @@ def run(
 
     Running a job again resumes it; a finished one says so. A job that is already running is attached to, and
     thresholds that the manifest changes (health, detection, recovery, logRules and so on) count at once.
-    Ctrl-C saves a checkpoint and stops; a second Ctrl-C stops at once.
+    Ctrl-C saves a checkpoint and stops; a second Ctrl-C stops at once. Where the job was attached to, Ctrl-C
+    detaches and the job goes on.
     """
+    from megascale.cli.run_folder import claim
     from megascale.cli.supervisor import Supervisor
     from megascale.cli.view import make_view
     from megascale.job import load_job, parse_inject, with_faults
@@ -54,27 +58,56 @@ def run(
         job = with_faults(job, [parse_inject(text) for text in inject])
     rundir = RunDir(runs / job.metadata.name)
     view = make_view(as_json=as_json)
-    supervisor = Supervisor(rundir, view)
-    with supervisor.claim() as owner:
-        if owner:
-            _prepare(rundir, job, view, fresh=fresh)
-            finished = finished_summary(rundir, job)
-            if finished is not None:
-                at = f" at step {finished['step']}" if finished["step"] else ""
-                view.note(f"{job.metadata.name} is complete{at}; --fresh starts over")
-                _end(finished, as_json=as_json)
-                return
-        elif fresh:
+    with claim(rundir) as lock:
+        if not lock.owned and fresh:
             raise InputError(f"{job.metadata.name} is running; stop it before --fresh")
-        else:
-            _apply_changes(rundir, job, view)
-        summary, interrupted = asyncio.run(supervisor.supervise(owner=owner))
-    view.summary(summary)
+        supervisor = Supervisor(rundir, view, lock)
+        if lock.owned:
+            _prepare(rundir, job, view, fresh=fresh)
+        finished = finished_summary(rundir, job) if lock.owned else _attach(supervisor, rundir, job, view)
+        if finished is not None:
+            at = f" at step {finished['step']}" if finished["step"] else ""
+            view.note(f"{job.metadata.name} is complete{at}; --fresh starts over")
+            _end(finished, as_json=as_json)
+            return
+        summary, interrupted = asyncio.run(supervisor.supervise())
+    if lock.owned or not interrupted:
+        view.summary(summary)
     _end(summary, as_json=as_json)
     if interrupted:
         raise typer.Exit(130)
     if summary.get("state") != FinishState.COMPLETED:
         raise typer.Exit(1)
+
+
+def _attach(supervisor: Supervisor, rundir: RunDir, job: TrainingJob, view: View) -> dict[str, Any] | None:
+    """Wait for the driver of the run that owns the job, and hand it what the manifest changes.
+
+    Returns:
+        The summary, if the owner found that the job is complete.
+
+    Raises:
+        UnreachableError: the owner ended before it had a driver.
+    """
+    if asyncio.run(_driver_comes(supervisor, view)):
+        _apply_changes(rundir, job, view)
+        return None
+    finished = finished_summary(rundir, job)
+    if finished is None:
+        name = job.metadata.name
+        raise UnreachableError(
+            f"the `megascale run` that prepared {name} ended without a driver; run it again"
+        )
+    return finished
+
+
+async def _driver_comes(supervisor: Supervisor, view: View) -> bool:
+    """Wait until the run that owns the job has a driver; says so after a while. False if it ended without."""
+    coming = asyncio.ensure_future(supervisor.driver_comes())
+    done, _ = await asyncio.wait({coming}, timeout=_PATIENCE_S)
+    if not done:
+        view.note("this job is being prepared by another `megascale run`; waiting for its driver")
+    return await coming
 
 
 def _end(summary: dict[str, Any], *, as_json: bool) -> None:
@@ -85,6 +118,7 @@ def _end(summary: dict[str, Any], *, as_json: bool) -> None:
 def _prepare(rundir: RunDir, job: TrainingJob, view: View, *, fresh: bool) -> None:
     """Everything that can be wrong is found before a process is started."""
     from megascale.agent.command import program_of, search_path
+    from megascale.cli.run_folder import empty
     from megascale.driver.record import read_record
     from megascale.job import resolved_yaml
     from megascale.observe.rundir import write_atomically
@@ -92,10 +126,9 @@ def _prepare(rundir: RunDir, job: TrainingJob, view: View, *, fresh: bool) -> No
     command = job.spec.runtime.command
     if command is not None:
         program_of(command.args, search_path(os.environ | command.env))
-    if fresh and rundir.root.exists():
-        shutil.rmtree(rundir.root)
+    if fresh:
+        empty(rundir, job.metadata.name)
     try:
-        rundir.root.mkdir(parents=True, exist_ok=True)
         read_record(rundir)
         _check_space(rundir.root)
         _prepare_data(job, view)

@@ -15,7 +15,7 @@ from megascale.engine.points import AtPoint
 from megascale.engine.rng import restore_rng, rng_state
 from megascale.engine.sharded_state import owned_pieces, pieces
 from megascale.engine.state import EngineState
-from megascale.errors import CheckpointError, CheckpointSaveError
+from megascale.errors import CheckpointSaveError
 from megascale.observe.alerts import alert
 from megascale.observe.rankfile import RankFile
 
@@ -98,7 +98,7 @@ class Checkpointer:
         return bool(vote.item())
 
     def _prune(self) -> None:
-        try:
-            self._store.prune(self._plan.spec.checkpoint.keep, self._launch.lineage, self._launch.attempt)
-        except (CheckpointError, OSError) as error:
-            alert("checkpointPruneFailed", str(error))
+        keep = self._plan.spec.checkpoint.keep
+        pruned = self._store.prune(keep, self._launch.lineage, self._launch.attempt)
+        if pruned.problems:
+            alert("checkpointPruneFailed", pruned.summary())

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import json
 import os
 import signal
 import subprocess
@@ -20,11 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-import psutil
-
 from megascale.checkpoint.snapshot_folders import remove_folders
+from megascale.fleet.agents import open_agent, write_agent
 from megascale.fleet.base import FleetRefusedError, Health, SlotEvent
-from megascale.observe.rundir import RunDir, write_atomically
+from megascale.observe.rundir import RunDir
 from megascale.offload import StorageThread
 
 _TERM_S: Final = 5.0
@@ -62,8 +60,8 @@ class LocalFleet:
     def _find(self) -> list[_Slot]:
         """The agents that an earlier driver left running."""
         self._run.agents.mkdir(parents=True, exist_ok=True)
-        found = [_slot_of(path) for path in sorted(self._run.agents.glob("*.json"))]
-        return [slot for slot in found if slot is not None]
+        found = [open_agent(path) for path in sorted(self._run.agents.glob("*.json"))]
+        return [_Slot(agent.node, agent.pid, agent.pidfd, None) for agent in found if agent is not None]
 
     async def acquire(self, count: int, avoid: tuple[str, ...]) -> None:
         async with self._starting:
@@ -96,9 +94,7 @@ class LocalFleet:
                 )
         except OSError as error:
             raise FleetRefusedError(f"cannot start an agent: {error}") from error
-        started = psutil.Process(process.pid).create_time()
-        identity = json.dumps({"pid": process.pid, "startedAt": started})
-        write_atomically(self._run.agents / f"{node}.json", identity)
+        write_agent(self._run, node, process.pid)
         return _Slot(node, process.pid, os.pidfd_open(process.pid), process)
 
     def _watch(self, slot: _Slot) -> None:
@@ -169,18 +165,6 @@ class LocalFleet:
     def _forget(self) -> None:
         for path in self._run.agents.glob("*.json"):
             path.unlink(missing_ok=True)
-
-
-def _slot_of(path: Path) -> _Slot | None:
-    """The agent of the file, None if it does not run any more."""
-    try:
-        data = json.loads(path.read_text())
-        pid = int(data["pid"])
-        same = abs(psutil.Process(pid).create_time() - float(data["startedAt"])) < 1.0
-        pidfd = os.pidfd_open(pid) if same else -1
-    except (psutil.NoSuchProcess, ProcessLookupError, ValueError, KeyError):
-        return None
-    return _Slot(path.stem, pid, pidfd, None) if pidfd >= 0 else None
 
 
 def _exit_words(code: int) -> str:

@@ -48,6 +48,20 @@ Natural = Annotated[int, Field(ge=0, le=MAX_INT)]
 Seconds = Annotated[int, Field(ge=1, le=86_400)]
 MAX_TEXT: Final = 4096
 Text = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
+CheckpointUri = Annotated[
+    str,
+    Field(
+        # a file URI, or text without a scheme of two or more characters in front (RE2 has no lookahead)
+        pattern=r"^([Ff][Ii][Ll][Ee]:(//([Ll]ocalhost)?/.*|/([^/].*)?)"
+        r"|[^A-Za-z].*|[A-Za-z]:.*|[A-Za-z][A-Za-z0-9+.-]*([^A-Za-z0-9+.:-].*)?)$",
+        min_length=1,
+        max_length=MAX_TEXT,
+    ),
+    Words(
+        "a path or file:///path on a file system with hard links that all nodes share "
+        "(not an object store such as s3://, gs:// or abfs://)"
+    ),
+]
 MAX_JOB_NAME: Final = 49
 """63, what a label's value or a host name may have, less -<slot>-<incarnation> of six digits each."""
 JobName = Annotated[

@@ -7,13 +7,13 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from megascale.job.base import (
+    CheckpointUri,
     Count,
     JobName,
     Natural,
     Problem,
     Seconds,
     Section,
-    Text,
     Words,
     refuse,
 )
@@ -100,9 +100,10 @@ class MemoryTier(Section):
 class Checkpoint(Section):
     """When and where the training state is saved."""
 
-    uri: Text | None = None
-    """Folder of the checkpoints, a path or file:///path. null = checkpoints/ in the run's own folder, on a
-    cluster a folder of the job under the operator's --checkpoint-root."""
+    uri: CheckpointUri | None = None
+    """Folder of the checkpoints on a file system that all nodes share, a path or file:///path. null =
+    checkpoints/ in the run's own folder, on a cluster a folder of the job under the operator's
+    --checkpoint-root."""
     every_steps: Count = 50
     """Steps between two durable checkpoints; one is also saved at the end."""
     cadence: Literal["fixed", "auto"] = "fixed"

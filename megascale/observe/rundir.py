@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
 from dataclasses import dataclass
@@ -91,6 +92,21 @@ class RunDir:
         with os.fdopen(descriptor, "w") as handle:
             handle.write(token)
         return token
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds an exclusive flock on the file; False if there is no file."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def write_atomically(path: Path, text: str) -> None:

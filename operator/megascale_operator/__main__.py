@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
         "--checkpoint-root",
         default="",
         metavar="LOCATION",
-        help="checkpoints of jobs without checkpoint.uri: a URI, a directory that exists on every node, or "
+        help="checkpoints of jobs without checkpoint.uri: a directory that exists on every node, or "
         "claim:NAME",
     )
     add(

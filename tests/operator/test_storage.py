@@ -20,12 +20,6 @@ def filled(root: str, **spec: Any) -> Any:
     return from_mapping({key: value for key, value in obj.items() if key != "status"}).spec
 
 
-def test_an_object_store_needs_no_volume() -> None:
-    spec = filled("s3://bucket/all/")
-    assert spec.checkpoint.uri == "s3://bucket/all/team/q-uid-job"
-    assert not spec.template.spec.volumes
-
-
 @pytest.mark.parametrize(
     ("root", "source"),
     [
@@ -47,20 +41,17 @@ def test_a_folder_or_a_claim_is_mounted_beside_what_the_job_mounts(root: str, so
 
 
 def test_the_job_s_own_uri_takes_precedence() -> None:
-    spec = filled("/shared/jobs", checkpoint={"uri": "s3://mine/q", "keep": 7})
-    assert (spec.checkpoint.uri, spec.checkpoint.keep) == ("s3://mine/q", 7)
+    spec = filled("/shared/jobs", checkpoint={"uri": "file:///mine/q", "keep": 7})
+    assert (spec.checkpoint.uri, spec.checkpoint.keep) == ("file:///mine/q", 7)
     assert not spec.template.spec.volumes
 
 
 def test_the_driver_uses_the_uri_of_its_slots() -> None:
     assert manifest_of(job_object("q"), "/mnt/x").spec.checkpoint.uri == "/mnt/x"
-    assert (
-        manifest_of(job_object("q", checkpoint={"uri": "s3://b/q"}), "/mnt/x").spec.checkpoint.uri
-        == "s3://b/q"
-    )
+    assert manifest_of(job_object("q", checkpoint={"uri": "/b/q"}), "/mnt/x").spec.checkpoint.uri == "/b/q"
 
 
-@pytest.mark.parametrize("root", ["relative/folder", "claim:", "bucket"])
+@pytest.mark.parametrize("root", ["relative/folder", "claim:", "bucket", "s3://bucket/all", "file:///shared"])
 def test_other_forms_are_refused(root: str) -> None:
     with pytest.raises(InputError, match="--checkpoint-root"):
         CheckpointRoot.parse(root)

@@ -60,8 +60,8 @@ def install(
         str,
         typer.Option(
             "--checkpoint-root",
-            help="Checkpoint storage of jobs without checkpoint.uri: s3://bucket/prefix, a directory that "
-            "exists on every node, or claim:NAME, a PersistentVolumeClaim in the job's namespace.",
+            help="Checkpoint storage of jobs without checkpoint.uri: a directory that exists on every "
+            "node, or claim:NAME, a PersistentVolumeClaim in the job's namespace.",
         ),
     ] = "",
     detection_defaults: Annotated[

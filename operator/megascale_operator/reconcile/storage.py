@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from megascale.errors import InputError
 from megascale_operator.kube.resources import Obj
@@ -24,20 +23,20 @@ class CheckpointRoot:
     """Storage for all jobs without `checkpoint.uri`, with one directory per job.
 
     Attributes:
-        base: URI, or path in the pods.
-        volume: volume to mount at that path, None for an object store.
+        base: path in the pods.
+        volume: volume to mount at that path.
     """
 
     base: str
-    volume: Obj | None = None
+    volume: Obj
 
     @classmethod
     def parse(cls, text: str) -> CheckpointRoot | None:
         """Parse the value of `--checkpoint-root`; "" gives None.
 
         Args:
-            text: `s3://bucket/prefix`, `/directory/on/every/node`, or `claim:NAME`, a PersistentVolumeClaim
-                in each job's namespace.
+            text: `/directory/on/every/node`, or `claim:NAME`, a PersistentVolumeClaim in each
+                job's namespace.
 
         Raises:
             InputError: the text has another form.
@@ -49,11 +48,9 @@ class CheckpointRoot:
             return cls(MOUNT_PATH, {"name": _VOLUME, "persistentVolumeClaim": claim})
         if text.startswith("/"):
             return cls(MOUNT_PATH, {"name": _VOLUME, "hostPath": {"path": text, "type": "Directory"}})
-        if urlsplit(text).scheme and "://" in text:
-            return cls(text.rstrip("/"))
         raise InputError(
-            f"--checkpoint-root {text!r}: expected a URI (s3://bucket/prefix), an absolute path that exists "
-            "on every node, or claim:NAME"
+            f"--checkpoint-root {text!r}: expected an absolute path that exists on every node, or "
+            "claim:NAME; object stores are not supported"
         )
 
     def fill(self, obj: Obj) -> Obj:
@@ -63,10 +60,8 @@ class CheckpointRoot:
         if checkpoint.get("uri"):
             return obj
         uri = f"{self.base}/{meta['namespace']}/{meta['name']}-{str(meta['uid'])[:_UID]}"
-        filled = {**spec, "checkpoint": {**checkpoint, "uri": uri}}
-        if self.volume is not None:
-            filled["template"] = _with_volume(spec.get("template") or {}, self.volume)
-        return {**obj, "spec": filled}
+        template = _with_volume(spec.get("template") or {}, self.volume)
+        return {**obj, "spec": {**spec, "checkpoint": {**checkpoint, "uri": uri}, "template": template}}
 
 
 def _with_volume(template: Obj, volume: Obj) -> Obj:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from megascale.checkpoint import CheckpointStore, SaveReport, restore, verify
+from megascale.checkpoint import CheckpointStore, PruneReport, SaveReport, restore, verify
 from megascale.core.contract.lineage import Commit, newest
 from megascale.errors import CheckpointSaveError, InputError
 
@@ -186,6 +187,46 @@ def test_a_removal_cut_short_leaves_no_half_commit(
     # What the failed removal left has no commit; the next attempt takes it away.
     assert store.prune(1, {1: None, 2: Commit(2, 1)}, 2).removed == [Commit(1, 1)]
     assert folders(store) == ["step-2/attempt-1"]
+
+
+@pytest.mark.parametrize("broken", ["commits", "step-1"])
+def test_a_folder_that_cannot_be_listed_is_a_problem_and_nothing_is_removed(
+    store: CheckpointStore, ranks: Ranks, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    ranks.save_flat(store, 1)
+    ranks.save_flat(store, 2)
+    list_names = store.storage.names
+
+    def names(folder: str) -> list[str]:
+        if folder == broken:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return list_names(folder)
+
+    monkeypatch.setattr(store.storage, "names", names)
+    report = store.prune(1, {1: None}, 1)
+    assert report.removed == []
+    assert report.problems == [f"cannot list {store.storage.root / broken}: Stale file handle"]
+    monkeypatch.undo()
+    assert store.commits() == [Commit(1, 1), Commit(2, 1)]
+    assert store.prune(1, {1: None}, 1).removed == [Commit(1, 1)]
+
+
+def test_a_commit_that_cannot_be_read_is_a_problem(
+    store: CheckpointStore, ranks: Ranks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranks.save_flat(store, 1)
+
+    def read(_name: str) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(store.storage, "read", read)
+    assert "1.1.json: Input/output error" in store.prune(1, {1: None}, 1).summary()
+
+
+def test_problems_of_a_removal_are_one_line() -> None:
+    assert PruneReport([], []).summary() == ""
+    assert PruneReport([], ["a"]).summary() == "a"
+    assert PruneReport([], ["a", "b", "c"]).summary() == "a (and 2 more)"
 
 
 def test_keep_below_one_is_refused(store: CheckpointStore) -> None:

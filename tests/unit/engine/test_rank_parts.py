@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import json
 import math
 from pathlib import Path
@@ -9,10 +11,12 @@ from typing import Any
 
 import pytest
 
+from megascale.checkpoint.storage import LocalStorage
 from megascale.engine.context import RankLaunch
 from megascale.engine.metrics import MetricsLog
 from megascale.engine.peak import PeakFile, measure_flops, rated_flops
 from megascale.engine.plan import make_plan
+from megascale.engine.saving import Checkpointer
 from megascale.errors import InputError
 from megascale.job import from_mapping, to_mapping
 from megascale.observe.alerts import PREFIX, alert
@@ -82,4 +86,23 @@ def test_an_alert_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(line.removeprefix(PREFIX)) == {
         "kind": "checkpointSaveFailed",
         "message": "disk full\nreally",
+    }
+
+
+def test_checkpoints_that_cannot_be_pruned_raise_an_alert(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    order = dataclasses.replace(launch(4, tensor=2), run_dir=tmp_path)
+    nothing: Any = None
+    checkpointer = Checkpointer(order, make_plan(order), nothing, nothing, nothing)
+
+    def names(_storage: LocalStorage, _folder: str) -> list[str]:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(LocalStorage, "names", names)
+    checkpointer._prune()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert json.loads(line.removeprefix(PREFIX)) == {
+        "kind": "checkpointPruneFailed",
+        "message": f"cannot list {tmp_path}/checkpoints/commits: Stale file handle",
     }

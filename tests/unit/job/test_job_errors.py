@@ -145,6 +145,21 @@ ONE_WRONG_FIELD = [
         "write [python-stdlib]",
     ),
     ("kind: killRank", "kind: killrank", 27, "spec.faults[0].kind", ["killRank, killNode"], "mean killRank?"),
+    *(
+        (
+            "everySteps: 20",
+            f'uri: "{uri}"',
+            25,
+            "spec.checkpoint.uri",
+            [
+                f'got "{uri}"',
+                "a path or file:///path",
+                "(not an object store such as s3://, gs:// or abfs://)",
+            ],
+            None,
+        )
+        for uri in ("s3://bucket/run", "gs://b/c", "abfs://c@a/b", "S3:b", "file://host/share", "claim:name")
+    ),
     ("    everySteps: 20", "", 24, "spec.checkpoint", ["is empty"], "leave it out for the defaults"),
     # names
     ("nodes: 2", "nods: 2", 6, "spec.nods", ['unknown field "nods"'], "did you mean nodes?"),

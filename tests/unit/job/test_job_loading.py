@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megascale.checkpoint.storage import open_storage
 from megascale.errors import InputError, ManifestError
 from megascale.job import (
     Fault,
@@ -234,3 +235,25 @@ def test_an_override_may_name_any_rule_that_an_incident_can_have(rule: str) -> N
         }
     )
     assert job.spec.recovery.overrides[0].match.rule == rule
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "ck",
+        "./a/b",
+        "/shared/a b",
+        "~/ck",
+        "a",
+        "c:x",
+        "a/s3://b",
+        "file:///a",
+        "FILE://localhost/a",
+        "file:/a",
+    ],
+)
+def test_what_is_taken_as_a_place_for_checkpoints_can_be_opened(uri: str) -> None:
+    spec = {"steps": 1, "runtime": {"command": {"args": ["true"]}}, "checkpoint": {"uri": uri}}
+    head = {"apiVersion": "megascale.io/v1alpha1", "kind": "TrainingJob", "metadata": {"name": "j"}}
+    assert from_mapping(head | {"spec": spec}).spec.checkpoint.uri == uri
+    open_storage(uri)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ import torch
 
 from megascale import monitor
 from megascale.checkpoint import script
+from megascale.checkpoint.storage import LocalStorage
+from megascale.checkpoint.store import CheckpointStore
 from megascale.errors import CheckpointCorruptError, InputError
 from megascale.observe.rankfile import RankFile, RankRecord
 
@@ -99,8 +102,70 @@ def test_old_checkpoints_are_pruned(job: Job) -> None:
     ]
 
 
+def test_a_save_whose_pruning_fails_counts_and_raises_an_alert(
+    job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def names(_storage: LocalStorage, _folder: str) -> list[str]:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(LocalStorage, "names", names)
+    assert script.save({"a": torch.ones(1)}, 4)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith('megascale.alert {"kind": "checkpointPruneFailed", "message": "cannot list ')
+    assert RankFile.open(job.rank_file).read().saved_step == 4
+
+
+def test_tensors_whose_keys_look_alike_are_all_kept(job: Job) -> None:
+    def number(value: int) -> torch.Tensor:
+        return torch.tensor([value])
+
+    state = {
+        "a.b": number(1),
+        "a": {"b": number(2), "": number(3), "c": [number(4)], "~1": number(5), "/": number(6)},
+        "a/b": number(7),
+        "a~1b": number(8),
+        1: number(9),
+        "1": number(10),
+        "~'1'": number(11),
+        -1: {"x": number(12)},
+        "-1": {"x": number(13)},
+        "l": [number(14), [number(15)]],
+        "l/1": [number(16)],
+        "": number(17),
+    }
+    assert script.save(state, 3)  # type: ignore[arg-type]
+    job.launch(2, [3, 1])
+    assert script.load() == state
+
+
+def test_a_checkpoint_whose_names_are_joined_by_dots_is_loaded(job: Job) -> None:
+    """As they were written before keys were escaped."""
+    tensor = torch.arange(3)
+    packed = {"tensor": "state.model.0.weight", "shape": [3], "dtype": "int64"}
+    state = {"dict": [["model", {"dict": [["0.weight", packed]]}]]}
+    script.save_pieces(
+        CheckpointStore(job.root / "checkpoints"),
+        step=2,
+        attempt=1,
+        parent=None,
+        pieces=[script._piece("state.model.0.weight", tensor)],
+        job_state={"step": 2, "structure": state},
+        rank_state={},
+        layout={"data": 1},
+        rank=0,
+        world_size=1,
+        agree=lambda ok: ok,
+        at_point=lambda _point: None,
+        job="job",
+    )
+    job.launch(2, [2, 1])
+    found = script.load()
+    assert found is not None
+    assert torch.equal(found["model"]["0.weight"], tensor)
+
+
 def test_state_that_is_no_plain_data_is_refused_by_name(job: Job) -> None:
-    with pytest.raises(InputError, match=r"state\.schedule\.1: cannot save a function"):
+    with pytest.raises(InputError, match=r"state/schedule/1: cannot save a function"):
         script.save({"schedule": [1, trained]}, 1)
     with pytest.raises(InputError, match=r"state: key \(1, 2\) is a tuple"):
         script.save({(1, 2): 1}, 1)  # type: ignore[dict-item]
