@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -71,6 +73,24 @@ def test_a_line_is_the_sign_of_a_device(
 ) -> None:
     append(f"3,1,1,-;{line}\n")
     assert [event.sign for event in log.new_events()] == [sign]
+
+
+def test_a_kernel_log_is_only_read_without_waiting_and_is_not_inherited_by_ranks(log: KernelLog) -> None:
+    assert fcntl.fcntl(log._descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
+    assert not os.get_blocking(log._descriptor)
+    assert not os.get_inheritable(log._descriptor)
+
+
+def test_a_line_without_an_end_is_kept_up_to_2000_bytes(
+    log: KernelLog, append: Callable[[str], None]
+) -> None:
+    append("y" * 5000)
+    assert log.new_events() == []
+    append(f"4,1,1,-;{xid(79)}")
+    assert log.new_events() == []
+    assert len(log._rest) == 2000
+    append("\n")
+    assert [event.code for event in log.new_events()] == [79]
 
 
 def test_half_a_line_waits_for_its_other_half(log: KernelLog, append: Callable[[str], None]) -> None:

@@ -257,6 +257,20 @@ def test_a_driver_that_only_went_away_is_no_refusal(tmp_path: Path, caplog: pyte
     assert "refused" not in caplog.text
 
 
+@pytest.mark.parametrize("script", [[], [of_term(1)]], ids=["silent", "speaks"])
+def test_a_try_has_succeeded_when_the_driver_said_something(
+    tmp_path: Path, script: list[pb.DriverMessage]
+) -> None:
+    async def scenario(stage: Stage, port: int) -> None:
+        stage.driver.script = [list(script)]
+        stage.driver.end.set()
+        stage.announce(port)
+        assert await stage.link._try_once() is bool(script)
+        assert not stage.link.connected
+
+    play(tmp_path, scenario, serve=False)
+
+
 @pytest.mark.parametrize("missing", ["driver_file", "token_file"])
 def test_without_a_driver_or_a_token_there_is_nothing_to_try(tmp_path: Path, missing: str) -> None:
     async def scenario(stage: Stage, port: int) -> None:

@@ -192,3 +192,18 @@ def test_without_py_spy_or_with_one_that_cannot_be_started_there_is_no_stack(
     monkeypatch.setattr(stacks.shutil, "which", lambda *_args, **_named: str(tmp_path))
     (line,) = asyncio.run(stack_of(1))
     assert line.startswith(f"no stack: {tmp_path}: Permission denied")
+
+
+def test_py_spy_beside_the_interpreter_comes_before_that_on_the_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in ("beside", "path"):
+        program = tmp_path / place / "py-spy"
+        program.parent.mkdir()
+        program.write_text(f"#!/bin/sh\necho {place} >&2\nexit 1\n")
+        program.chmod(0o755)
+    monkeypatch.setattr(stacks.sys, "executable", str(tmp_path / "beside" / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path / "path"), prepend=os.pathsep)
+    assert asyncio.run(stack_of(1)) == ["no stack: beside"]
+    (tmp_path / "beside" / "py-spy").unlink()
+    assert asyncio.run(stack_of(1)) == ["no stack: path"]

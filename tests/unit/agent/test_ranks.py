@@ -16,7 +16,7 @@ import pytest
 from megascale.agent import ranks as module
 from megascale.agent.config import AgentConfig
 from megascale.agent.manifests import Manifests
-from megascale.agent.processes import process_state
+from megascale.agent.processes import Child, kill_all, process_state
 from megascale.agent.ranks import Ranks
 from megascale.agent.zygote_client import Zygote
 from megascale.core.contract.lineage import Commit
@@ -201,6 +201,33 @@ def play(tmp_path: Path, scenario: Callable[[Stage], Awaitable[None]]) -> None:
     asyncio.run(main())
 
 
+def test_a_node_without_a_launch_has_nothing_to_tell(tmp_path: Path) -> None:
+    async def scenario(stage: Stage) -> None:
+        ranks = stage.ranks
+        assert (ranks.attempt, ranks.alive, ranks.exits, ranks.report()) == (0, [], [], pb.Report())
+        assert (ranks.log_matches(), ranks.last_lines(0, 5), ranks.segments()) == ([], [], None)
+        assert await ranks.evidence() == []
+        await asyncio.wait_for(ranks.ended(), 5.0)
+        ranks.request_save(0, then_stop=True)
+        assert await ranks.kill(0, 5.0) == []
+
+    play(tmp_path, scenario)
+
+
+def test_every_rank_of_a_node_is_told_its_place(tmp_path: Path) -> None:
+    async def scenario(stage: Stage) -> None:
+        await stage.ranks.launch(3, pb.Launch(attempt=4, nodes=3, node_rank=2))
+        first, second = stage.zygote.launches
+        assert [(one.rank, one.local_rank) for one in (first, second)] == [(4, 0), (5, 1)]
+        for one in (first, second):
+            sizes = (one.world_size, one.local_world_size, one.node_rank, one.tier, one.resume)
+            assert repr(sizes) == "(6, 2, 2, 'durable', None)"  # 6.0 would reach the program as "6.0"
+            assert one.rank_file == stage.run.rank_file("n0", one.local_rank)
+        assert [stage.file(local).read().rank for local in (0, 1)] == [4, 5]
+
+    play(tmp_path, scenario)
+
+
 def test_a_repeated_launch_changes_nothing_and_a_later_one_replaces_the_ranks(tmp_path: Path) -> None:
     async def scenario(stage: Stage) -> None:
         await stage.launch()
@@ -338,6 +365,31 @@ def test_the_store_of_an_attempt_is_served_once(tmp_path: Path) -> None:
         await stage.ranks.kill(5, 5.0)
         assert await stage.ranks.host_store(5) == 103
         assert asked == ["127.0.0.1"] * 3
+
+    play(tmp_path, scenario)
+
+
+def test_a_store_that_does_not_end_holds_up_a_kill_for_5_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[tuple[list[int], float]] = []
+
+    async def scenario(stage: Stage) -> None:
+        pid = os.posix_spawn("/bin/sleep", ["sleep", "60"], os.environ)  # noqa: ASYNC221
+
+        async def fork_store(_host: str) -> tuple[int, int]:
+            return pid, 100
+
+        async def recorded(children: list[Child], deadline_s: float) -> list[Child]:
+            waits.append(([child.pid for child in children], deadline_s))
+            return await kill_all(children, deadline_s)
+
+        stage.zygote.fork_store = fork_store  # type: ignore[attr-defined]
+        await stage.ranks.host_store(4)
+        monkeypatch.setattr(module, "kill_all", recorded)
+        await stage.ranks.kill(4, 7.5)
+        assert waits == [([], 7.5), ([pid], 5.0)]
+        assert process_state(pid) == ""
 
     play(tmp_path, scenario)
 

@@ -36,6 +36,7 @@ class Driver:
             list[Any](),
             list[AgentLink](),
         )
+        self.received_on: list[AgentLink] = []
         self.changed = asyncio.Event()
         self.raises: Exception | None = None
         self.board = self
@@ -58,10 +59,11 @@ class Driver:
         self.got.append(message)
         return self.accepts
 
-    def receive(self, _link: AgentLink, message: pb.AgentMessage) -> None:
+    def receive(self, link: AgentLink, message: pb.AgentMessage) -> None:
         if self.raises is not None:
             raise self.raises
         self.got.append(message)
+        self.received_on.append(link)
         self.changed.set()
 
     def detach(self, link: AgentLink) -> None:
@@ -108,6 +110,7 @@ def test_a_stream_is_attached_fed_and_detached() -> None:
         await driver.changed.wait()
         (link,) = driver.links
         assert (link.node, link.incarnation, link.pod, link.address) == ("n0", "a", "q-0-0", "127.0.0.1")
+        assert driver.received_on == [link]
         assert listener.asked == [("good", "n0")]
         assert [message.WhichOneof("body") for message in driver.got] == ["hello", "exit"]
         link.send(pb.DriverMessage(term=7))

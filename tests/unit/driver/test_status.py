@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from typing import Any
@@ -213,6 +214,25 @@ def test_goodput_is_the_productive_share(stage: Stage, monkeypatch: pytest.Monke
     found = stage.board.overview()
     assert found["goodput"] == 0.75
     assert found["goodputSeconds"]["productive"] == 30.0
+
+
+def test_seconds_are_rounded_to_milliseconds_and_durations_of_incidents_to_tenths(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 140.0 + 0.12345678
+    monkeypatch.setattr(module.time, "time", lambda: now)
+    stage.core.record.ledger.start(100.0)
+    stage.core.record.ledger.switch(GoodputPhase.PRODUCTIVE, 110.0)
+    assert stage.board.overview()["goodputSeconds"]["productive"] == 30.123
+    summary = summarise(JOB, stage.core, {}, now)
+    assert (summary["goodputSeconds"]["productive"], summary["wallSeconds"]) == (30.123, 40.123)
+    stages = {
+        Milestone.FAULT: MilestoneTime(0.0),
+        Milestone.DETECTED: MilestoneTime(0.12345678),
+        Milestone.FIRST_STEP: MilestoneTime(1.12345678),
+    }
+    found = incident_document(dataclasses.replace(INCIDENT, milestones=stages))
+    assert (found["detectionSeconds"], found["recoverySeconds"]) == (0.1235, 1.1235)
 
 
 def test_a_finished_job_keeps_its_best_step(stage: Stage) -> None:
