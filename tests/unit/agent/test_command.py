@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from megascale.agent import command as module
 from megascale.agent.command import command_environment, kill_strays, program_of, search_path, spawn
 from megascale.engine.context import RankLaunch
 from megascale.errors import InputError
@@ -149,3 +150,25 @@ def test_only_what_carries_one_of_the_rank_files_is_ended(tmp_path: Path) -> Non
         for one in processes:
             one.kill()
             one.communicate()
+
+
+def test_a_process_that_ends_while_it_is_looked_at_hides_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed: list[tuple[int, int]] = []
+    mark = f"MEGASCALE_RANK_FILE={tmp_path / 'n0-0.rank'}"
+    for pid, environment in ((11, None), (12, mark), (13, f"A=b\0{mark}\0"), (14, f"{mark}x"), (15, "")):
+        (tmp_path / str(pid)).mkdir()
+        if environment is not None:
+            (tmp_path / str(pid) / "environ").write_text(environment)
+    (tmp_path / "self").mkdir()
+
+    def kill(pid: int, number: int) -> None:
+        killed.append((pid, number))
+        if pid == 12:
+            raise ProcessLookupError
+
+    monkeypatch.setattr(module, "Path", {"/proc": tmp_path}.get)
+    monkeypatch.setattr(module.os, "kill", kill)
+    assert kill_strays({tmp_path / "n0-0.rank"}) == 1
+    assert sorted(killed) == [(12, signal.SIGKILL), (13, signal.SIGKILL)]

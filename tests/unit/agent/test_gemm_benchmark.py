@@ -89,3 +89,30 @@ def test_a_node_is_as_fast_as_its_slowest_device(
     monkeypatch.setitem(sys.modules, "megascale.diagnose.measure", measure)
     assert module.measured(0.25) == speed
     assert (measured, threads) == (asked, [1])
+
+
+class EndsMeanwhile:
+    """A process that ends after the deadline and before it is killed."""
+
+    returncode: int | None = None
+
+    async def communicate(self) -> tuple[bytes, bytes]:
+        raise TimeoutError
+
+    def kill(self) -> None:
+        raise ProcessLookupError
+
+    async def wait(self) -> int:
+        self.returncode = 0
+        return 0
+
+
+def test_a_measurement_that_ends_before_it_is_killed_is_only_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    process = EndsMeanwhile()
+
+    async def start(*_command: str, **_pipes: int) -> EndsMeanwhile:
+        return process
+
+    monkeypatch.setattr(module.asyncio, "create_subprocess_exec", start)
+    assert asyncio.run(node_speed(0.25, 1.0)) == 0.0
+    assert process.returncode == 0

@@ -93,6 +93,11 @@ def test_a_line_without_an_end_is_kept_up_to_2000_bytes(
     assert [event.code for event in log.new_events()] == [79]
 
 
+def test_bytes_that_are_no_text_do_not_hide_a_line(log: KernelLog, path: Path) -> None:
+    path.write_bytes(b"\xff\n4,1,1,-;\xff " + xid(79).encode() + b"\n")
+    assert [(event.code, event.text) for event in log.new_events()] == [(79, f"\ufffd {xid(79)}")]
+
+
 def test_half_a_line_waits_for_its_other_half(log: KernelLog, append: Callable[[str], None]) -> None:
     append(f"4,1,1,-;{xid(79)[:20]}")
     assert log.new_events() == []

@@ -34,6 +34,7 @@ class FakeDriver(DriverServicer):
         self.refuse = ""
         self.revisions: dict[str, str] = {}
         self.asked: list[tuple[str, str]] = []
+        self.answers = True
         self.end = asyncio.Event()
         self.changed = asyncio.Event()
 
@@ -65,6 +66,8 @@ class FakeDriver(DriverServicer):
     ) -> pb.RevisionReply:
         assert dict(context.invocation_metadata() or ())[METADATA_KEY] == "Bearer secret"
         self.asked.append((request.node, request.revision))
+        if not self.answers:
+            await asyncio.Event().wait()
         if request.revision not in self.revisions:
             await context.abort(grpc.StatusCode.NOT_FOUND, "the driver does not have that revision")
         return pb.RevisionReply(manifest=self.revisions[request.revision])
@@ -338,6 +341,22 @@ def test_a_revision_comes_from_the_driver_of_the_stream(tmp_path: Path) -> None:
         await stage.link.disconnected.wait()
         with pytest.raises(UnreachableError, match="no driver is connected"):
             await stage.link.fetch_revision("r1")
+
+    play(tmp_path, scenario)
+
+
+def test_a_driver_that_does_not_answer_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_REVISION_S", 0.2)
+
+    async def scenario(stage: Stage, port: int) -> None:
+        stage.driver.answers = False
+        stage.announce(port)
+        await stage.until(lambda: len(stage.driver.got) == 2)
+        with pytest.raises(UnreachableError, match="(?i)revision r1 of the manifest: .*deadline"):
+            await asyncio.wait_for(stage.link.fetch_revision("r1"), 10.0)
+        assert stage.driver.asked == [("n0", "r1")]
 
     play(tmp_path, scenario)
 

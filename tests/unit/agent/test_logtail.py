@@ -17,13 +17,11 @@ def test_alerts_and_known_lines_are_found_once(tmp_path: Path) -> None:
         "NVRM: Xid (PCI:0000:3b:00): 79, pid=4242, GPU has fallen off the bus.\n"
         "half a li"
     )
-    alert, hit = tail.new_matches()
-    assert (alert.rule, alert.category, alert.line) == (
-        "checkpointSaveFailed",
-        "framework",
-        "step 3: No space left",
-    )
-    assert (hit.category, hit.action) == ("gpu", "replace_node")
+    xid = "NVRM: Xid (PCI:0000:3b:00): 79, pid=4242, GPU has fallen off the bus."
+    assert tail.new_matches() == [
+        LineMatch("checkpointSaveFailed", "framework", "alert", "step 3: No space left"),
+        LineMatch("xid-79", "gpu", "replace_node", xid),
+    ]
     assert tail.new_matches() == []
     with log.open("a") as handle:
         handle.write("ne: nothing to see\n")
@@ -117,3 +115,6 @@ def test_bytes_that_are_no_text_do_not_hide_a_line(tmp_path: Path) -> None:
     tail = LogTail(log)
     assert [match.category for match in tail.new_matches()] == ["gpu"]
     assert tail.last_lines(1)[0].startswith("\ufffd NVRM")
+    with log.open("ab") as handle:
+        handle.write(b"megascale.alert \xff\n")
+    assert [match.line for match in tail.new_matches()] == ["megascale.alert \ufffd"]

@@ -168,6 +168,7 @@ FRAME = '{"name": "step", "short_filename": "train.py", "line": 7}'
         ("echo nonsense", ["no stack: what py-spy printed cannot be read: JSONDecodeError"]),
         ("echo '[{\"frames\": [{}]}]'", ["no stack: what py-spy printed cannot be read: KeyError('name')"]),
         ("echo denied >&2; exit 1", ["no stack: denied"]),
+        ("printf 'caf\\351\\n' >&2; exit 1", ["no stack: caf\ufffd"]),
         ("sleep 60", ["no stack: py-spy did not answer in 0.2 s"]),
     ],
 )
@@ -192,6 +193,16 @@ def test_without_py_spy_or_with_one_that_cannot_be_started_there_is_no_stack(
     monkeypatch.setattr(stacks.shutil, "which", lambda *_args, **_named: str(tmp_path))
     (line,) = asyncio.run(stack_of(1))
     assert line.startswith(f"no stack: {tmp_path}: Permission denied")
+
+
+def test_why_there_is_no_stack_is_told_in_200_characters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "py-spy"
+    program.write_text(f"#!/bin/sh\necho '  {'x' * 300}' >&2\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(stacks.shutil, "which", lambda *_args, **_named: str(program))
+    assert asyncio.run(stack_of(1)) == [f"no stack: {'x' * 200}"]
 
 
 def test_py_spy_beside_the_interpreter_comes_before_that_on_the_path(

@@ -20,6 +20,7 @@ from megascale.agent.processes import Child, kill_all, process_state
 from megascale.agent.ranks import Ranks
 from megascale.agent.zygote_client import Zygote
 from megascale.core.contract.lineage import Commit
+from megascale.core.rules import LineClassifier, rule_set
 from megascale.engine.context import RankLaunch
 from megascale.errors import UnreachableError
 from megascale.job import TrainingJob, parse_job
@@ -402,6 +403,8 @@ def test_log_lines_that_mean_something_name_their_rank(tmp_path: Path) -> None:
         )
         (match,) = stage.ranks.log_matches()
         assert (match.rank, match.attempt, match.category) == (3, 4, "user_code")
+        verdict = LineClassifier(rule_set()).feed(match.line)
+        assert (match.rule, match.action) == (verdict.rule, verdict.action)
         assert "illegal memory access" in match.line
         assert abs(match.at - time.time()) < 10.0
         assert stage.ranks.log_matches() == []

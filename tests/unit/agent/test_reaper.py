@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -89,6 +90,19 @@ def test_a_reaper_that_was_closed_reaps_nothing() -> None:
         assert not asyncio.get_running_loop().remove_signal_handler(signal.SIGCHLD)
 
     asyncio.run(scenario())
+
+
+def test_a_thread_that_ends_while_its_children_are_listed_hides_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for thread, children in (("1", "7 8 "), ("3", "9 ")):
+        (tmp_path / thread).mkdir()
+        (tmp_path / thread / "children").write_text(children)
+    (tmp_path / "2").mkdir()
+    (tmp_path / "2" / "children").symlink_to(tmp_path / "ended")
+    monkeypatch.setattr(module, "Path", {"/proc/self/task": tmp_path}.get)
+    monkeypatch.setattr(module, "process_state", {7: "Z", 8: "S", 9: "Z"}.get)
+    assert _zombies() == {7, 9}
 
 
 def test_only_children_of_this_process_that_have_ended_are_zombies() -> None:

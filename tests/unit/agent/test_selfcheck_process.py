@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from megascale.agent import selfcheck as module
 from megascale.agent.selfcheck import CHECK, wrong_numbers
 
 WRONG = 'echo \'{"kind": "wrong", "reason": "a product differs"}\''
@@ -38,3 +39,30 @@ def test_a_check_that_hangs_leaves_no_process(tmp_path: Path) -> None:
 def test_a_check_that_cannot_be_started_is_an_error() -> None:
     with pytest.raises(FileNotFoundError):
         asyncio.run(wrong_numbers(1.0, ("/nonexistent",)))
+
+
+class EndsMeanwhile:
+    """A process that ends after the deadline and before it is killed."""
+
+    returncode: int | None = None
+
+    async def communicate(self) -> tuple[bytes, bytes]:
+        raise TimeoutError
+
+    def kill(self) -> None:
+        raise ProcessLookupError
+
+    async def wait(self) -> int:
+        self.returncode = 0
+        return 0
+
+
+def test_a_check_that_ends_before_it_is_killed_is_only_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    process = EndsMeanwhile()
+
+    async def start(*_command: str, **_pipes: int) -> EndsMeanwhile:
+        return process
+
+    monkeypatch.setattr(module.asyncio, "create_subprocess_exec", start)
+    assert asyncio.run(wrong_numbers(1.0)) == ""
+    assert process.returncode == 0

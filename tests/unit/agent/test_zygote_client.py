@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, cast
@@ -37,7 +38,8 @@ class Stage:
         self.commands: list[tuple[str, ...]] = []
         start = asyncio.create_subprocess_exec
 
-        async def instead(python: str, _m: str, name: str, *arguments: str, **how: Any) -> Any:
+        async def instead(python: str, option: str, name: str, *arguments: str, **how: Any) -> Any:
+            assert (python, option) == (sys.executable, "-m")
             self.commands.append((name, *arguments[1:]))
             self.environment = how["env"]
             return await start(python, str(self.program), *arguments, **how)
