@@ -19,6 +19,7 @@ from megascale.agent import agent as module
 from megascale.agent.agent import RESTART_ME, Agent, is_supervised
 from megascale.agent.config import AgentConfig
 from megascale.errors import UnreachableError
+from megascale.job import TrainingJob
 from megascale.observe.logs import LogContext
 from megascale.observe.rundir import RunDir
 from megascale.rpc import megascale_pb2 as pb
@@ -82,7 +83,8 @@ class FakeRanks:
     def request_save(self, attempt: int, *, then_stop: bool) -> None:
         self._note("save", attempt, then_stop)
 
-    def snapshots(self, _job: object) -> list[pb.Commit]:
+    def snapshots(self, job: TrainingJob) -> list[pb.Commit]:
+        assert job.metadata.name == "q"
         return [pb.Commit(step=8, attempt=4)]
 
     def report(self) -> pb.Report:

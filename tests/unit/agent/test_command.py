@@ -115,6 +115,15 @@ def test_a_program_that_does_not_exist_is_refused(tmp_path: Path) -> None:
         spawn(["nothing-here"], {"PATH": str(tmp_path)}, tmp_path / "log")
 
 
+def test_a_program_is_looked_for_on_the_path_that_it_will_see(tmp_path: Path) -> None:
+    program = tmp_path / "only-here"
+    program.write_text('#!/bin/sh\necho "it is $0"\n')
+    program.chmod(0o755)
+    pid = spawn(["only-here"], {"PATH": str(tmp_path)}, tmp_path / "log")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert (tmp_path / "log").read_text() == f"it is {program}\n"
+
+
 def test_what_a_program_prints_is_appended_to_its_log_and_its_input_is_empty(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text("before\n")

@@ -80,6 +80,11 @@ def test_every_flag_of_a_pod_is_taken_over() -> None:
     )
 
 
+def test_a_driver_without_a_name_of_its_own_is_trusted_by_its_address() -> None:
+    arguments = _parser().parse_args(["/pod", "n7", "--ca-file", "/job/ca"])
+    assert config_of(arguments).trust == Trust(Path("/job/ca"), "")
+
+
 def test_an_interface_with_the_address_comes_before_one_with_the_network(
     interfaces: Callable[..., None],
 ) -> None:

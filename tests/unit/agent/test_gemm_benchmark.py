@@ -39,10 +39,13 @@ def python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], P
     return use
 
 
-def test_the_measurement_is_a_process_that_prints_its_figure(python: Callable[[str], Path]) -> None:
+def test_the_measurement_is_a_process_that_prints_its_figure(
+    python: Callable[[str], Path], capfd: pytest.CaptureFixture[str]
+) -> None:
     noted = python("cat; echo noise >&2; echo 7.5")
     assert asyncio.run(node_speed(0.25, 20.0)) == 7.5
     assert noted.read_text() == "-m megascale.agent.gemm_benchmark 0.25\n"
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("script", ["echo no figure", "exit 1"])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -15,7 +17,7 @@ from megascale.agent.config import AgentConfig
 from megascale.agent.link import Link
 from megascale.errors import UnreachableError
 from megascale.rpc import megascale_pb2 as pb
-from megascale.rpc.connect import METADATA_KEY
+from megascale.rpc.connect import METADATA_KEY, DriverAddress, Trust
 from megascale.rpc.megascale_pb2_grpc import DriverServicer, add_DriverServicer_to_server
 
 
@@ -274,6 +276,48 @@ def test_a_try_has_succeeded_when_the_driver_said_something(
     play(tmp_path, scenario, serve=False)
 
 
+def test_a_driver_is_trusted_as_the_agent_was_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    def channel_to(address: DriverAddress, trust: Trust | None) -> None:
+        asked.append((address.endpoint, trust))
+        raise UnreachableError("its certificate is another's")
+
+    monkeypatch.setattr(module, "channel_to", channel_to)
+    trust = Trust(tmp_path / "ca", "q.driver")
+
+    async def scenario(stage: Stage, port: int) -> None:
+        stage.announce(port)
+        link = Link(dataclasses.replace(stage.config, trust=trust), stage.hello, stage.handle)
+        assert await link._try_once() is False
+        assert asked == [(f"127.0.0.1:{port}", trust)]
+
+    play(tmp_path, scenario, serve=False)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        asyncio.InvalidStateError(),
+        grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata()),
+    ],
+    ids=["over", "broken"],
+)
+def test_a_stream_that_ends_while_something_is_sent_is_left_to_its_reader(
+    tmp_path: Path, error: Exception
+) -> None:
+    class Ended:
+        async def write(self, _message: pb.AgentMessage) -> None:
+            raise error
+
+    async def scenario(stage: Stage, _port: int) -> None:
+        stage.link.disconnected.clear()
+        stage.link.send(pb.AgentMessage())
+        await asyncio.wait_for(stage.link._write(cast(Any, Ended())), 5.0)
+
+    play(tmp_path, scenario, serve=False)
+
+
 @pytest.mark.parametrize("missing", ["driver_file", "token_file"])
 def test_without_a_driver_or_a_token_there_is_nothing_to_try(tmp_path: Path, missing: str) -> None:
     async def scenario(stage: Stage, port: int) -> None:
@@ -354,7 +398,7 @@ def test_a_driver_that_does_not_answer_is_not_waited_for(
         stage.driver.answers = False
         stage.announce(port)
         await stage.until(lambda: len(stage.driver.got) == 2)
-        with pytest.raises(UnreachableError, match="(?i)revision r1 of the manifest: .*deadline"):
+        with pytest.raises(UnreachableError, match=r"(?i)revision r1 of the manifest: .*deadline"):
             await asyncio.wait_for(stage.link.fetch_revision("r1"), 10.0)
         assert stage.driver.asked == [("n0", "r1")]
 

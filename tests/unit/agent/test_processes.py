@@ -40,11 +40,11 @@ def play(scenario: Callable[[], Awaitable[None]]) -> None:
 )
 def test_the_end_of_a_child_is_seen_with_its_code_or_signal(command: tuple[str, ...], exit_: Exit) -> None:
     async def scenario() -> None:
-        seen: list[Exit] = []
-        child = Child(spawn(*command), lambda _child, how: seen.append(how))
+        seen: list[tuple[Child, Exit]] = []
+        child = Child(spawn(*command), lambda *end: seen.append(end))
         child.watch()
         await child.ended.wait()
-        assert seen == [exit_]
+        assert seen == [(child, exit_)]
         assert not child.killed
         assert process_state(child.pid) == ""
 

@@ -235,7 +235,9 @@ def test_a_repeated_launch_changes_nothing_and_a_later_one_replaces_the_ranks(tm
         assert (stage.ranks.alive, stage.ranks.attempt) == ([2, 3], 4)
         await stage.launch()
         assert len(stage.zygote.launches) == 2
+        before = [rank.pid for rank in stage.ranks.report().ranks]
         await stage.launch(5)
+        assert [process_state(pid) for pid in before] == ["", ""]
         assert len(stage.zygote.launches) == 4
         assert (stage.ranks.alive, stage.ranks.attempt, stage.told) == ([2, 3], 5, [])
 
@@ -370,7 +372,7 @@ def test_the_store_of_an_attempt_is_served_once(tmp_path: Path) -> None:
     play(tmp_path, scenario)
 
 
-def test_a_store_that_does_not_end_holds_up_a_kill_for_5_s(
+def test_a_store_or_an_older_attempt_that_does_not_end_is_waited_for_for_5_s(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[tuple[list[int], float]] = []
@@ -390,6 +392,8 @@ def test_a_store_that_does_not_end_holds_up_a_kill_for_5_s(
         monkeypatch.setattr(module, "kill_all", recorded)
         await stage.ranks.kill(4, 7.5)
         assert waits == [([], 7.5), ([pid], 5.0)]
+        await stage.launch(5)
+        assert waits[2:] == [([], 5.0)]
         assert process_state(pid) == ""
 
     play(tmp_path, scenario)
