@@ -46,6 +46,7 @@ class Link:
     """Keeps one stream to the driver open.
 
     Messages that cannot be sent are dropped; those that must not be lost are sent again by `hello_messages`.
+    From the moment `hello_messages` is called, messages are queued and sent after those that it returned.
 
     Args:
         hello_messages: returns the messages that begin every stream.
@@ -67,13 +68,14 @@ class Link:
         self.last_contact = asyncio.get_running_loop().time()
         self._config, self._hello_messages, self._handle_command = config, hello_messages, handle_command
         self._outbox: asyncio.Queue[pb.AgentMessage] = asyncio.Queue(_OUTBOX)
+        self._accepts = False
         self._highest_term = 0
         self._refusal = ""
         self._call: tuple[DriverStub, tuple[tuple[str, str], ...]] | None = None
 
     def send(self, message: pb.AgentMessage) -> None:
         """Queue a message for the current stream; dropped if there is none or 1024 messages are waiting."""
-        if self.connected and not self._outbox.full():
+        if self._accepts and not self._outbox.full():
             self._outbox.put_nowait(message)
 
     @property
@@ -129,6 +131,8 @@ class Link:
             stub, metadata = stub_on(channel), bearer(token)
             call = stub.Attach(metadata=metadata)
             try:
+                # What happens while these messages are written is not in them, so it is queued from here on.
+                self._accepts = True
                 for message in self._hello_messages():
                     await call.write(message)
                 self._call = stub, metadata
@@ -142,6 +146,7 @@ class Link:
                 if _is_being_cancelled():
                     raise
             finally:
+                self._accepts = False
                 self.disconnected.set()
                 self._call = None
                 self._drain()

@@ -212,7 +212,7 @@ def test_what_cannot_be_sent_is_dropped_and_not_sent_later(tmp_path: Path) -> No
 
 def test_what_waits_to_be_sent_is_bounded(tmp_path: Path) -> None:
     async def scenario(stage: Stage, _port: int) -> None:
-        stage.link.disconnected.clear()
+        stage.link._accepts = True
         for _ in range(module._OUTBOX + 5):
             stage.link.send(pb.AgentMessage())
         assert stage.link._outbox.qsize() == module._OUTBOX
