@@ -10,6 +10,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 
 def process_state(pid: int) -> str:
@@ -79,6 +80,23 @@ class Child:
         signaled = os.WIFSIGNALED(status)
         code = None if signaled else os.waitstatus_to_exitcode(status)
         self.on_exit(self, Exit(code, os.WTERMSIG(status) if signaled else None))
+
+
+async def settled(work: asyncio.Future[Any], timeout_s: float | None = None) -> bool:
+    """Wait until `work` is done and return whether it is; goes on when the caller is cancelled.
+
+    For the end of work that has to be known before a cancellation may be raised again; `timeout_s` or what
+    `work` does bounds the wait.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = None if timeout_s is None else loop.time() + timeout_s
+    while not work.done():
+        left_s = None if deadline is None else deadline - loop.time()
+        if left_s is not None and left_s <= 0:
+            break
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait((work,), timeout=left_s)
+    return work.done()
 
 
 async def kill_all(children: list[Child], deadline_s: float) -> list[Child]:

@@ -19,7 +19,7 @@ from megascale.agent.manifests import Manifests
 from megascale.agent.processes import Child, Exit, kill_all, process_state
 from megascale.agent.segments import SegmentFeed
 from megascale.agent.stacks import stack_of
-from megascale.agent.zygote import launch_to_json
+from megascale.agent.zygote import write_launch
 from megascale.agent.zygote_client import Zygote
 from megascale.checkpoint.snapshot import held
 from megascale.checkpoint.snapshot_folders import make_folders, snapshot_file
@@ -158,7 +158,7 @@ class Ranks:
         if command is None:
             pid = await self._zygote.fork_rank(launch, log)
         else:
-            launch.rank_file.with_suffix(".json").write_text(json.dumps(launch_to_json(launch)))
+            write_launch(launch)
             environment = command_environment(launch, command.env)
             if launch.rank == 0:
                 log.write_text("".join(f"{line}\n" for line in explain(job.spec.network)))

@@ -30,7 +30,7 @@ from megascale.network.profile import explain
 from megascale.observe.rankfile import RankFile
 from megascale.prctl import die_with_parent
 
-MESSAGE_BYTES: Final = 1 << 20
+MESSAGE_BYTES: Final = 1 << 16
 _PID: Final = struct.Struct("<q")
 
 
@@ -92,7 +92,8 @@ def _fork_adopted(main: Callable[[], NoReturn], agent_pid: int) -> int:  # pragm
             os._exit(0)
         for descriptor in (pid_read, pid_write, go_write):
             os.close(descriptor)
-        os.read(go_read, 1)
+        if os.read(go_read, 1) != b"1":  # the zygote died, and the agent does not know this process
+            os._exit(1)
         os.close(go_read)
         die_with_parent()
         if os.getppid() != agent_pid:
@@ -107,8 +108,8 @@ def _fork_adopted(main: Callable[[], NoReturn], agent_pid: int) -> int:  # pragm
 
 
 def _rank_main(request: dict[str, Any]) -> NoReturn:  # pragma: no mutate block
-    launch = launch_from_json(request["launch"])
     _redirect(request["log"])
+    launch = launch_from_json(json.loads(Path(request["launch"]).read_text()))
     network = Network.model_validate(launch.spec["spec"].get("network", {}))
     os.environ.update(network_environment(network, launch.run_dir))
     os.environ.update(torchrun_environment(launch))
@@ -206,6 +207,14 @@ def launch_to_json(launch: RankLaunch) -> dict[str, Any]:
     data["resume"] = _commit_to_json(launch.resume)
     data["lineage"] = {str(attempt): _commit_to_json(commit) for attempt, commit in launch.lineage.items()}
     return data
+
+
+def write_launch(launch: RankLaunch) -> Path:
+    """Write a launch as JSON beside its rank record and return the file."""
+    path = launch.rank_file.with_suffix(".json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(launch_to_json(launch)))
+    return path
 
 
 def launch_from_json(data: dict[str, Any]) -> RankLaunch:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -180,7 +181,8 @@ def test_the_attempt_of_an_error_is_left_as_well(monkeypatch: pytest.MonkeyPatch
     assert report["detail"] == {"attempt": 3}
 
 
-def test_an_agent_asks_its_zygote_for_ranks_and_stores() -> None:
+def test_an_agent_asks_its_zygote_for_ranks_and_stores(tmp_path: Path) -> None:
+    told = replace(LAUNCH, rank_file=tmp_path / "ranks" / "n2-1.rank")
     asked: list[dict[str, Any]] = []
 
     async def ask(request: dict[str, Any]) -> dict[str, Any]:
@@ -190,10 +192,11 @@ def test_an_agent_asks_its_zygote_for_ranks_and_stores() -> None:
     async def scenario() -> None:
         zygote = Zygote(engine=True)
         zygote._ask = ask  # type: ignore[method-assign]
-        assert await zygote.fork_rank(LAUNCH, Path("logs/rank-5.log")) == 77
+        assert await zygote.fork_rank(told, Path("logs/rank-5.log")) == 77
         assert await zygote.fork_store("10.0.0.1") == (77, 2900)
 
     asyncio.run(scenario())
     rank, store = asked
-    assert (rank["op"], rank["log"], launch_from_json(rank["launch"])) == ("rank", "logs/rank-5.log", LAUNCH)
+    assert rank == {"op": "rank", "log": "logs/rank-5.log", "launch": str(tmp_path / "ranks" / "n2-1.json")}
+    assert launch_from_json(json.loads(Path(rank["launch"]).read_text())) == told
     assert store == {"op": "store", "host": "10.0.0.1"}
