@@ -36,6 +36,7 @@ from megascale.rpc import megascale_pb2 as pb
 _SAMPLE_S: Final = 0.05
 _SAVE_ON_ORPHAN_S: Final = 60.0
 _SHOWN_LINES: Final = 40
+_LEAST_KILL_S: Final = 1.0
 RESTART_ME: Final = 75
 """Exit code that asks the process or kubelet that started the agent to start it again."""
 
@@ -61,6 +62,7 @@ class Agent:
         self._ending: pb.HardwareEvent | None = None
         self._exit_code = 0
         self._order = asyncio.Lock()
+        self._orders: dict[asyncio.Task[None], pb.DriverMessage] = {}
         self._group: asyncio.TaskGroup | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._reaper = Reaper()
@@ -206,26 +208,55 @@ class Agent:
         elif body == "measure_speed":
             self._start(self._measure(message))
         else:
-            self._start(self._perform(message))
+            if body == "kill":
+                self._cancel_orders(message.kill)
+            task = self._start(self._perform(message))
+            self._orders[task] = message
+            task.add_done_callback(self._orders.pop)
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         if self._group is None:
             raise AssertionError("tasks are started while the agent serves")
         task = self._group.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _cancel_orders(self, kill: pb.Kill) -> None:
+        """Cancel the orders whose result the kill makes void, so that it does not wait for them.
+
+        A launch may wait minutes for a zygote that starts, but the driver takes a kill that is not answered
+        in time for a node that cannot be trusted.
+        """
+        for task, message in self._orders.items():
+            if self._is_void(message, kill):
+                task.cancel()
+                self._answer(message, ok=False, reason=f"attempt {kill.attempt} was killed meanwhile")
+
+    def _is_void(self, message: pb.DriverMessage, kill: pb.Kill) -> bool:
+        match message.WhichOneof("body"):
+            case "host_store":
+                return message.host_store.attempt <= kill.attempt
+            case "launch":
+                return message.launch.attempt <= kill.attempt
+            case "check_numbers":
+                return kill.attempt >= self._ranks.attempt
+            case _:
+                return False
 
     async def _perform(self, message: pb.DriverMessage) -> None:
         """Execute an order and answer it; runs orders one at a time, in the order in which they arrived."""
+        loop = asyncio.get_running_loop()
+        arrived = loop.time()
         async with self._order:
             try:
-                result = await self._carry_out(message)
+                result = await self._carry_out(message, waited_s=loop.time() - arrived)
             except (MegascaleError, OSError) as error:
                 self._answer(message, ok=False, reason=f"{type(error).__name__}: {error}")
                 return
             self._answer(message, ok=True, **result)
 
-    async def _carry_out(self, message: pb.DriverMessage) -> dict[str, Any]:
+    async def _carry_out(self, message: pb.DriverMessage, *, waited_s: float) -> dict[str, Any]:
         body = message.WhichOneof("body")
         if body == "host_store":
             return {"store_port": await self._ranks.host_store(message.host_store.attempt)}
@@ -234,7 +265,8 @@ class Agent:
             await self._ranks.launch(message.term, message.launch)
             return {}
         if body == "kill":
-            unreaped = await self._ranks.kill(message.kill.attempt, message.kill.deadline_s)
+            left_s = max(_LEAST_KILL_S, message.kill.deadline_s - waited_s)
+            unreaped = await self._ranks.kill(message.kill.attempt, left_s)
             return {"unreaped": unreaped, "snapshots": self._ranks.snapshots(self._job)}
         if body == "check_numbers":
             return {"wrong_numbers": await wrong_numbers(message.check_numbers.deadline_s)}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import os
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from megascale.agent.config import AgentConfig
 from megascale.agent.injected import Amend, amendment_of, leave_as_it_is
 from megascale.agent.logtail import LogTail, rules_of
 from megascale.agent.manifests import Manifests
-from megascale.agent.processes import Child, Exit, kill_all, process_state
+from megascale.agent.processes import Child, Exit, kill_all, process_state, settled
 from megascale.agent.segments import SegmentFeed
 from megascale.agent.stacks import stack_of
 from megascale.agent.zygote import write_launch
@@ -25,12 +27,18 @@ from megascale.checkpoint.snapshot import held
 from megascale.checkpoint.snapshot_folders import make_folders, snapshot_file
 from megascale.core.contract.lineage import Commit
 from megascale.engine.context import RankLaunch
+from megascale.errors import FencedError, MegascaleError
 from megascale.job import TrainingJob
 from megascale.network.profile import FLIGHT_RECORDS, explain
 from megascale.observe.rankfile import Control, Phase, RankFile, RankRecord
 from megascale.rpc import megascale_pb2 as pb
 
 _TAIL_LINES: Final = 8
+_REAP_S: Final = 5.0
+
+
+class LateRanksError(MegascaleError):
+    """Ranks of an older attempt are not reaped, e.g. because a device or file system holds them."""
 
 
 @dataclass(slots=True, eq=False)
@@ -65,6 +73,7 @@ class Ranks:
         self.exits: list[pb.RankExit] = []
         self._config, self._run, self._zygote = config, config.run, zygote
         self._manifests, self._on_exit = manifests, on_exit
+        self._launched = self._killed = 0
         self._ranks: dict[int, Rank] = {}
         self._commands: set[Path] = set()
         self._segments = SegmentFeed()
@@ -79,7 +88,15 @@ class Ranks:
         return sorted(rank for rank, entry in self._ranks.items() if not entry.child.ended.is_set())
 
     async def host_store(self, attempt: int) -> int:
-        """Start the key-value store of `attempt`, unless it runs already, and return its port."""
+        """Start the key-value store of `attempt`, unless it runs already, and return its port.
+
+        Raises:
+            ZygoteError: the zygote cannot fork the store.
+            FencedError: this node has ranks or a store of a later attempt.
+        """
+        newest = max(self.attempt, self._store_attempt)
+        if attempt < newest:
+            raise FencedError(f"a store of attempt {attempt} was asked for after attempt {newest}")
         if self._store is None or self._store_attempt != attempt or self._store.ended.is_set():
             await self._drop_store()
             pid, port = await self._zygote.fork_store(self._config.host)
@@ -91,21 +108,43 @@ class Ranks:
     async def launch(self, term: int, order: pb.Launch) -> None:
         """Kill older ranks and start this node's ranks of an attempt; a repeated order changes nothing.
 
+        If it fails, none of the attempt's ranks run, and a repeated order tries again. If it is cancelled,
+        ranks may run: the caller kills the attempt.
+
         Raises:
             ZygoteError: the zygote cannot fork the ranks.
+            FencedError: a later attempt was launched, or this one was killed.
+            LateRanksError: older ranks could not be reaped.
             InputError, UnreachableError: the manifest cannot be read, or not fetched from the driver.
         """
-        if order.attempt == self.attempt and (self._ranks or self.exits):
+        if order.attempt == self._launched:
             return
+        newest = max(self.attempt, self._killed + 1)
+        if order.attempt < newest:
+            raise FencedError(f"attempt {order.attempt} is over: attempt {newest} is the next of this node")
         job = await self._manifests.get(order.revision)
-        await self.kill(order.attempt - 1, deadline_s=5.0)
+        await self._make_room()
         self.attempt, self.exits = order.attempt, []
         self._amend = amendment_of(job.spec.faults, self._run)
-        for folder in (self._run.logs(order.attempt), self._run.root / FLIGHT_RECORDS):
-            folder.mkdir(parents=True, exist_ok=True)
-        for local_rank in range(job.spec.ranks_per_node):
-            launch = self._launch_of(term, order, job, local_rank)
-            await self._start(launch, job)
+        try:
+            for folder in (self._run.logs(order.attempt), self._run.root / FLIGHT_RECORDS):
+                folder.mkdir(parents=True, exist_ok=True)
+            for local_rank in range(job.spec.ranks_per_node):
+                await self._start(self._launch_of(term, order, job, local_rank), job)
+        except (MegascaleError, OSError):
+            await self._make_room()
+            raise
+        self._launched = order.attempt
+
+    async def _make_room(self) -> None:
+        """Kill the ranks of all attempts; raises LateRanksError if some are not reaped in 5 seconds."""
+        late = await self._end_ranks(_REAP_S)
+        if late:
+            names = ", ".join(f"{entry.launch.rank} (pid {entry.child.pid})" for entry in late)
+            raise LateRanksError(
+                f"ranks of attempt {late[0].launch.attempt} were not reaped {_REAP_S:g} s after SIGKILL: "
+                f"{names}"
+            )
 
     def _launch_of(self, term: int, order: pb.Launch, job: TrainingJob, local_rank: int) -> RankLaunch:
         per_node = job.spec.ranks_per_node
@@ -162,14 +201,14 @@ class Ranks:
             environment = command_environment(launch, command.env)
             if launch.rank == 0:
                 log.write_text("".join(f"{line}\n" for line in explain(job.spec.network)))
-            pid = await asyncio.to_thread(spawn, list(command.args), environment, log)
             self._commands.add(launch.rank_file)
-        child = Child(pid, lambda _child, how: self._ended(launch.rank, how))
-        self._ranks[launch.rank] = Rank(launch, child, file, LogTail(log, rules_of(job)))
+            pid = await _spawned(list(command.args), environment, log)
+        child = Child(pid, lambda _child, how: self._ended(entry, how))
+        entry = Rank(launch, child, file, LogTail(log, rules_of(job)))
+        self._ranks[launch.rank] = entry
         child.watch()
 
-    def _ended(self, rank: int, how: Exit) -> None:
-        entry = self._ranks[rank]
+    def _ended(self, entry: Rank, how: Exit) -> None:
         if entry.child.killed:
             if not entry.file.read_exit_report():
                 return
@@ -197,27 +236,33 @@ class Ranks:
         return report
 
     async def kill(self, attempt: int, deadline_s: float) -> list[int]:
-        """SIGKILL and reap all ranks of `attempt` or older.
+        """SIGKILL and reap all ranks of `attempt` or older; none of these attempts is launched afterwards.
 
         Also ends the attempt's store and the processes that the ranks' programs started.
 
         Returns:
             The ranks that were not reaped within `deadline_s` seconds.
         """
+        self._killed = max(self._killed, attempt)
         if self.attempt > attempt:
             return []
-        children = {entry.child: rank for rank, entry in self._ranks.items()}
-        late = await kill_all(list(children), deadline_s)
+        late = await self._end_ranks(deadline_s)
+        if self._store_attempt <= attempt:
+            await self._drop_store()
+        return sorted(entry.launch.rank for entry in late)
+
+    async def _end_ranks(self, deadline_s: float) -> list[Rank]:
+        """SIGKILL all ranks and forget those that were reaped; returns those that were not."""
+        entries = list(self._ranks.values())
+        await kill_all([entry.child for entry in entries], deadline_s)
         if self._commands:
             await asyncio.to_thread(kill_strays, self._commands)
             self._commands = set()
-        if self._store_attempt <= attempt:
-            await self._drop_store()
-        for rank, entry in list(self._ranks.items()):
-            if entry.child not in late:
+        for entry in entries:
+            if entry.child.ended.is_set():
                 entry.file.close()
-                del self._ranks[rank]
-        return sorted(children[child] for child in late)
+                self._ranks.pop(entry.launch.rank, None)
+        return list(self._ranks.values())
 
     async def _drop_store(self) -> None:
         if self._store is not None:
@@ -314,6 +359,18 @@ class Ranks:
             stack=stack,
             collectives=record.collectives or -1,
         )
+
+
+async def _spawned(args: list[str], environment: dict[str, str], log: Path) -> int:
+    """Start a program in a thread and return its pid; if this is cancelled, the program is killed."""
+    starting = asyncio.ensure_future(asyncio.to_thread(spawn, args, environment, log))
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        await settled(starting)
+        if starting.exception() is None:
+            os.kill(starting.result(), signal.SIGKILL)
+        raise
 
 
 def _commit(message: pb.Commit) -> Commit:
