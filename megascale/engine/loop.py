@@ -90,7 +90,7 @@ class Loop:
         self._snapshots = snapshots
         self._peak_flops = peak_flops
         self._segments = clock
-        self._control = Control.NONE
+        self._requests = 0
         self._compiles = plan.megatron.compile
         self._stall = 0.0
         self._snapshot_stall = 0.0
@@ -181,11 +181,11 @@ class Loop:
         )
 
     def _votes(self) -> list[float]:
-        """[save, save and exit]: 1.0 in the first step after the agent has set that request."""
-        control = self._rank_file.control
-        changed = control != self._control
-        self._control = control
-        return [float(changed and control == asked) for asked in (Control.SAVE, Control.SAVE_AND_EXIT)]
+        """[save, save and exit]: 1.0 in the first step after the agent has made that request."""
+        requests = self._rank_file.requests
+        control = self._rank_file.control if requests != self._requests else Control.NONE
+        self._requests = requests
+        return [float(control == asked) for asked in (Control.SAVE, Control.SAVE_AND_EXIT)]
 
     def _publish(self, result: StepResult, lr: float, clock: _Clock) -> None:
         step = self._state.step

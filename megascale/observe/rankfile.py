@@ -6,7 +6,7 @@ interpreter lock. A seqlock (odd while a write is under way) keeps a reader from
 Layout, little endian, 16 KiB:
 
       0  magic "MSRANK01"
-      8  control word, written by the agent (`Control`)
+      8  request, written by the agent: u8 what is asked for (`Control`), at 12 u32 the number of requests
      64  sequence number, then the record (`_RECORD`)
    4096  exit report: u32 length, then JSON, written once before the rank exits
 """
@@ -26,6 +26,7 @@ MAGIC: Final = b"MSRANK01"
 FILE_BYTES: Final = 16384
 LAST_WORDS_BYTES: Final = 8192
 _CONTROL_AT: Final = 8
+_REQUESTS_AT: Final = 12
 _SEQUENCE_AT: Final = 64
 _RECORD_AT: Final = 72
 _LAST_WORDS_AT: Final = 4096
@@ -171,11 +172,20 @@ class RankFile:
 
     @property
     def control(self) -> Control:
+        """What the agent asked for last. Setting it makes a new request, also with the same value."""
         return Control(self._memory[_CONTROL_AT])
 
     @control.setter
     def control(self, value: Control) -> None:
+        # The number last: a rank that sees the new one also sees what is asked for.
         self._memory[_CONTROL_AT] = int(value)
+        requests = (self.requests + 1) % (1 << 32)
+        self._memory[_REQUESTS_AT : _REQUESTS_AT + 4] = requests.to_bytes(4, "little")
+
+    @property
+    def requests(self) -> int:
+        """How many requests the agent has made."""
+        return int.from_bytes(self._memory[_REQUESTS_AT : _REQUESTS_AT + 4], "little")
 
     def write_exit_report(self, report: dict[str, Any]) -> None:
         """Write why the rank exits; what does not fit is cut from `message`."""

@@ -47,12 +47,25 @@ def test_control_goes_from_agent_to_rank(path: Path) -> None:
     assert rank.control is Control.SAVE_AND_EXIT
 
 
+def test_every_request_counts_also_one_that_asks_for_the_same_again(path: Path) -> None:
+    rank = RankFile.create(path, RankRecord())
+    agent = RankFile.open(path)
+    assert rank.requests == 0
+    agent.control = Control.SAVE
+    agent.control = Control.SAVE
+    assert (rank.requests, rank.control) == (2, Control.SAVE)
+    rank._memory[12:16] = b"\xff" * 4
+    agent.control = Control.SAVE
+    assert rank.requests == 0
+
+
 def test_creating_again_forgets_control_and_last_words(path: Path) -> None:
     old = RankFile.create(path, RankRecord())
     old.control = Control.SAVE
     old.write_exit_report({"type": "ValueError", "message": "bad"})
     fresh = RankFile.create(path, RankRecord(attempt=2))
     assert fresh.control is Control.NONE
+    assert fresh.requests == 0
     assert fresh.read_exit_report() is None
 
 
