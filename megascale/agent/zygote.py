@@ -31,6 +31,7 @@ from megascale.observe.rankfile import RankFile
 from megascale.prctl import die_with_parent
 
 MESSAGE_BYTES: Final = 1 << 16
+_BACKLOG: Final = 4096
 _PID: Final = struct.Struct("<q")
 
 
@@ -168,11 +169,30 @@ def _fork_store(
 def _store_main(host: str, write_end: int) -> NoReturn:  # pragma: no mutate block
     from torch._C._distributed_c10d import TCPStore
 
-    store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
+    listener = listener_on(host)
+    store = TCPStore(
+        host,
+        listener.getsockname()[1],
+        is_master=True,
+        wait_for_workers=False,
+        master_listen_fd=listener.detach(),
+    )
     os.write(write_end, _PID.pack(store.port))
     os.close(write_end)
     signal.pause()
     os._exit(0)
+
+
+def listener_on(host: str) -> socket.socket:
+    """Return a socket that listens on a free port of the IP address `host` only.
+
+    Stores have no credentials. A store that opens its port itself listens on all interfaces.
+
+    Raises:
+        OSError: this machine does not have that address.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, 0), family=family, backlog=_BACKLOG)
 
 
 def torchrun_environment(launch: RankLaunch) -> dict[str, str]:

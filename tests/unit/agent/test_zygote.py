@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +19,7 @@ from megascale.agent.zygote import (
     interface_environment,
     launch_from_json,
     launch_to_json,
+    listener_on,
     torchrun_environment,
     unforkable,
 )
@@ -127,6 +129,17 @@ def test_a_request_is_answered_with_what_was_forked_or_why_not(
     monkeypatch.setattr(module, "_fork_store", fork({"pid": 78, "port": 2900}))
     assert module._serve(connection, request) == answer
     assert asked == ([] if problem else [(connection, request)])
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2"])
+def test_a_store_listens_on_its_own_address_only(host: str) -> None:
+    with listener_on(host) as listener:
+        port = listener.getsockname()[1]
+        assert listener.getsockname()[0] == host
+        socket.create_connection((host, port), 5.0).close()
+        other = "127.0.0.2" if host == "127.0.0.1" else "127.0.0.1"
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((other, port), 5.0)
 
 
 class LastWords:
