@@ -22,7 +22,7 @@ from megascale.agent.processes import Child, Exit, kill_all, process_state, sett
 from megascale.agent.segments import SegmentFeed
 from megascale.agent.stacks import stack_of
 from megascale.agent.zygote import write_launch
-from megascale.agent.zygote_client import Zygote
+from megascale.agent.zygote_client import Zygote, ZygoteError
 from megascale.checkpoint.snapshot import held
 from megascale.checkpoint.snapshot_folders import make_folders, snapshot_file
 from megascale.core.contract.lineage import Commit
@@ -35,6 +35,8 @@ from megascale.rpc import megascale_pb2 as pb
 
 _TAIL_LINES: Final = 8
 _REAP_S: Final = 5.0
+_STORE_ERROR: Final = "DistStoreError"
+"""What ranks raise that lose their store; the driver restarts them and blames no node."""
 
 
 class LateRanksError(MegascaleError):
@@ -100,10 +102,30 @@ class Ranks:
         if self._store is None or self._store_attempt != attempt or self._store.ended.is_set():
             await self._drop_store()
             pid, port = await self._zygote.fork_store(self._config.host)
-            self._store = Child(pid, lambda _child, _exit: None)
+            self._store = Child(pid, lambda child, how: self._store_ended(child, attempt, how))
             self._store.watch()
             self._store_attempt, self._store_port = attempt, port
         return self._store_port
+
+    def _store_ended(self, store: Child, attempt: int, how: Exit) -> None:
+        """Report a store that ended although ranks need it, as the failure of this node's first rank.
+
+        Until its first step a rank may wait for the others through the store, up to the timeout of its
+        collectives. Later it does not need the store.
+        """
+        waiting = [
+            entry
+            for entry in self._ranks.values()
+            if not entry.child.ended.is_set() and not entry.file.read().first_step_at
+        ]
+        if store.killed or attempt != self.attempt or not waiting:
+            return
+        ended = f"exited with code {how.code}" if how.signal is None else f"was killed by signal {how.signal}"
+        message = f"the store of attempt {attempt} (pid {store.pid}) {ended} before the first step"
+        report = self._exit_report(waiting[0], Exit(code=1, signal=None))
+        report.exit_report = json.dumps({"type": _STORE_ERROR, "message": message})
+        self.exits.append(report)
+        self._on_exit(report)
 
     async def launch(self, term: int, order: pb.Launch) -> None:
         """Kill older ranks and start this node's ranks of an attempt; a repeated order changes nothing.
@@ -112,7 +134,7 @@ class Ranks:
         ranks may run: the caller kills the attempt.
 
         Raises:
-            ZygoteError: the zygote cannot fork the ranks.
+            ZygoteError: the zygote cannot fork the ranks, or the attempt's store, if it is here, has ended.
             FencedError: a later attempt was launched, or this one was killed.
             LateRanksError: older ranks could not be reaped.
             InputError, UnreachableError: the manifest cannot be read, or not fetched from the driver.
@@ -123,6 +145,8 @@ class Ranks:
         if order.attempt < newest:
             raise FencedError(f"attempt {order.attempt} is over: attempt {newest} is the next of this node")
         job = await self._manifests.get(order.revision)
+        if self._store is not None and self._store_attempt == order.attempt and self._store.ended.is_set():
+            raise ZygoteError(f"the store of attempt {order.attempt} ended before the ranks were started")
         await self._make_room()
         self.attempt, self.exits = order.attempt, []
         self._amend = amendment_of(job.spec.faults, self._run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import Awaitable, Callable
@@ -175,5 +176,59 @@ def test_orders_of_attempts_that_are_over_are_refused(tmp_path: Path) -> None:
             await stage.launch(5)
         await stage.launch(6)
         assert stage.ranks.alive == [0, 1]
+
+    play(tmp_path, scenario)
+
+
+def test_a_store_that_ends_before_the_launch_fails_it(tmp_path: Path) -> None:
+    async def scenario(stage: Stage) -> None:
+        await stage.ranks.host_store(1)
+        os.kill(stage.zygote.stores[0], signal.SIGKILL)
+        while process_state(stage.zygote.stores[0]):  # noqa: ASYNC110 - reaped by the agent's watch
+            await asyncio.sleep(0.01)
+        with pytest.raises(ZygoteError, match="the store of attempt 1 ended before the ranks were started"):
+            await stage.launch(1)
+        assert (stage.zygote.pids, stage.told) == ([], [])
+        await stage.ranks.host_store(1)
+        await stage.launch(1)
+        assert stage.ranks.alive == [0, 1]
+
+    play(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("stepped", [[], [0]], ids=["none-has-stepped", "one-has-stepped"])
+def test_a_store_that_ends_while_ranks_need_it_is_told_as_an_exit(tmp_path: Path, stepped: list[int]) -> None:
+    async def scenario(stage: Stage) -> None:
+        await stage.ranks.host_store(1)
+        await stage.launch(1)
+        for rank in stepped:
+            stage.ranks._ranks[rank].file.update(first_step_at=1.0)
+        os.kill(stage.zygote.stores[0], signal.SIGKILL)
+        await stage.changed.wait()
+        (report,) = stage.told
+        assert (report.rank, report.attempt, report.exit_code) == (len(stepped), 1, 1)
+        reason = json.loads(report.exit_report)
+        assert reason["type"] == "DistStoreError"
+        assert "the store of attempt 1" in reason["message"]
+        assert "was killed by signal 9 before the first step" in reason["message"]
+        assert stage.ranks.exits == [report]  # a new stream to the driver begins with it
+        assert await stage.ranks.kill(1, 10.0) == []
+        assert len(stage.told) == 1
+
+    play(tmp_path, scenario)
+
+
+def test_a_store_that_nobody_needs_ends_without_a_word(tmp_path: Path) -> None:
+    async def scenario(stage: Stage) -> None:
+        for attempt in (1, 2):
+            await stage.ranks.host_store(attempt)
+            await stage.launch(attempt)  # which ends the ranks of the attempt before
+        for rank in (0, 1):
+            stage.ranks._ranks[rank].file.update(first_step_at=1.0)
+        os.kill(stage.zygote.stores[1], signal.SIGKILL)
+        while process_state(stage.zygote.stores[1]):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        await stage.ranks.kill(2, 10.0)  # of a store that still ran, as of its ranks, nothing is told either
+        assert stage.told == []
 
     play(tmp_path, scenario)
