@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
+import re
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from megascale.core.rules import LineClassifier, RuleSet, rule_set
+from megascale.core.rules import LineClassifier, RuleSet, prefilter_of, rule_set
 from megascale.job import TrainingJob
 from megascale.job.log_rules import log_rules
 
 ALERT_PREFIX: Final = b"megascale.alert "
 _BUILTIN: Final = rule_set()
+_ALERTS: Final = re.compile(rb"^" + re.escape(ALERT_PREFIX) + rb".*$", re.MULTILINE)
 _READ_BYTES: Final = 256 * 1024
+_BACKLOG_BYTES: Final = 4 << 20
+_BURST_S: Final = 0.1
 _LINE_BYTES: Final = 2000
 _MATCHES_PER_READ: Final = 16
 
@@ -33,38 +40,88 @@ def rules_of(job: TrainingJob) -> RuleSet:
     return rule_set(log_rules(job.spec.log_rules))
 
 
-class LogTail:
-    """Reads data appended to a log file since the last call, at most 256 KiB per call."""
+class CpuBudget:
+    """Bounds the CPU time of work that comes in turns, to a share of the time that passes.
 
-    def __init__(self, path: Path, rules: RuleSet = _BUILTIN) -> None:
+    Args:
+        share: CPU seconds per second; unused time is kept, up to 0.1 CPU seconds.
+        wall: seconds that pass.
+    """
+
+    def __init__(self, share: float, wall: Callable[[], float] = time.monotonic) -> None:
+        self._share, self._wall = share, wall
+        self._at, self._left_s = wall(), _BURST_S
+
+    def refill(self) -> float:
+        """Return the CPU seconds that may be spent now; negative after they were overspent."""
+        now = self._wall()
+        self._left_s = min(_BURST_S, self._left_s + self._share * (now - self._at))
+        self._at = now
+        return self._left_s
+
+    def spend(self, cpu_s: float) -> None:
+        self._left_s -= cpu_s
+
+
+class LogTail:
+    """Reads data appended to a log file since the last call, at most 256 KiB per call.
+
+    Attributes:
+        skipped_bytes: data that was not classified, because there was too much of it; grows.
+    """
+
+    def __init__(
+        self, path: Path, rules: RuleSet = _BUILTIN, cpu: Callable[[], float] = time.thread_time
+    ) -> None:
         self.path = path
+        self.skipped_bytes = 0
         self._offset = 0
         self._rest = b""
+        self._cpu = cpu
+        self._prefilter = prefilter_of(rules)
         self._classifier = LineClassifier(rules)
 
-    def new_matches(self) -> list[LineMatch]:
-        """Return new lines whose rule has an action: at most 16 per call, alerts of the rank first."""
-        alerts, matches = [], []
-        for line in self._new_lines():
-            if line.startswith(ALERT_PREFIX):
-                alerts.append(_alert(line))
-                continue
-            verdict = self._classifier.feed(line.decode(errors="replace")[:_LINE_BYTES])
-            if verdict.rule is not None and verdict.action != "none" and verdict.scope != "consequence":
-                matches.append(LineMatch(verdict.rule, verdict.category, verdict.action, verdict.line))
-        return (alerts + matches)[:_MATCHES_PER_READ]
+    def new_matches(self, cpu_s: float = math.inf) -> list[LineMatch]:
+        """Return new lines whose rule has an action: at most 16 per call, alerts of the rank first.
 
-    def _new_lines(self) -> list[bytes]:
+        Args:
+            cpu_s: CPU time after which the rest of what was read is left out, except for alerts.
+        """
+        lines = self._new_lines()
+        alerts = [_alert(line) for line in _ALERTS.findall(lines)[:_MATCHES_PER_READ]]
+        return (alerts + self._classified(lines, cpu_s))[:_MATCHES_PER_READ]
+
+    def _classified(self, lines: bytes, cpu_s: float) -> list[LineMatch]:
+        matches: list[LineMatch] = []
+        began = self._cpu()
+        for line, done in self._prefilter.lines(lines, self._classifier):
+            if line and not line.startswith(ALERT_PREFIX):
+                verdict = self._classifier.feed(line[:_LINE_BYTES].decode(errors="replace"))
+                if verdict.rule is not None and verdict.action != "none" and verdict.scope != "consequence":
+                    matches.append(LineMatch(verdict.rule, verdict.category, verdict.action, verdict.line))
+            if len(matches) == _MATCHES_PER_READ:
+                break  # more are not reported
+            if done < len(lines) and self._cpu() - began >= cpu_s:
+                self.skipped_bytes += len(lines) - done
+                break
+        return matches
+
+    def _new_lines(self) -> bytes:
+        """Read on and return whole lines; of a longer backlog than 4 MiB only the end is read."""
         try:
             with self.path.open("rb") as handle:
+                size = handle.seek(0, 2)
+                if size - self._offset > _BACKLOG_BYTES:
+                    self.skipped_bytes += size - _READ_BYTES - self._offset
+                    self._offset, self._rest = size - _READ_BYTES, b""
                 handle.seek(self._offset)
                 raw = handle.read(_READ_BYTES)
         except FileNotFoundError:
-            return []
+            return b""
         self._offset += len(raw)
-        *lines, self._rest = (self._rest + raw).split(b"\n")
-        self._rest = self._rest[-_LINE_BYTES:]
-        return lines
+        lines, newline, rest = (self._rest + raw).rpartition(b"\n")
+        self._rest = rest[-_LINE_BYTES:]
+        return lines + newline
 
     def last_lines(self, count: int) -> list[str]:
         """Return the last `count` non-empty lines of the file, without MegaScale's alert lines."""

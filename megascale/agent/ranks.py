@@ -16,7 +16,7 @@ from typing import Final
 from megascale.agent.command import command_environment, kill_strays, spawn
 from megascale.agent.config import AgentConfig
 from megascale.agent.injected import Amend, amendment_of, leave_as_it_is
-from megascale.agent.logtail import LogTail, rules_of
+from megascale.agent.logtail import CpuBudget, LineMatch, LogTail, rules_of
 from megascale.agent.manifests import Manifests
 from megascale.agent.processes import Child, Exit, kill_all, process_state, settled
 from megascale.agent.segments import SegmentFeed
@@ -26,6 +26,7 @@ from megascale.agent.zygote_client import Zygote, ZygoteError
 from megascale.checkpoint.snapshot import held
 from megascale.checkpoint.snapshot_folders import make_folders, snapshot_file
 from megascale.core.contract.lineage import Commit
+from megascale.core.rules import prefilter_of
 from megascale.engine.context import RankLaunch
 from megascale.errors import FencedError, MegascaleError
 from megascale.job import TrainingJob
@@ -35,6 +36,8 @@ from megascale.rpc import megascale_pb2 as pb
 
 _TAIL_LINES: Final = 8
 _REAP_S: Final = 5.0
+_LOG_CPU_SHARE: Final = 0.25
+_FLOOD_S: Final = 60.0
 _STORE_ERROR: Final = "DistStoreError"
 """What ranks raise that lose their store; the driver restarts them and blames no node."""
 
@@ -83,6 +86,8 @@ class Ranks:
         self._store_attempt = 0
         self._store_port = 0
         self._amend: Amend = leave_as_it_is
+        self._log_cpu = CpuBudget(_LOG_CPU_SHARE)
+        self._flood_at = -math.inf
         self._to_unix = time.time() - time.monotonic()
 
     @property
@@ -145,6 +150,7 @@ class Ranks:
         if order.attempt < newest:
             raise FencedError(f"attempt {order.attempt} is over: attempt {newest} is the next of this node")
         job = await self._manifests.get(order.revision)
+        await asyncio.to_thread(prefilter_of, rules_of(job))
         if self._store is not None and self._store_attempt == order.attempt and self._store.ended.is_set():
             raise ZygoteError(f"the store of attempt {order.attempt} ended before the ranks were started")
         await self._make_room()
@@ -340,20 +346,31 @@ class Ranks:
         return monotonic + self._to_unix if monotonic else 0.0
 
     def log_matches(self) -> list[pb.LogMatch]:
-        """Return the new lines of all rank logs that match a rule with an action; called in a thread."""
-        return [
-            pb.LogMatch(
-                rank=rank,
-                attempt=entry.launch.attempt,
-                rule=match.rule,
-                category=match.category,
-                action=match.action,
-                line=match.line,
-                at=time.time(),
-            )
-            for rank, entry in list(self._ranks.items())
-            for match in entry.log.new_matches()
-        ]
+        """Return the new lines of all rank logs that match a rule with an action; called in a thread.
+
+        Takes at most a quarter of a core. Text beyond that is not classified, and once a minute an alert says
+        how much it was.
+        """
+        found: list[pb.LogMatch] = []
+        entries = list(self._ranks.values())
+        for number, entry in enumerate(entries):
+            began = time.thread_time()
+            cpu_s = max(0.0, self._log_cpu.refill()) / (len(entries) - number)
+            found += [_log_match(entry.launch, match) for match in entry.log.new_matches(cpu_s)]
+            self._log_cpu.spend(time.thread_time() - began)
+        return found + self._floods(entries)
+
+    def _floods(self, entries: list[Rank]) -> list[pb.LogMatch]:
+        skipped = [(entry, entry.log.skipped_bytes) for entry in entries if entry.log.skipped_bytes]
+        if not skipped or time.monotonic() - self._flood_at < _FLOOD_S:
+            return []
+        self._flood_at = time.monotonic()
+        for entry, _ in skipped:
+            entry.log.skipped_bytes = 0
+        total = sum(count for _, count in skipped)
+        names = ", ".join(str(entry.launch.rank) for entry, _ in skipped[:8])
+        line = f"{total} bytes of the logs of ranks {names} were not classified: they print too much"
+        return [_log_match(skipped[0][0].launch, LineMatch("logFlood", "framework", "alert", line))]
 
     def last_lines(self, rank: int, count: int) -> list[str]:
         """Return the last `count` lines of a rank's log, [] for an unknown rank."""
@@ -383,6 +400,18 @@ class Ranks:
             stack=stack,
             collectives=record.collectives or -1,
         )
+
+
+def _log_match(launch: RankLaunch, match: LineMatch) -> pb.LogMatch:
+    return pb.LogMatch(
+        rank=launch.rank,
+        attempt=launch.attempt,
+        rule=match.rule,
+        category=match.category,
+        action=match.action,
+        line=match.line,
+        at=time.time(),
+    )
 
 
 async def _spawned(args: list[str], environment: dict[str, str], log: Path) -> int:

@@ -98,6 +98,11 @@ class LineClassifier:
         self._tracebacks: OrderedDict[str, None] = OrderedDict()
         self._after_frame = False
 
+    @property
+    def in_context(self) -> bool:
+        """Whether what the next line means depends on lines before it: a traceback is open."""
+        return bool(self._tracebacks) or self._after_frame
+
     def feed(self, raw: str) -> Verdict:
         """Classify one line."""
         text = clean(raw[:_MAX_LINE])
