@@ -95,6 +95,8 @@ class Agent:
             self._start(self._link.serve())
             self._start(self._report_changes())
             self._start(self._watch_logs())
+            if self._kernel_log:
+                self._start(self._watch_kernel_log(self._kernel_log))
             self._start(self._log_uploader.serve() if self._log_uploader else self._watch_for_orphanhood())
             await self._leaving.wait()
             for task in tuple(self._tasks):
@@ -291,7 +293,7 @@ class Agent:
         self._link.send(self._fenced(result=result))
 
     async def _report_changes(self) -> None:
-        """Send reports, hardware events and segment times to the driver.
+        """Send reports and segment times to the driver.
 
         An unchanged report is sent once per heartbeat period, a changed one at most every `_report_s`
         seconds, and one with a new milestone immediately.
@@ -300,8 +302,6 @@ class Agent:
         sent_at, sent, segments_at = 0.0, pb.Report(), 0.0
         while True:
             await asyncio.sleep(_SAMPLE_S)
-            for event in self._kernel_log.new_events() if self._kernel_log else ():
-                self._link.send(self._fenced(hardware=event))
             report, now = self._ranks.report(), time.time()
             period_s = self._report_s if report != sent else heartbeat_s
             if heartbeat_is_due(sent_at, now, period_s) or _milestones(report) != _milestones(sent):
@@ -323,6 +323,14 @@ class Agent:
             await asyncio.sleep(_SAMPLE_S)
             for match in await logs.call(self._ranks.log_matches):
                 self._link.send(self._fenced(log=match))
+
+    async def _watch_kernel_log(self, kernel_log: KernelLog) -> None:
+        """Send hardware events to the driver; the kernel's log, too, is read and classified in a thread."""
+        thread = StorageThread("the kernel log")
+        while True:
+            await asyncio.sleep(_SAMPLE_S)
+            for event in await thread.call(kernel_log.new_events):
+                self._link.send(self._fenced(hardware=event))
 
     async def _watch_for_orphanhood(self) -> None:
         """Save and end after `orphanSeconds` in which there was neither a driver nor a `megascale run`."""

@@ -396,7 +396,7 @@ def test_what_logs_devices_and_steps_say_is_sent_on(tmp_path: Path) -> None:
     async def scenario(agent: Agent, ranks: FakeRanks, sent: Outbox) -> None:
         ranks.log_matches = lambda: [pb.LogMatch(rank=0, rule="oom")]  # type: ignore[method-assign]
         ranks.segments = lambda: pb.SegmentTimes(attempt=4)  # type: ignore[method-assign,assignment]
-        agent._kernel_log = cast(Any, Kernel())
+        agent._start(agent._watch_kernel_log(cast(Any, Kernel())))
         agent._start(agent._report_changes())
         agent._start(agent._watch_logs())
         wanted = {"log", "hardware", "report", "segments"}

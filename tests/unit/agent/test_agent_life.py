@@ -526,7 +526,8 @@ def test_an_agent_follows_the_kernel_log_it_is_given_by_the_rules_of_its_job(tmp
     async def scenario(stage: Stage) -> None:
         with log.open("a") as handle:
             handle.write("3,1,1,-;a fan stopped\n")
-        reporting = asyncio.create_task(stage.agent._report_changes())
+        assert stage.agent._kernel_log is not None
+        reporting = asyncio.create_task(stage.agent._watch_kernel_log(stage.agent._kernel_log))
         await stage.until(lambda: "hardware" in stage.bodies)
         reporting.cancel()
         (event,) = [message.hardware for message in stage.sent if message.HasField("hardware")]
