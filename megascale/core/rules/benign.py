@@ -5,11 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from megascale.core.rules.model import NOTE, LogRule, log_rule
+from megascale.core.rules.model import NOTE, Level, LogRule, log_rule
 
 _NCCL = "NCCL log levels; PyTorch sources"
 _HABIT = "ways in which programs report that all is well"
 _KERNEL = "Linux kernel messages"
+_FACTS = (  # with these a line with advice in it reports something that happened
+    r"\btried to allocate\b|\b(?:[a-z]\w*\.)+\w*(?:Error|Exception)\b|\b\w+Error: |\berrno\b|\bassertion .*failed"
+    r"|\bfail(?:ed|ure): |\bexit(?:ed)? (?:with )?(?:code|status)"
+)
 
 
 def _benign(
@@ -20,6 +24,8 @@ def _benign(
     source: str = _HABIT,
     *,
     unless: str | None = None,
+    max_level: Level = "error",
+    program: str | None = None,
 ) -> LogRule:
     return log_rule(
         identifier,
@@ -28,6 +34,8 @@ def _benign(
         words=words,
         weight=NOTE,
         min_level="debug",
+        max_level=max_level,
+        program=program,
         unless=unless,
         source=source,
         example=example,
@@ -60,7 +68,8 @@ RULES: Final[tuple[LogRule, ...]] = (
         r"|retries)\b",
         "error|failure|fault|warning|xid|issue|problem|exception|timeout|retr",
         "health check finished: 0 errors, 12 links checked",
-        unless=r"error: no |no (?:such|space)\b|without warning|\bfail(?:ed|s|ure)? (?:with|to|in)\b",
+        unless=r"error: no |no (?:such|space)\b|without warning|\bfail(?:ed|s|ure)? (?:with|to|in)\b|No error message"
+        r"|^\S*(?:Error|Exception): ",
     ),
     _benign(
         "zero-counter",
@@ -93,7 +102,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         unless=(
             r"\b(?:not|never|could|cannot|can't|un|failed to be)\b.{0,20}(?:recovered|connected"
             r"|restored|resolved)|^\S*(?:Error|Exception): |fail(?:ed|ure) after|Temporary failure"
-            r"|could not be resolved|SIGKILL"
+            r"|could not be resolved|SIGKILL|\bpoison\b|uncorrect"
         ),
     ),
     _benign(
@@ -114,8 +123,8 @@ RULES: Final[tuple[LogRule, ...]] = (
     ),
     _benign(
         "falling-back",
-        r"\bfall(?:ing|s)?[ -]?back\b|\bfallback\b|\bdefaulting to\b|\busing default\b",
-        "fall|default",
+        r"\bfall(?:ing|s)?[ -]?back\b|\bfallback\b|\bdefaulting to\b|\busing (?:default|internal)\b|\b(?:using|going to) [\w /]+ instead\b",
+        "fall|default|using|going to",
         "could not import apex (ModuleNotFoundError), falling back to torch layernorm",
     ),
     _benign(
@@ -129,7 +138,8 @@ RULES: Final[tuple[LogRule, ...]] = (
         "Exception ignored in: <function _ConnectionBase.__del__ at 0x7f33a1>",
         unless=(
             r"NaN|no checkpoint|^\S*(?:Error|Exception): |detected invalid context|PLEG|BackOff|ErrImage"
-            r"|Skipped \d+ previous|skipping reset|expected error rate"
+            r"|Skipped \d+ previous|skipping reset|expected error rate|Read-only file system|No space left"
+            r"|Error syncing pod|I/O error|input/output error"
         ),
     ),
     _benign(
@@ -219,6 +229,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         ),
         ("set to|configured|changed to|updated to|regist|install|enabl|load|import|initiali|starting"),
         "watchdog timeout set to 1800 s, error_handler enabled",
+        max_level="warning",
     ),
     _benign(
         "network-profile",
@@ -237,18 +248,141 @@ RULES: Final[tuple[LogRule, ...]] = (
         "Runbook: CUDA error: device-side assert triggered means that an index is out of range",
         unless=(
             r"^\S*(?:Error|Exception): |traceback :|\bSEE SLURMCTLD|NVRM|LustreError|CUDA error: .+Search for"
-            r"|fail(?:ed|ure)\b.*\bfor details"
+            rf"|fail(?:ed|ure)\b.*\bfor details|{_FACTS}"
         ),
+        max_level="warning",
     ),
     replace(
         _benign(
             "markup",
-            r"^\s*(?:[-*+] |\d{1,2}\. |#{1,6} |> |\|.*\|\s*$|[│╭╰])",
+            r"^\s*(?:[-*+] |\d{1,2}\. |\|.*\|\s*$|[│╭╰])",
             "",
             "- Xid 79: the GPU fell off the bus | `CUDA error: unknown error`",
-            unless=r"\bERR!",
+            unless=rf"\bERR!|\|\s*(?:Fail\b|Warning\b.*\berror\b)|{_FACTS}",
+            max_level="warning",
         ),
-        words=("- ", "* ", "+ ", ". ", "# ", "> ", "|", "│", "╭", "╰"),
+        words=("- ", "* ", "+ ", ". ", "|", "│", "╭", "╰"),
+    ),
+    _benign(
+        "advice",
+        (
+            r"^\W*(?:If |When |Please |Check (?:whether|that|the|if)|Try |Make sure|Ensure|Note:|NOTE: |Tip:|Hint:|Solution:|Possible"
+            r" (?:Cause|reason)|For debugging|Consider |To (?:fix|resolve|debug|solve|suppress|enable|disable|get|see|use)"
+            r"|You (?:can|may|should|need)|This (?:can|may|might|could|usually|is usually|often)|Compile with|Suggest"
+            r"|\d\. Check|See also|Search for)\b|errors might be (?:asynchronously reported|incorrect)"
+        ),
+        "if |when |please |check |try |make sure|ensure|note:|tip:|hint:|solution:|possible|for debugging|consider |to "
+        "|you |this |compile with|suggest|see also|search for|might be",
+        "Please check network connectivity (including firewalls)",
+        "advice that libraries print beside their errors",
+        unless=_FACTS,
+        max_level="warning",
+    ),
+    _benign(
+        "c10d-tried",
+        (
+            r"^\[c10d\] The (?:(?:client|server) socket (?:has failed to (?:connect|bind|listen)|cannot be initialized"
+            r"|could not|has not)|(?:IPv[46] )?(?:hostname|network addresses) of )(?!.*\bany (?:local )?network address)"
+        ),
+        "[c10d]",
+        "[W socket.cpp:697] [c10d] The client socket has failed to connect to [localhost]:29500 (errno: 99 - Cannot"
+        " assign requested address).",
+        "PyTorch socket.cpp: it tries the next address, and logs an error when none is left",
+        max_level="warning",
+    ),
+    _benign(
+        "nccl-probe",
+        (
+            r"NCCL WARN .*(?:Failed to (?:open|load|find) \S*(?:lib|library|symbol|plugin)|Failed to find CUDA library"
+            r"|\bdlv?sym\b|\bdlopen\b|cannot open shared object|undefined symbol|\bplugin\b.*(?:not found|No plugin)"
+            r"|No plugin found|\bgdr(?:api|copy|wrap)?\b|GDRCOPY|Not Supported|not supported|real path|Missing \S+ from kernel"
+            r"|No eligible|no GPU Direct|NCCL_\w+ (?:set|is) |deprecat|P2P is disabled|\bACS\b|iommu|NUMA balancing)"
+        ),
+        "nccl warn",
+        "n1:55:90 [1] misc/gdrwrap.cc:55 NCCL WARN Failed to open libgdrapi.so",
+        "NCCL probes libraries and features that it can do without",
+        unless=r"version mismatch|libcudart|API mismatch",
+    ),
+    _benign(
+        "libfabric-probe",
+        r"fi_getinfo: provider \S+ returned -61|env(?:ironment)? variable not set|which this device does not support",
+        "fi_getinfo|variable not set|this device",
+        "libfabric:72089:core:core:fi_getinfo_():889<warn> fi_getinfo: provider x returned -61 (No data available)",
+        "libfabric asks each of its providers",
+        max_level="warning",
+    ),
+    _benign(
+        "journald",
+        r".",
+        "journald",
+        "systemd-journald[512]: Failed to send WATCHDOG=1 notification message: Connection refused",
+        "systemd-journald takes no part in a job",
+        program=r"systemd-journald",
+        unless=r"Read-only file system|No space left|Input/output error|Disk quota",
+    ),
+    _benign(
+        "unit-state",
+        r"^\s*(?:Active|Loaded|Docs|Main PID|Process|CGroup): |\.service\b.*\b(?:inactive|disabled|masked|not-found)\b",
+        "active: |loaded: |docs: |main pid: |process: |cgroup: |.service",
+        "nvidia-fabricmanager.service   loaded    inactive   dead      NVIDIA fabric manager service",
+        "systemctl: a unit that nobody started is no fault",
+        unless=r"\bfailed\b|status=[1-9]|code=(?:killed|dumped)",
+    ),
+    _benign(
+        "volume-in-use",
+        r"^/dev/loop\d+\s.*\s\d+%\s+/|\s\d+%\s+/snap/",
+        "%",
+        "/dev/loop3   64M   64M     0 100% /snap/core20/1879",
+        "df: images that are mounted read-only are always full",
+    ),
+    _benign(
+        "kernel-habit",
+        (
+            r"^usb \d|^ACPI (?:BIOS )?Error|\bBAR \d+: (?:failed|no space)|module verification failed|multicast join failed"
+            r"|\bACCESS_REG\b|\baudit(?:\(|: type)|Machine check events logged|HANDLING MCE|knvlinkDiscover|tainting kernel"
+            r"|errors=(?:remount|continue)|error status/mask|amdgpu.*(?:is optional|not (?:available|supported)|uses VM inv)"
+        ),
+        "usb |acpi|bar |module verification|multicast|access_reg|audit|machine check events|handling mce|knvlink|taint"
+        "|errors=|error status/mask|amdgpu",
+        "kernel: nvidia: module verification failed: signature and/or required key missing - tainting kernel",
+        _KERNEL,
+        unless=r"\btimeout\b",
+    ),
+    _benign(
+        "library-habit",
+        (
+            r"Unable to register cu\w+ factory|already (?:been )?registered|preparing to dump debug info"
+            r"|watcher started|collector failed|Failed to get system container stats|you can (?:safely )?ignore|can be (?:safely )?ignored|safely ignore"
+        ),
+        "factory|registered|preparing to dump|ignore|watcher started|collector failed|container stats",
+        "E0000 00:00:1741 cuda_dnn.cc:8310] Unable to register cuDNN factory: a factory has already been registered",
+    ),
+    _benign(
+        "source-line",
+        r"^\s*(?:warnings\.warn\(|logg?(?:er|ing)\.\w+\(|print\(|raise \w+\(|return \w|self\.\w+[.(]|assert \w)",
+        "warn(|logg|print(|raise |return |self.|assert ",
+        '  warnings.warn("Cannot initialize NVML")',
+        "Python prints the source line below a warning and below a frame",
+        unless=r"\bfailed\.?$",
+    ),
+    _benign(
+        "other-unit",
+        r".",
+        "systemd",
+        "systemd[1]: apt-daily.service: Failed with result 'exit-code'.",
+        "units of systemd that take no part in a job",
+        program=r"systemd",
+        unless=(
+            r"nvidia|nv-|dcgm|fabric|slurm|munge|kube|containerd|docker|crio|lustre|lnet|gpfs|mmfs|nfs|ceph|beegfs|weka"
+            r"|\.mount\b|mount |openib|rdma|opensm|chrony|megascale|ray|oom|OOM|Read-only|No space|kernel"
+        ),
+    ),
+    _benign(
+        "native-trace",
+        r"^\s*@\s+0x[0-9a-f]+|^https://symbolize\.|^\s*\[0x[0-9a-f]+\]|TraceBack \(most recent call last\):$",
+        "@ |symbolize|[0x|traceback",
+        "    @     0x7fcf5129603b  (unknown)  raise",
+        _NCCL,
     ),
     _benign(
         "probe-event",

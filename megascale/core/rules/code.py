@@ -105,13 +105,13 @@ _USER: Final[tuple[LogRule, ...]] = (
             r"|DuplicateKeyError)\b|Could not override|In '[^']+': |Key '[^']+' (?:is )?not in"
             r"|unrecognized (?:configuration|arguments)|No such option|Missing (?:option|argument)"
             r"|Error: Invalid value for|world size \(\d+\) is not divisible|is not divisible by"
-            r"|must be divisible|not a multiple of|^usage: \S+\.py|^\S*python\S*: can't open file '"
+            r"|must be divisible|not a multiple of|^usage: \S+\.py|^\S*python\S*: can't open file '|^Error executing job with overrides"
         ),
         ("user_code", "fail_job"),
         words=(
             "error: |config|missing|override|interpolation|validation|hydra|instantiation|usage"
             "|scanner|tomldecode|duplicatekey|in '|key '|unrecognized|no such option|divisible"
-            "|multiple of|can't open file"
+            "|multiple of|can't open file|error executing"
         ),
         weight=EXCEPTION,
         min_level="error",
@@ -275,12 +275,12 @@ _USER: Final[tuple[LogRule, ...]] = (
     ),
     log_rule(
         "user-permission",
-        _AT + r"PermissionError\b|\[Errno 13\]|EACCES",
+        _AT + r"PermissionError\b",
         ("storage", "fail_job"),
-        words="permissionerror|errno 13|eacces",
+        words="permissionerror",
         weight=EXCEPTION,
         source="POSIX EACCES",
-        example="PermissionError: [Errno 13] Permission denied: '/ckpt/run-41/iter_0'",
+        example="PermissionError: not allowed to write '/ckpt/run-41/iter_0'",
     ),
     log_rule(
         "user-exception",

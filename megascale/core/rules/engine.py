@@ -9,7 +9,7 @@ from typing import Final
 
 from megascale.core.contract.policy import PYTHON_EXCEPTION
 from megascale.core.rules.line import LogLine, clean, parse_line
-from megascale.core.rules.model import EXCEPTION, LEVELS, Action, LogRule, Verdict
+from megascale.core.rules.model import EXCEPTION, LEVELS, UNEXPLAINED, Action, Level, LogRule, Verdict
 from megascale.core.rules.places import find_node, find_peer
 
 _MAX_STREAMS: Final = 4096
@@ -19,10 +19,11 @@ _MAX_LINE: Final = 4096  # characters looked at; what identifies a line stands i
 # Daemons that take no part in a job: their broken connections and failed logins are not faults of the job.
 _BYSTANDERS: Final = re.compile(
     r"sshd(?:-session)?|login|su|sudo|cron|crond|anacron|v?ftpd|xinetd|telnetd|klogind|rlogind|rshd|named"
-    r"|systemd-(?:journald|logind|udevd)|postfix/\w+|sendmail|dovecot|snmpd|httpd|nginx|apache2|squid|cupsd"
+    r"|systemd-(?:logind|udevd|networkd|resolved|timesyncd)|postfix/\w+|sendmail|dovecot|snmpd|httpd|nginx|apache2|squid|cupsd"
     r"|avahi-daemon|dhclient|dhcpd|NetworkManager|polkitd|logrotate|smbd|nmbd|winbindd|sssd|nscd|gdm|rsyslogd"
     r"|auditd"
 )
+_STATES_ERROR: Final = re.compile(r"[EF]\d{4} \d\d:")  # glog writes the level as a letter
 _TRACEBACK = "Traceback (most recent call last)"
 _FRAME = re.compile(r'^\s*(?:\|\s*)*File ".*", line \d+')
 _CHAIN = re.compile(r"(?:During handling of the above exception|The above exception was the direct cause)")
@@ -79,11 +80,17 @@ class RuleSet:
         """The first rule that applies to the line, or None."""
         for index in candidates:
             rule = self.rules[index]
-            if line.level is not None and LEVELS.index(line.level) < LEVELS.index(rule.min_level):
+            if line.level is not None and not _covers(rule, line.level):
+                continue
+            if rule.program is not None and not rule.program.fullmatch(line.program):
                 continue
             if rule.pattern.search(line.body) and not (rule.unless and rule.unless.search(line.body)):
                 return rule
         return None
+
+
+def _covers(rule: LogRule, level: Level) -> bool:
+    return LEVELS.index(rule.min_level) <= LEVELS.index(level) <= LEVELS.index(rule.max_level)
 
 
 class LineClassifier:
@@ -108,7 +115,7 @@ class LineClassifier:
         text = clean(raw[:_MAX_LINE])
         candidates = self._rules.candidates(text)
         plain = not candidates and not self._tracebacks and not self._after_frame
-        if plain and "Traceback" not in text and 'File "' not in text:
+        if plain and "Traceback" not in text and 'File "' not in text and not _STATES_ERROR.match(text):
             return Verdict(node=self._node)
         line = parse_line(text)
         in_traceback = self._in_traceback(line)
@@ -121,7 +128,22 @@ class LineClassifier:
         rule = self._rules.match(line, candidates)
         if rule is None and in_traceback and _EXCEPTION.match(line.body):
             return self._verdict(None, line, unknown_exception=True)
+        if rule is None and line.level == "error":
+            return self._unexplained(line)
         return self._verdict(rule, line)
+
+    def _unexplained(self, line: LogLine) -> Verdict:
+        """A line that states the level of an error and that no rule explains."""
+        node = line.node or find_node(line.body) or self._node
+        return Verdict(
+            "unknown",
+            "none",
+            "unknown-error",
+            weight=UNEXPLAINED,
+            node=node,
+            rank=line.rank,
+            line=line.text,
+        )
 
     def _in_traceback(self, line: LogLine) -> bool:
         if _TRACEBACK in line.body or line.stream in self._tracebacks:

@@ -77,10 +77,12 @@ _CODE: Final[tuple[LogRule, ...]] = (
         "cuda-assert",
         (
             r"device-side assert triggered|cudaErrorAssert\b|CUDA_ERROR_ASSERT"
-            r"|\.cu:\d+: .*: block: \[.*Assertion [`'].*failed"
+            r"|(?:block|thread)s?\s*[:：]?\s*\[\d+, ?\d+, ?\d+\].{0,300}?(?:assert\w*|断言)"
+            r"|assert\w*.{0,300}?(?:block|thread)s?\s*[:：]?\s*\[\d+, ?\d+, ?\d+\]|device-side assert"
+            r"|\.(?:cu|cuh|hip)\b.*\bassert(?:ion)?\b.*\bfailed"
         ),
         ("user_code", "fail_job"),
-        words="assert",
+        words="assert|断言",
         weight=DEVICE,
         source=_CUDA,
         example="RuntimeError: CUDA error: device-side assert triggered",
@@ -200,7 +202,7 @@ _DEVICE: Final[tuple[LogRule, ...]] = (
         words="fabric|imex|nvswitch fatal",
         weight=HARDWARE,
         source="NVIDIA Fabric Manager guide",
-        unless=rf"{_DOCS}|NOTHING_TO_DO|non-?fatal",
+        unless=rf"{_DOCS}|NOTHING_TO_DO|non-?fatal|\binactive\b|\bdisabled\b",
         example="nvidia-fabricmanager.service: Failed with result 'exit-code'.",
     ),
     log_rule(
@@ -238,10 +240,11 @@ _DEVICE: Final[tuple[LogRule, ...]] = (
         (
             r"DCGM_FR_\w+|\b(?:dcgm|dcgmi)\b.*\b(?:fail(?:ed|ure)?|unhealthy|critical)\b|GpuDown"
             r"|device will go unhealthy|unhealthy GPU|GPU\w* (?:is |marked )?unhealthy"
-            r"|Health (?:check|watch).*\b(?:Failure|unhealthy)\b.*GPU"
+            r"|Health (?:check|watch).*\b(?:Failure|unhealthy)\b.*GPU|^\|.*\bFail(?: - GPU|\s*\|)"
+            r"|^\|.*\bGPU\b.*\berror\b|Overall Health: (?:Failure|Warning)|Detected a (?:WARNING|FAILURE) in health system"
         ),
         ("gpu", "alert"),
-        words="dcgm|unhealthy|gpudown|health",
+        words="dcgm|unhealthy|gpudown|health|fail - gpu|fail |error",
         source=_NVML,
         unless=rf"{_DOCS}|can still perform|Recommended Action=NONE",
         example="dcgmi diag: PCIe test ........ Fail",
@@ -280,7 +283,7 @@ _DEVICE: Final[tuple[LogRule, ...]] = (
     log_rule(
         "cuda-error",
         (
-            r"\bCUDA error(?: \d+| at| in)?\s*[:(\]]|AcceleratorError: |CUDA runtime error|CUDA_ERROR_\w+"
+            r"\bCUDA error(?: \d+| at| in)?\s*[:(\]]|AcceleratorError: |c10::(?:CUDAError|AcceleratorError)|CUDA runtime error|CUDA_ERROR_\w+"
             r"|\bcudaError[A-Z]\w+|Triton Error \[CUDA\]"
         ),
         ("gpu", "restart"),
@@ -298,19 +301,6 @@ _DEVICE: Final[tuple[LogRule, ...]] = (
         weight=EXCEPTION,
         source="OPT-175B logbook (lost GPU)",
         example="RuntimeError: Caught RuntimeError in pin memory thread for device 5.",
-    ),
-    log_rule(
-        "amd-gpu",
-        (
-            r"amdgpu.*(?:ring \S+ timeout|GPU reset (?:begin|failed)"
-            r"|uncorrectable hardware errors?|RAS .*error|SMU.*(?:hang|fail))"
-        ),
-        ("gpu", "restart"),
-        words="amdgpu",
-        weight=HARDWARE,
-        min_level="debug",
-        source="Linux amdgpu driver",
-        example="amdgpu 0000:c1:00.0: amdgpu: ring gfx_0.0.0 timeout, signaled seq=4412, emitted seq=4414",
     ),
 )
 

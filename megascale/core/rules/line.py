@@ -30,6 +30,14 @@ _LEVEL_PREFIX = (
 _PREFIX = re.compile(
     "|".join(
         (
+            r"^[^|\[\]{}]{0,80}?\d{1,3}%\|[^|]{0,300}\| ?[\d.,]+[kMGT]?/[\d.,?]+[kMGT]? \[[^\]]{0,200}\]:? ?",
+            r"^(?:[>#]{1,3} +)+",
+            r"^trainer/\d+ \[(?P<rank4>\d+)\]:",
+            r"^libfabric:\d+:(?:\d+:)?[\w;:]+\(\):\d+<(?P<fabric>warn|info|debug|trace)> ?",
+            rf"\[{_ISO} (?P<ray>[IWEFC]) \d+ \d+\] (?:\(\w+\) )?[\w./\-]+:\d+: ?",
+            r"(?P<xla>[IWEF]) [\w./\-]+\.(?:cc|h):\d+\] ?",
+            r"\[?(?P<letter>[EWN])\]? (?=\[MSGID)|\[(?P<gpfs>[EWNI])\] (?=\S)",
+            r"(?<=: )(?P<lowlevel>debug\d?|verbose|info|notice|warning): +",
             r"<\d{1,3}>(?:1 )?",
             r"^\[\d+,(?P<mpirank>\d+)\](?:<std(?:out|err)>)?: ?",
             r"^ {0,5}(?P<srunrank>\d{1,5}): (?=\S)",
@@ -48,7 +56,7 @@ _PREFIX = re.compile(
             r"\[(?P<bracketnode>(?:node|host|gpu|worker|dgx|ip)[\w.\-]*\d[\w.\-]*)\]:? ?",
             rf"(?i:rank)[ _:=]?(?P<rank2>\d+) (?:on|@) (?:host |node )?(?P<rankhost>{_HOST}?) ?[:|\]] ?",
             r"(?:rank|Rank|RANK)[ _]?(?P<rank3>\d+) ?[:|] ?",
-            r"\([\w.\- ]+ pid=\d+(?:, ip=(?P<rayip>[\d.]+))?\) ?",
+            r"\([\w.\- ]+ pid=\d+(?:, ip=(?P<rayip>[\d.]+))?\) ?|\((?:raylet|gcs_server)(?:, ip=(?P<raylet>[\d.]+))?\) ?",
             rf"(?P<glog>[IWEF])\d{{4}} {_CLOCK} +\d+ [\w./\-]+:\d+\] ?",
             rf"\[(?P<torch>[IWEF])(?:\d{{3,4}} {_CLOCK})? [\w./\-]+:\d+\] ?",
             _LEVEL_PREFIX,
@@ -58,18 +66,27 @@ _PREFIX = re.compile(
             r"level=\"?(?P<kvlevel>[a-z]+)\"? ",
             r"(?:msg|message)=\"?",
             rf"(?P<kernelhost>{_HOST}) (?=kernel: )",
-            r"(?:kernel|(?P<program>[a-z][\w.\-/()@]*)\[\d+\]|slurm\w+d|kubelet|dockerd|containerd): ?",
+            r"(?:kernel|(?P<program>[a-z][\w.\-/()@]*)\[\d+\]|(?P<daemon>slurm\w+d|kubelet|dockerd|containerd"
+            r"|mmfsd?|nv-hostengine)): ?",
             r"(?<=.)[-|] (?=\S)",
             rf"[\w.\-]+(?: \d+)? - (?={_LEVEL})",
-            r"(?:srun|slurmstepd|sbatch): (?:error: )?",
+            r"(?P<launcher>srun|slurmstepd|sbatch)(?:-[\w\-]+)?: (?:error: )?",
             rf"\[[\w.\-/]+(?::\d+)?\] ?(?=\S*(?:{_LEVEL})\b|\[)",
         )
     )
 )
-_LETTER_LEVEL: Final[dict[str, Level]] = {"I": "info", "W": "warning", "E": "error", "F": "error"}
+_LETTER_LEVEL: Final[dict[str, Level]] = {
+    "I": "info",
+    "N": "info",
+    "W": "warning",
+    "E": "error",
+    "F": "error",
+    "C": "error",
+}
 _WORD_LEVEL: Final[dict[str, Level]] = {
     "debug": "debug",
     "trace": "debug",
+    "verbose": "debug",
     "info": "info",
     "notice": "info",
     "warn": "warning",
@@ -137,7 +154,7 @@ def parse_line(text: str) -> LogLine:
         node=node,
         rank=int(rank) if rank else None,
         stream=f"{node or ''}/{rank or ''}",
-        program=found.get("program", "").partition("(")[0],
+        program=next((found[name] for name in _PROGRAM_GROUPS if name in found), "").partition("(")[0],
     )
 
 
@@ -148,12 +165,16 @@ _NODE_GROUPS: Final = (
     "ranknode",
     "bracketnode",
     "rayip",
+    "raylet",
     "compose",
     "kernelhost",
     "podnode",
     "pdsh",
 )
-_RANK_GROUPS: Final = ("rank", "rank2", "rank3", "mpirank", "srunrank")
+_RANK_GROUPS: Final = ("rank", "rank2", "rank3", "rank4", "mpirank", "srunrank")
+_PROGRAM_GROUPS: Final = ("launcher", "program", "daemon")
+_LETTER_GROUPS: Final = ("glog", "torch", "ray", "xla", "letter", "gpfs")
+_LEVEL_GROUPS: Final = ("level", "kvlevel", "lowlevel", "fabric")
 
 
 def _is_kernel_info(text: str, position: int) -> bool:
@@ -162,8 +183,8 @@ def _is_kernel_info(text: str, position: int) -> bool:
 
 
 def _level_of(groups: dict[str, str]) -> Level | None:
-    letter = groups.get("glog") or groups.get("torch")
+    letter = next((groups[name] for name in _LETTER_GROUPS if name in groups), None)
     if letter:
         return _LETTER_LEVEL[letter]
-    word = groups.get("level") or groups.get("kvlevel")
-    return parse_level(word) if word else None
+    word = next((groups[name] for name in _LEVEL_GROUPS if name in groups), None)
+    return parse_level(word.rstrip("0123456789")) if word else None

@@ -9,12 +9,12 @@ from typing import Final, Literal, Protocol, TypeAlias, get_args
 
 from megascale.core.contract.policy import LogAction, LogCategory
 
-Category: TypeAlias = LogCategory
+Category: TypeAlias = LogCategory | Literal["unknown"]
 Action: TypeAlias = LogAction
 Scope = Literal["cause", "consequence"]
 Level = Literal["debug", "info", "warning", "error"]
 
-CATEGORIES: Final[tuple[Category, ...]] = get_args(Category)
+CATEGORIES: Final[tuple[Category, ...]] = (*get_args(LogCategory), "unknown")
 ACTIONS: Final[tuple[Action, ...]] = get_args(Action)
 LEVELS: Final[tuple[Level, ...]] = get_args(Level)
 
@@ -24,6 +24,7 @@ DEVICE: Final = 70  # a device or file system call failed
 EXCEPTION: Final = 60  # an exception that ended a process
 PEER: Final = 45  # a peer closed the connection; its own log may name the cause
 SYMPTOM: Final = 20  # messages of a shutdown that something else caused
+UNEXPLAINED: Final = 1  # looks like an error, and no rule says which
 NOTE: Final = 0
 
 
@@ -47,10 +48,12 @@ class LogRule:
         category: what the line is about; `class` in manifests and JSON.
         scope: whether the line states a cause, or something that follows from another fault.
         weight: of the matches in one record, the one with the highest weight counts.
-        min_level: the rule does not apply to lines that state a lower level.
+        min_level, max_level: the rule does not apply to lines that state a lower or a higher level.
+        program: the rule applies only to lines whose prefix names this program.
         words: lower case; one of them must be in the line before the pattern is tried; () = always tried.
         unless: the rule does not apply where this is found.
         source: documentation or study that the rule is taken from.
+        advice: what to do about it, for people.
         example: a line that must match this rule.
     """
 
@@ -61,9 +64,12 @@ class LogRule:
     scope: Scope = "cause"
     weight: int = DEVICE
     min_level: Level = "warning"
+    max_level: Level = "error"
+    program: re.Pattern[str] | None = None
     words: tuple[str, ...] = ()
     unless: re.Pattern[str] | None = None
     source: str = ""
+    advice: str = ""
     example: str = ""
 
 
@@ -78,7 +84,10 @@ def log_rule(
     scope: Scope = "cause",
     weight: int = DEVICE,
     min_level: Level = "warning",
+    max_level: Level = "error",
+    program: str | None = None,
     unless: str | None = None,
+    advice: str = "",
 ) -> LogRule:
     """A built-in rule; `words` are separated by `|`, patterns ignore case."""
     return LogRule(
@@ -89,9 +98,12 @@ def log_rule(
         scope=scope,
         weight=weight,
         min_level=min_level,
+        max_level=max_level,
+        program=re.compile(program) if program else None,
         words=tuple(words.split("|")),
         unless=re.compile(unless, re.IGNORECASE) if unless else None,
         source=source,
+        advice=advice,
         example=example,
     )
 

@@ -88,6 +88,7 @@ _CAUSES: Final[tuple[LogRule, ...]] = (
         words="nccl|duplicate gpu|mismatch|inconsistent",
         weight=EXCEPTION,
         source=_NCCL,
+        unless=r"NET/|\bRC: -|errno|ibv_|fi_\w+",
         example=(
             "n1:55:90 [1] init.cc:781 NCCL WARN Duplicate GPU detected : rank 1 and rank 0 both"
             " on CUDA device 1b000"
@@ -132,7 +133,7 @@ _CAUSES: Final[tuple[LogRule, ...]] = (
         (
             r"NCCL WARN.*(?:Call to ibv_\w+ failed|NET/IB ?:.*(?:Unable|No device|fail|error)"
             r"|ibv_\w+ (?:failed|timed out))|Call to ibv_\w+ failed|No (?:IB|RoCE) device"
-            r"|NET/Socket ?:.*(?:fail|error|unexpected)|NET/OFI.*(?:fail|error|completion)"
+            r"|NET/Socket ?:.*(?:fail|error|unexpected)|NET/OFI.*(?:fail|error|completion|couldn't|unable)"
             r"|Failed to (?:find|initialize) .*NET"
         ),
         ("network", "restart"),
@@ -231,7 +232,7 @@ _PEERS: Final[tuple[LogRule, ...]] = (
     ),
     log_rule(
         "nccl-warn",
-        r"NCCL WARN .*(?:fail(?:ed|ure)?|error|timed? ?out|abort|corrupt|unreachable|unexpected)",
+        r"NCCL WARN .*(?:fail(?:ed|ure)?|error|truncated|timed? ?out|abort|corrupt|unreachable|unexpected)",
         ("network", "restart"),
         words="nccl warn",
         weight=PEER - 5,
@@ -317,10 +318,11 @@ _SYMPTOMS: Final[tuple[LogRule, ...]] = (
             r"|NCCL communicator was aborted|Process group watchdog thread terminated"
             r"|ncclCommAbort|was aborted on rank|Communicator (?:was|has been) aborted"
             r"|last (?:enqueued|completed) (?:NCCL )?work"
-            r"|abort(?:ing)? (?:NCCL )?communicator"
+            r"|abort(?:ing)? (?:NCCL )?communicator|failed collective|detected by watchdog|timed out in blocking wait"
+            r"|workMetaList_|ncclCommWatchdog"
         ),
         ("framework", "restart"),
-        words="nccl|data inconsistency|watchdog|aborted|enqueued|completed",
+        words="nccl|data inconsistency|watchdog|aborted|enqueued|completed|failed collective|blocking wait|workmeta",
         scope="consequence",
         weight=SYMPTOM,
         source=_TORCH,
@@ -404,21 +406,24 @@ _SYMPTOMS: Final[tuple[LogRule, ...]] = (
         scope="consequence",
         weight=SYMPTOM,
         source="torch.distributed.elastic",
-        unless=r"exitcode *: 0|\(exitcode: (?:-11|-7)\)|exitcode *: -(?:11|7)\b",
+        unless=r"exitcode *: 0|\(exitcode: (?:-11|-7|-15|143)\)|exitcode *: (?:-(?:11|7|15)|143)\b|\b[Rr]aylet\b",
         example="torch.distributed.elastic.multiprocessing.errors.ChildFailedError:",
     ),
     log_rule(
         "signal-stop",
         (
-            r"SignalException|got signal: (?:15|2)|Received (?:signal )?(?:SIGTERM|15"
-            r"|Signals\.SIGTERM)|death signal, shutting down|exitcode\s*:\s*-15"
-            r"|Signal 15 \(SIGTERM\)|caught SIGTERM|Terminated$|sigterm received|SIGTERM handler"
+            r"SignalException|got signal: ?(?:15|2)\b|(?:[Rr]eceived|caught|got)(?: a| signal)* (?:SIGTERM|15 |Signals\.SIGTERM)"
+            r"|death signal, shutting down|exitcode\s*:\s*(?:-15|143)|\(exitcode: (?:-15|143)\)|Signal 15 \(SIGTERM\)|sigterm"
+            r" received|exit(?:ed)?(?: \w+)? (?:with )?(?:code|status)[ :=]*143\b|^Terminated$|terminated by signal:? 15"
+            r"|died with <Signals\.SIGTERM|instance will be reclaimed"
         ),
-        ("benign", "none"),
-        words="signal|sigterm|-15|terminated",
-        scope="consequence",
+        ("host", "alert"),
+        words="signal|sigterm|-15|terminated|143|reclaimed",
         weight=SYMPTOM - 15,
-        source="torch.distributed.elastic; somebody stopped it",
+        source="torch.distributed.elastic; 143 = 128 + SIGTERM",
+        advice="ended by SIGTERM (exit 143): somebody ended the process, or its node is being taken away (preemption,"
+        " drain, scancel, time limit); no fault of the node",
+        unless=r"SIGTERM is|notice configuration|handler (?:is )?(?:set|registered|installed)|[Ss]ending .*closing signal",
         example="torch.distributed.elastic.multiprocessing.api.SignalException: Process 71 got signal: 15",
     ),
     log_rule(

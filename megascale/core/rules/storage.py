@@ -16,11 +16,11 @@ _LOCAL: Final[tuple[LogRule, ...]] = (
         "disk-full",
         (
             r"No space left on device|ENOSPC|\[Errno 28\]|disk (?:is )?full\b"
-            r"|file ?system (?:is )?full|not enough (?:disk|free) space|disk usage .*(?:100%"
+            r"|^\S+(?:\s+[\d.,]+[KMGTP]?i?B?){3}\s+(?:100|9[89])%\s+/(?!snap|proc|sys|dev/shm)|file ?system (?:is )?full|not enough (?:disk|free) space|disk usage .*(?:100%"
             r"|9[89]%)|DSQuotaExceeded|no free space|Out of (?:disk )?space"
         ),
         ("storage", "alert"),
-        words="space|enospc|errno 28|full|disk usage",
+        words="space|enospc|errno 28|full|disk usage|100%|99%|98%",
         weight=DEVICE,
         min_level="debug",
         source="ByteRobust table 1 (disk space 5%)",
@@ -52,10 +52,11 @@ _LOCAL: Final[tuple[LogRule, ...]] = (
         r"|SMART .*(?:FAIL|fail)|\bmd\d+: .*(?:Disk failure|failed)|\bmd/raid\S*:.*(?:fail"
         r"|Disk failure)|device-mapper: .*fail|failed to (?:read|write) sector"
         r"|NVMe .*(?:media error|read-only mode|spare below)|\bno available path - failing I/O"
+        r"|sd \d+:\d+:\d+:\d+: .*(?:FAILED Result|rejecting I/O|offline|Sense Key)|lost async page write"
         r"|(?:BTRFS|superblock).*I/O error|I/O error while (?:reading|writing) superblock",
         ("storage", "replace_node"),
         words=(
-            "i/o|blk_update|medium|critical target|unrecovered|nvme|ata|smart|md|raid|device-mapper|sector"
+            "i/o|blk_update|medium|critical target|unrecovered|nvme|ata|smart|md|raid|device-mapper|sector|sd |async page"
         ),
         weight=HARDWARE,
         min_level="debug",
@@ -73,11 +74,11 @@ _LOCAL: Final[tuple[LogRule, ...]] = (
             r"|Remounting filesystem read-only|Read-only file system|\[Errno 30\]|EROFS"
             r"|Pool '\S+' has encountered an uncorrectable I/O failure|Structure needs cleaning"
             r"|ZFS.*(?:FAULTED|SUSPENDED|DEGRADED)"
-            r"|attempt to access beyond end of device|Beyond EOF"
+            r"|attempt to access beyond end of device|Beyond EOF|Aborting journal on device|Detected aborted journal"
         ),
         ("storage", "replace_node"),
         words=(
-            "ext4|xfs|btrfs|jbd2|read-only|errno 30|erofs|structure needs|zfs|end of device|beyond eof|pool '"
+            "ext4|xfs|btrfs|jbd2|journal|read-only|errno 30|erofs|structure needs|zfs|end of device|beyond eof|pool '"
         ),
         weight=HARDWARE,
         min_level="debug",
@@ -113,7 +114,7 @@ _MOUNTED: Final[tuple[LogRule, ...]] = (
     log_rule(
         "nfs",
         (
-            r"\bnfs\w*: .*(?:not responding|timed out|error|fail\w*|lost|expired|reclaim)"
+            r"(?<!mount\.)\bnfs\w*: .*(?:not responding|timed out|error|fail\w*|lost|expired|reclaim)"
             r"|\bRPC: .*(?:timed out|failed|unreachable)|\bNFS\b.*(?:timed? ?out|unavailable"
             r"|not responding|\bhung\b|server error|unreachable)|rpc\.statd.*(?:fail|not running)"
             r"|nfs4_\w+.*(?:fail|error)"
@@ -123,7 +124,7 @@ _MOUNTED: Final[tuple[LogRule, ...]] = (
         weight=DEVICE,
         min_level="error",
         source=_PARALLEL,
-        unless=r"grpc",
+        unless=r"grpc|mount\.nfs",
         example="nfs: server filer-2.cluster not responding, still trying",
     ),
     log_rule(
@@ -166,19 +167,19 @@ _MOUNTED: Final[tuple[LogRule, ...]] = (
     log_rule(
         "parallel-fs",
         (
-            r"\b(?:mmfs\w*|GPFS|Spectrum Scale)\b.*(?:lost|unmount\w*|fail\w*|error|expel\w*|panic"
+            r"\b(?:mmfs\w*|GPFS|Spectrum Scale|Storage Scale)\b.*(?:lost|overdue|expired|unmount\w*|fail\w*|error|expel\w*|panic"
             r"|stale|unavailable|deadlock|quorum|long waiters|down\b)|\b(?:libceph"
             r"|ceph)\b.*(?:socket closed|session lost|hung|evict\w*|blocklist\w*|blacklist\w*"
             r"|denied|reset|timed? ?out|down|HEALTH_ERR|slow (?:ops|requests)|wrong peer"
             r"|closed our session)|\bBeeGFS|\b(?:beegfs|juicefs|weka\w*|glusterfs|fuse|s3fs"
             r"|gcsfuse|alluxio|cpfs|pfs|daos|vast|wekafs)\b.*(?:not connected|disconnected|fail\w*"
             r"|error|timed? ?out|unavailable|lost|unreachable|died)"
-            r"|Transport endpoint is not connected|\[Errno 107\]"
+            r"|is being expelled|lease renewal is overdue|^Disk failure\. Volume|Transport endpoint is not connected|\[Errno 107\]"
             r"|cannot send after transport endpoint shutdown|\[Errno 108\]|Socket not connected"
         ),
         ("storage", "restart"),
         words=(
-            "mmfs|gpfs|spectrum|ceph|beegfs|juicefs|weka|gluster|fuse|s3fs|alluxio|cpfs|pfs|daos"
+            "mmfs|gpfs|spectrum|storage scale|expelled|lease|disk failure|ceph|beegfs|juicefs|weka|gluster|fuse|s3fs|alluxio|cpfs|pfs|daos"
             "|vast|transport endpoint|errno 10|socket not connected"
         ),
         weight=DEVICE,
@@ -267,7 +268,7 @@ _OBJECT_RULES: Final[tuple[LogRule, ...]] = (
             r"|fail\w*|unavailable|reset|error)"
             r"|HttpError.*(?:50\d|429)|GoogleAPICallError|\bRetryError|ServerBusy|OperationTimedOut"
             r"|FSTimeoutError"
-            r"|Could not connect to the endpoint"
+            r"|[Cc]ould not connect to the endpoint|[Uu]nable to connect to endpoint|HTTP Error 50\d|Slow Down"
         ),
         ("storage", "restart"),
         words=(
