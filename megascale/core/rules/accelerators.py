@@ -93,7 +93,7 @@ _ASCEND_RULES: Final[tuple[LogRule, ...]] = (
         weight=HARDWARE,
         source=_ASCEND,
         unless=r"\b0 (?:multi|uncorrect)|errors?: 0\b|count ?[:=] ?0\b",
-        example="npu-smi: HBM multi-bit error on NPU 3",
+        example="npu-smi: HBM uncorrected errors on NPU 3",
     ),
     log_rule(
         "hccl-arguments",
@@ -165,7 +165,7 @@ _XLA_RULES: Final[tuple[LogRule, ...]] = (
         words="halted|tpu|tensorcore|sparsecore|accel|ici |slice|neuron|nrt|habanalabs|synstatus",
         weight=HARDWARE,
         source=_XLA,
-        unless=r"falling back|not installed|DEADLINE_EXCEEDED|UNAVAILABLE|heartbeat",
+        unless=r"falling back|not installed|precondition|nvalid argument|Cancelled|DEADLINE_EXCEEDED|UNAVAILABLE|heartbeat",
         example="RuntimeError: INTERNAL: Core halted unexpectedly: No error message available",
     ),
     log_rule(
@@ -197,13 +197,13 @@ _STATUS_RULES: Final[tuple[LogRule, ...]] = tuple(
     for name, codes, meaning, example in (
         (
             "unavailable",
-            "UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED",
+            "UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|Cancelled|Deadline Exceeded",
             ("network", "restart"),
             "XlaRuntimeError: DEADLINE_EXCEEDED: Failed to connect to remote server",
         ),
         (
             "invalid",
-            "INVALID_ARGUMENT|FAILED_PRECONDITION|OUT_OF_RANGE|UNIMPLEMENTED",
+            "INVALID_ARGUMENT|FAILED_PRECONDITION|OUT_OF_RANGE|UNIMPLEMENTED|Failed precondition",
             ("user_code", "fail_job"),
             "XlaRuntimeError: INVALID_ARGUMENT: Executable expected parameter 0 of size 4096",
         ),

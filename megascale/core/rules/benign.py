@@ -209,9 +209,10 @@ RULES: Final[tuple[LogRule, ...]] = (
         "torchrun-closing",
         (
             r"\b(?:Sending process \d+ closing signal|closing signal SIG\w+"
-            r"|destroy_process_group\(\) was not called|Setting OMP_NUM_THREADS)"
+            r"|destroy_process_group\(\) was not called|Setting OMP_NUM_THREADS|Job step aborted: Waiting"
+            r"|Press Ctrl-C|Terminating job step \d)"
         ),
-        "closing signal|destroy_process_group|omp_num_threads",
+        "closing signal|destroy_process_group|omp_num_threads|job step|ctrl-c",
         (
             "W0611 10:02:11.120 1873 torch/distributed/elastic/multiprocessing/api.py:897]"
             " Sending process 1923 closing signal SIGTERM"
@@ -340,10 +341,10 @@ RULES: Final[tuple[LogRule, ...]] = (
         (
             r"^usb \d|^ACPI (?:BIOS )?Error|\bBAR \d+: (?:failed|no space)|module verification failed|multicast join failed"
             r"|\bACCESS_REG\b|\baudit(?:\(|: type)|Machine check events logged|HANDLING MCE|knvlinkDiscover|tainting kernel"
-            r"|errors=(?:remount|continue)|error status/mask|amdgpu.*(?:is optional|not (?:available|supported)|uses VM inv)"
+            r"|^Kernel command line:|errors=(?:remount|continue)|error status/mask|amdgpu.*(?:is optional|not (?:available|supported)|uses VM inv)"
         ),
         "usb |acpi|bar |module verification|multicast|access_reg|audit|machine check events|handling mce|knvlink|taint"
-        "|errors=|error status/mask|amdgpu",
+        "|kernel command|errors=|error status/mask|amdgpu",
         "kernel: nvidia: module verification failed: signature and/or required key missing - tainting kernel",
         _KERNEL,
         unless=r"\btimeout\b",

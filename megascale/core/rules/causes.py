@@ -27,12 +27,13 @@ TROUBLE: Final = (
     r"|\babort(?:ed|ing)?\b|\bhang\b|\bhung\b|\bstuck\b|\bunable\b|\bcannot\b|\bcan't\b|\bcould(?: not|n't)\b|\bnot respond"
     r"|\bunresponsive\b|\blost\b|\bcorrupt|\bcrash|\bpanic\b|\bunrecover|\buncorrect|\bexception\b|\bdenied\b|\brefused\b"
     r"|\boffline\b|\bdead\b|\bexpired?\b|\boverdue\b|\bexpel|\bunhealthy\b|\bfault\b|\bexhausted\b|\binsufficient\b"
-    r"|\bhalted\b|\bunreachable\b|\bissue detected\b|\bdegraded\b|\bremoved unexpectedly\b|\bgoing down\b|\boverrun\b)"
+    r"|\bhalted\b|\bunreachable\b|\bexceed(?:s|ed)\b|\binvalid\b|\billegal\b|\bunavailable\b|\breject(?:s|ed|ing)\b|\bstalled\b|\bno such (?:file|device)|\bno longer available\b"
+    r"|\bunexpected|\bassert(?:ion)?\b|\bissue detected\b|\bdegraded\b|\bremoved unexpectedly\b|\bgoing down\b|\boverrun\b)"
 )
 _WORDS = (
     "err|fail|fatal|out|abort|hang|hung|stuck|unable|cannot|can't|could|not respond|unresponsive|lost|corrupt|crash|panic"
     "|unrecover|uncorrect|exception|denied|refused|offline|dead|expire|overdue|expel|unhealthy|fault|exhausted"
-    "|insufficient|halted|unreachable|issue|degraded|removed|down"
+    "|insufficient|halted|unreachable|exceed|invalid|illegal|unavailable|reject|stalled|no such|no longer|unexpected|assert|issue|degraded|removed|down"
 )
 _HARMLESS = (
     r"\b(?:not supported|unsupported|recovered|succeeded|disabled by|no errors?|0 errors?|without error|optional"
@@ -56,7 +57,7 @@ _ERRNO: Final[dict[str, tuple[tuple[Category, Action], str, str]]] = {
     "quota": (("storage", "fail_job"), "EDQUOT", "122"),
     "memory": (("oom", "restart"), "ENOMEM", "12"),
     "limits": (("host", "restart"), "EMFILE|ENFILE|EAGAIN|EBUSY|ENOLCK", "11|16|23|24|37"),
-    "access": (("storage", "fail_job"), "EACCES|EPERM", "1|13"),
+    "access": (("storage", "fail_job"), "EACCES|EPERM", "13"),
     "device": (("host", "restart"), "ENODEV|ENXIO|EHWPOISON", "6|19|133"),
 }
 _EXAMPLES: Final = {
@@ -131,12 +132,22 @@ _FAMILIES: Final[tuple[tuple[str, str, str, Category, Action, str], ...]] = (
         "bnxt_en 0000:c1:00.0: Firmware not responding, status: 0x1",
     ),
     (
+        "host",
+        r"\b(?:cgroups?|slurm\w*|proctrack|munged?|kubelet|containerd|dockerd?|runc|raylet|Raylet\w*|GCS|ray::?\w*|CPU\d*|DIMM\w*"
+        r"|EDAC|mce|BMC|IPMI|PSU|hugepages?|NUMA|sysfs|procfs)\b",
+        "cgroup|slurm|proctrack|munge|kubelet|containerd|docker|runc|raylet|gcs|ray|cpu|dimm|edac|mce|bmc|ipmi|psu|systemd"
+        "|hugepage|numa|sysfs|procfs",
+        "host",
+        "restart",
+        "error: cgroup namespace 'freezer' not mounted. aborting",
+    ),
+    (
         "disk",
         r"\b(?:nvme\w*|sd[a-z]{1,2}\d?|sd \d+:\d+:\d+:\d+|scsi\d*|ata\d+(?:\.\d+)?|ahci|dm-\d+|md\d+|mpt[23]sas\w*|megaraid\w*"
         r"|loop\d+|EXT[34]-fs|XFS|BTRFS|JBD2|ZFS|overlayfs|NFS\w*|nfs\d?|Lustre\w*|LNet\w*|GPFS|mmfs\w*|gluster\w*|ceph\w*"
-        r"|libceph|BeeGFS|beegfs\w*|juicefs|weka\w*|s3fs|gcsfuse|fuse|CIFS|journal)\b",
+        r"|libceph|BeeGFS|beegfs\w*|juicefs|weka\w*|s3fs|gcsfuse|fuse|CIFS|journal|mount\w*|bucket\w*|SetUpBucket|OpenBucket)\b",
         "nvme|sd|scsi|ata|ahci|dm-|md|mpt|megaraid|loop|ext|xfs|btrfs|jbd2|zfs|overlay|nfs|lustre|lnet|gpfs|mmfs|gluster|ceph"
-        "|beegfs|juicefs|weka|s3fs|gcsfuse|fuse|cifs|journal",
+        "|beegfs|juicefs|weka|s3fs|gcsfuse|fuse|cifs|journal|mount|bucket",
         "storage",
         "restart",
         "dm-4: the table could not be loaded: lost",
@@ -149,6 +160,14 @@ _FAMILIES: Final[tuple[tuple[str, str, str, Category, Action, str], ...]] = (
         "gpu",
         "restart",
         "nv-hostengine: ERROR GPU 5 is unresponsive, marking it as lost",
+    ),
+    (
+        "mpi",
+        r"(?:\b(?:MPI\w*|mpi(?:exec|run|/\w+)\w*|PMI\w*|pmix?\w*|hydra\w*|ORTE|PRTE|UCX|UCT|ucx|NVSHMEM|OSHMEM|SHARP|HCOLL)\b)",
+        "mpi|pmi|hydra|orte|prte|uc|nvshmem|oshmem|sharp|hcoll",
+        "network",
+        "restart",
+        "pmixp_server.c:935: unexpected contribution from n3, invalid sequence",
     ),
 )
 
@@ -211,6 +230,34 @@ _BUS: Final[tuple[LogRule, ...]] = tuple(
 )
 BUS_RULES: Final[tuple[LogRule, ...]] = _BUS
 
+NATIVE_ASSERT: Final = log_rule(
+    "native-assert",
+    r"\bAssertion\b.*\bfailed\b|\bassert ?\(.*\) failed|\bCheck failed: |\bcheck failure\b|\bAssertion failed\b"
+    r"|\bPanic:|^panic: |\bfatal runtime error:|thread '.*' panicked at",
+    ("framework", "restart"),
+    words="assert|check fail|panic",
+    weight=EXCEPTION - 5,
+    source="assertions of C and C++ libraries",
+    unless=r"^\s*\w+Error: (?!.*Check failed)|AssertionError",
+    example="hydra_pmi_proxy: src/pmi_wire.c:683: output: Assertion `!is_static(cmd)' failed.",
+)
+
+_PYTHON: Final = (
+    r"(?-i:TypeError|AttributeError|KeyError|IndexError|NameError|ValueError|AssertionError|NotImplementedError"
+    r"|ZeroDivisionError|SyntaxError|ModuleNotFoundError|ImportError|FileNotFoundError|RuntimeError|RayTaskError\(\w+\)"
+    r"|UnboundLocalError|RecursionError|StopIteration|OverflowError)"
+)
+EXCEPTION_IN_TEXT: Final = log_rule(
+    "exception-in-text",
+    rf"^(?:[^\s\"'`]*[\d\])>:|,=\-]+\s+){{1,5}}(?:\w+\.)*{_PYTHON}(?::\s|$)|^(?:\w+\.)*RayTaskError\(\w+\)",
+    ("user_code", "restart"),
+    words="error|stopiteration",
+    weight=SYMPTOM + 12,
+    min_level="error",
+    source="Python exceptions behind a prefix that is not known",
+    example="t1v-w-0: | ValueError: range() arg 3 must not be zero",
+)
+
 _PROGRAMS: Final = (
     ("storage", r"mmfsd?|glusterfs\w*|ceph\w*|beegfs\w*|autofs|automount|mount\.\w+|rpc\.\w+", "storage"),
     ("gpu", r"nv-hostengine|nvidia-\w+|nv-fabricmanager|dcgm\w*", "gpu"),
@@ -239,7 +286,7 @@ PROGRAM_RULES: Final[tuple[LogRule, ...]] = tuple(
         (
             "mmfsd: the disk lease of this node is expired",
             "nv-hostengine: connection of a client was lost",
-            "systemd[1]: kubelet.service: Failed with result 'exit-code'.",
+            "systemd[1]: chronyd.service: Failed with result 'exit-code'.",
             "opensm[81]: the subnet is unreachable",
         ),
         strict=True,

@@ -121,10 +121,10 @@ _MPI_RULES: Final[tuple[LogRule, ...]] = (
         "mpi-ended",
         r"MPI_ABORT was (?:invoked|called)|BAD TERMINATION OF ONE|Primary job +terminated|MPI_ERRORS_ARE_FATAL"
         r"|Fatal error in (?:P?MPI_|internal_|PMPI)\w*|\b(?:mpirun|mpiexec|prterun)\b.*(?:noticed|exited|detected|abort"
-        r"|lost|fail)|application called MPI_Abort|MPI_ERR_\w+|An error occurred in MPI_|KILLED BY SIGNAL|=   EXIT CODE:"
+        r"|lost|fail)|caused collective abort|internal ABORT - process|^Abort\(\d+\)|application called MPI_Abort|MPI_ERR_\w+|An error occurred in MPI_|KILLED BY SIGNAL|=   EXIT CODE:"
         r" [1-9]|processes? (?:have|has) (?:been )?aborted|non-zero (?:status|exit)",
         ("framework", "restart"),
-        words="mpi|termination|primary job|fatal error|prterun|killed by|exit code|aborted|non-zero",
+        words="mpi|collective abort|internal abort|abort(|termination|primary job|fatal error|prterun|killed by|exit code|aborted|non-zero",
         scope="consequence",
         weight=SYMPTOM,
         source=_MPI,

@@ -32,6 +32,7 @@ _PREFIX = re.compile(
         (
             r"^[^|\[\]{}]{0,80}?\d{1,3}%\|[^|]{0,300}\| ?[\d.,]+[kMGT]?/[\d.,?]+[kMGT]? \[[^\]]{0,200}\]:? ?",
             r"^(?:[>#]{1,3} +)+",
+            r"(?P<iphost>\d{1,3}(?:\.\d{1,3}){3}) (?=\[\d+\] )",
             r"^trainer/\d+ \[(?P<rank4>\d+)\]:",
             r"^libfabric:\d+:(?:\d+:)?[\w;:]+\(\):\d+<(?P<fabric>warn|info|debug|trace)> ?",
             rf"\[{_ISO} (?P<ray>[IWEFC]) \d+ \d+\] (?:\(\w+\) )?[\w./\-]+:\d+: ?",
@@ -66,7 +67,7 @@ _PREFIX = re.compile(
             r"level=\"?(?P<kvlevel>[a-z]+)\"? ",
             r"(?:msg|message)=\"?",
             rf"(?P<kernelhost>{_HOST}) (?=kernel: )",
-            r"(?:kernel|(?P<program>[a-z][\w.\-/()@]*)\[\d+\]|(?P<daemon>slurm\w+d|kubelet|dockerd|containerd"
+            r"(?:kernel|(?P<program>[a-z][\w.\-/()@]*)\[\d+\]|(?P<daemon>slurm\w*d|kubelet|dockerd|containerd"
             r"|mmfsd?|nv-hostengine)): ?",
             r"(?<=.)[-|] (?=\S)",
             rf"[\w.\-]+(?: \d+)? - (?={_LEVEL})",
@@ -165,6 +166,7 @@ _NODE_GROUPS: Final = (
     "ranknode",
     "bracketnode",
     "rayip",
+    "iphost",
     "raylet",
     "compose",
     "kernelhost",

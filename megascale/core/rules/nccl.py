@@ -133,11 +133,11 @@ _CAUSES: Final[tuple[LogRule, ...]] = (
         (
             r"NCCL WARN.*(?:Call to ibv_\w+ failed|NET/IB ?:.*(?:Unable|No device|fail|error)"
             r"|ibv_\w+ (?:failed|timed out))|Call to ibv_\w+ failed|No (?:IB|RoCE) device"
-            r"|NET/Socket ?:.*(?:fail|error|unexpected)|NET/OFI.*(?:fail|error|completion|couldn't|unable)"
+            r"|\bprov_err(?:no)?\b|^err: \d+, (?:message|prov)|NET/Socket ?:.*(?:fail|error|unexpected)|NET/OFI.*(?:fail|error|completion|couldn't|unable)"
             r"|Failed to (?:find|initialize) .*NET"
         ),
         ("network", "restart"),
-        words="ibv_|net/|no ib|no roce",
+        words="ibv_|net/|no ib|no roce|prov_err|err: ",
         weight=DEVICE,
         source=_NCCL,
         unless=r"Using|plugin",

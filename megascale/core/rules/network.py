@@ -75,7 +75,7 @@ _NIC: Final[tuple[LogRule, ...]] = (
             r"\b(?:link|carrier|port)\b[^,;|`]{0,40}?\b(?:is |becomes |went |state:? |status:? "
             r"|changed to |to )?(?:down|DOWN|lost|inactive|flap(?:ped|ping)?)\b"
             r"|\bNIC\b.{0,30}\bdown\b|state (?:changed )?(?:from ACTIVE )?to DOWN"
-            r"|phys_state: ?(?:\d: ?)?(?:Disabled|Polling|LinkErrorRecovery)|\bno carrier\b"
+            r"|^\s*(?:phys )?state:\s+\d: (?:DOWN|Disabled|Polling)|phys_state: ?(?:\d: ?)?(?:Disabled|Polling|LinkErrorRecovery)|\bno carrier\b"
             r"|IBV_EVENT_PORT_ERR|all slaves? (?:are )?down"
             r"|bonding: .*(?:making interface \S+ down|link status definitely down)"
             r"|switch \S+ (?:is )?(?:down|unreachable)|\b(?:(?-i:ToR)|leaf|spine)\b\S* [^,;]*\b(?:down"

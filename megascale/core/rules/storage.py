@@ -325,13 +325,13 @@ _OBJECT_RULES: Final[tuple[LogRule, ...]] = (
             r"|load|write)|save failed|load failed)|failed to (?:save|write|load|persist"
             r"|upload) (?:\w+ )?checkpoint|CheckpointSaveError|CheckpointCorruptError"
             r"|inline_container\.cc|checkpoint (?:save|write) (?:failed|timed out)"
-            r"|(?:UnpicklingError|EOFError|BadZipFile)\b.*(?:checkpoint|ckpt|\.pth?\b|model_optim|mp_rank"
+            r"|(?:UnpicklingError|EOFError|BadZipFile|DataLossError)\b.*(?:checkpoint|ckpt|\.pth?\b|model_optim|mp_rank"
             r"|state_dict)"
         ),
         ("storage", "restart"),
         words=(
             "streamreader|deserializing|safetensor|archive|corrupt|truncated|checksum|incomplete"
-            "|magic|mismatch|eof|checkpoint|wrong|inline_container|unexpected end|unpickling|badzip"
+            "|magic|mismatch|eof|checkpoint|wrong|inline_container|unexpected end|unpickling|badzip|dataloss"
         ),
         weight=EXCEPTION,
         source="PyTorch serialisation; safetensors",
