@@ -353,9 +353,9 @@ RULES: Final[tuple[LogRule, ...]] = (
         "library-habit",
         (
             r"Unable to register cu\w+ factory|already (?:been )?registered|preparing to dump debug info"
-            r"|watcher started|collector failed|Failed to get system container stats|you can (?:safely )?ignore|can be (?:safely )?ignored|safely ignore"
+            r"|watcher started|printing (?:contents of|enroot) log|^\w+: if (?:the|you) |collector failed|Failed to get system container stats|you can (?:safely )?ignore|can be (?:safely )?ignored|safely ignore"
         ),
-        "factory|registered|preparing to dump|ignore|watcher started|collector failed|container stats",
+        "factory|registered|preparing to dump|ignore|watcher started|printing |: if |collector failed|container stats",
         "E0000 00:00:1741 cuda_dnn.cc:8310] Unable to register cuDNN factory: a factory has already been registered",
     ),
     _benign(

@@ -24,14 +24,14 @@ _DEVICES = "names that Linux drivers give to devices"
 # What something that went wrong says of itself.
 TROUBLE: Final = (
     r"(?:\*ERROR\*|\berrors?\b(?!\s*(?:=|will|status/mask|rate|count))|\berr\b|\bfail(?:ed|ure|ures|s|ing)?\b|\bfatal\b|\btim(?:ed?|ing)[ -]?out\b|\btimeout\b"
-    r"|\babort(?:ed|ing)?\b|\bhang\b|\bhung\b|\bstuck\b|\bunable\b|\bcannot\b|\bcan't\b|\bcould(?: not|n't)\b|\bnot respond"
+    r"|\babort(?:ed|ing)?\b|\bhang\b|\bhung\b|\bstuck\b|\bunable\b|\bcan ?not\b|\bcan't\b|\bcould(?: not|n't)\b|\bnot respond"
     r"|\bunresponsive\b|\blost\b|\bcorrupt|\bcrash|\bpanic\b|\bunrecover|\buncorrect|\bexception\b|\bdenied\b|\brefused\b"
     r"|\boffline\b|\bdead\b|\bexpired?\b|\boverdue\b|\bexpel|\bunhealthy\b|\bfault\b|\bexhausted\b|\binsufficient\b"
     r"|\bhalted\b|\bunreachable\b|\bexceed(?:s|ed)\b|\binvalid\b|\billegal\b|\bunavailable\b|\breject(?:s|ed|ing)\b|\bstalled\b|\bno such (?:file|device)|\bno longer available\b"
     r"|\bunexpected|\bassert(?:ion)?\b|\bissue detected\b|\bdegraded\b|\bremoved unexpectedly\b|\bgoing down\b|\boverrun\b)"
 )
 _WORDS = (
-    "err|fail|fatal|out|abort|hang|hung|stuck|unable|cannot|can't|could|not respond|unresponsive|lost|corrupt|crash|panic"
+    "err|fail|fatal|out|abort|hang|hung|stuck|unable|cannot|can not|can't|could|not respond|unresponsive|lost|corrupt|crash|panic"
     "|unrecover|uncorrect|exception|denied|refused|offline|dead|expire|overdue|expel|unhealthy|fault|exhausted"
     "|insufficient|halted|unreachable|exceed|invalid|illegal|unavailable|reject|stalled|no such|no longer|unexpected|assert|issue|degraded|removed|down"
 )
@@ -133,9 +133,9 @@ _FAMILIES: Final[tuple[tuple[str, str, str, Category, Action, str], ...]] = (
     ),
     (
         "host",
-        r"\b(?:cgroups?|slurm\w*|proctrack|munged?|kubelet|containerd|dockerd?|runc|raylet|Raylet\w*|GCS|ray::?\w*|CPU\d*|DIMM\w*"
+        r"\b(?:cgroups?|spank|SPANK|slurm\w*|proctrack|munged?|kubelet|containerd|dockerd?|runc|raylet|Raylet\w*|GCS|ray::?\w*|CPU\d*|DIMM\w*"
         r"|EDAC|mce|BMC|IPMI|PSU|hugepages?|NUMA|sysfs|procfs)\b",
-        "cgroup|slurm|proctrack|munge|kubelet|containerd|docker|runc|raylet|gcs|ray|cpu|dimm|edac|mce|bmc|ipmi|psu|systemd"
+        "cgroup|spank|slurm|proctrack|munge|kubelet|containerd|docker|runc|raylet|gcs|ray|cpu|dimm|edac|mce|bmc|ipmi|psu|systemd"
         "|hugepage|numa|sysfs|procfs",
         "host",
         "restart",
@@ -233,9 +233,9 @@ BUS_RULES: Final[tuple[LogRule, ...]] = _BUS
 NATIVE_ASSERT: Final = log_rule(
     "native-assert",
     r"\bAssertion\b.*\bfailed\b|\bassert ?\(.*\) failed|\bCheck failed: |\bcheck failure\b|\bAssertion failed\b"
-    r"|\bPanic:|^panic: |\bfatal runtime error:|thread '.*' panicked at",
+    r"|terminate called after throwing|\bPanic:|^panic: |\bfatal runtime error:|thread '.*' panicked at",
     ("framework", "restart"),
-    words="assert|check fail|panic",
+    words="assert|check fail|terminate called|panic",
     weight=EXCEPTION - 5,
     source="assertions of C and C++ libraries",
     unless=r"^\s*\w+Error: (?!.*Check failed)|AssertionError",

@@ -109,7 +109,7 @@ _PROCESSOR: Final[tuple[LogRule, ...]] = (
         "machine-check",
         (
             r"mce: \[Hardware Error\]: (?:CPU|Processor|RIP|TSC|.*Bank)"
-            r"|Machine Check(?: Exception)?:|EDAC .*\b\d+ UE\b"
+            r"|Machine Check(?: Event| Exception)?: \d+ Bank \d+: [abef][0-9a-f]{15}|Machine Check(?: Exception)?:|EDAC .*\b\d+ UE\b"
             r"|Uncorrected (?:hardware )?(?:memory )?error|Memory failure: 0x\w+"
             r"|\[Hardware Error\]:.*(?:fatal|uncorrect|recoverable|event severity: (?:fatal"
             r"|recoverable))|Uncorrectable (?:ECC|DIMM|memory)|hardware memory corruption"

@@ -11,7 +11,7 @@ _MPI = "Open MPI, PRRTE, MPICH and UCX messages"
 _RAY = "Ray exceptions and messages of the raylet and the GCS"
 _K8S = "Kubernetes API server, kubelet, containerd, runc, Apptainer, enroot"
 _TROUBLE = (
-    r"\b(?:error|fail(?:ed|ure|s|ing)?|fatal|unable|cannot|can't|couldn't|could not|timed? ?out|timeout|not respond\w*"
+    r"\b(?:error|fail(?:ed|ure|s|ing)?|fatal|unable|can ?not|can't|couldn't|could not|timed? ?out|timeout|not respond\w*"
     r"|refused|denied|invalid|lost|reject\w*|exceed\w*|abort\w*|unreachable|down|drain\w*|missing|dead|killed)\b"
 )
 

@@ -44,7 +44,7 @@ _PREFIX = re.compile(
             r"^ {0,5}(?P<srunrank>\d{1,5}): (?=\S)",
             r"^\d{6} \d{6} \d+ ",
             rf"^\[pod/(?P<podnode>{_HOST})/[\w.\-]+\] ",
-            rf"^(?P<pdsh>(?=[\w.\-]*\d)(?:{_NODE_WORD})[\w.\-]*): (?=\S)",
+            rf"^(?P<pdsh>(?=[\w.\-]*\d)(?!slurmstepd)(?:{_NODE_WORD})[\w.\-]*): (?=\S)",
             r"\d+,\d+,\d+,[-c](?:,[^;]*)?;",
             rf"\[?{_ISO}\]?(?: (?P<isohost>{_HOST})(?= (?:kernel|[\w.\-/()@]+\[\d+\]):))?[:,]? ?",
             rf"(?:[A-Z][a-z]{{2}} +\d{{1,2}} {_CLOCK})(?: (?P<host>{_HOST})(?= ))? ?",
@@ -67,11 +67,11 @@ _PREFIX = re.compile(
             r"level=\"?(?P<kvlevel>[a-z]+)\"? ",
             r"(?:msg|message)=\"?",
             rf"(?P<kernelhost>{_HOST}) (?=kernel: )",
-            r"(?:kernel|(?P<program>[a-z][\w.\-/()@]*)\[\d+\]|(?P<daemon>slurm\w*d|kubelet|dockerd|containerd"
+            r"(?:kernel|(?P<program>[a-z][\w.\-/()@]*)\[\d+\]|(?P<daemon>slurm(?!stepd)\w*d|kubelet|dockerd|containerd"
             r"|mmfsd?|nv-hostengine)): ?",
             r"(?<=.)[-|] (?=\S)",
             rf"[\w.\-]+(?: \d+)? - (?={_LEVEL})",
-            r"(?P<launcher>srun|slurmstepd|sbatch)(?:-[\w\-]+)?: (?:error: )?",
+            r"(?P<launcher>srun|slurmstepd|sbatch)(?:-[\w\-]+)?: (?P<slurmerror>(?:error|fatal): )?",
             rf"\[[\w.\-/]+(?::\d+)?\] ?(?=\S*(?:{_LEVEL})\b|\[)",
         )
     )
@@ -185,6 +185,8 @@ def _is_kernel_info(text: str, position: int) -> bool:
 
 
 def _level_of(groups: dict[str, str]) -> Level | None:
+    if "launcher" in groups:
+        return "error" if "slurmerror" in groups else "info"
     letter = next((groups[name] for name in _LETTER_GROUPS if name in groups), None)
     if letter:
         return _LETTER_LEVEL[letter]

@@ -88,7 +88,7 @@ _CAUSES: Final[tuple[LogRule, ...]] = (
         words="nccl|duplicate gpu|mismatch|inconsistent",
         weight=EXCEPTION,
         source=_NCCL,
-        unless=r"NET/|\bRC: -|errno|ibv_|fi_\w+",
+        unless=r"NET/|\bRC: -|errno|ibv_|fi_\w+|\b(?:hip|cu(?:da)?)[A-Z]\w+ failed",
         example=(
             "n1:55:90 [1] init.cc:781 NCCL WARN Duplicate GPU detected : rank 1 and rank 0 both"
             " on CUDA device 1b000"
@@ -120,7 +120,7 @@ _CAUSES: Final[tuple[LogRule, ...]] = (
     ),
     log_rule(
         "nccl-nvlink",
-        r"NCCL WARN.*(?:NVLS|NVLink|P2P|peer access|p2p).*(?:fail|error|unable|could not)",
+        r"NCCL WARN.*(?:NVLS|NVLink|P2P|peer access|p2p|Ipc(?:Get|Open)).*(?:fail|error|unable|could not)",
         ("gpu", "restart"),
         words="nccl warn",
         weight=DEVICE,
@@ -232,9 +232,9 @@ _PEERS: Final[tuple[LogRule, ...]] = (
     ),
     log_rule(
         "nccl-warn",
-        r"NCCL WARN .*(?:fail(?:ed|ure)?|error|truncated|timed? ?out|abort|corrupt|unreachable|unexpected)",
+        r"\b(?:\w*CCL|CCOM|FLAGCX) WARN .*(?:fail(?:ed|ure)?|error|time ?out|truncated|timed? ?out|abort|corrupt|unreachable|unexpected)",
         ("network", "restart"),
-        words="nccl warn",
+        words="ccl warn|ccom warn|flagcx warn",
         weight=PEER - 5,
         source=_NCCL,
         unless=(
@@ -252,7 +252,7 @@ _PEERS: Final[tuple[LogRule, ...]] = (
             r"\bgloo\b.*(?:Connection closed by peer|Connection reset by peer"
             r"|connectFullMesh failed|connectTo|Timed out waiting|Application timeout"
             r"|Connect(?:ion)? timeout|Read error|Write error|Broken pipe|op\.|preamble|SO_ERROR"
-            r"|Socket)|Gloo connectFullMesh failed|Connection closed by peer \["
+            r"|Socket)|Gloo connectFullMesh failed|gloo::\w+|Connection closed by peer \["
         ),
         ("network", "restart"),
         words="gloo|closed by peer",
@@ -270,7 +270,7 @@ _PEERS: Final[tuple[LogRule, ...]] = (
         (
             r"client socket has (?:failed|timed out)|server socket (?:on|has) .*(?:failed"
             r"|timed out|EADDRINUSE)|(?:TCPStore|c10d store|rendezvous|Rendezvous|StoreTimeout"
-            r"|DistStoreError|DistNetworkError).*(?:tim(?:ed|e) ?out|failed|fail|refused"
+            r"|DistStoreError|waitForInput: |DistNetworkError).*(?:tim(?:ed|e) ?out|failed|fail|refused"
             r"|unreachable|closed)|DistNetworkError|DistStoreError|RendezvousConnectionError"
             r"|RendezvousTimeoutError|RendezvousClosedError|(?:EADDRINUSE"
             r"|address already in use).*(?:port|socket|server)|wait timeout after \d+ms"
@@ -374,7 +374,7 @@ _SYMPTOMS: Final[tuple[LogRule, ...]] = (
         "killed",
         (
             r"exitcode\s*:\s*-9\b|Signal 9 \(SIGKILL\)|received SIGKILL"
-            r"|exit(?:ed)? (?:with )?(?:code|status)[ :=]*137|^Killed$"
+            r"|exit(?:ed)? ?(?:with )?_?(?:code|status)\"?[ :=]*137\b|^Killed$"
             r"|\b(?:exit\w*|terminat\w+|killed|died|ended|received|got)(?: \w+){0,2} signal:? 9\b"
             r"|died with <Signals.SIGKILL|: (?:\d+ )?Killed\b|terminated with signal SIGKILL"
         ),
