@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -14,7 +15,7 @@ import typer
 from megascale.errors import DataError, InputError
 
 if TYPE_CHECKING:
-    from megascale.core.rules import RecordVerdict, RuleSet
+    from megascale.core.rules import RecordVerdict, RuleSet, Verdict
     from megascale.core.stats.trace import Trace, TraceBuilder
 
 app = typer.Typer(no_args_is_help=True, help="Find out what logs and timings say about a run.")
@@ -30,6 +31,9 @@ RulesOption = Annotated[
 ]
 _COLUMNS = ("step", "rank", "node", "stage", "segment", "seconds")
 _MAX_ROWS = 40
+_MAX_UNEXPLAINED = 20  # kinds of unexplained lines that are shown apart
+_SHAPE_CHARACTERS = 200
+_NUMBERS = re.compile(r"\d+")
 _MAX_ODD = 0.1  # share of characters that no text has
 
 
@@ -49,7 +53,10 @@ def logs(
     rules: RulesOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Classify every record: user code, GPU, network, storage, host, framework, data, memory, or benign."""
+    """Classify every record: user code, GPU, network, storage, host, framework, data, memory, or benign.
+
+    What looks like an error and matches no rule is unknown.
+    """
     table = _load_rules(rules)
     if as_json:
         for name in files:
@@ -172,43 +179,76 @@ def _as_json(found: RecordVerdict) -> dict[str, Any]:
     return document
 
 
+class _Summary:
+    """Counts what a log says: each rule that matters, and lines of errors that no rule explains."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self.counts: Counter[tuple[str, str]] = Counter()
+        self.first: dict[tuple[str, str], Verdict] = {}
+        self._nodes: dict[tuple[str, str], Counter[str]] = {}
+        self._shapes: set[str] = set()
+
+    def add(self, verdict: Verdict) -> None:
+        self.total += 1
+        if verdict.rule is None or verdict.category == "benign":
+            return
+        key = (verdict.rule, self._shape(verdict) if verdict.category == "unknown" else "")
+        self.counts[key] += 1
+        self.first.setdefault(key, verdict)
+        if verdict.node:
+            self._nodes.setdefault(key, Counter())[verdict.node] += 1
+
+    def _shape(self, verdict: Verdict) -> str:
+        """The line without its numbers: lines of one kind share a row. Few kinds are told apart."""
+        shape = _NUMBERS.sub("0", verdict.line)[:_SHAPE_CHARACTERS]
+        if shape in self._shapes or len(self._shapes) < _MAX_UNEXPLAINED:
+            self._shapes.add(shape)
+            return shape
+        return ""
+
+    def rows(self) -> list[tuple[str, ...]]:
+        order = sorted(self.counts, key=lambda key: (-self.first[key].weight, -self.counts[key]))
+        return [self._row(key) for key in order[:_MAX_ROWS]]
+
+    def _row(self, key: tuple[str, str]) -> tuple[str, ...]:
+        verdict = self.first[key]
+        names = ", ".join(node for node, _ in self._nodes.get(key, Counter()).most_common(3))
+        facts = (verdict.category, verdict.action, verdict.scope, key[0], f"{self.counts[key]:,}", names)
+        return (*facts, verdict.line.strip()[:100])
+
+    def advice(self, table: RuleSet) -> list[str]:
+        rules = [table.named(rule) for rule in dict.fromkeys(rule for rule, _ in self.counts)]
+        return [f"{rule.id}: {rule.advice}" for rule in rules if rule is not None and rule.advice]
+
+    @property
+    def unexplained(self) -> int:
+        return sum(count for key, count in self.counts.items() if self.first[key].category == "unknown")
+
+
 def _print_summary(files: list[str], table: RuleSet) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    counts: Counter[str] = Counter()
-    first: dict[str, Any] = {}
-    nodes: dict[str, Counter[str]] = {}
-    total = 0
+    summary = _Summary()
     for name in files:
         for found in _classify(name, table):
-            total += 1
-            verdict = found.verdict
-            if verdict.rule is None or verdict.category == "benign":
-                continue
-            counts[verdict.rule] += 1
-            first.setdefault(verdict.rule, verdict)
-            if verdict.node:
-                nodes.setdefault(verdict.rule, Counter())[verdict.node] += 1
-    if not counts:
-        typer.echo(f"{total:,} records, nothing but benign lines")
+            summary.add(found.verdict)
+    if not summary.counts:
+        typer.echo(f"{summary.total:,} records, nothing but benign lines")
         return
     shown = Table("class", "action", "scope", "rule", "records", "nodes", "first line")
-    order = sorted(counts, key=lambda rule: (-first[rule].weight, -counts[rule]))
-    for rule in order[:_MAX_ROWS]:
-        verdict = first[rule]
-        names = ", ".join(node for node, _ in nodes.get(rule, Counter()).most_common(3))
-        shown.add_row(
-            verdict.category,
-            verdict.action,
-            verdict.scope,
-            rule,
-            f"{counts[rule]:,}",
-            names,
-            verdict.line.strip()[:100],
-        )
+    for row in summary.rows():
+        shown.add_row(*map(escape, row))
     Console(width=None if sys.stdout.isatty() else 160).print(shown)
-    typer.echo(f"{total:,} records, {sum(counts.values()):,} of them matter")
+    for text in summary.advice(table):
+        typer.echo(text)
+    matter = sum(summary.counts.values()) - summary.unexplained
+    unknown = (
+        f", {summary.unexplained:,} look like errors that no rule explains" if summary.unexplained else ""
+    )
+    typer.echo(f"{summary.total:,} records, {matter:,} of them matter{unknown}")
 
 
 def _read_trace(name: str) -> Trace:

@@ -174,4 +174,4 @@ def _builtin_rules() -> dict[str, LogCategory]:
     # Imported here: compiling the built-in rules takes 0.1 s, and few manifests name one.
     from megascale.core.rules import BUILTIN
 
-    return {rule.id: rule.category for rule in BUILTIN}
+    return {rule.id: rule.category for rule in BUILTIN if rule.category != "unknown"}

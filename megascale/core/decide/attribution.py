@@ -13,7 +13,7 @@ from megascale.core.rules import HardwareIncident, RuleMatch, correlate
 from megascale.core.state.context import StepContext
 from megascale.core.state.incidents import Fault
 
-MACHINE: Final = frozenset(MACHINE_CLASSES)
+MACHINE: Final = frozenset((*MACHINE_CLASSES, "oom"))  # host memory is the node's too
 EXPLAINABLE: Final = frozenset(
     {Cause.CRASH, Cause.USER_CODE, Cause.HANG, Cause.NODE_LOST, Cause.LAUNCH_FAILED}
 )
@@ -85,7 +85,7 @@ def _as_log_says(ctx: StepContext, fault: Fault) -> Fault:
         for match in ctx.live.signals
         if match.node == fault.node
         and match.at >= since
-        and match.category not in MACHINE
+        and match.category not in MACHINE_CLASSES
         and match.action in ("restart", "fail_job")
         and match.scope == "cause"
     ]

@@ -128,7 +128,7 @@ def fault_of(event: RankExited, rules: RuleSet) -> Fault:
         cause, reason = Cause.CRASH, f"{where} exited with code {event.exit_code}{said}"
     return Fault(
         cause,
-        reason,
+        f"{reason}{_advice(rules, verdict)}",
         node=event.node,
         rank=event.rank,
         at=event.at,
@@ -141,6 +141,11 @@ def fault_of(event: RankExited, rules: RuleSet) -> Fault:
         error_type=event.error_type,
         commits=commits,
     )
+
+
+def _advice(rules: RuleSet, verdict: Verdict) -> str:
+    rule = rules.named(verdict.rule) if verdict.rule is not None else None
+    return f"; {rule.advice}" if rule is not None and rule.advice else ""
 
 
 def _verdict(event: RankExited, rules: RuleSet) -> Verdict:

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Final
 
-from megascale.core.rules.model import DEVICE, EXCEPTION, HARDWARE, PEER, LogRule, log_rule
+from megascale.core.rules.model import (
+    DEVICE,
+    EXCEPTION,
+    HARDWARE,
+    PEER,
+    Action,
+    Category,
+    LogRule,
+    log_rule,
+)
 
 _AMD = "Linux amdgpu and amdkfd drivers; HIP and HSA error codes"
 _ASCEND = "Ascend CANN, HCCL and torch_npu error codes"
@@ -37,7 +46,8 @@ _AMD_RULES: Final[tuple[LogRule, ...]] = (
     ),
     log_rule(
         "amd-illegal-access",
-        r"Memory access fault by GPU|\[(?:gfx|mm)hub\d*\] ?(?:retry |no-retry )?page fault|hipErrorIllegalAddress"
+        r"Memory access fault by GPU|\[(?:gfx|mm)hub\d*\] ?(?:retry |no-retry )?page fault"
+        r"|hipErrorIllegalAddress"
         r"|HSA_STATUS_ERROR_MEMORY_(?:FAULT|APERTURE_VIOLATION)|HSA_STATUS_ERROR_ILLEGAL_INSTRUCTION"
         r"|VM_(?:CONTEXT\d_|L2_)?PROTECTION_FAULT",
         ("user_code", "restart"),
@@ -59,14 +69,20 @@ _AMD_RULES: Final[tuple[LogRule, ...]] = (
     ),
     log_rule(
         "amd-gpu",
-        r"amdgpu.*(?:\*ERROR\*|\bring \S+ timeout|GPU reset (?:begin|fail)|\bfail(?:ed|ure)?\b|\bhang\b|timed? ?out"
-        r"|unrecoverable|not respond|device (?:is )?lost|fallen off|sq_intr: error|unable to)|HW Exception by GPU"
-        r"|GPU Hang\b|fence wait loop timeout|unsuccessful queues preemption|\*ERROR\*.*amdgpu|\bamdkfd\b.*fail"
+        r"amdgpu.*(?:\*ERROR\*|\bring \S+ timeout|GPU reset (?:begin|fail)|\bfail(?:ed|ure)?\b|\bhang\b"
+        r"|timed? ?out"
+        r"|unrecoverable|not respond|device (?:is )?lost|fallen off|sq_intr: error|unable to)|HW "
+        r"Exception by GPU"
+        r"|GPU Hang\b|fence wait loop timeout|unsuccessful queues preemption|\*ERROR\*.*amdgpu"
+        r"|\bamdkfd\b.*fail"
         r"|HSA_STATUS_ERROR\w*|\bhipError(?!NotReady)[A-Z]\w+|\bHIP (?:error|failure)\b ?[:(']|No HIP GPUs"
         r"|no ROCm-capable device|rocm.?smi\b.*(?:fail|error|unable)|GPU\[\d+\].*(?:fail|error|unable|lost)"
         r"|Triton Error \[HIP\]|\bMIOpen Error|rocBLAS error|ROCBLAS_STATUS_(?!SUCCESS)\w+",
         ("gpu", "restart"),
-        words="amdgpu|hw exception|gpu hang|fence wait|preemption|amdkfd|hsa_status|hip|rocm|gpu[|miopen|rocblas",
+        words=(
+            "amdgpu|hw exception|gpu hang|fence wait|preemption|amdkfd|hsa_status|hip|rocm|gpu[|miopen"
+            "|rocblas"
+        ),
         weight=HARDWARE,
         min_level="debug",
         source=_AMD,
@@ -83,7 +99,9 @@ _ASCEND_RULES: Final[tuple[LogRule, ...]] = (
         words="npu out of|el0004|207001|memory_allocation",
         weight=DEVICE,
         source=_ASCEND,
-        example="RuntimeError: NPU out of memory. Tried to allocate 1.26 GiB (NPU 3; 60.97 GiB total capacity)",
+        example=(
+            "RuntimeError: NPU out of memory. Tried to allocate 1.26 GiB (NPU 3; 60.97 GiB total capacity)"
+        ),
     ),
     log_rule(
         "npu-ecc",
@@ -116,14 +134,22 @@ _ASCEND_RULES: Final[tuple[LogRule, ...]] = (
     ),
     log_rule(
         "npu-error",
-        r"\bE(?:[A-HJ-Z]\d{4}|[1-9]\d{4}): |\bERR0[01345]\d{3}\b|\baicore\b.*(?:error|exception|timeout)|\baicpu\b"
+        r"\bE(?:[A-HJ-Z]\d{4}|[1-9]\d{4}): |\bERR0[01345]\d{3}\b|\baicore\b.*(?:error|exception|timeout)"
+        r"|\baicpu\b"
         r".*(?:error|exception|timeout)|\brt[A-Z]\w+ execute failed|runtime result = [1-9]|retCode=0x[1-9a-f]"
         r"|\bnpuSynchronize\w+.*(?:error|fail)|\bNPU\b.*\b(?:error|fault|lost|fail\w*|unhealthy|hang)"
         r"|reason=\[(?:driver error|task timeout|stream sync timeout|aicore|vector core|suspect)"
-        r"|\btsd client\b.*fail|tasks in the specified stream are not completed|\bacl api failed|\bdrv\w+ failed",
+        r"|\bACL (?:stream|error)\b|error code ?(?:is|:|=)? ?(?:107|207|507)\d{3}\b|StreamOverflow|The "
+        r"Inner error is reported"
+        r"|Kernel Run failed|\blaunch failed for \w+|errno:\s?[15]\d{5}\b|task_exception\b.*error code"
+        r"|\btsd client\b.*fail|tasks in the specified stream are not completed|\bacl api failed"
+        r"|\bdrv\w+ failed",
         ("gpu", "restart"),
-        words=": |err0|aicore|aicpu|execute failed|runtime result|retcode|npu|reason=[|tsd client|specified stream"
-        "|acl api",
+        words=(
+            ": |err0|aicore|aicpu|execute failed|runtime result|retcode|npu|reason=[|tsd client|specified "
+            "stream|acl |error code|streamoverflow|inner error|kernel run failed|launch failed|errno:"
+            "|task_exception"
+        ),
         weight=EXCEPTION,
         source=_ASCEND,
         unless=r"NVRM|npu_fusion|enable npu",
@@ -134,7 +160,8 @@ _ASCEND_RULES: Final[tuple[LogRule, ...]] = (
 _XLA_RULES: Final[tuple[LogRule, ...]] = (
     log_rule(
         "xla-oom",
-        r"\bRESOURCE_EXHAUSTED\b.*(?:memory|allocat|\bHBM\b|\bbytes\b|That was not possible)|\bRan out of memory in"
+        r"\bRESOURCE_EXHAUSTED\b.*(?:memory|allocat|\bHBM\b|\bbytes\b|That was not possible)|\bRan out "
+        r"of memory in"
         r" memory space|Attempting to (?:allocate|reserve) [\d.]+[KMGT]i?B?\. That was not possible",
         ("oom", "fail_job"),
         words="resource_exhausted|ran out of memory|attempting to",
@@ -146,33 +173,45 @@ _XLA_RULES: Final[tuple[LogRule, ...]] = (
     ),
     log_rule(
         "tpu-in-use",
-        r"TPU is already in use|libtpu.*(?:lockfile|already in use)|/dev/(?:accel|vfio/)\d+\S*.*(?:busy|in use)",
+        r"TPU is already in use|libtpu.*(?:lockfile|already in use)|/dev/(?:accel|vfio/)\d+\S*.*(?:busy"
+        r"|in use)",
         ("host", "restart"),
         words="already in use|lockfile|/dev/accel|/dev/vfio",
         weight=DEVICE,
         source=_XLA,
-        example="RuntimeError: Unable to initialize backend 'tpu': ABORTED: The TPU is already in use by process"
-        " with pid 4412.",
+        example=(
+            "RuntimeError: Unable to initialize backend 'tpu': ABORTED: The TPU is already in use by process"
+            " with pid 4412."
+        ),
     ),
     log_rule(
         "tpu-error",
-        r"Core halted unexpectedly|\b(?:TPU|TensorCore|SparseCore|libtpu|accel\d+)\b.*\b(?:halt\w*|unhealthy|hung|hang"
+        r"Core halted unexpectedly|\b(?:TPU|TensorCore|SparseCore|libtpu|accel\d+)\b.*\b(?:halt\w*"
+        r"|unhealthy|hung|hang"
         r"|lost|fault|driver error|fatal|failed|bad state|reset)|\bICI\b.*\b(?:link|fail\w*|down|error)"
-        r"|slice (?:health|is unhealthy)|\b(?:neuron\w*|nrt_\w+|NRT)\b.*(?:fail|error|timeout|hang|NERR|HW_ERR)"
-        r"|\bNRT_(?:EXEC|FAILURE|TIMEOUT|QUEUE|RESOURCE|UNINIT)\w*|\bhabanalabs\b.*(?:fail|error|reset|hang)|synStatus"
+        r"|slice (?:health|is unhealthy)|\b(?:neuron\w*|nrt_\w+|NRT)\b.*(?:fail|error|timeout|hang|NERR"
+        r"|HW_ERR)"
+        r"|\bNRT_(?:EXEC|FAILURE|TIMEOUT|QUEUE|RESOURCE|UNINIT)\w*|\bhabanalabs\b.*(?:fail|error|reset"
+        r"|hang)|synStatus"
         r"(?!Success)\w+",
         ("gpu", "restart"),
         words="halted|tpu|tensorcore|sparsecore|accel|ici |slice|neuron|nrt|habanalabs|synstatus",
         weight=HARDWARE,
         source=_XLA,
-        unless=r"falling back|not installed|precondition|nvalid argument|Cancelled|DEADLINE_EXCEEDED|UNAVAILABLE|heartbeat",
+        unless=(
+            r"falling back|not installed|precondition|nvalid argument|Cancelled|DEADLINE_EXCEEDED"
+            r"|UNAVAILABLE|heartbeat"
+        ),
         example="RuntimeError: INTERNAL: Core halted unexpectedly: No error message available",
     ),
     log_rule(
         "xla-peers",
-        r"heartbeat (?:timeout|request failed|timed out)|coordination service.*(?:fail|error|unavail|shut|timed)"
-        r"|\bBarrier (?:timed out|failed|has been)|with a different incarnation|CoordinationService(?:Error|Agent)"
-        r"|/job:\w+/\S*task:\d+.*(?:failed|preempted|crashed|ERROR|disconnect)|Terminating process because the JAX"
+        r"heartbeat (?:timeout|request failed|timed out)|coordination service.*(?:fail|error|unavail"
+        r"|shut|timed)"
+        r"|\bBarrier (?:timed out|failed|has been)|with a different incarnation"
+        r"|CoordinationService(?:Error|Agent)"
+        r"|/job:\w+/\S*task:\d+.*(?:failed|preempted|crashed|ERROR|disconnect)|Terminating process "
+        r"because the JAX"
         r" distributed service|connection to (?:the )?coordinator",
         ("network", "restart"),
         words="heartbeat|coordination|barrier|incarnation|/job:|distributed service|coordinator",
@@ -184,7 +223,34 @@ _XLA_RULES: Final[tuple[LogRule, ...]] = (
 )
 
 _STATUS = "absl and gRPC status codes"
-_STATUS_RULES: Final[tuple[LogRule, ...]] = tuple(
+_CODES: Final[tuple[tuple[str, str, tuple[Category, Action], str], ...]] = (
+    (
+        "unavailable",
+        "UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|Cancelled|Deadline Exceeded",
+        ("network", "restart"),
+        "XlaRuntimeError: DEADLINE_EXCEEDED: Failed to connect to remote server",
+    ),
+    (
+        "invalid",
+        "INVALID_ARGUMENT|FAILED_PRECONDITION|OUT_OF_RANGE|UNIMPLEMENTED|Failed precondition",
+        ("user_code", "fail_job"),
+        "XlaRuntimeError: INVALID_ARGUMENT: Executable expected parameter 0 of size 4096",
+    ),
+    (
+        "denied",
+        "PERMISSION_DENIED|UNAUTHENTICATED",
+        ("storage", "fail_job"),
+        "tensorstore: PERMISSION_DENIED: no access to the bucket",
+    ),
+    (
+        "data-loss",
+        "DATA_LOSS",
+        ("data", "fail_job"),
+        "tensorstore: DATA_LOSS: record at 4096 ends early",
+    ),
+    ("internal", "INTERNAL", ("framework", "restart"), "XlaRuntimeError: INTERNAL: no tile was found"),
+)
+STATUS_RULES: Final[tuple[LogRule, ...]] = tuple(
     log_rule(
         f"status-{name}",
         rf"(?-i:\b(?:{codes})\b)(?:: |\]| desc)",
@@ -194,34 +260,7 @@ _STATUS_RULES: Final[tuple[LogRule, ...]] = tuple(
         source=_STATUS,
         example=example,
     )
-    for name, codes, meaning, example in (
-        (
-            "unavailable",
-            "UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|Cancelled|Deadline Exceeded",
-            ("network", "restart"),
-            "XlaRuntimeError: DEADLINE_EXCEEDED: Failed to connect to remote server",
-        ),
-        (
-            "invalid",
-            "INVALID_ARGUMENT|FAILED_PRECONDITION|OUT_OF_RANGE|UNIMPLEMENTED|Failed precondition",
-            ("user_code", "fail_job"),
-            "XlaRuntimeError: INVALID_ARGUMENT: Executable expected parameter 0 of size 4096",
-        ),
-        (
-            "denied",
-            "PERMISSION_DENIED|UNAUTHENTICATED",
-            ("storage", "fail_job"),
-            "tensorstore: PERMISSION_DENIED: no access to the bucket",
-        ),
-        (
-            "data-loss",
-            "DATA_LOSS",
-            ("data", "fail_job"),
-            "tensorstore: DATA_LOSS: record at 4096 ends early",
-        ),
-        ("internal", "INTERNAL", ("framework", "restart"), "XlaRuntimeError: INTERNAL: no tile was found"),
-    )
+    for name, codes, meaning, example in _CODES
 )
 
 RULES: Final[tuple[LogRule, ...]] = (*_AMD_RULES, *_ASCEND_RULES, *_XLA_RULES)
-STATUS_RULES: Final[tuple[LogRule, ...]] = _STATUS_RULES

@@ -11,7 +11,8 @@ _NCCL = "NCCL log levels; PyTorch sources"
 _HABIT = "ways in which programs report that all is well"
 _KERNEL = "Linux kernel messages"
 _FACTS = (  # with these a line with advice in it reports something that happened
-    r"\btried to allocate\b|\b(?:[a-z]\w*\.)+\w*(?:Error|Exception)\b|\b\w+Error: |\berrno\b|\bassertion .*failed"
+    r"\btried to allocate\b|\b(?:[a-z]\w*\.)+\w*(?:Error|Exception)\b|\b\w+Error: |\berrno\b|\bassertion "
+    r".*failed"
     r"|\bfail(?:ed|ure): |\bexit(?:ed)? (?:with )?(?:code|status)"
 )
 
@@ -68,8 +69,11 @@ RULES: Final[tuple[LogRule, ...]] = (
         r"|retries)\b",
         "error|failure|fault|warning|xid|issue|problem|exception|timeout|retr",
         "health check finished: 0 errors, 12 links checked",
-        unless=r"error: no |no (?:such|space)\b|without warning|\bfail(?:ed|s|ure)? (?:with|to|in)\b|No error message"
-        r"|^\S*(?:Error|Exception): ",
+        unless=(
+            r"error: no |no (?:such|space)\b|without warning|\bfail(?:ed|s|ure)? (?:with|to|in)\b|No error "
+            r"message"
+            r"|^\S*(?:Error|Exception): "
+        ),
     ),
     _benign(
         "zero-counter",
@@ -123,7 +127,8 @@ RULES: Final[tuple[LogRule, ...]] = (
     ),
     _benign(
         "falling-back",
-        r"\bfall(?:ing|s)?[ -]?back\b|\bfallback\b|\bdefaulting to\b|\busing (?:default|internal)\b|\b(?:using|going to) [\w /]+ instead\b",
+        r"\bfall(?:ing|s)?[ -]?back\b|\bfallback\b|\bdefaulting to\b|\busing (?:default|internal)\b"
+        r"|\b(?:using|going to) [\w /]+ instead\b",
         "fall|default|using|going to",
         "could not import apex (ModuleNotFoundError), falling back to torch layernorm",
     ),
@@ -267,12 +272,16 @@ RULES: Final[tuple[LogRule, ...]] = (
     _benign(
         "advice",
         (
-            r"^\W*(?:If |When |Please |Check (?:whether|that|the|if)|Try |Make sure|Ensure|Note:|NOTE: |Tip:|Hint:|Solution:|Possible"
-            r" (?:Cause|reason)|For debugging|Consider |To (?:fix|resolve|debug|solve|suppress|enable|disable|get|see|use)"
-            r"|You (?:can|may|should|need)|This (?:can|may|might|could|usually|is usually|often)|Compile with|Suggest"
+            r"^\W*(?:If |When |Please |Check (?:whether|that|the|if)|Try |Make sure|Ensure|Note:|NOTE: "
+            r"|Tip:|Hint:|Solution:|Possible"
+            r" (?:Cause|reason)|For debugging|Consider |To (?:fix|resolve|debug|solve|suppress|enable"
+            r"|disable|get|see|use)"
+            r"|You (?:can|may|should|need)|This (?:can|may|might|could|usually|is usually|often)|Compile "
+            r"with|Suggest"
             r"|\d\. Check|See also|Search for)\b|errors might be (?:asynchronously reported|incorrect)"
         ),
-        "if |when |please |check |try |make sure|ensure|note:|tip:|hint:|solution:|possible|for debugging|consider |to "
+        "if |when |please |check |try |make sure|ensure|note:|tip:|hint:|solution:|possible|for "
+        "debugging|consider |to "
         "|you |this |compile with|suggest|see also|search for|might be",
         "Please check network connectivity (including firewalls)",
         "advice that libraries print beside their errors",
@@ -282,11 +291,14 @@ RULES: Final[tuple[LogRule, ...]] = (
     _benign(
         "c10d-tried",
         (
-            r"^\[c10d\] The (?:(?:client|server) socket (?:has failed to (?:connect|bind|listen)|cannot be initialized"
-            r"|could not|has not)|(?:IPv[46] )?(?:hostname|network addresses) of )(?!.*\bany (?:local )?network address)"
+            r"^\[c10d\] The (?:(?:client|server) socket (?:has failed to (?:connect|bind|listen)|cannot "
+            r"be initialized"
+            r"|could not|has not)|(?:IPv[46] )?(?:hostname|network addresses) of )(?!.*\bany (?:local "
+            r")?network address)"
         ),
         "[c10d]",
-        "[W socket.cpp:697] [c10d] The client socket has failed to connect to [localhost]:29500 (errno: 99 - Cannot"
+        "[W socket.cpp:697] [c10d] The client socket has failed to connect to [localhost]:29500 (errno: "
+        "99 - Cannot"
         " assign requested address).",
         "PyTorch socket.cpp: it tries the next address, and logs an error when none is left",
         max_level="warning",
@@ -294,10 +306,14 @@ RULES: Final[tuple[LogRule, ...]] = (
     _benign(
         "nccl-probe",
         (
-            r"NCCL WARN .*(?:Failed to (?:open|load|find) \S*(?:lib|library|symbol|plugin)|Failed to find CUDA library"
-            r"|\bdlv?sym\b|\bdlopen\b|cannot open shared object|undefined symbol|\bplugin\b.*(?:not found|No plugin)"
-            r"|No plugin found|\bgdr(?:api|copy|wrap)?\b|GDRCOPY|Not Supported|not supported|real path|Missing \S+ from kernel"
-            r"|No eligible|no GPU Direct|NCCL_\w+ (?:set|is) |deprecat|P2P is disabled|\bACS\b|iommu|NUMA balancing)"
+            r"NCCL WARN .*(?:Failed to (?:open|load|find) \S*(?:lib|library|symbol|plugin)|Failed to "
+            r"find CUDA library"
+            r"|\bdlv?sym\b|\bdlopen\b|cannot open shared object|undefined symbol|\bplugin\b.*(?:not "
+            r"found|No plugin)"
+            r"|No plugin found|\bgdr(?:api|copy|wrap)?\b|GDRCOPY|Not Supported|not supported|real path"
+            r"|Missing \S+ from kernel"
+            r"|No eligible|no GPU Direct|NCCL_\w+ (?:set|is) |deprecat|P2P is disabled|\bACS\b|iommu"
+            r"|NUMA balancing)"
         ),
         "nccl warn",
         "n1:55:90 [1] misc/gdrwrap.cc:55 NCCL WARN Failed to open libgdrapi.so",
@@ -306,9 +322,11 @@ RULES: Final[tuple[LogRule, ...]] = (
     ),
     _benign(
         "libfabric-probe",
-        r"fi_getinfo: provider \S+ returned -61|env(?:ironment)? variable not set|which this device does not support",
+        r"fi_getinfo: provider \S+ returned -61|env(?:ironment)? variable not set|which this device does "
+        r"not support",
         "fi_getinfo|variable not set|this device",
-        "libfabric:72089:core:core:fi_getinfo_():889<warn> fi_getinfo: provider x returned -61 (No data available)",
+        "libfabric:72089:core:core:fi_getinfo_():889<warn> fi_getinfo: provider x returned -61 (No data "
+        "available)",
         "libfabric asks each of its providers",
         max_level="warning",
     ),
@@ -323,7 +341,8 @@ RULES: Final[tuple[LogRule, ...]] = (
     ),
     _benign(
         "unit-state",
-        r"^\s*(?:Active|Loaded|Docs|Main PID|Process|CGroup): |\.service\b.*\b(?:inactive|disabled|masked|not-found)\b",
+        r"^\s*(?:Active|Loaded|Docs|Main PID|Process|CGroup): |\.service\b.*\b(?:inactive|disabled"
+        r"|masked|not-found)\b",
         "active: |loaded: |docs: |main pid: |process: |cgroup: |.service",
         "nvidia-fabricmanager.service   loaded    inactive   dead      NVIDIA fabric manager service",
         "systemctl: a unit that nobody started is no fault",
@@ -339,11 +358,15 @@ RULES: Final[tuple[LogRule, ...]] = (
     _benign(
         "kernel-habit",
         (
-            r"^usb \d|^ACPI (?:BIOS )?Error|\bBAR \d+: (?:failed|no space)|module verification failed|multicast join failed"
-            r"|\bACCESS_REG\b|\baudit(?:\(|: type)|Machine check events logged|HANDLING MCE|knvlinkDiscover|tainting kernel"
-            r"|^Kernel command line:|errors=(?:remount|continue)|error status/mask|amdgpu.*(?:is optional|not (?:available|supported)|uses VM inv)"
+            r"^usb \d|^ACPI (?:BIOS )?Error|\bBAR \d+: (?:failed|no space)|module verification failed"
+            r"|multicast join failed"
+            r"|\bACCESS_REG\b|\baudit(?:\(|: type)|Machine check events logged|HANDLING MCE"
+            r"|knvlinkDiscover|tainting kernel"
+            r"|^Kernel command line:|errors=(?:remount|continue)|error status/mask|amdgpu.*(?:is "
+            r"optional|not (?:available|supported)|uses VM inv)"
         ),
-        "usb |acpi|bar |module verification|multicast|access_reg|audit|machine check events|handling mce|knvlink|taint"
+        "usb |acpi|bar |module verification|multicast|access_reg|audit|machine check events|handling mce"
+        "|knvlink|taint"
         "|kernel command|errors=|error status/mask|amdgpu",
         "kernel: nvidia: module verification failed: signature and/or required key missing - tainting kernel",
         _KERNEL,
@@ -353,14 +376,19 @@ RULES: Final[tuple[LogRule, ...]] = (
         "library-habit",
         (
             r"Unable to register cu\w+ factory|already (?:been )?registered|preparing to dump debug info"
-            r"|watcher started|printing (?:contents of|enroot) log|^\w+: if (?:the|you) |collector failed|Failed to get system container stats|you can (?:safely )?ignore|can be (?:safely )?ignored|safely ignore"
+            r"|watcher started|printing (?:contents of|enroot) log|^\w+: if (?:the|you) |collector "
+            r"failed|Failed to get system container stats|you can (?:safely )?ignore|can be (?:safely "
+            r")?ignored|safely ignore"
         ),
-        "factory|registered|preparing to dump|ignore|watcher started|printing |: if |collector failed|container stats",
-        "E0000 00:00:1741 cuda_dnn.cc:8310] Unable to register cuDNN factory: a factory has already been registered",
+        "factory|registered|preparing to dump|ignore|watcher started|printing |: if |collector failed"
+        "|container stats",
+        "E0000 00:00:1741 cuda_dnn.cc:8310] Unable to register cuDNN factory: a factory has already been "
+        "registered",
     ),
     _benign(
         "source-line",
-        r"^\s*(?:warnings\.warn\(|logg?(?:er|ing)\.\w+\(|print\(|raise \w+\(|return \w|self\.\w+[.(]|assert \w)",
+        r"^\s*(?:warnings\.warn\(|logg?(?:er|ing)\.\w+\(|print\(|raise \w+\(|return \w|self\.\w+[.(]"
+        r"|assert \w)",
         "warn(|logg|print(|raise |return |self.|assert ",
         '  warnings.warn("Cannot initialize NVML")',
         "Python prints the source line below a warning and below a frame",
@@ -374,7 +402,8 @@ RULES: Final[tuple[LogRule, ...]] = (
         "units of systemd that take no part in a job",
         program=r"systemd",
         unless=(
-            r"nvidia|nv-|dcgm|fabric|slurm|munge|kube|containerd|docker|crio|lustre|lnet|gpfs|mmfs|nfs|ceph|beegfs|weka"
+            r"nvidia|nv-|dcgm|fabric|slurm|munge|kube|containerd|docker|crio|lustre|lnet|gpfs|mmfs|nfs"
+            r"|ceph|beegfs|weka"
             r"|\.mount\b|mount |openib|rdma|opensm|chrony|megascale|ray|oom|OOM|Read-only|No space|kernel"
         ),
     ),

@@ -23,20 +23,30 @@ _DEVICES = "names that Linux drivers give to devices"
 
 # What something that went wrong says of itself.
 TROUBLE: Final = (
-    r"(?:\*ERROR\*|\berrors?\b(?!\s*(?:=|will|status/mask|rate|count))|\berr\b|\bfail(?:ed|ure|ures|s|ing)?\b|\bfatal\b|\btim(?:ed?|ing)[ -]?out\b|\btimeout\b"
-    r"|\babort(?:ed|ing)?\b|\bhang\b|\bhung\b|\bstuck\b|\bunable\b|\bcan ?not\b|\bcan't\b|\bcould(?: not|n't)\b|\bnot respond"
-    r"|\bunresponsive\b|\blost\b|\bcorrupt|\bcrash|\bpanic\b|\bunrecover|\buncorrect|\bexception\b|\bdenied\b|\brefused\b"
-    r"|\boffline\b|\bdead\b|\bexpired?\b|\boverdue\b|\bexpel|\bunhealthy\b|\bfault\b|\bexhausted\b|\binsufficient\b"
-    r"|\bhalted\b|\bunreachable\b|\bexceed(?:s|ed)\b|\binvalid\b|\billegal\b|\bunavailable\b|\breject(?:s|ed|ing)\b|\bstalled\b|\bno such (?:file|device)|\bno longer available\b"
-    r"|\bunexpected|\bassert(?:ion)?\b|\bissue detected\b|\bdegraded\b|\bremoved unexpectedly\b|\bgoing down\b|\boverrun\b)"
+    r"(?:\*ERROR\*|\berrors?\b(?!\s*(?:=|will|status/mask|rate|count))|\berr\b|\bfail(?:ed|ure|ures|s"
+    r"|ing)?\b|\bfatal\b|\btim(?:ed?|ing)[ -]?out\b|\btimeout\b"
+    r"|\babort(?:ed|ing)?\b|\bhang\b|\bhung\b|\bstuck\b|\bunable\b|\bcan ?not\b|\bcan't\b|\bcould(?: not"
+    r"|n't)\b|\bnot respond"
+    r"|\bunresponsive\b|\blost\b|\bcorrupt|\bcrash|\bpanic\b|\bunrecover|\buncorrect|\bexception\b"
+    r"|\bdenied\b|\brefused\b"
+    r"|\boffline\b|\bdead\b|\bexpired?\b|\boverdue\b|\bexpel|\bunhealthy\b|\bfault\b|\bexhausted\b"
+    r"|\binsufficient\b"
+    r"|\bhalted\b|\bunreachable\b|\bexceed(?:s|ed)\b|\binvalid\b|\billegal\b|\bunavailable\b"
+    r"|\breject(?:s|ed|ing)\b|\bstalled\b|\bno such (?:file|device)|\bno longer available\b"
+    r"|\bunexpected|\bassert(?:ion)?\b|\bissue detected\b|\bdegraded\b|\bremoved unexpectedly\b|\bgoing "
+    r"down\b|\boverrun\b)"
 )
 _WORDS = (
-    "err|fail|fatal|out|abort|hang|hung|stuck|unable|cannot|can not|can't|could|not respond|unresponsive|lost|corrupt|crash|panic"
-    "|unrecover|uncorrect|exception|denied|refused|offline|dead|expire|overdue|expel|unhealthy|fault|exhausted"
-    "|insufficient|halted|unreachable|exceed|invalid|illegal|unavailable|reject|stalled|no such|no longer|unexpected|assert|issue|degraded|removed|down"
+    "err|fail|fatal|out|abort|hang|hung|stuck|unable|cannot|can not|can't|could|not respond|unresponsive"
+    "|lost|corrupt|crash|panic"
+    "|unrecover|uncorrect|exception|denied|refused|offline|dead|expire|overdue|expel|unhealthy|fault"
+    "|exhausted"
+    "|insufficient|halted|unreachable|exceed|invalid|illegal|unavailable|reject|stalled|no such|no "
+    "longer|unexpected|assert|issue|degraded|removed|down"
 )
 _HARMLESS = (
-    r"\b(?:not supported|unsupported|recovered|succeeded|disabled by|no errors?|0 errors?|without error|optional"
+    r"\b(?:not supported|unsupported|recovered|succeeded|disabled by|no errors?|0 errors?|without error"
+    r"|optional"
     r"|falling back|non-?fatal|corrected|error(?:s|_count)?\s*[:=]\s*0\b|fault tolerance)\b"
 )
 
@@ -44,8 +54,11 @@ _HARMLESS = (
 _ERRNO: Final[dict[str, tuple[tuple[Category, Action], str, str]]] = {
     "network": (
         ("network", "restart"),
-        "ECONN(?:RESET|REFUSED|ABORTED)|ETIMEDOUT|EHOST(?:UNREACH|DOWN)|ENET(?:UNREACH|DOWN|RESET)|EPIPE|EADDR(?:INUSE"
-        "|NOTAVAIL)|EREMOTEIO",
+        (
+            "ECONN(?:RESET|REFUSED|ABORTED)|ETIMEDOUT|EHOST(?:UNREACH|DOWN)|ENET(?:UNREACH|DOWN|RESET)|EPIPE"
+            "|EADDR(?:INUSE"
+            "|NOTAVAIL)|EREMOTEIO"
+        ),
         "32|98|99|10[0-4]|11[0-3]|WinError 100(?:5[0-9]|6[0-5])|100(?:5[0-9]|6[0-5])",
     ),
     "storage": (
@@ -95,14 +108,18 @@ def _literals(names: str) -> str:
 
 ERRNO_RULES: Final[tuple[LogRule, ...]] = tuple(_errno(name) for name in _ERRNO)
 
-_STATUS = r"\b(?:exit(?:ed|s|ing)?|exit_?code|return(?:ed)?|status|terminated)(?: \w+){0,3}?(?: with)?(?: exit)?(?: code| status)?"
+_STATUS = (
+    r"\b(?:exit(?:ed|s|ing)?|exit_?code|return(?:ed)?|status|terminated)(?: \w+){0,3}?(?: with)?(?: "
+    r"exit)?(?: code| status)?"
+)
 
 
 def _exit(name: str, code: str, signal: str, meaning: tuple[Category, Action]) -> LogRule:
     return log_rule(
         f"exit-{name}",
         rf"{_STATUS}\"?\s*[:=(]?\s*(?:{code})\b|\b(?:killed|terminated|died|exited|caught|received|got|by|on)"
-        rf"(?: \w+){{0,3}} (?:signal:? ?(?:{signal})\b|{name.upper()}\b)|\*\*\* {name.upper()}\b|{name.upper()} \(0x",
+        rf"(?: \w+){{0,3}} (?:signal:? ?(?:{signal})\b|{name.upper()}\b)|\*\*\* {name.upper()}\b"
+        rf"|{name.upper()} \(0x",
         meaning,
         words=f"{code}|signal|{name}",
         weight=SYMPTOM + 5,
@@ -123,39 +140,63 @@ EXIT_RULES: Final[tuple[LogRule, ...]] = (
 _FAMILIES: Final[tuple[tuple[str, str, str, Category, Action, str], ...]] = (
     (
         "nic",
-        r"\b(?:mlx[45]\w*|bnxt\w*|i40e|ixgbe|ice|irdma|efa(?:_\d+)?|hfi1\w*|qedr?|cxgb\d?|ena|mana|gve|virtio_net|infiniband"
-        r"|ib(?:\d+|_\w+)|rdma\w*|rxe|RoCE|bond\d+|en(?:s|p|o)\d\w*|eth\d+|rdma_cm|ipoib|libfabric|ofi_\w+|prov/efa|NET/OFI)\b",
-        "mlx|bnxt|i40e|ixgbe|ice|irdma|efa|hfi1|qed|cxgb|ena|mana|gve|virtio|infiniband|ib|rdma|rxe|roce|bond|en|eth"
-        "|libfabric|ofi",
+        (
+            r"\b(?:mlx[45]\w*|bnxt\w*|i40e|ixgbe|ice|irdma|efa(?:_\d+)?|hfi1\w*|qedr?|cxgb\d?|ena|mana|gve"
+            r"|virtio_net|infiniband"
+            r"|ib(?:\d+|_\w+)|rdma\w*|rxe|RoCE|bond\d+|en(?:s|p|o)\d\w*|eth\d+|rdma_cm|ipoib|libfabric"
+            r"|ofi_\w+|prov/efa|NET/OFI)\b"
+        ),
+        (
+            "mlx|bnxt|i40e|ixgbe|ice|irdma|efa|hfi1|qed|cxgb|ena|mana|gve|virtio|infiniband|ib|rdma|rxe|roce"
+            "|bond|en|eth"
+            "|libfabric|ofi"
+        ),
         "network",
         "restart",
         "bnxt_en 0000:c1:00.0: Firmware not responding, status: 0x1",
     ),
     (
         "host",
-        r"\b(?:cgroups?|spank|SPANK|slurm\w*|proctrack|munged?|kubelet|containerd|dockerd?|runc|raylet|Raylet\w*|GCS|ray::?\w*|CPU\d*|DIMM\w*"
-        r"|EDAC|mce|BMC|IPMI|PSU|hugepages?|NUMA|sysfs|procfs)\b",
-        "cgroup|spank|slurm|proctrack|munge|kubelet|containerd|docker|runc|raylet|gcs|ray|cpu|dimm|edac|mce|bmc|ipmi|psu|systemd"
-        "|hugepage|numa|sysfs|procfs",
+        (
+            r"\b(?:cgroups?|spank|SPANK|slurm\w*|proctrack|munged?|kubelet|containerd|dockerd?|runc|raylet"
+            r"|Raylet\w*|GCS|ray::?\w*|CPU\d*|DIMM\w*"
+            r"|EDAC|mce|BMC|IPMI|PSU|hugepages?|NUMA|sysfs|procfs)\b"
+        ),
+        (
+            "cgroup|spank|slurm|proctrack|munge|kubelet|containerd|docker|runc|raylet|gcs|ray|cpu|dimm|edac"
+            "|mce|bmc|ipmi|psu|systemd"
+            "|hugepage|numa|sysfs|procfs"
+        ),
         "host",
         "restart",
         "error: cgroup namespace 'freezer' not mounted. aborting",
     ),
     (
         "disk",
-        r"\b(?:nvme\w*|sd[a-z]{1,2}\d?|sd \d+:\d+:\d+:\d+|scsi\d*|ata\d+(?:\.\d+)?|ahci|dm-\d+|md\d+|mpt[23]sas\w*|megaraid\w*"
-        r"|loop\d+|EXT[34]-fs|XFS|BTRFS|JBD2|ZFS|overlayfs|NFS\w*|nfs\d?|Lustre\w*|LNet\w*|GPFS|mmfs\w*|gluster\w*|ceph\w*"
-        r"|libceph|BeeGFS|beegfs\w*|juicefs|weka\w*|s3fs|gcsfuse|fuse|CIFS|journal|mount\w*|bucket\w*|SetUpBucket|OpenBucket)\b",
-        "nvme|sd|scsi|ata|ahci|dm-|md|mpt|megaraid|loop|ext|xfs|btrfs|jbd2|zfs|overlay|nfs|lustre|lnet|gpfs|mmfs|gluster|ceph"
-        "|beegfs|juicefs|weka|s3fs|gcsfuse|fuse|cifs|journal|mount|bucket",
+        (
+            r"\b(?:nvme\w*|sd[a-z]{1,2}\d?|sd \d+:\d+:\d+:\d+|scsi\d*|ata\d+(?:\.\d+)?|ahci|dm-\d+|md\d+"
+            r"|mpt[23]sas\w*|megaraid\w*"
+            r"|loop\d+|EXT[34]-fs|XFS|BTRFS|JBD2|ZFS|overlayfs|NFS\w*|nfs\d?|Lustre\w*|LNet\w*|GPFS|mmfs\w*"
+            r"|gluster\w*|ceph\w*"
+            r"|libceph|BeeGFS|beegfs\w*|juicefs|weka\w*|s3fs|gcsfuse|fuse|CIFS|journal|mount\w*|bucket\w*"
+            r"|SetUpBucket|OpenBucket)\b"
+        ),
+        (
+            "nvme|sd|scsi|ata|ahci|dm-|md|mpt|megaraid|loop|ext|xfs|btrfs|jbd2|zfs|overlay|nfs|lustre|lnet"
+            "|gpfs|mmfs|gluster|ceph"
+            "|beegfs|juicefs|weka|s3fs|gcsfuse|fuse|cifs|journal|mount|bucket"
+        ),
         "storage",
         "restart",
         "dm-4: the table could not be loaded: lost",
     ),
     (
         "gpu",
-        r"\b(?:NVRM|nvidia(?:-\w+)?|nv_?peer\w*|amdgpu|amdkfd|radeon|i915|GPUs?(?:[ :#\[]?\d+)?|NVML|nvml\w*|DCGM\w*|dcgm\w*"
-        r"|nvswitch\w*|nvlink\w*|CUDA|NPU\d*|TPU|HPU|habanalabs|davinci\w*|hisi\w*)\b",
+        (
+            r"\b(?:NVRM|nvidia(?:-\w+)?|nv_?peer\w*|amdgpu|amdkfd|radeon|i915|GPUs?(?:[ :#\[]?\d+)?|NVML"
+            r"|nvml\w*|DCGM\w*|dcgm\w*"
+            r"|nvswitch\w*|nvlink\w*|CUDA|NPU\d*|TPU|HPU|habanalabs|davinci\w*|hisi\w*)\b"
+        ),
         "nv|amdgpu|amdkfd|radeon|i915|gpu|dcgm|cuda|npu|tpu|hpu|habana|davinci|hisi",
         "gpu",
         "restart",
@@ -163,7 +204,10 @@ _FAMILIES: Final[tuple[tuple[str, str, str, Category, Action, str], ...]] = (
     ),
     (
         "mpi",
-        r"(?:\b(?:MPI\w*|mpi(?:exec|run|/\w+)\w*|PMI\w*|pmix?\w*|hydra\w*|ORTE|PRTE|UCX|UCT|ucx|NVSHMEM|OSHMEM|SHARP|HCOLL)\b)",
+        (
+            r"(?:\b(?:MPI\w*|mpi(?:exec|run|/\w+)\w*|PMI\w*|pmix?\w*|hydra\w*|ORTE|PRTE|UCX|UCT|ucx|NVSHMEM"
+            r"|OSHMEM|SHARP|HCOLL)\b)"
+        ),
         "mpi|pmi|hydra|orte|prte|uc|nvshmem|oshmem|sharp|hcoll",
         "network",
         "restart",
@@ -181,7 +225,9 @@ def _family(name: str, devices: str, words: str, meaning: tuple[Category, Action
         weight=SYMPTOM + 15,
         min_level="error",
         source=_DEVICES,
-        unless=rf"{_HARMLESS}|\bcuda(?:rt|nn)?\b.*\bnot (?:found|available)|enp?\w*=|\bNCCL\b|\bwandb\b|retrying",
+        unless=(
+            rf"{_HARMLESS}|\bcuda(?:rt|nn)?\b.*\bnot (?:found|available)|enp?\w*=|\bNCCL\b|\bwandb\b|retrying"
+        ),
         example=example,
     )
 
@@ -191,10 +237,34 @@ DEVICE_RULES: Final[tuple[LogRule, ...]] = tuple(
     for name, devices, words, category, action, example in _FAMILIES
 )
 
-_BUS: Final[tuple[LogRule, ...]] = tuple(
+_BUS_DEVICES: Final[tuple[tuple[str, str, Category, str, str], ...]] = (
+    (
+        "disk",
+        r"nvme\w*|ahci|megaraid\w*|mpt[23]sas",
+        "storage",
+        "nvme|ahci|megaraid|mpt",
+        "nvme 0000:02:00.0: AER: aer_status: 0x00040000 PCIe Bus Error: severity=Uncorrectable (Fatal)",
+    ),
+    (
+        "nic",
+        r"mlx[45]\w*|bnxt\w*|ice|i40e|efa|ena|irdma",
+        "network",
+        "mlx|bnxt|ice|i40e|efa|ena|irdma",
+        ("mlx5_core 0000:9f:00.0: AER: PCIe Bus Error: severity=Uncorrected (Fatal), type=Transaction Layer"),
+    ),
+    (
+        "gpu",
+        r"nvidia|NVRM|amdgpu|habanalabs",
+        "gpu",
+        "nvidia|nvrm|amdgpu|habana",
+        "nvidia 0000:3b:00.0: AER: PCIe Bus Error: severity=Uncorrected (Fatal), type=Transaction Layer",
+    ),
+)
+BUS_RULES: Final[tuple[LogRule, ...]] = tuple(
     log_rule(
         f"pcie-error-of-{name}",
-        rf"\b(?:{drivers})\b[^,]*(?:AER|DPC|PCIe Bus Error)\b.*(?:Uncorrect\w*|Fatal|can't recover|recovery failed)"
+        rf"\b(?:{drivers})\b[^,]*(?:AER|DPC|PCIe Bus Error)\b.*(?:Uncorrect\w*|Fatal|can't recover"
+        rf"|recovery failed)"
         rf"|\b(?:{drivers})\b.*(?:frozen state error|PCI error detected|removed after probe)",
         (category, "replace_node"),
         words=words,
@@ -204,35 +274,12 @@ _BUS: Final[tuple[LogRule, ...]] = tuple(
         unless=r"severity=Corrected|Corrected error|error status/mask",
         example=example,
     )
-    for name, drivers, category, words, example in (
-        (
-            "disk",
-            r"nvme\w*|ahci|megaraid\w*|mpt[23]sas",
-            "storage",
-            "nvme|ahci|megaraid|mpt",
-            "nvme 0000:02:00.0: AER: aer_status: 0x00040000 PCIe Bus Error: severity=Uncorrectable (Fatal)",
-        ),
-        (
-            "nic",
-            r"mlx[45]\w*|bnxt\w*|ice|i40e|efa|ena|irdma",
-            "network",
-            "mlx|bnxt|ice|i40e|efa|ena|irdma",
-            "mlx5_core 0000:9f:00.0: AER: PCIe Bus Error: severity=Uncorrected (Fatal), type=Transaction Layer",
-        ),
-        (
-            "gpu",
-            r"nvidia|NVRM|amdgpu|habanalabs",
-            "gpu",
-            "nvidia|nvrm|amdgpu|habana",
-            "nvidia 0000:3b:00.0: AER: PCIe Bus Error: severity=Uncorrected (Fatal), type=Transaction Layer",
-        ),
-    )
+    for name, drivers, category, words, example in _BUS_DEVICES
 )
-BUS_RULES: Final[tuple[LogRule, ...]] = _BUS
-
 NATIVE_ASSERT: Final = log_rule(
     "native-assert",
-    r"\bAssertion\b.*\bfailed\b|\bassert ?\(.*\) failed|\bCheck failed: |\bcheck failure\b|\bAssertion failed\b"
+    r"\bAssertion\b.*\bfailed\b|\bassert ?\(.*\) failed|\bCheck failed: |\bcheck failure\b|\bAssertion "
+    r"failed\b"
     r"|terminate called after throwing|\bPanic:|^panic: |\bfatal runtime error:|thread '.*' panicked at",
     ("framework", "restart"),
     words="assert|check fail|terminate called|panic",
@@ -243,8 +290,10 @@ NATIVE_ASSERT: Final = log_rule(
 )
 
 _PYTHON: Final = (
-    r"(?-i:TypeError|AttributeError|KeyError|IndexError|NameError|ValueError|AssertionError|NotImplementedError"
-    r"|ZeroDivisionError|SyntaxError|ModuleNotFoundError|ImportError|FileNotFoundError|RuntimeError|RayTaskError\(\w+\)"
+    r"(?-i:TypeError|AttributeError|KeyError|IndexError|NameError|ValueError|AssertionError"
+    r"|NotImplementedError"
+    r"|ZeroDivisionError|SyntaxError|ModuleNotFoundError|ImportError|FileNotFoundError|RuntimeError"
+    r"|RayTaskError\(\w+\)"
     r"|UnboundLocalError|RecursionError|StopIteration|OverflowError)"
 )
 EXCEPTION_IN_TEXT: Final = log_rule(
@@ -258,50 +307,57 @@ EXCEPTION_IN_TEXT: Final = log_rule(
     example="t1v-w-0: | ValueError: range() arg 3 must not be zero",
 )
 
-_PROGRAMS: Final = (
-    ("storage", r"mmfsd?|glusterfs\w*|ceph\w*|beegfs\w*|autofs|automount|mount\.\w+|rpc\.\w+", "storage"),
-    ("gpu", r"nv-hostengine|nvidia-\w+|nv-fabricmanager|dcgm\w*", "gpu"),
+_PROGRAMS: Final[tuple[tuple[str, str, Category, str], ...]] = (
+    (
+        "storage",
+        r"mmfsd?|glusterfs\w*|ceph\w*|beegfs\w*|autofs|automount|mount\.\w+|rpc\.\w+",
+        "storage",
+        "mmfsd: the request of this node was refused",
+    ),
+    (
+        "gpu",
+        r"nv-hostengine|nvidia-\w+|nv-fabricmanager|dcgm\w*",
+        "gpu",
+        "nv-hostengine: connection of a client was lost",
+    ),
     (
         "host",
         r"kubelet|dockerd|containerd|k3s|crio|systemd|mcelog|rasdaemon|ipmi\w*|chronyd|munged|slurmd",
         "host",
+        "systemd[1]: chronyd.service: Failed with result 'exit-code'.",
     ),
-    ("network", r"opensm|ibacm|lldpad|teamd", "network"),
+    ("network", r"opensm|ibacm|lldpad|teamd", "network", "opensm[81]: the subnet is unreachable"),
 )
 PROGRAM_RULES: Final[tuple[LogRule, ...]] = tuple(
     log_rule(
         f"program-{name}",
         TROUBLE,
-        (category, "alert"),  # type: ignore[arg-type]
+        (category, "alert"),
         words=_WORDS,
         weight=SYMPTOM,
         min_level="error",
         program=programs,
         source="daemons of a node",
-        unless=rf"{_HARMLESS}|Failed to get system container stats|\bdebug\b|object has been modified|fail(?:ed)? open",
+        unless=rf"{_HARMLESS}|\bdebug\b|object has been modified|fail(?:ed)? open",
         example=example,
     )
-    for (name, programs, category), example in zip(
-        _PROGRAMS,
-        (
-            "mmfsd: the disk lease of this node is expired",
-            "nv-hostengine: connection of a client was lost",
-            "systemd[1]: chronyd.service: Failed with result 'exit-code'.",
-            "opensm[81]: the subnet is unreachable",
-        ),
-        strict=True,
-    )
+    for name, programs, category, example in _PROGRAMS
 )
 
 UNKNOWN: Final = log_rule(
     "unknown-error",
-    r"\b(?:error|fatal|panic|exception|failure|critical)\b ?[:!\]]|^\W*(?:failed|failure|unable|cannot|can't|could not"
-    r"|couldn't)\b|\b(?:failed|aborted|crashed|denied|refused|timed out|unreachable|could not be \w+)\b\s*(?:$|[:!.,;]|with"
+    r"\b(?:error|fatal|panic|exception|failure|critical)\b ?[:!\]]|^\W*(?:failed|failure|unable|cannot"
+    r"|can't|could not"
+    r"|couldn't)\b|\b(?:failed|aborted|crashed|denied|refused|timed out|unreachable|could not be "
+    r"\w+)\b\s*(?:$|[:!.,;]|with"
     r"\b|by\b|to\b|due\b|after\b|for\b)|(?-i:\b[A-Z]\w*(?:Error|Exception)\b)|错误|失败|エラー|ошибка"
     r"|\bFehler\b|\bfehlgeschlagen\b|\berreur\b|\béchec\b",
     ("unknown", "none"),
-    words="error|fatal|panic|exception|fail|unable to|cannot|can't|could|denied|refused|timed out|corrupted|crashed"
-    "|unhealthy|abort|unreachable|critical|错误|失败|エラー|ошибка|fehler|fehlgeschlagen|erreur|échec",
+    words=(
+        "error|fatal|panic|exception|fail|unable to|cannot|can't|could|denied|refused|timed out|corrupted"
+        "|crashed"
+        "|unhealthy|abort|unreachable|critical|错误|失败|エラー|ошибка|fehler|fehlgeschlagen|erreur|échec"
+    ),
     weight=UNEXPLAINED,
     min_level="error",
     source="words of errors; no rule says what went wrong",

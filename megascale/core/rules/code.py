@@ -105,7 +105,8 @@ _USER: Final[tuple[LogRule, ...]] = (
             r"|DuplicateKeyError)\b|Could not override|In '[^']+': |Key '[^']+' (?:is )?not in"
             r"|unrecognized (?:configuration|arguments)|No such option|Missing (?:option|argument)"
             r"|Error: Invalid value for|world size \(\d+\) is not divisible|is not divisible by"
-            r"|must be divisible|not a multiple of|^usage: \S+\.py|^\S*python\S*: can't open file '|^Error executing job with overrides"
+            r"|must be divisible|not a multiple of|^usage: \S+\.py|^\S*python\S*: can't open file '"
+            r"|^Error executing job with overrides"
         ),
         ("user_code", "fail_job"),
         words=(

@@ -19,7 +19,8 @@ _MAX_LINE: Final = 4096  # characters looked at; what identifies a line stands i
 # Daemons that take no part in a job: their broken connections and failed logins are not faults of the job.
 _BYSTANDERS: Final = re.compile(
     r"sshd(?:-session)?|login|su|sudo|cron|crond|anacron|v?ftpd|xinetd|telnetd|klogind|rlogind|rshd|named"
-    r"|systemd-(?:logind|udevd|networkd|resolved|timesyncd)|postfix/\w+|sendmail|dovecot|snmpd|httpd|nginx|apache2|squid|cupsd"
+    r"|systemd-(?:logind|udevd|networkd|resolved|timesyncd)|postfix/\w+|sendmail|dovecot|snmpd|httpd"
+    r"|nginx|apache2|squid|cupsd"
     r"|avahi-daemon|dhclient|dhcpd|NetworkManager|polkitd|logrotate|smbd|nmbd|winbindd|sssd|nscd|gdm|rsyslogd"
     r"|auditd"
 )

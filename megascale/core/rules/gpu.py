@@ -241,7 +241,8 @@ _DEVICE: Final[tuple[LogRule, ...]] = (
             r"DCGM_FR_\w+|\b(?:dcgm|dcgmi)\b.*\b(?:fail(?:ed|ure)?|unhealthy|critical)\b|GpuDown"
             r"|device will go unhealthy|unhealthy GPU|GPU\w* (?:is |marked )?unhealthy"
             r"|Health (?:check|watch).*\b(?:Failure|unhealthy)\b.*GPU|^\|.*\bFail(?: - GPU|\s*\|)"
-            r"|^\|.*\bGPU\b.*\berror\b|Overall Health: (?:Failure|Warning)|Detected a (?:WARNING|FAILURE) in health system"
+            r"|^\|.*\bGPU\b.*\berror\b|Overall Health: (?:Failure|Warning)|Detected a (?:WARNING"
+            r"|FAILURE) in health system"
         ),
         ("gpu", "alert"),
         words="dcgm|unhealthy|gpudown|health|fail - gpu|fail |error",
@@ -283,7 +284,8 @@ _DEVICE: Final[tuple[LogRule, ...]] = (
     log_rule(
         "cuda-error",
         (
-            r"\bCUDA error(?: \d+| at| in)?\s*[:(\]]|AcceleratorError: |c10::(?:CUDAError|AcceleratorError)|CUDA runtime error|CUDA_ERROR_\w+"
+            r"\bCUDA error(?: \d+| at| in)?\s*[:(\]]|AcceleratorError: |c10::(?:CUDAError"
+            r"|AcceleratorError)|CUDA runtime error|CUDA_ERROR_\w+"
             r"|\bcudaError[A-Z]\w+|Triton Error \[CUDA\]"
         ),
         ("gpu", "restart"),

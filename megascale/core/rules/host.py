@@ -20,7 +20,8 @@ _MEMORY: Final[tuple[LogRule, ...]] = (
         r"|\bOOMKill(?:ed|ing)\b|A process of this unit has been killed by the OOM killer"
         r"|Exceeded (?:job|step) memory limit|task \d+: Out Of Memory|oom-kill event"
         r"|OUT_OF_MEMORY\b|low on memory.*kill|Ray.*OOM"
-        r"|killed.*due to (?:the node running low on memory|memory pressure)|^Killed \S+ due to memory (?:pressure|used)"
+        r"|killed.*due to (?:the node running low on memory|memory pressure)|^Killed \S+ due to memory "
+        r"(?:pressure|used)"
         r"|sending SIG(?:TERM|KILL) to process .*\bbadness\b",
         ("oom", "restart"),
         words="out of memory|oom|memory limit|low on memory|out_of_memory|due to memory|badness",
@@ -42,7 +43,8 @@ _MEMORY: Final[tuple[LogRule, ...]] = (
             r"|^\S*MemoryError\b|DefaultCPUAllocator: (?:can't allocate|not enough) memory"
             r"|unable to mmap \d+ bytes|numpy\S*_ArrayMemoryError"
             r"|Unable to allocate [\d.]+ [KMGT]iB|terminate called .*bad_alloc"
-            r"|not enough memory: you tried to allocate|insufficient memory for the Java|OutOfMemoryError: (?:Java|Direct|Meta|GC)"
+            r"|not enough memory: you tried to allocate|insufficient memory for the Java"
+            r"|OutOfMemoryError: (?:Java|Direct|Meta|GC)"
         ),
         ("oom", "restart"),
         words="allocate|bad_alloc|allocation|memoryerror|mmap|not enough memory|insufficient memory",
@@ -70,14 +72,20 @@ _MEMORY: Final[tuple[LogRule, ...]] = (
             r"|resize) shared memory|/dev/shm\S*[ :].*\b(?:No space left|is full|too small|exhausted)"
             r"|No space left on device.*/dev/shm|torch_shm_manager.*(?:error|fail)"
             r"|is killed by signal: Bus error|unable to write to file </torch"
-            r"|Error while creating shared memory segment|\s(?:9[5-9]|100)%\s+/dev/shm\b|unable to mmap \d+ bytes from file </torch"
+            r"|Error while creating shared memory segment|\s(?:9[5-9]|100)%\s+/dev/shm\b|unable to mmap "
+            r"\d+ bytes from file </torch"
         ),
         ("host", "fail_job"),
         unless=r"Too many open files",
         words="shared memory|/dev/shm|shm_manager|bus error|</torch",
         min_level="debug",
-        advice="/dev/shm is too small; a container has 64 MiB unless told otherwise. Mount an emptyDir of medium Memory"
-        " at /dev/shm (or --shm-size, --ipc=host) of about 2 GiB for each rank, or use fewer DataLoader workers",
+        advice=(
+            "the shared memory at /dev/shm is too small; a container has 64 MiB unless told otherwise. "
+            "Mount an emptyDir of "
+            "medium Memory"
+            " at /dev/shm (or --shm-size, --ipc=host) of about 2 GiB for each rank, or use fewer DataLoader "
+            "workers"
+        ),
         weight=DEVICE,
         source="PyTorch DataLoader; NCCL troubleshooting (shared memory)",
         example=(
@@ -109,7 +117,8 @@ _PROCESSOR: Final[tuple[LogRule, ...]] = (
         "machine-check",
         (
             r"mce: \[Hardware Error\]: (?:CPU|Processor|RIP|TSC|.*Bank)"
-            r"|Machine Check(?: Event| Exception)?: \d+ Bank \d+: [abef][0-9a-f]{15}|Machine Check(?: Exception)?:|EDAC .*\b\d+ UE\b"
+            r"|Machine Check(?: Event| Exception)?: \d+ Bank \d+: [abef][0-9a-f]{15}|Machine Check(?: "
+            r"Exception)?:|EDAC .*\b\d+ UE\b"
             r"|Uncorrected (?:hardware )?(?:memory )?error|Memory failure: 0x\w+"
             r"|\[Hardware Error\]:.*(?:fatal|uncorrect|recoverable|event severity: (?:fatal"
             r"|recoverable))|Uncorrectable (?:ECC|DIMM|memory)|hardware memory corruption"
@@ -202,14 +211,16 @@ _PROCESS: Final[tuple[LogRule, ...]] = (
             r"|SIGSEGV|traps: .*(?:general protection|trap)|signal (?:11|SIGSEGV)"
             r"|Fatal Python error|exited with signal 11|\*\*\* (?:stack smashing"
             r"|buffer overflow) detected|double free or corruption|free\(\): invalid|malloc\(\): "
-            r"|corrupted (?:size vs|double-linked)|Aborted \(core dumped\)|Illegal instruction|SIGABRT received|SIGSEGV \(0x"
+            r"|corrupted (?:size vs|double-linked)|Aborted \(core dumped\)|Illegal instruction"
+            r"|Process received signal|^Signal: \w+(?: \w+)* \(\d+\)|SIGABRT "
+            r"received|SIGSEGV \(0x"
             r"|fatal error has been detected by the Java"
         ),
         ("framework", "restart"),
         words=(
             "segfault|segmentation|sigsegv|-11|signal 11|traps:|fatal python|smashing"
             "|overflow detected|double free|free()|malloc()|corrupted|core dumped"
-            "|illegal instruction|sigabrt|by the java"
+            "|illegal instruction|received signal|signal: |sigabrt|by the java"
         ),
         weight=EXCEPTION,
         min_level="debug",
@@ -270,12 +281,15 @@ _NODE: Final[tuple[LogRule, ...]] = (
             r"|HealthCheckFailed|DUE TO JOB NOT ENDING WITH SIGNALS"
         ),
         ("host", "replace_node"),
-        words="node|unreachable|not responding|pleg|reboot|powering off|terminated|healthcheckfailed|not ending",
+        words=(
+            "node|unreachable|not responding|pleg|reboot|powering off|terminated|healthcheckfailed|not ending"
+        ),
         weight=HARDWARE,
         min_level="debug",
         source=f"{_K8S}; Slurm states",
         unless=(
-            rf"{_DOCS}|network is unreachable|tolerat|node id:|ray\b|raylet|node-not-ready-grace|will be (?:evicted"
+            rf"{_DOCS}|network is unreachable|tolerat|node id:|ray\b|raylet|node-not-ready-grace|will be "
+            rf"(?:evicted"
             rf"|terminated) if"
         ),
         example="Node gpu-0417 status is now: NodeNotReady",

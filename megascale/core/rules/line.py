@@ -57,7 +57,10 @@ _PREFIX = re.compile(
             r"\[(?P<bracketnode>(?:node|host|gpu|worker|dgx|ip)[\w.\-]*\d[\w.\-]*)\]:? ?",
             rf"(?i:rank)[ _:=]?(?P<rank2>\d+) (?:on|@) (?:host |node )?(?P<rankhost>{_HOST}?) ?[:|\]] ?",
             r"(?:rank|Rank|RANK)[ _]?(?P<rank3>\d+) ?[:|] ?",
-            r"\([\w.\- ]+ pid=\d+(?:, ip=(?P<rayip>[\d.]+))?\) ?|\((?:raylet|gcs_server)(?:, ip=(?P<raylet>[\d.]+))?\) ?",
+            (
+                r"\([\w.\- ]+ pid=\d+(?:, ip=(?P<rayip>[\d.]+))?\) ?|\((?:raylet|gcs_server)(?:, "
+                r"ip=(?P<raylet>[\d.]+))?\) ?"
+            ),
             rf"(?P<glog>[IWEF])\d{{4}} {_CLOCK} +\d+ [\w./\-]+:\d+\] ?",
             rf"\[(?P<torch>[IWEF])(?:\d{{3,4}} {_CLOCK})? [\w./\-]+:\d+\] ?",
             _LEVEL_PREFIX,
@@ -67,8 +70,11 @@ _PREFIX = re.compile(
             r"level=\"?(?P<kvlevel>[a-z]+)\"? ",
             r"(?:msg|message)=\"?",
             rf"(?P<kernelhost>{_HOST}) (?=kernel: )",
-            r"(?:kernel|(?P<program>[a-z][\w.\-/()@]*)\[\d+\]|(?P<daemon>slurm(?!stepd)\w*d|kubelet|dockerd|containerd"
-            r"|mmfsd?|nv-hostengine)): ?",
+            (
+                r"(?:kernel|(?P<program>[a-z][\w.\-/()@]*)\[\d+\]|(?P<daemon>slurm(?!stepd)\w*d|kubelet"
+                r"|dockerd|containerd"
+                r"|mmfsd?|nv-hostengine)): ?"
+            ),
             r"(?<=.)[-|] (?=\S)",
             rf"[\w.\-]+(?: \d+)? - (?={_LEVEL})",
             r"(?P<launcher>srun|slurmstepd|sbatch)(?:-[\w\-]+)?: (?P<slurmerror>(?:error|fatal): )?",

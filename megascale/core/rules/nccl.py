@@ -133,7 +133,8 @@ _CAUSES: Final[tuple[LogRule, ...]] = (
         (
             r"NCCL WARN.*(?:Call to ibv_\w+ failed|NET/IB ?:.*(?:Unable|No device|fail|error)"
             r"|ibv_\w+ (?:failed|timed out))|Call to ibv_\w+ failed|No (?:IB|RoCE) device"
-            r"|\bprov_err(?:no)?\b|^err: \d+, (?:message|prov)|NET/Socket ?:.*(?:fail|error|unexpected)|NET/OFI.*(?:fail|error|completion|couldn't|unable)"
+            r"|\bprov_err(?:no)?\b|^err: \d+, (?:message|prov)|NET/Socket ?:.*(?:fail|error|unexpected)"
+            r"|NET/OFI.*(?:fail|error|completion|couldn't|unable)"
             r"|Failed to (?:find|initialize) .*NET"
         ),
         ("network", "restart"),
@@ -232,7 +233,8 @@ _PEERS: Final[tuple[LogRule, ...]] = (
     ),
     log_rule(
         "nccl-warn",
-        r"\b(?:\w*CCL|CCOM|FLAGCX) WARN .*(?:fail(?:ed|ure)?|error|time ?out|truncated|timed? ?out|abort|corrupt|unreachable|unexpected)",
+        r"\b(?:\w*CCL|CCOM|FLAGCX) WARN .*(?:fail(?:ed|ure)?|error|time ?out|truncated|timed? ?out|abort"
+        r"|corrupt|unreachable|unexpected)",
         ("network", "restart"),
         words="ccl warn|ccom warn|flagcx warn",
         weight=PEER - 5,
@@ -318,11 +320,15 @@ _SYMPTOMS: Final[tuple[LogRule, ...]] = (
             r"|NCCL communicator was aborted|Process group watchdog thread terminated"
             r"|ncclCommAbort|was aborted on rank|Communicator (?:was|has been) aborted"
             r"|last (?:enqueued|completed) (?:NCCL )?work"
-            r"|abort(?:ing)? (?:NCCL )?communicator|failed collective|detected by watchdog|timed out in blocking wait"
+            r"|abort(?:ing)? (?:NCCL )?communicator|failed collective|detected by watchdog|timed out in "
+            r"blocking wait"
             r"|workMetaList_|ncclCommWatchdog"
         ),
         ("framework", "restart"),
-        words="nccl|data inconsistency|watchdog|aborted|enqueued|completed|failed collective|blocking wait|workmeta",
+        words=(
+            "nccl|data inconsistency|watchdog|aborted|enqueued|completed|failed collective|blocking wait"
+            "|workmeta"
+        ),
         scope="consequence",
         weight=SYMPTOM,
         source=_TORCH,
@@ -406,24 +412,36 @@ _SYMPTOMS: Final[tuple[LogRule, ...]] = (
         scope="consequence",
         weight=SYMPTOM,
         source="torch.distributed.elastic",
-        unless=r"exitcode *: 0|\(exitcode: (?:-11|-7|-15|143)\)|exitcode *: (?:-(?:11|7|15)|143)\b|\b[Rr]aylet\b",
+        unless=(
+            r"exitcode *: 0|\(exitcode: (?:-11|-7|-15|143)\)|exitcode *: (?:-(?:11|7|15)|143)\b|\b[Rr]aylet\b"
+        ),
         example="torch.distributed.elastic.multiprocessing.errors.ChildFailedError:",
     ),
     log_rule(
         "signal-stop",
         (
-            r"SignalException|got signal: ?(?:15|2)\b|(?:[Rr]eceived|caught|got)(?: a| signal)* (?:SIGTERM|15 |Signals\.SIGTERM)"
-            r"|death signal, shutting down|exitcode\s*:\s*(?:-15|143)|\(exitcode: (?:-15|143)\)|Signal 15 \(SIGTERM\)|sigterm"
-            r" received|exit(?:ed)?(?: \w+)? (?:with )?(?:code|status)[ :=]*143\b|^Terminated$|terminated by signal:? 15"
+            r"SignalException|\bbypass\w* sigterm|got signal: ?(?:15|2)\b|(?:[Rr]eceived|caught|got)(?: "
+            r"a| signal)* "
+            r"(?:SIGTERM|15 |Signals\.SIGTERM)"
+            r"|death signal, shutting down|exitcode\s*:\s*(?:-15|143)|\(exitcode: (?:-15|143)\)|Signal "
+            r"15 \(SIGTERM\)|sigterm"
+            r" received|exit(?:ed)?(?: \w+)? (?:with )?(?:code|status)[ :=]*143\b|^Terminated$"
+            r"|terminated by signal:? 15"
             r"|died with <Signals\.SIGTERM|instance will be reclaimed"
         ),
         ("host", "alert"),
         words="signal|sigterm|-15|terminated|143|reclaimed",
         weight=SYMPTOM - 15,
         source="torch.distributed.elastic; 143 = 128 + SIGTERM",
-        advice="ended by SIGTERM (exit 143): somebody ended the process, or its node is being taken away (preemption,"
-        " drain, scancel, time limit); no fault of the node",
-        unless=r"SIGTERM is|notice configuration|handler (?:is )?(?:set|registered|installed)|[Ss]ending .*closing signal",
+        advice=(
+            "ended by SIGTERM (exit 143): somebody ended the process, or its node is being taken away "
+            "(preemption,"
+            " drain, scancel, time limit); no fault of the node"
+        ),
+        unless=(
+            r"SIGTERM is|notice configuration|handler (?:is )?(?:set|registered|installed)|[Ss]ending "
+            r".*closing signal"
+        ),
         example="torch.distributed.elastic.multiprocessing.api.SignalException: Process 71 got signal: 15",
     ),
     log_rule(

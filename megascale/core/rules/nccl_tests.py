@@ -12,7 +12,8 @@ _TYPES = r"(?:u?int(?:8|32|64)|half|float|double|bfloat16|fp8_\w+|f8e\dm\d)"
 _ROW = rf"^\s*\d+\s+\d+\s+{_TYPES}\s+\w+\s+-?\d+\s+"
 _HALF = r"[\d.]+\s+[\d.]+\s+[\d.]+\s+"
 _COLUMNS = re.compile(
-    rf"^\s*(?P<bytes>\d+)\s+\d+\s+{_TYPES}\s+\w+\s+-?\d+\s+[\d.]+\s+[\d.]+\s+(?P<out>[\d.]+)\s+(?:\d+|N/A)\s+[\d.]+"
+    rf"^\s*(?P<bytes>\d+)\s+\d+\s+{_TYPES}\s+\w+\s+-?\d+\s+[\d.]+\s+[\d.]+\s+(?P<out>[\d.]+)\s+(?:\d+"
+    rf"|N/A)\s+[\d.]+"
     r"\s+[\d.]+\s+(?P<inplace>[\d.]+)\s+(?:\d+|N/A)\s*$"
 )
 _LARGE: Final = 1 << 20  # bytes; below it latency decides, and bandwidth varies
@@ -21,15 +22,28 @@ _SLOW: Final = 0.5  # share of the best bandwidth of smaller sizes
 RULES: Final[tuple[LogRule, ...]] = (
     log_rule(
         "nccl-tests-wrong",
-        rf"{_ROW}{_HALF}(?:[1-9]\d*\s+{_HALF}\S+|\S+\s+{_HALF}[1-9]\d*)\s*$|Out of bounds values\s*:\s*[1-9]\d*\s+FAILED",
+        rf"{_ROW}{_HALF}(?:[1-9]\d*\s+{_HALF}\S+|\S+\s+{_HALF}[1-9]\d*)\s*$|Out of bounds "
+        rf"values\s*:\s*[1-9]\d*\s+FAILED",
         ("gpu", "alert"),
-        words="float|half|int|double|fp8|f8e|out of bounds values",
+        words="float|half|int|double|fp8|f8e",
         weight=HARDWARE,
         min_level="debug",
         source=_SOURCE,
         advice="a GPU or a link computes wrong sums: run `megascale diagnose --nodes` to find which",
-        example="   134217728      33554432     float     sum      -1   2512.1   53.43   53.43      0   2490.3"
-        "   53.90   53.90     12",
+        example=(
+            "   134217728      33554432     float     sum      -1   2512.1   53.43   53.43      0   2490.3"
+            "   53.90   53.90     12"
+        ),
+    ),
+    log_rule(
+        "nccl-tests-verdict",
+        r"^Out of bounds values\s*:\s*[1-9]\d*\s+FAILED",
+        ("gpu", "alert"),
+        words="out of bounds values",
+        weight=HARDWARE,
+        min_level="debug",
+        source=_SOURCE,
+        example="# Out of bounds values : 1 FAILED",
     ),
     log_rule(
         "nccl-tests-slow",
@@ -38,7 +52,9 @@ RULES: Final[tuple[LogRule, ...]] = (
         words="nccl-tests: size",
         weight=DEVICE,
         source=_SOURCE,
-        advice="a size reaches less than half the bus bandwidth of a smaller one: look for a slow link or rail",
+        advice=(
+            "a size reaches less than half the bus bandwidth of a smaller one: look for a slow link or rail"
+        ),
         example="nccl-tests: size 268435456 is slow",
     ),
     log_rule(

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from megascale.core.rules.engine import LineClassifier, RuleSet, classify_text
 from megascale.core.rules.model import Verdict
+from megascale.core.rules.nccl_tests import BandwidthTable
 
 _TEXT_KEYS: Final = ("text", "log", "message", "msg", "MESSAGE", "line")
 _NODE_KEYS: Final = ("node", "host", "hostname", "nodeName", "node_name", "_HOSTNAME", "instance")
@@ -30,13 +31,15 @@ def classify_records(lines: Iterable[str], rules: RuleSet) -> Iterator[RecordVer
     A JSON object with a text field is a record of its own, everything else a line of a plain log.
     """
     plain = LineClassifier(rules)
+    bandwidths = BandwidthTable()
     index = 0
     for raw in lines:
         if not raw.strip():
             continue
         parsed = _parse_object(raw)
         if parsed is None:
-            yield RecordVerdict(index, plain.feed(raw))
+            verdict, slow = plain.feed(raw), bandwidths.slow(raw)
+            yield RecordVerdict(index, slow if slow is not None and verdict.action == "none" else verdict)
         else:
             text, node, identifier = parsed
             yield RecordVerdict(

@@ -16,7 +16,8 @@ _LOCAL: Final[tuple[LogRule, ...]] = (
         "disk-full",
         (
             r"No space left on device|ENOSPC|\[Errno 28\]|disk (?:is )?full\b"
-            r"|^\S+(?:\s+[\d.,]+[KMGTP]?i?B?){3}\s+(?:100|9[89])%\s+/(?!snap|proc|sys|dev/shm)|file ?system (?:is )?full|not enough (?:disk|free) space|disk usage .*(?:100%"
+            r"|^\S+(?:\s+[\d.,]+[KMGTP]?i?B?){3}\s+(?:100|9[89])%\s+/(?!snap|proc|sys|dev/shm)|file "
+            r"?system (?:is )?full|not enough (?:disk|free) space|disk usage .*(?:100%"
             r"|9[89]%)|DSQuotaExceeded|no free space|Out of (?:disk )?space"
         ),
         ("storage", "alert"),
@@ -56,7 +57,8 @@ _LOCAL: Final[tuple[LogRule, ...]] = (
         r"|(?:BTRFS|superblock).*I/O error|I/O error while (?:reading|writing) superblock",
         ("storage", "replace_node"),
         words=(
-            "i/o|blk_update|medium|critical target|unrecovered|nvme|ata|smart|md|raid|device-mapper|sector|sd |async page"
+            "i/o|blk_update|medium|critical target|unrecovered|nvme|ata|smart|md|raid|device-mapper"
+            "|sector|sd |async page"
         ),
         weight=HARDWARE,
         min_level="debug",
@@ -74,11 +76,13 @@ _LOCAL: Final[tuple[LogRule, ...]] = (
             r"|Remounting filesystem read-only|Read-only file system|\[Errno 30\]|EROFS"
             r"|Pool '\S+' has encountered an uncorrectable I/O failure|Structure needs cleaning"
             r"|ZFS.*(?:FAULTED|SUSPENDED|DEGRADED)"
-            r"|attempt to access beyond end of device|Beyond EOF|Aborting journal on device|Detected aborted journal"
+            r"|attempt to access beyond end of device|Beyond EOF|Aborting journal on device|Detected "
+            r"aborted journal"
         ),
         ("storage", "replace_node"),
         words=(
-            "ext4|xfs|btrfs|jbd2|journal|read-only|errno 30|erofs|structure needs|zfs|end of device|beyond eof|pool '"
+            "ext4|xfs|btrfs|jbd2|journal|read-only|errno 30|erofs|structure needs|zfs|end of device"
+            "|beyond eof|pool '"
         ),
         weight=HARDWARE,
         min_level="debug",
@@ -91,9 +95,10 @@ _LOCAL: Final[tuple[LogRule, ...]] = (
     ),
     log_rule(
         "io-errno",
-        r"\[Errno (?:5|121)\]|\bInput/output error\b|Remote I/O error|\bEIO\b",
+        r"\[Errno (?:5|121)\]|\bErrnoException: Cannot (?:read|write)"
+        r"|\bInput/output error\b|Remote I/O error|\bEIO\b",
         ("storage", "restart"),
-        words="errno 5]|errno 121|input/output|remote i/o|eio",
+        words="errno 5]|errno 121|errnoexception|input/output|remote i/o|eio",
         weight=DEVICE,
         source="POSIX EIO",
         example="OSError: [Errno 5] Input/output error: '/mnt/data/shard-00017.bin'",
@@ -167,19 +172,22 @@ _MOUNTED: Final[tuple[LogRule, ...]] = (
     log_rule(
         "parallel-fs",
         (
-            r"\b(?:mmfs\w*|GPFS|Spectrum Scale|Storage Scale)\b.*(?:lost|overdue|expired|unmount\w*|fail\w*|error|expel\w*|panic"
+            r"\b(?:mmfs\w*|GPFS|Spectrum Scale|Storage Scale)\b.*(?:lost|overdue|expired|unmount\w*"
+            r"|fail\w*|error|expel\w*|panic"
             r"|stale|unavailable|deadlock|quorum|long waiters|down\b)|\b(?:libceph"
             r"|ceph)\b.*(?:socket closed|session lost|hung|evict\w*|blocklist\w*|blacklist\w*"
             r"|denied|reset|timed? ?out|down|HEALTH_ERR|slow (?:ops|requests)|wrong peer"
             r"|closed our session)|\bBeeGFS|\b(?:beegfs|juicefs|weka\w*|glusterfs|fuse|s3fs"
             r"|gcsfuse|alluxio|cpfs|pfs|daos|vast|wekafs)\b.*(?:not connected|disconnected|fail\w*"
             r"|error|timed? ?out|unavailable|lost|unreachable|died)"
-            r"|is being expelled|lease renewal is overdue|^Disk failure\. Volume|Transport endpoint is not connected|\[Errno 107\]"
+            r"|is being expelled|lease renewal is overdue|^Disk failure\. Volume|Transport endpoint is "
+            r"not connected|\[Errno 107\]"
             r"|cannot send after transport endpoint shutdown|\[Errno 108\]|Socket not connected"
         ),
         ("storage", "restart"),
         words=(
-            "mmfs|gpfs|spectrum|storage scale|expelled|lease|disk failure|ceph|beegfs|juicefs|weka|gluster|fuse|s3fs|alluxio|cpfs|pfs|daos"
+            "mmfs|gpfs|spectrum|storage scale|expelled|lease|disk failure|ceph|beegfs|juicefs|weka"
+            "|gluster|fuse|s3fs|alluxio|cpfs|pfs|daos"
             "|vast|transport endpoint|errno 10|socket not connected"
         ),
         weight=DEVICE,
@@ -268,7 +276,8 @@ _OBJECT_RULES: Final[tuple[LogRule, ...]] = (
             r"|fail\w*|unavailable|reset|error)"
             r"|HttpError.*(?:50\d|429)|GoogleAPICallError|\bRetryError|ServerBusy|OperationTimedOut"
             r"|FSTimeoutError"
-            r"|[Cc]ould not connect to the endpoint|[Uu]nable to connect to endpoint|HTTP Error 50\d|Slow Down"
+            r"|[Cc]ould not connect to the endpoint|[Uu]nable to connect to endpoint|HTTP Error 50\d"
+            r"|Slow Down"
         ),
         ("storage", "restart"),
         words=(
@@ -325,7 +334,8 @@ _OBJECT_RULES: Final[tuple[LogRule, ...]] = (
             r"|load|write)|save failed|load failed)|failed to (?:save|write|load|persist"
             r"|upload) (?:\w+ )?checkpoint|CheckpointSaveError|CheckpointCorruptError"
             r"|inline_container\.cc|checkpoint (?:save|write) (?:failed|timed out)"
-            r"|(?:UnpicklingError|EOFError|BadZipFile|DataLossError)\b.*(?:checkpoint|ckpt|\.pth?\b|model_optim|mp_rank"
+            r"|(?:UnpicklingError|EOFError|BadZipFile|DataLossError)\b.*(?:checkpoint|ckpt|\.pth?\b"
+            r"|model_optim|mp_rank"
             r"|state_dict)"
         ),
         ("storage", "restart"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from megascale.core.contract.policy import Policy
@@ -142,10 +144,15 @@ def test_a_log_line_explains_only_a_crash_on_a_node_that_is_there():
 
 
 def test_of_several_lines_the_strongest_counts_then_the_latest():
-    lines = (
-        log(ago_s=30.0, rule="a", action="restart"),
-        log(ago_s=20.0, rule="b", action="fail_job"),
-        log(ago_s=10.0, rule="c", action="restart"),
-    )
+    lines = [
+        replace(log(ago_s=ago_s, rule=rule, action=action), category="data")
+        for ago_s, rule, action in ((30.0, "a", "restart"), (20.0, "b", "fail_job"), (10.0, "c", "restart"))
+    ]
     assert explained(context(*lines), crash()).rule == "b"
     assert explained(context(lines[2], lines[0]), crash()).rule == "c"
+
+
+def test_a_kill_for_want_of_host_memory_is_the_machines():
+    fault = explained(context(log(rule="oom-killer", action="restart")), crash())
+    assert (fault.cause, fault.category, fault.action) == ("hardware", "oom", "restart")
+    assert explained(context(log(rule="cuda-oom", action="fail_job")), crash()).cause == "user_code"

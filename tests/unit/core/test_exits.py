@@ -183,3 +183,22 @@ def test_the_rules_of_the_job_judge_an_exit():
     fault = fault_of(event, rule_set((quota,)))
     assert (fault.rule, fault.category, fault.action) == ("quota", "data", "fail_job")
     assert fault_of(event, rule_set()).rule is None
+
+
+def test_a_loader_worker_that_was_killed_ran_out_of_host_memory():
+    text = "DataLoader worker (pid 31337) is killed by signal: Killed."
+    fault = ended(code=1, error="RuntimeError", message=text)
+    assert (fault.cause, fault.category, fault.action) == ("hardware", "oom", "restart")
+
+
+def test_a_full_dev_shm_is_configuration_and_names_its_cure():
+    text = "unable to allocate shared memory(shm) for file </torch_7>: No space left on device (28)"
+    fault = ended(code=1, error="RuntimeError", message=text)
+    assert (fault.cause, fault.action) == ("user_code", "fail_job")
+    assert "a container has 64 MiB unless told otherwise" in fault.reason
+
+
+def test_a_rank_ended_by_sigterm_is_no_echo():
+    fault = ended(code=143, tail=("received SIGTERM: instance will be reclaimed, saving and leaving",))
+    assert not fault.consequence
+    assert "ended by SIGTERM (exit 143)" in fault.reason

@@ -46,6 +46,38 @@ def test_logs_from_standard_input_and_table() -> None:
     assert "nothing but benign" in run("logs", "-", stdin="hello\n")
 
 
+NCCL_TESTS = """# nThread 1 nGpus 1 minBytes 8 maxBytes 268435456 step: 2(factor)
+   65536   16384   float   sum   -1   12.1   90.00   90.00   0   12.3   90.90   90.90   0
+  134217728   33554432   float   sum   -1   2512.1   53.43   53.43   0   2490.3   53.90   53.90   12
+  268435456   67108864   float   sum   -1  29880.0   8.98   8.98   0  29777.0   9.01   9.01   0
+# Out of bounds values : 1 FAILED
+# Avg bus bandwidth    : 31.3300
+"""
+
+
+def test_wrong_sums_slow_sizes_and_failures_of_nccl_tests_are_named() -> None:
+    found = [json.loads(line)["rule"] for line in run("logs", "-", "--json", stdin=NCCL_TESTS).splitlines()]
+    named = ["nccl-tests-wrong", "nccl-tests-slow", "nccl-tests-verdict"]
+    assert found == [None, None, *named, None]
+    table = run("logs", "-", stdin=NCCL_TESTS)
+    assert "268435456 bytes at 8.98 GB/s, a smaller size reached 53.43 GB/s" in table
+    assert "nccl-tests-wrong: a GPU or a link computes wrong sums" in table
+
+
+def test_lines_that_look_like_errors_are_shown_as_unknown() -> None:
+    text = "ERROR: rail 1 is bent\nERROR: rail 2 is bent\nFATAL: no rail\nall is well\n"
+    table = run("logs", "-", stdin=text)
+    assert "3 look like errors that no rule explains" in table
+    rows = [line for line in table.splitlines() if "unknown-error" in line]
+    assert len(rows) == 2
+    assert "rail 1 is bent" in rows[0]
+
+
+def test_a_full_dev_shm_comes_with_its_cure() -> None:
+    line = "RuntimeError: unable to allocate shared memory(shm) for file </torch_7>: No space left on device"
+    assert "Mount an emptyDir of medium Memory at /dev/shm" in run("logs", "-", stdin=line)
+
+
 def test_rules_file_and_manifest_override(tmp_path: Path) -> None:
     rules = tmp_path / "rules.yaml"
     rules.write_text("- match: {rule: xid-79}\n  action: restart\n")
