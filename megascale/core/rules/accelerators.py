@@ -107,7 +107,7 @@ _ASCEND_RULES: Final[tuple[LogRule, ...]] = (
         "npu-ecc",
         r"\bHBM\b.*(?:multi.?bit|uncorrect\w*|\bECC\b)|error code is 507054\b|\bnpu\b.*multi.?bit ECC",
         ("gpu", "replace_node"),
-        words="hbm|507054|npu",
+        words=("hbm|507054|npu "),
         weight=HARDWARE,
         source=_ASCEND,
         unless=r"\b0 (?:multi|uncorrect)|errors?: 0\b|count ?[:=] ?0\b",
@@ -146,9 +146,10 @@ _ASCEND_RULES: Final[tuple[LogRule, ...]] = (
         r"|\bdrv\w+ failed",
         ("gpu", "restart"),
         words=(
-            ": |err0|aicore|aicpu|execute failed|runtime result|retcode|npu|reason=[|tsd client|specified "
-            "stream|acl |error code|streamoverflow|inner error|kernel run failed|launch failed|errno:"
-            "|task_exception"
+            "ee1|ee9|eh9|ej0|el0|el9|ez0|ez3|ez9|e19999|e39999|e89999|e40|err0|aicore|aicpu|e"
+            "xecute failed|runtime result|retcode|npusync| npu|npu |reason=[|tsd client|speci"
+            "fied stream|acl |error code|streamoverflow|inner error|kernel run failed|launch "
+            "failed|errno:|task_exception|drv"
         ),
         weight=EXCEPTION,
         source=_ASCEND,

@@ -129,7 +129,7 @@ RULES: Final[tuple[LogRule, ...]] = (
         "falling-back",
         r"\bfall(?:ing|s)?[ -]?back\b|\bfallback\b|\bdefaulting to\b|\busing (?:default|internal)\b"
         r"|\b(?:using|going to) [\w /]+ instead\b",
-        "fall|default|using|going to",
+        "fall|default|using internal|instead",
         "could not import apex (ModuleNotFoundError), falling back to torch layernorm",
     ),
     _benign(
@@ -280,9 +280,15 @@ RULES: Final[tuple[LogRule, ...]] = (
             r"with|Suggest"
             r"|\d\. Check|See also|Search for)\b|errors might be (?:asynchronously reported|incorrect)"
         ),
-        "if |when |please |check |try |make sure|ensure|note:|tip:|hint:|solution:|possible|for "
-        "debugging|consider |to "
-        "|you |this |compile with|suggest|see also|search for|might be",
+        (
+            "if |when |please |check |try |make sure|ensure|note: |tip: |hint: |solution: "
+            "|possible |for debugging"
+            "|consider |to fix|to resolve|to debug|to solve|to suppress|to enable|to disable"
+            "|to get|to see|to use"
+            "|you can|you may|you should|you need|this can|this may|this might|this could"
+            "|this usually|this is"
+            "|this often|compile with|suggest|see also|search for|might be"
+        ),
         "Please check network connectivity (including firewalls)",
         "advice that libraries print beside their errors",
         unless=_FACTS,
@@ -351,7 +357,7 @@ RULES: Final[tuple[LogRule, ...]] = (
     _benign(
         "volume-in-use",
         r"^/dev/loop\d+\s.*\s\d+%\s+/|\s\d+%\s+/snap/",
-        "%",
+        "/dev/loop|/snap/",
         "/dev/loop3   64M   64M     0 100% /snap/core20/1879",
         "df: images that are mounted read-only are always full",
     ),

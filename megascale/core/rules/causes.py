@@ -37,7 +37,8 @@ TROUBLE: Final = (
     r"down\b|\boverrun\b)"
 )
 _WORDS = (
-    "err|fail|fatal|out|abort|hang|hung|stuck|unable|cannot|can not|can't|could|not respond|unresponsive"
+    "err|fail|fatal|timeout|time out|timed out|timing out|time-out|abort|hang|hung|stuck|unable"
+    "|cannot|can not|can't|could|not respond|unresponsive"
     "|lost|corrupt|crash|panic"
     "|unrecover|uncorrect|exception|denied|refused|offline|dead|expire|overdue|expel|unhealthy|fault"
     "|exhausted"
@@ -93,7 +94,7 @@ def _errno(name: str) -> LogRule:
         rf"\[Errno (?:{numbers})\]|\[WinError (?:{numbers})\]|\berrno(?: is)?\s*[:=(]?\s*-?(?:{numbers})\b"
         rf"|(?:{says})\s*[:=(]?\s*-(?:{numbers})\b|\b(?:{names})\b|\(-(?:{numbers})\)",
         meaning,
-        words="errno|winerror|rc|ret|err|status|(-|" + _literals(names),
+        words="errno|winerror|: -|= -|=-|(-|err -|rc -|ret -|code -|status -|" + _literals(names),
         weight=EXCEPTION if name != "network" else PEER,
         source=_POSIX,
         unless=rf"{_HARMLESS}|retrying|HTTP|https?://|\b(?:infiniband|mlx\d\w*|efa_\d+|libfabric)\b",
@@ -137,19 +138,13 @@ EXIT_RULES: Final[tuple[LogRule, ...]] = (
     _exit("sigfpe", "136", "8", ("framework", "restart")),
 )
 
-_FAMILIES: Final[tuple[tuple[str, str, str, Category, Action, str], ...]] = (
+_FAMILIES: Final[tuple[tuple[str, str, Category, Action, str], ...]] = (
     (
         "nic",
         (
-            r"\b(?:mlx[45]\w*|bnxt\w*|i40e|ixgbe|ice|irdma|efa(?:_\d+)?|hfi1\w*|qedr?|cxgb\d?|ena|mana|gve"
-            r"|virtio_net|infiniband"
-            r"|ib(?:\d+|_\w+)|rdma\w*|rxe|RoCE|bond\d+|en(?:s|p|o)\d\w*|eth\d+|rdma_cm|ipoib|libfabric"
-            r"|ofi_\w+|prov/efa|NET/OFI)\b"
-        ),
-        (
-            "mlx|bnxt|i40e|ixgbe|ice|irdma|efa|hfi1|qed|cxgb|ena|mana|gve|virtio|infiniband|ib|rdma|rxe|roce"
-            "|bond|en|eth"
-            "|libfabric|ofi"
+            r"\b(?:mlx[45]\w*|bnxt\w*|i40e|ixgbe|ice|irdma|efa(?:_\d+)?|hfi1\w*|qedr?|cxgb\d?|ena|mana"
+            r"|gve|virtio_net|infiniband|ib(?:\d+|_\w+)|rdma\w*|rxe|RoCE|bond\d+|en(?:s|p|o)\d\w*"
+            r"|eth\d+|rdma_cm|ipoib|libfabric|ofi_\w+|prov/efa|NET/OFI)\b"
         ),
         "network",
         "restart",
@@ -158,14 +153,9 @@ _FAMILIES: Final[tuple[tuple[str, str, str, Category, Action, str], ...]] = (
     (
         "host",
         (
-            r"\b(?:cgroups?|spank|SPANK|slurm\w*|proctrack|munged?|kubelet|containerd|dockerd?|runc|raylet"
-            r"|Raylet\w*|GCS|ray::?\w*|CPU\d*|DIMM\w*"
-            r"|EDAC|mce|BMC|IPMI|PSU|hugepages?|NUMA|sysfs|procfs)\b"
-        ),
-        (
-            "cgroup|spank|slurm|proctrack|munge|kubelet|containerd|docker|runc|raylet|gcs|ray|cpu|dimm|edac"
-            "|mce|bmc|ipmi|psu|systemd"
-            "|hugepage|numa|sysfs|procfs"
+            r"\b(?:cgroups?|spank|SPANK|slurm\w*|proctrack|munged?|kubelet|containerd|dockerd?|runc"
+            r"|raylet|Raylet\w*|GCS|ray::?\w*|CPU\d*|DIMM\w*|EDAC|mce|BMC|IPMI|PSU|hugepages?|NUMA"
+            r"|sysfs|procfs)\b"
         ),
         "host",
         "restart",
@@ -174,17 +164,11 @@ _FAMILIES: Final[tuple[tuple[str, str, str, Category, Action, str], ...]] = (
     (
         "disk",
         (
-            r"\b(?:nvme\w*|sd[a-z]{1,2}\d?|sd \d+:\d+:\d+:\d+|scsi\d*|ata\d+(?:\.\d+)?|ahci|dm-\d+|md\d+"
-            r"|mpt[23]sas\w*|megaraid\w*"
-            r"|loop\d+|EXT[34]-fs|XFS|BTRFS|JBD2|ZFS|overlayfs|NFS\w*|nfs\d?|Lustre\w*|LNet\w*|GPFS|mmfs\w*"
-            r"|gluster\w*|ceph\w*"
-            r"|libceph|BeeGFS|beegfs\w*|juicefs|weka\w*|s3fs|gcsfuse|fuse|CIFS|journal|mount\w*|bucket\w*"
-            r"|SetUpBucket|OpenBucket)\b"
-        ),
-        (
-            "nvme|sd|scsi|ata|ahci|dm-|md|mpt|megaraid|loop|ext|xfs|btrfs|jbd2|zfs|overlay|nfs|lustre|lnet"
-            "|gpfs|mmfs|gluster|ceph"
-            "|beegfs|juicefs|weka|s3fs|gcsfuse|fuse|cifs|journal|mount|bucket"
+            r"\b(?:nvme\w*|sd[a-z]{1,2}\d?|sd \d+:\d+:\d+:\d+|scsi\d*|ata\d+(?:\.\d+)?|ahci|dm-\d+"
+            r"|md\d+|mpt[23]sas\w*|megaraid\w*|loop\d+|EXT[34]-fs|XFS|BTRFS|JBD2|ZFS|overlayfs|NFS\w*"
+            r"|nfs\d?|Lustre\w*|LNet\w*|GPFS|mmfs\w*|gluster\w*|ceph\w*|libceph|BeeGFS|beegfs\w*"
+            r"|juicefs|weka\w*|s3fs|gcsfuse|fuse|CIFS|journal|mount\w*|bucket\w*|SetUpBucket"
+            r"|OpenBucket)\b"
         ),
         "storage",
         "restart",
@@ -193,11 +177,10 @@ _FAMILIES: Final[tuple[tuple[str, str, str, Category, Action, str], ...]] = (
     (
         "gpu",
         (
-            r"\b(?:NVRM|nvidia(?:-\w+)?|nv_?peer\w*|amdgpu|amdkfd|radeon|i915|GPUs?(?:[ :#\[]?\d+)?|NVML"
-            r"|nvml\w*|DCGM\w*|dcgm\w*"
-            r"|nvswitch\w*|nvlink\w*|CUDA|NPU\d*|TPU|HPU|habanalabs|davinci\w*|hisi\w*)\b"
+            r"\b(?:NVRM|nvidia(?:-\w+)?|nv_?peer\w*|amdgpu|amdkfd|radeon|i915|GPUs?(?:[ :#\[]?\d+)?"
+            r"|NVML|nvml\w*|DCGM\w*|dcgm\w*|nvswitch\w*|nvlink\w*|CUDA|NPU\d*|TPU|HPU|habanalabs"
+            r"|davinci\w*|hisi\w*)\b"
         ),
-        "nv|amdgpu|amdkfd|radeon|i915|gpu|dcgm|cuda|npu|tpu|hpu|habana|davinci|hisi",
         "gpu",
         "restart",
         "nv-hostengine: ERROR GPU 5 is unresponsive, marking it as lost",
@@ -205,10 +188,9 @@ _FAMILIES: Final[tuple[tuple[str, str, str, Category, Action, str], ...]] = (
     (
         "mpi",
         (
-            r"(?:\b(?:MPI\w*|mpi(?:exec|run|/\w+)\w*|PMI\w*|pmix?\w*|hydra\w*|ORTE|PRTE|UCX|UCT|ucx|NVSHMEM"
-            r"|OSHMEM|SHARP|HCOLL)\b)"
+            r"(?:\b(?:MPI\w*|mpi(?:exec|run|/\w+)\w*|PMI\w*|pmix?\w*|hydra\w*|ORTE|PRTE|UCX|UCT|ucx"
+            r"|NVSHMEM|OSHMEM|SHARP|HCOLL)\b)"
         ),
-        "mpi|pmi|hydra|orte|prte|uc|nvshmem|oshmem|sharp|hcoll",
         "network",
         "restart",
         "pmixp_server.c:935: unexpected contribution from n3, invalid sequence",
@@ -216,12 +198,12 @@ _FAMILIES: Final[tuple[tuple[str, str, str, Category, Action, str], ...]] = (
 )
 
 
-def _family(name: str, devices: str, words: str, meaning: tuple[Category, Action], example: str) -> LogRule:
+def _family(name: str, devices: str, meaning: tuple[Category, Action], example: str) -> LogRule:
     return log_rule(
         f"device-{name}",
         rf"^(?=.*{devices}).*{TROUBLE}",
         meaning,
-        words=words,
+        words=_WORDS,
         weight=SYMPTOM + 15,
         min_level="error",
         source=_DEVICES,
@@ -233,8 +215,8 @@ def _family(name: str, devices: str, words: str, meaning: tuple[Category, Action
 
 
 DEVICE_RULES: Final[tuple[LogRule, ...]] = tuple(
-    _family(name, devices, words, (category, action), example)
-    for name, devices, words, category, action, example in _FAMILIES
+    _family(name, devices, (category, action), example)
+    for name, devices, category, action, example in _FAMILIES
 )
 
 _BUS_DEVICES: Final[tuple[tuple[str, str, Category, str, str], ...]] = (

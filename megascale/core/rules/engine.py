@@ -127,7 +127,8 @@ class LineClassifier:
         if in_traceback:
             self._tracebacks.pop(line.stream, None)
         rule = self._rules.match(line, candidates)
-        if rule is None and in_traceback and _EXCEPTION.match(line.body):
+        unexplained = rule is None or rule.category == "unknown"
+        if unexplained and in_traceback and _EXCEPTION.match(line.body):
             return self._verdict(None, line, unknown_exception=True)
         if rule is None and line.level == "error":
             return self._unexplained(line)

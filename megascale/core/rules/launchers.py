@@ -108,7 +108,12 @@ _RAY_RULES: Final[tuple[LogRule, ...]] = (
         r"(?:has )?died"
         r"|Worker exit type: SYSTEM_ERROR|unexpected system error",
         ("framework", "restart"),
-        words="actor|worker|objectlost|object|owner|raysystem|runtimeenv|placementgroup|system error",
+        words=(
+            "rayactorerror|actordied|actorunavail|workercrashed|losterror|ownerdied|fetchtime"
+            "dout|freederror|raysystem|runtimeenv|placementgroup|actor died|actor is dead|wor"
+            "ker died|worker process|owner died|owner has|system_error|system error|raytasker"
+            "ror"
+        ),
         scope="consequence",
         weight=SYMPTOM + 15,
         source=_RAY,
@@ -147,8 +152,8 @@ _MPI_RULES: Final[tuple[LogRule, ...]] = (
         r" [1-9]|processes? (?:have|has) (?:been )?aborted|non-zero (?:status|exit)",
         ("framework", "restart"),
         words=(
-            "mpi|collective abort|internal abort|abort(|termination|primary job|fatal error|prterun|killed "
-            "by|exit code|aborted|non-zero"
+            "mpi_|mpirun|mpiexec|bad termination|primary job|prterun|killed by|exit code|coll"
+            "ective abort|internal abort|abort(|been aborted|non-zero|in mpi"
         ),
         scope="consequence",
         weight=SYMPTOM,

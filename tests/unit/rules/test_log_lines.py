@@ -3,7 +3,7 @@
 First readings of the three rounds of heldout.jsonl, before anything that they showed was mended, and what the
 rules said that the project had before:
 
-| round | lines | class | action | faults called benign | benign that trigger | before: the same |
+| round | lines | class | action | faults missed | benign that trigger | before: class, action, missed |
 | 1 | 145 | 0.81 | 0.85 | 11 of 86 | 1 of 59 | 0.61, 0.64, 51 |
 | 2 | 88 | 0.85 | 0.86 | 6 of 53 | 3 of 35 | 0.65, 0.67, 28 |
 | 3 | 32 | 0.66 | 0.84 | 4 of 18 | 0 of 14 | 0.50, 0.69, 11 |
@@ -81,6 +81,13 @@ def test_any_rule_outweighs_an_unknown_error() -> None:
     record = "ERROR: the frobnicator is not aligned\nKeyError: 'labels'"
     assert classify_text(record, RULES).rule == "user-exception"
     assert classify_text("all is well\nERROR: the frobnicator is not aligned", RULES).category == "unknown"
+
+
+def test_an_exception_of_unknown_kind_ends_a_traceback_and_is_not_unknown() -> None:
+    text = (
+        'Traceback (most recent call last):\n  File "a.py", line 1, in f\nmylib.Halted: could not be aligned'
+    )
+    assert classify_text(text, RULES).rule == "python-exception"
 
 
 def test_a_message_behind_a_progress_bar_has_its_level() -> None:
