@@ -248,7 +248,7 @@ class JobStatus(Section):
     completion_time: Time | None = None
     """Time at which the job ended."""
     conditions: Conditions = None
-    """Conditions: SlotsReady, DriverReady, Running, Recovering, Suspended, Complete and Failed."""
+    """Conditions: SpecValid, SlotsReady, DriverReady, Running, Recovering, Suspended, Complete and Failed."""
     driver: DriverStatus | None = None
     """Status written by the driver."""
     operator: OperatorStatus | None = None
