@@ -107,6 +107,8 @@ class Quarantine(Section):
     """Name of the node."""
     incident: Id
     """Id of the incident that the node caused."""
+    cause: Word | None = None
+    """Cause of the incident, which decides the value of the taint and how many checks end the quarantine."""
     reason: Line | None = None
     """Reason of the incident."""
 

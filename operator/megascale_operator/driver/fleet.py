@@ -173,7 +173,7 @@ class KubernetesFleet:
         self.changed()
 
     async def quarantine(self, node: str, incident: str) -> None:
-        self._quarantine[node] = {"node": node, "incident": incident, "reason": self._reason(incident)}
+        self._quarantine[node] = {"node": node, "incident": incident, **self._about(incident)}
         self.changed()
         try:
             async with asyncio.timeout(_ANSWER_S):
@@ -184,12 +184,13 @@ class KubernetesFleet:
             self._quarantine.pop(node, None)
             self.changed()
 
-    def _reason(self, incident_id: str) -> str:
+    def _about(self, incident_id: str) -> dict[str, str]:
+        """Return cause and reason of the incident, {} if it is no longer in the record."""
         record = self._core.record
         for incident in (*record.incidents, record.incident):
             if incident is not None and incident.id == incident_id:
-                return str(incident.reason)[:_REASON]
-        return ""
+                return {"cause": str(incident.cause), "reason": str(incident.reason)[:_REASON]}
+        return {}
 
     async def _answer(self, node: str, incident: str) -> None:
         """Wait until the operator has quarantined the node; raises FleetRefusedError if it refuses."""

@@ -140,6 +140,7 @@ class QuarantineRequest:
     node: str
     incident: str
     reason: str
+    cause: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +184,10 @@ def requests_of(job: Job) -> Requests:
             (str(one["pod"]), str(one.get("id", ""))) for one in _entries(stated, "restart", "pod")
         ),
         quarantine=tuple(
-            QuarantineRequest(str(one["node"]), str(one.get("incident", "")), str(one.get("reason", "")))
+            QuarantineRequest(
+                str(one["node"]),
+                *(str(one.get(key) or "") for key in ("incident", "reason", "cause")),
+            )
             for one in _entries(stated, "quarantine", "node")
         ),
     )
