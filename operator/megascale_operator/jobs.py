@@ -41,6 +41,7 @@ from megascale_operator.reconcile.records import (
     PodRecord,
     same_for_jobs,
 )
+from megascale_operator.reconcile.slots_file import SlotsFile
 from megascale_operator.tls.authority import Authority, RequestRefusedError, utc
 
 log = logging.getLogger(__name__)
@@ -116,8 +117,10 @@ class JobController:
         if pod.role == "slot":
             local = self._local_states[key]
             local.incarnations[pod.slot] = max(pod.incarnation, local.incarnations.get(pod.slot, 0))
-            if after is None and len(local.ended) < _MAX_ENDED:
+            if after is None:
                 local.ended[pod.uid] = pod
+                if len(local.ended) > _MAX_ENDED:
+                    del local.ended[next(iter(local.ended))]
         self._enqueue_after_settle(key)
 
     def _enqueue_after_settle(self, key: ObjectKey) -> None:
@@ -141,6 +144,15 @@ class JobController:
         if before and after and (before.digest, before.data) == (after.digest, after.data):
             return
         self._enqueue_after_settle((owned_object.namespace, owned_object.job))
+
+    def begin_leading(self) -> None:
+        """Forget pods that ended while another replica led, except those that `slots.json` still lists."""
+        for key, local in self._local_states.items():
+            maps = {owned_object.name: owned_object for owned_object in self._informers.maps.of(key)}
+            slots = maps.get(names.slots_map(key[1]))
+            file = SlotsFile.parse(slots.text("slots.json") if slots else "")
+            listed = {entry["uid"] for entry in file.slots}
+            local.ended = {uid: pod for uid, pod in local.ended.items() if uid in listed}
 
     async def reconcile(self, key: ObjectKey) -> float | None:
         """Reconcile one TrainingJob; return the seconds after which to reconcile it again, None for never."""

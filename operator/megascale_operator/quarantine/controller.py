@@ -66,6 +66,14 @@ class QuarantineController:
         """Set the function that is called with a job's key when its results change."""
         self._notify_job = notify
 
+    def begin_leading(self) -> None:
+        """Forget requests and results, which another leader may have decided in the meantime.
+
+        `set_requests` brings back both from the jobs' status, and queues the nodes.
+        """
+        self._requests.clear()
+        self._results.clear()
+
     def set_requests(
         self,
         job: ObjectKey,
