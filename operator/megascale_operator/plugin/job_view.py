@@ -144,6 +144,7 @@ def _waiting(view: JobView) -> list[str]:
         lines.append(f"excluded nodes: {out}"[:_MAX_LINE])
     for refusal in (view.operator.get("refusals") or ())[-3:]:
         about = f" of {refusal['node']}" if refusal.get("node") else ""
-        lines.append(f"the operator refused {refusal.get('request')}{about}: {refusal.get('reason')}")
+        when = f" at {refusal['time']}" if refusal.get("time") else ""
+        lines.append(f"the operator refused {refusal.get('request')}{about}{when}: {refusal.get('reason')}")
     lines += [f"alert: {alert.get('reason')}" for alert in (view.driver.get("alerts") or ())[-3:]]
     return lines

@@ -260,10 +260,11 @@ def test_a_quarantine_is_granted_or_refused_by_the_operator(monkeypatch: pytest.
         await asyncio.sleep(0)
         request = {"node": "n0", "incident": "i-1", "cause": "hardware", "reason": "XID 79"}
         assert stage.fleet.requests()["quarantine"] == [request]
-        stage.fleet.take_answers({"quarantined": [{"node": "n7"}]})
+        earlier = [{"node": "n7", "incident": "i-1"}, {"node": "n0", "incident": "i-0"}]
+        stage.fleet.take_answers({"quarantined": earlier})
         await asyncio.sleep(0)
         assert not asking.done()
-        stage.fleet.take_answers({"quarantined": [{"node": "n0"}]})
+        stage.fleet.take_answers({"quarantined": [*earlier, {"node": "n0", "incident": "i-1"}]})
         await asking
         assert stage.fleet.requests()["quarantine"] == []
         others = [
