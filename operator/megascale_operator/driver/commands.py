@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import Any, Final
 
 from megascale.core.api import Command, JobState
 from megascale.core.api import events as ev
@@ -20,10 +19,9 @@ from megascale_operator.kube.api import KubeApi
 from megascale_operator.kube.resources import TRAINING_JOBS, Obj
 from megascale_operator.reconcile import names
 from megascale_operator.reconcile.defaults import DetectionDefaults
+from megascale_operator.user_command import parse_command
 
 log = logging.getLogger(__name__)
-
-_COMMAND_BYTES: Final = 4096
 
 
 def checkpoint_uri(job_file: Path) -> str:
@@ -150,21 +148,10 @@ class CommandWatcher:
 
     def _handle_command(self, driver: RunningDriver, text: str) -> None:
         """Forward the command in the annotation unless its id is that of the last answered command."""
-        order = _parsed(text)
-        last = (self._status.last_command or {}).get("id")
-        if not order.get("id") or order["id"] == last:
+        order = parse_command(text)
+        if not order or order["id"] == (self._status.last_command or {}).get("id"):
             return
         words = {key: str(order.get(key) or "") for key in ("command", "node", "reason", "by")}
         ok, message = driver.command(pb.CommandRequest(**words))
         self._status.last_command = {"id": order["id"], "ok": ok, "message": message[:500]}
         driver.changed.set()
-
-
-def _parsed(text: str) -> dict[str, Any]:
-    try:
-        order = json.loads(text) if len(text) <= _COMMAND_BYTES else {}
-    except ValueError:
-        return {}
-    if not isinstance(order, dict):
-        return {}
-    return {**order, "id": str(order.get("id") or "")[:63]}
