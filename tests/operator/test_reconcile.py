@@ -428,8 +428,20 @@ def deleted(world: World) -> World:
     return world
 
 
+def test_a_job_is_shown_as_deleting_until_it_is_gone() -> None:
+    world = deleted(running())
+    before = {key: value for key, value in world.job["status"].items() if key not in ("state", "driver")}
+    plan = world.tick()
+    assert world.job["status"]["state"] == "Deleting"
+    assert [one for one in plan.actions if not isinstance(one, Apply)] == [], "the save is waited for"
+    applied = next(one.body["status"] for one in plan.actions if isinstance(one, Apply))
+    assert applied == {**before, "state": "Deleting"}, "other fields are kept, the driver's are not touched"
+    assert world.plan().actions == [], "written once"
+
+
 def test_a_deleted_job_is_saved_first() -> None:
     world = deleted(running())
+    world.tick()
     world.now += 60
     assert world.plan().actions == []
     world.driver_reports(state="stopped")

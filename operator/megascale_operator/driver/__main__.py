@@ -126,21 +126,30 @@ async def _drive(
     stopping: asyncio.Event,
 ) -> None:
     """Run the driver until the job ends, then write the final status; or until `stopping` is set."""
+    ended: Driver | None = None
     try:
         async with asyncio.TaskGroup() as tasks:
             following = tasks.create_task(slots.run())
-            driver = await Driver.take_over(run, manifest, ports)
-            fleet.bind(driver)
-            driving = tasks.create_task(driver.run())
             stopped = tasks.create_task(stopping.wait())
+            driving = tasks.create_task(_take_over_and_run(run, manifest, ports, fleet))
             await asyncio.wait((driving, stopped), return_when=asyncio.FIRST_COMPLETED)
-            ended = driving.done()
+            if driving.done():
+                ended = driving.result()
             for task in (following, driving, stopped):
                 task.cancel()
     except BaseExceptionGroup as problems:
         raise first_error(problems) from problems
-    if ended:
-        await status.finish(driver)
+    if ended is not None:
+        await status.finish(ended)
+
+
+async def _take_over_and_run(
+    run: RunDir, manifest: TrainingJob, ports: DriverPorts, fleet: KubernetesFleet
+) -> Driver:
+    driver = await Driver.take_over(run, manifest, ports)
+    fleet.bind(driver)
+    await driver.run()
+    return driver
 
 
 def main() -> int:

@@ -83,7 +83,7 @@ def _slots_ready(job: Job, phase: str, slots: SlotsPlan) -> Condition:
 def _driver_ready(phase: str, driver: PodRecord | None) -> Condition:
     if driver and driver.ready and driver.alive:
         return Condition("DriverReady", "True", "DriverRuns", f"pod {driver.name}")
-    if phase not in ("active", "deleting"):
+    if phase != "active":
         return Condition("DriverReady", "False", "NotNeeded", f"the job is {phase}")
     if driver is None:
         return Condition("DriverReady", "False", "NoPod", "there is no driver pod yet")
@@ -136,8 +136,6 @@ def state_of(job: Job, phase: str, conditions: list[Condition]) -> str:
         ("Complete", "Completed"), ("Failed", "Failed"), ("Suspended", "Suspended"),
         ("Recovering", "Recovering"), ("Running", "Running"),
     )  # fmt: skip
-    if phase == "deleting":
-        return "Deleting"
     if phase == "active" and job.spec.suspend:
         return "Suspending"
     for kind, word in by_condition:

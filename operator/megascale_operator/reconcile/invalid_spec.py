@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from megascale_operator.kube.clock import stamp
-from megascale_operator.kube.resources import TRAINING_JOBS, Obj
-from megascale_operator.reconcile.plan import Apply, Plan, PlannedEvent
+from megascale_operator.kube.resources import Obj
+from megascale_operator.reconcile.plan import Plan, PlannedEvent
+from megascale_operator.reconcile.status_write import status_write
 
 SPEC_VALID: Final = "SpecValid"
 INVALID: Final = "InvalidSpec"
@@ -50,13 +51,8 @@ def plan_without_manifest(obj: Obj, message: str, now: float) -> Plan:
     }
     if before == condition:
         return plan
-    # Server-side apply removes fields that are left out, so the operator's other fields are repeated.
-    kept = {key: value for key, value in status.items() if key != "driver"}
     conditions[SPEC_VALID] = condition
-    body = {
-        "metadata": {"name": meta["name"], "namespace": meta["namespace"]},
-        "status": {"state": INVALID, **kept, "conditions": list(conditions.values())},
-    }
-    plan.add_step(Apply(TRAINING_JOBS, body, "status"))
+    state = status.get("state") or INVALID
+    plan.add_step(status_write(obj, state=state, conditions=list(conditions.values())))
     plan.events.append(PlannedEvent("Warning", INVALID, message[:MAX_MESSAGE]))
     return plan

@@ -31,14 +31,12 @@ _CHECKPOINTS_IN_PODS: Final = (
 
 
 def reconcile(job: Job, observed: Observed, settings: Settings, now: float) -> Plan:
-    """Return the plan for a job; the caller has checked `spec.managedBy`.
+    """Return the plan for a job that is not being deleted; the caller has checked `spec.managedBy`.
 
     Args:
         now: Unix seconds.
     """
     phase = lifecycle.phase_of(job, observed.pods, now)
-    if phase == "deleting":
-        return lifecycle.delete(job.obj, observed.pods, now)
     plan = Plan()
     if names.FINALIZER not in (job.obj["metadata"].get("finalizers") or ()):
         plan.add_step(_add_finalizer(job))

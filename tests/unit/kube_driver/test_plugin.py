@@ -103,7 +103,11 @@ def test_what_is_known_of_a_job_is_told(
     code, out, _ = tell("logs", NAME)
     assert code == 0
     assert "Traceback (most recent call last)" in out
-    assert "logs/attempt-2/rank-3.log" in out
+    assert f"whole log: {known_job.folder / 'store'}/logs/attempt-2/rank-3.log" in out
+    manifest = json.dumps({"spec": {"checkpoint": {"uri": "/mnt/checkpoints/q"}}})
+    known_job.api.merge(known_job.map_path(names.job_map(NAME)), {"data": {"job.yaml": manifest}})
+    _, out, _ = tell("logs", NAME)
+    assert "whole log: /mnt/checkpoints/q/logs/attempt-2/rank-3.log" in out, "what the slots run counts"
 
 
 def test_thresholds_are_told_with_their_origin(
