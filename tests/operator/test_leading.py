@@ -12,7 +12,16 @@ from apiserver.patches import json_patch
 from kube_world import START, job_object, node_object
 from megascale_operator.kube.clock import Clock, stamp
 from megascale_operator.kube.errors import NotFoundError, NotLeaderError
-from megascale_operator.kube.resources import CONFIG_MAPS, NODES, PODS, TRAINING_JOBS, Obj, Resource
+from megascale_operator.kube.resources import (
+    CONFIG_MAPS,
+    EVENTS,
+    NODE_CHECKS,
+    NODES,
+    PODS,
+    TRAINING_JOBS,
+    Obj,
+    Resource,
+)
 from megascale_operator.main import Operator, Options
 from megascale_operator.reconcile import names
 from megascale_operator.reconcile.mark import mark_of
@@ -210,5 +219,29 @@ def test_a_standby_does_not_report_the_pods_that_ended_long_ago(monkeypatch: pyt
             json.loads(replica.objects[CONFIG_MAPS.plural, SLOTS]["data"]["slots.json"])["incarnations"]["1"]
             == 7
         ), "numbers are not used twice"
+
+    played(main, monkeypatch)
+
+
+def test_events_name_every_node_that_did_not_pass_a_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those that the status has no room for."""
+
+    async def main(replica: Replica) -> None:
+        nodes = [f"w{number}" for number in range(30)]
+        for name in nodes:
+            replica.store(NODES, node_object(name))
+        kind = {"apiVersion": NODE_CHECKS.api_version, "kind": NODE_CHECKS.kind}
+        meta = {"name": "all", "uid": "uid-check", "generation": 1}
+        replica.store(NODE_CHECKS, {**kind, "metadata": meta, "spec": {"nodes": nodes, "maxConcurrent": 30}})
+        await replica.lead(5)
+        for (plural, _), pod in list(replica.objects.items()):
+            if plural == PODS.plural and pod["metadata"]["labels"].get(names.CHECK):
+                replica.store(PODS, {**pod, "status": {"phase": "Failed", "reason": "DeadlineExceeded"}})
+        await replica.lead(5)
+        status = replica.objects[NODE_CHECKS.plural, "all"]["status"]
+        assert (status["unknown"], status["convicted"], len(status["groups"][0]["nodes"])) == (30, 0, 20)
+        events = [one for (plural, _), one in replica.objects.items() if plural == EVENTS.plural]
+        named = {one["message"].partition(":")[0] for one in events if one["reason"] == "Unknown"}
+        assert named == set(nodes)
 
     played(main, monkeypatch)
