@@ -50,10 +50,11 @@ class Informers:
             api, PODS, pod_record, clock, selector=names.SELECTOR, owner=owner_of
         )
         self.nodes: Informer[NodeRecord] = Informer(api, NODES, node_record, clock)
-        self.owned: list[Informer[OwnedObject]] = [
+        self.maps, *others = (
             Informer(api, resource, owned_object, clock, selector=names.SELECTOR, owner=owner_of)
             for resource in (CONFIG_MAPS, SERVICE_ACCOUNTS, ROLES, ROLE_BINDINGS)
-        ]
+        )
+        self.owned: list[Informer[OwnedObject]] = [self.maps, *others]
 
     @property
     def all(self) -> list[Informer[Any]]:

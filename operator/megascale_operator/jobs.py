@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from megascale_operator.kube.resources import (
 from megascale_operator.plan_applier import PlanApplier
 from megascale_operator.quarantine.controller import QuarantineController
 from megascale_operator.reconcile import names
+from megascale_operator.reconcile.invalid_spec import InvalidSpec, plan_without_manifest
 from megascale_operator.reconcile.job import Job, granted_to, requests_of
 from megascale_operator.reconcile.lifecycle import delete
 from megascale_operator.reconcile.observed import Observed, Settings
@@ -39,6 +41,7 @@ from megascale_operator.reconcile.records import (
     PodRecord,
     same_for_jobs,
 )
+from megascale_operator.reconcile.slots_file import SlotsFile
 from megascale_operator.tls.authority import Authority, RequestRefusedError, utc
 
 log = logging.getLogger(__name__)
@@ -59,7 +62,8 @@ class _LocalState:
         incarnations: highest incarnation seen of each slot.
         slots_written_at: Unix seconds of this process' last write of `slots.json`.
         status_written_at: Unix seconds of its last write of the status.
-        manifest: the validated job, with the (uid, generation) it was parsed from.
+        manifest: the last valid job, with the (uid, generation) of its spec.
+        invalid: the (uid, generation) of the last spec that was refused, with the message.
     """
 
     ended: dict[str, PodRecord] = field(default_factory=dict)
@@ -67,6 +71,7 @@ class _LocalState:
     slots_written_at: float = 0.0
     status_written_at: float = 0.0
     manifest: tuple[tuple[str, int], Job] | None = None
+    invalid: tuple[tuple[str, int], str] | None = None
 
 
 class JobController:
@@ -112,8 +117,10 @@ class JobController:
         if pod.role == "slot":
             local = self._local_states[key]
             local.incarnations[pod.slot] = max(pod.incarnation, local.incarnations.get(pod.slot, 0))
-            if after is None and len(local.ended) < _MAX_ENDED:
+            if after is None:
                 local.ended[pod.uid] = pod
+                if len(local.ended) > _MAX_ENDED:
+                    del local.ended[next(iter(local.ended))]
         self._enqueue_after_settle(key)
 
     def _enqueue_after_settle(self, key: ObjectKey) -> None:
@@ -138,6 +145,15 @@ class JobController:
             return
         self._enqueue_after_settle((owned_object.namespace, owned_object.job))
 
+    def begin_leading(self) -> None:
+        """Forget pods that ended while another replica led, except those that `slots.json` still lists."""
+        for key, local in self._local_states.items():
+            maps = {owned_object.name: owned_object for owned_object in self._informers.maps.of(key)}
+            slots = maps.get(names.slots_map(key[1]))
+            file = SlotsFile.parse(slots.text("slots.json") if slots else "")
+            listed = {entry["uid"] for entry in file.slots}
+            local.ended = {uid: pod for uid, pod in local.ended.items() if uid in listed}
+
     async def reconcile(self, key: ObjectKey) -> float | None:
         """Reconcile one TrainingJob; return the seconds after which to reconcile it again, None for never."""
         record = self._informers.jobs.get(key[1], key[0])
@@ -158,11 +174,9 @@ class JobController:
         pods = tuple(self._informers.pods.of(key))
         if obj["metadata"].get("deletionTimestamp"):
             return await self._apply_plan(obj, delete(obj, pods, now))
-        try:
-            job = self._parse(obj, local)
-        except ManifestError as error:
-            await self._recorder.record(obj, "Warning", "InvalidSpec", str(error))
-            return None
+        job = await self._job(obj, local)
+        if isinstance(job, str):
+            return await self._apply_plan(obj, plan_without_manifest(obj, job, now))
         requests = requests_of(job)
         self._quarantine.set_requests(key, job.spec.remediation.mode, requests.quarantine, granted_to(job))
         observed = await self._observe(job, key, local, pods, now)
@@ -177,19 +191,46 @@ class JobController:
                 local.ended.pop(pod.uid, None)
         return requeue_s
 
-    def _parse(self, obj: Obj, local: _LocalState) -> Job:
+    async def _job(self, obj: Obj, local: _LocalState) -> Job | str:
         """Return the validated job; the result is cached until the spec changes.
 
-        Raises:
-            ManifestError: the spec is invalid.
+        If the spec is invalid, the job has the last valid one, so that pods are still replaced and deadlines
+        kept; without any, return the message that names the wrong fields.
         """
         meta = obj["metadata"]
         version = (str(meta["uid"]), int(meta.get("generation", 0)))
         if local.manifest and local.manifest[0] == version:
             return Job(obj, local.manifest[1].manifest)
-        job = Job(obj, from_mapping({key: value for key, value in obj.items() if key != "status"}))
-        local.manifest = (version, job)
-        return job
+        if local.invalid is None or local.invalid[0] != version:
+            try:
+                job = _validated(obj)
+            except ManifestError as error:
+                local.invalid = (version, str(error))
+            else:
+                local.manifest = (version, job)
+                return job
+        message = local.invalid[1]
+        if local.manifest is None or local.manifest[0][0] != version[0]:
+            local.manifest = await self._stored_job(obj)
+        if local.manifest is None:
+            return message
+        (_, generation), valid = local.manifest
+        return Job({**obj, "spec": valid.obj["spec"]}, valid.manifest, InvalidSpec(message, generation))
+
+    async def _stored_job(self, obj: Obj) -> tuple[tuple[str, int], Job] | None:
+        """Return the job with the spec in the ConfigMap `<job>-job`, None if there is no valid one."""
+        meta = obj["metadata"]
+        try:
+            found = await self._api.get(CONFIG_MAPS, names.job_map(meta["name"]), meta["namespace"])
+            text = (found.get("data") or {}).get("job.yaml", "")
+            job = _validated({**obj, "spec": json.loads(text)["spec"]})
+        except (NotFoundError, ManifestError, ValueError, KeyError, TypeError) as error:
+            log.warning("%s/%s has no valid spec: %s", meta["namespace"], meta["name"], error)
+            return None
+        if all(owner["uid"] != meta["uid"] for owner in found["metadata"].get("ownerReferences") or ()):
+            return None
+        generation = int((obj.get("status") or {}).get("observedGeneration") or 0)
+        return (str(meta["uid"]), generation), job
 
     async def _observe(
         self, job: Job, key: ObjectKey, local: _LocalState, pods: tuple[PodRecord, ...], now: float
@@ -257,6 +298,10 @@ class JobController:
             for event in plan.events:
                 await self._recorder.record(obj, event.type, event.reason, event.message)
         return plan.requeue_s
+
+
+def _validated(obj: Obj) -> Job:
+    return Job(obj, from_mapping({key: value for key, value in obj.items() if key != "status"}))
 
 
 def _applies(plan: Plan, resource: Resource, name: str) -> bool:

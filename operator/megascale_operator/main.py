@@ -123,6 +123,8 @@ class Operator:
 
     async def _run_workers(self) -> None:
         await self._load_authority()
+        self.quarantine.begin_leading()
+        self.jobs.begin_leading()
         for key in self.informers.jobs.records:
             self.jobs.queue.add(key)
         for _, check in self.informers.checks.records:

@@ -85,6 +85,8 @@ class Workers(Generic[Key]):
                 self._queue.add_after(key, requeue_s)
             return
         if isinstance(error, NotLeaderError):
+            # A late renewal may open the fence again without a new election.
+            self._queue.failed(key)
             return
         self._metrics.reconcile_errors.labels(self.name).inc()
         delay_s, what, fields = self._queue.failed(key), (self.name, key), _log_fields(self.name, key)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
+from apiserver.reads import Reader
+from apiserver.resources import Resource
+from apiserver.store import Store
 from objects import config_map, fresh
 from programs import api_server
 from rest import Cluster, Refused, Rest
@@ -48,6 +54,39 @@ def test_bookmarks_advance_a_quiet_watch(api: Rest) -> None:
         bookmark = next(events)
     assert bookmark["type"] == "BOOKMARK"
     assert int(bookmark["object"]["metadata"]["resourceVersion"]) >= int(version)
+
+
+def test_a_bookmark_does_not_skip_changes_that_were_not_delivered() -> None:
+    """An object is made while the last lines are written and the watch is over."""
+    store = Store()
+    maps = Resource("", "v1", "ConfigMap", "configmaps", "configmap", namespaced=True)
+    version = store.version
+    made: list[str] = []
+
+    def make(name: str) -> None:
+        store.put(maps.key, {"metadata": {"namespace": "default", "name": name}})
+        made.append(name)
+
+    async def watch(version: int, life_s: float) -> list[Any]:
+        query = {
+            "resourceVersion": str(version),
+            "timeoutSeconds": str(life_s),
+            "allowWatchBookmarks": "true",
+        }
+        seen: list[Any] = []
+        async for lines in Reader(store, 0.01).watch(maps, "", query, lambda one: one.json):
+            if len(made) == 1:
+                make("second")
+                await asyncio.sleep(life_s)
+            seen += [json.loads(line) for line in lines.splitlines()]
+        return seen
+
+    make("first")
+    seen = asyncio.run(watch(version, 0.05))
+    assert seen[-1]["type"] == "BOOKMARK"
+    last = int(seen[-1]["object"]["metadata"]["resourceVersion"])
+    seen += asyncio.run(watch(last, 0.05))
+    assert [one["object"]["metadata"]["name"] for one in seen if one["type"] == "ADDED"] == made
 
 
 def test_a_kind_that_never_changed_has_no_bookmarks(api: Rest) -> None:

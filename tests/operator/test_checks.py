@@ -24,8 +24,9 @@ PASSED = {"verdict": "healthy", "reason": "every check passed"}
 CONVICTED = {"verdict": "convicted", "reason": "products gave wrong numbers"}
 
 
-def quarantined(name: str, reason: str = "XID 79 on GPU 3", **changes: Any) -> Obj:
-    mark = json.dumps({"mode": "Enforce", "reason": reason, "since": START, "set": ["cordon", "taint"]})
+def quarantined(name: str, cause: str = "hardware", since: float = START - 60, **changes: Any) -> Obj:
+    found = {"mode": "Enforce", "cause": cause, "reason": "slow XID 79 on n1", "since": since}
+    mark = json.dumps({**found, "set": ["cordon", "taint"]})
     taint = {"key": names.TAINT, "value": "x", "effect": "NoSchedule"}
     metadata = {"annotations": {names.QUARANTINE: mark}}
     return node_object(name, metadata=metadata, spec={"taints": [taint], "unschedulable": True}, **changes)
@@ -145,8 +146,24 @@ def test_a_node_with_a_hardware_verdict_must_pass_twice() -> None:
 
 
 def test_one_pass_releases_a_straggler() -> None:
-    check = Checking({"nodes": ["n1"]}, {"n1": quarantined("n1", "12% slower than its peers")})
+    check = Checking({"nodes": ["n1"]}, {"n1": quarantined("n1", "straggler")})
     check.start()
+    check.end("n1", PASSED)
+    assert check.plan().release == ["n1"]
+
+
+def test_a_pass_from_before_the_quarantine_does_not_end_it() -> None:
+    check = Checking({"nodes": ["n1", "n2"]}, cluster("n1", "n2"))
+    check.start()
+    check.end("n1", PASSED)
+    check.now += 10
+    check.nodes["n1"] = quarantined("n1", "straggler", since=check.now)
+    assert check.plan().release == []
+    check.now += 1
+    check.busy = {"n1": "q-0-0"}
+    assert check.results()["n1"] == "skipped", "the job has not left yet"
+    check.busy = {}
+    assert check.start() == ["n1"]
     check.end("n1", PASSED)
     assert check.plan().release == ["n1"]
 
@@ -162,7 +179,7 @@ def test_a_node_that_fails_the_second_check_stays_in_quarantine() -> None:
 
 
 def test_a_verdict_that_is_unknown_releases_nothing() -> None:
-    check = Checking({"nodes": ["n1"]}, {"n1": quarantined("n1", "slow")})
+    check = Checking({"nodes": ["n1"]}, {"n1": quarantined("n1", "straggler")})
     check.start()
     check.end("n1", {"verdict": "unknown", "reason": "nothing says what to expect here"})
     assert check.results() == {"n1": "unknown"}

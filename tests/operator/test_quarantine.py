@@ -14,7 +14,7 @@ from megascale_operator.kube.resources import Obj
 from megascale_operator.quarantine import patches
 from megascale_operator.quarantine.breaker import Limits, breaker_open_reason
 from megascale_operator.quarantine.decide import Decision, JobRequest, decide, detect_manual_release
-from megascale_operator.quarantine.patches import reason_class
+from megascale_operator.quarantine.patches import quarantine_class
 from megascale_operator.reconcile import names
 from megascale_operator.reconcile.mark import mark_of
 from megascale_operator.reconcile.records import node_record
@@ -24,7 +24,7 @@ OTHER = {"key": "maintenance", "effect": "NoExecute"}
 
 
 def request(mode: str = "Enforce", incident: str = "i-3") -> JobRequest:
-    return JobRequest("team/q", "n1", incident, "XID 79 on GPU 3", mode)
+    return JobRequest("team/q", "n1", incident, "XID 79 on GPU 3", mode, "hardware")
 
 
 def decided(
@@ -201,8 +201,13 @@ def test_malformed_annotations_get_defaults() -> None:
         assert why([obj], Limits()) in ("", "1 of 1 nodes are quarantined, the limit is 1 (10%)")
 
 
-def test_the_taint_has_the_class_of_the_reason() -> None:
-    assert reason_class("XID 79: GPU fell off the bus") == "hardware"
-    assert reason_class("12% slower than its peers") == "straggler"
-    assert reason_class("silent for 15 s") == "lost"
-    assert reason_class("?") == "other"
+def test_the_taint_has_the_class_of_the_cause_whatever_words_are_in_the_reason() -> None:
+    obj = node_object("n1")
+    asked = JobRequest("team/q", "n1", "i-3", "slow: XID 79 on maintenance-7", "Enforce", "numerics")
+    obj = patched(obj, decide(node_record(obj), asked, "Enforce", "", NOW).operations)
+    assert obj["spec"]["taints"][0]["value"] == "numerics"
+    mark = mark_of(node_record(obj))
+    assert mark is not None
+    assert mark.cause == "numerics"
+    assert quarantine_class("node_lost") == "lost"
+    assert quarantine_class("user_code") == quarantine_class("") == "other"

@@ -428,8 +428,20 @@ def deleted(world: World) -> World:
     return world
 
 
+def test_a_job_is_shown_as_deleting_until_it_is_gone() -> None:
+    world = deleted(running())
+    before = {key: value for key, value in world.job["status"].items() if key not in ("state", "driver")}
+    plan = world.tick()
+    assert world.job["status"]["state"] == "Deleting"
+    assert [one for one in plan.actions if not isinstance(one, Apply)] == [], "the save is waited for"
+    applied = next(one.body["status"] for one in plan.actions if isinstance(one, Apply))
+    assert applied == {**before, "state": "Deleting"}, "other fields are kept, the driver's are not touched"
+    assert world.plan().actions == [], "written once"
+
+
 def test_a_deleted_job_is_saved_first() -> None:
     world = deleted(running())
+    world.tick()
     world.now += 60
     assert world.plan().actions == []
     world.driver_reports(state="stopped")
@@ -493,8 +505,48 @@ def test_refusals_keep_the_time_they_began() -> None:
     world.now += 100
     world.driver_reports()
     assert world.plan().actions == []
-    assert first["refusals"][0]["time"] == stamp(world.now - 102) or first["refusals"][0]["time"]
-    assert first["quarantined"] == [{"node": "n2", "incident": "i-2"}]
+    began = first["refusals"][0]["time"]
+    assert began < stamp(world.now - 99)
+    assert first["quarantined"] == [{"node": "n2", "incident": "i-2", "time": began}]
+
+
+def test_answers_stay_when_the_driver_withdraws_its_requests() -> None:
+    world = running()
+    refused = {"request": "quarantine", "node": "n1", "incident": "i-1", "reason": "breaker open"}
+    world.refused, world.granted = (refused,), (("n2", "i-2"),)
+    world.settle()
+    world.refused, world.granted = (), ()
+    world.driver_reports(requests={"slots": 5000})
+    world.settle()
+    operator = world.job["status"]["operator"]
+    assert [one["request"] for one in operator["refusals"]] == ["quarantine", "slots"]
+    assert [one["node"] for one in operator["quarantined"]] == ["n2"]
+    world.driver_reports(requests={"slots": 3})
+    world.refused = ({**refused, "node": "n2", "incident": "i-2"},)
+    world.granted = (("n1", "i-1"),)
+    world.settle()
+    operator = world.job["status"]["operator"]
+    assert [one["node"] for one in operator["refusals"]] == ["n2"], "the newest answer counts"
+    assert [one["node"] for one in operator["quarantined"]] == ["n1"]
+
+
+def test_the_newest_answers_are_kept_and_all_current_ones() -> None:
+    world = running()
+    for number in range(100):
+        world.refused = (
+            {"request": "quarantine", "node": "n1", "incident": f"i-{number}", "reason": "breaker open"},
+        )
+        world.granted = (("n2", f"i-{number}"),)
+        world.settle()
+    operator = world.job["status"]["operator"]
+    assert [one["incident"] for one in operator["refusals"]] == [f"i-{n}" for n in range(80, 100)]
+    assert [one["incident"] for one in operator["quarantined"]] == [f"i-{n}" for n in range(36, 100)]
+    world.refused = tuple({**world.refused[0], "incident": f"j-{n}"} for n in range(64))
+    world.settle()
+    assert len(world.job["status"]["operator"]["refusals"]) == 64
+    world.driver_reports()
+    world.settle()
+    assert world.plan().actions == []
 
 
 class Lives(RuleBasedStateMachine):

@@ -11,6 +11,7 @@ from megascale_operator.kube.clock import stamp
 from megascale_operator.kube.resources import PODS, TRAINING_JOBS, Obj
 from megascale_operator.reconcile import names
 from megascale_operator.reconcile.job import Job
+from megascale_operator.reconcile.lifecycle import delete
 from megascale_operator.reconcile.observed import Observed, Settings
 from megascale_operator.reconcile.plan import Apply, Create, Delete, DeletePods, Patch, Plan
 from megascale_operator.reconcile.reconcile import reconcile
@@ -85,6 +86,9 @@ class World:
 
     def plan(self) -> Plan:
         """Return the plan of a reconcile without applying it."""
+        if self.job["metadata"].get("deletionTimestamp"):
+            pods = tuple(pod_record(pod) for pod in self.pods.values())
+            return delete(self.job, pods, self.now)
         job = Job(self.job, from_mapping({key: value for key, value in self.job.items() if key != "status"}))
         observed = Observed(
             pods=tuple(pod_record(pod) for pod in self.pods.values()),

@@ -19,6 +19,7 @@ from megascale_operator.kube.resources import NODE_CHECKS, PODS, Obj
 from megascale_operator.plan_applier import PlanApplier
 from megascale_operator.quarantine.controller import QuarantineController
 from megascale_operator.reconcile import names
+from megascale_operator.reconcile.mark import mark_of
 from megascale_operator.reconcile.observed import Settings
 from megascale_operator.reconcile.plan import Apply, Create, Delete, DeletePods, Plan
 from megascale_operator.reconcile.records import CheckRecord, PodRecord
@@ -85,7 +86,7 @@ class CheckController:
         result = plan_check(spec, nodes, pods, self._busy(), now)
         await self._record_failures(check, result)
         for node in result.release:
-            await self._quarantine.release(node, f"NodeCheck {name}")
+            await self._quarantine.release(node, f"NodeCheck {name}", mark_of(nodes[node]))
         await self._applier.apply(self._plan(check, spec, result, now))
         return None if result.done else _RESYNC_S
 

@@ -7,15 +7,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
+from megascale.core.api import Cause
 from megascale_operator.checks.verdict import Verdict, verdict_of
 from megascale_operator.crd.nodecheck import NodeCheckSpec
-from megascale_operator.quarantine.patches import reason_class
 from megascale_operator.reconcile.mark import mark_of
 from megascale_operator.reconcile.records import NodeRecord, PodRecord
 
-_SINGLE_PASS_CLASSES: Final = ("straggler", "hang", "network", "lost")
-"""Quarantine reasons after which one passed check releases the node; after the others it takes as many as
+_SINGLE_PASS_CAUSES: Final = (Cause.STRAGGLER, Cause.HANG, Cause.NODE_LOST)
+"""Causes of a quarantine after which one passed check releases the node; after the others it takes as many as
 `releaseAfterPasses`."""
+
+_BUSY: Final = "a job is on the node"
 
 Result = Literal["passed", "convicted", "unknown", "skipped", "running", "waiting"]
 
@@ -99,7 +101,7 @@ def passes_needed(spec: NodeCheckSpec, node: NodeRecord) -> int:
     mark = mark_of(node)
     if mark is None or not _is_quarantined(node):
         return 1
-    return 1 if reason_class(mark.reason) in _SINGLE_PASS_CLASSES else spec.release_after_passes
+    return 1 if mark.cause in _SINGLE_PASS_CAUSES else spec.release_after_passes
 
 
 def _is_quarantined(node: NodeRecord) -> bool:
@@ -108,23 +110,37 @@ def _is_quarantined(node: NodeRecord) -> bool:
     return node.tainted or (mark is not None and not mark.overridden)
 
 
+def _quarantined_since(node: NodeRecord | None) -> float:
+    """Return when the node's quarantine began in Unix seconds, 0 if it is not in quarantine."""
+    mark = mark_of(node) if node is not None and _is_quarantined(node) else None
+    return mark.since if mark else 0.0
+
+
 def _outcome(
     spec: NodeCheckSpec, node: NodeRecord | None, check_pods: list[PodRecord], busy: str, now: float
 ) -> Outcome:
     if check_pods:
-        return _outcome_of_rounds(spec, node, [_verdict(spec, pod, now) for pod in check_pods])
+        outcome = _outcome_of_rounds(spec, node, check_pods, now)
+        return Outcome("skipped", _BUSY) if busy and outcome.result == "waiting" else outcome
     if node is None:
         return Outcome("skipped", "there is no such node")
     if busy:
-        return Outcome("skipped", "a job is on the node")
+        return Outcome("skipped", _BUSY)
     return Outcome("waiting") if node.ready else Outcome("skipped", "the node is not ready")
 
 
 def _outcome_of_rounds(
-    spec: NodeCheckSpec, node: NodeRecord | None, verdicts: list[Verdict | None]
+    spec: NodeCheckSpec, node: NodeRecord | None, check_pods: list[PodRecord], now: float
 ) -> Outcome:
+    """Return the result of a node's rounds; those from before its quarantine do not count as passed."""
+    since = _quarantined_since(node)
+    verdicts = [_verdict(spec, pod, now) for pod in check_pods]
     last = verdicts[-1]
-    passed = sum(1 for one in verdicts if one is not None and one.result == "passed")
+    passed = sum(
+        1
+        for pod, one in zip(check_pods, verdicts, strict=True)
+        if one is not None and one.result == "passed" and pod.created > since
+    )
     if last is None:
         return Outcome("running", rounds=passed)
     if last.result != "passed":

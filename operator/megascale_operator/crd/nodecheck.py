@@ -42,14 +42,16 @@ class NodeCheckSpec(Section):
     node_selector: Annotated[dict[str, LabelValue] | None, Field(max_length=64)] = None
     """Labels of the nodes to check; {} selects every node."""
     mode: Literal["light"] = "light"
-    """light: takes at most 60 s per node; checks compute, memory bandwidth, and the links within the node and
-    to one neighbour."""
+    """light: takes about a minute per node; checks the results and the speed of compute, memory and the links
+    within the node. Links between nodes are not checked: that is megascale diagnose --nodes."""
     max_concurrent: Annotated[int, Field(ge=1, le=256)] = 4
     """Largest number of nodes that are checked at the same time."""
     timeout_seconds: Annotated[int, Field(ge=10, le=3600)] = 300
-    """A node without a result after this time, which includes the start of the pod, is counted as failed."""
+    """A node without a result after this time, which includes the start of the pod, is counted as unknown,
+    which is neither passed nor convicted."""
     release_after_passes: Annotated[int, Field(ge=1, le=10)] = 2
-    """Number of consecutive checks that a node must pass before the operator lifts its quarantine."""
+    """Number of consecutive checks that a node must pass before the operator lifts its quarantine; one is
+    enough if the cause was straggler, hang or node_lost. Checks from before the quarantine do not count."""
     image: Text | None = None
     """Container image of the check; by default the operator's image."""
     tolerations: Annotated[list[Toleration] | None, Field(max_length=32)] = None
@@ -123,7 +125,8 @@ class NodeCheckStatus(Section):
     completion_time: Time | None = None
     """Time at which the last check ended."""
     groups: Annotated[list[Group] | None, at_most(32)] = None
-    """Nodes grouped by result; the Events of the NodeCheck list all nodes."""
+    """Nodes grouped by result and reason, the worst first. Events of the NodeCheck name every convicted and
+    every unknown node."""
     conditions: Conditions = None
     """Conditions of the types Complete and Failed."""
 

@@ -1,8 +1,8 @@
 """CEL rules for `spec.detection`, `spec.recovery` and `spec.logRules`, equivalent to their pydantic checks.
 
-Two checks have no CEL rule; the operator reports their failure with a condition on the job. They concern
-regular expressions, whose compilation error CEL cannot catch, and names of built-in log rules, of which there
-are too many for a schema.
+Two checks have no CEL rule; the operator reports their failure with condition SpecValid of the job. They
+concern regular expressions, whose compilation error CEL cannot catch, and names of built-in log rules, of
+which there are too many for a schema.
 """
 
 from __future__ import annotations

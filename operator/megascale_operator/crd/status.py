@@ -107,6 +107,8 @@ class Quarantine(Section):
     """Name of the node."""
     incident: Id
     """Id of the incident that the node caused."""
+    cause: Word | None = None
+    """Cause of the incident, which decides the value of the taint and how many checks end the quarantine."""
     reason: Line | None = None
     """Reason of the incident."""
 
@@ -212,12 +214,14 @@ class Refusal(Section):
 
 
 class Quarantined(Section):
-    """A node that is in quarantine because of this job."""
+    """A quarantine that the operator granted to this job; the node's annotation says if it still holds."""
 
     node: NodeName
     """Name of the node."""
     incident: Id | None = None
     """Id of the incident that the node caused."""
+    time: Time | None = None
+    """Time of the answer."""
 
 
 class OperatorStatus(Section):
@@ -225,12 +229,13 @@ class OperatorStatus(Section):
 
     slots: Slots | None = None
     """Numbers of slots."""
-    refusals: Annotated[list[Refusal] | None, at_most(20)] = None
-    """The newest requests that the operator refused."""
+    refusals: Annotated[list[Refusal] | None, at_most(80)] = None
+    """Refused requests, oldest first: the current ones, and the last 20 of quarantines requested before."""
     quarantined: Annotated[list[Quarantined] | None, at_most(64)] = None
-    """Nodes in quarantine because of this job."""
+    """The last quarantines that the operator granted to this job, oldest first."""
     avoid: Annotated[list[NodeName] | None, at_most(64)] = None
-    """Nodes that failed the check of a new slot."""
+    """Nodes that new slots are not placed on: those of the driver's avoidNodes, and those that failed the
+    check of a new slot within the hour."""
     driver_pod: PodName | None = None
     """Name of the driver's pod."""
 
@@ -248,7 +253,7 @@ class JobStatus(Section):
     completion_time: Time | None = None
     """Time at which the job ended."""
     conditions: Conditions = None
-    """Conditions: SlotsReady, DriverReady, Running, Recovering, Suspended, Complete and Failed."""
+    """Conditions: SpecValid, SlotsReady, DriverReady, Running, Recovering, Suspended, Complete and Failed."""
     driver: DriverStatus | None = None
     """Status written by the driver."""
     operator: OperatorStatus | None = None

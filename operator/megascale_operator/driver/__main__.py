@@ -14,7 +14,7 @@ from typing import Final
 from megascale.driver.api import Driver, DriverPorts, LogContext, RunDir, StoreLog, configure_logs
 from megascale.errors import FencedError, MegascaleError, first_error
 from megascale.job.api import TrainingJob
-from megascale_operator.driver.commands import CommandWatcher, checkpoint_uri, manifest_of
+from megascale_operator.driver.commands import CommandWatcher, checkpoint_uri, starting_manifest
 from megascale_operator.driver.fleet import KubernetesFleet
 from megascale_operator.driver.listener import ClusterListener
 from megascale_operator.driver.metrics import PORT, MetricsServer
@@ -82,7 +82,7 @@ async def serve(options: Options, context: LogContext) -> None:
         job = await api.get(TRAINING_JOBS, options.job, options.namespace)
         uri = checkpoint_uri(options.job_file)
         detection = DetectionDefaults.beside(options.job_file)
-        manifest = manifest_of(job, uri, detection)
+        manifest, generation = starting_manifest(job, options.job_file, detection)
         options.run_dir.mkdir(parents=True, exist_ok=True)
         run = RunDir(options.run_dir)
         slots = Slots(api, options.namespace, options.job)
@@ -108,7 +108,7 @@ async def serve(options: Options, context: LogContext) -> None:
                 events,
                 fleet,
                 RecordWatch(api, options.namespace, options.job),
-                CommandWatcher(api, options.namespace, job, fleet, status, uri, detection),
+                CommandWatcher(api, options.namespace, job, generation, fleet, status, uri, detection),
                 status,
                 MetricsServer(options.pod_ip, options.metrics_port),
             ),
@@ -126,21 +126,30 @@ async def _drive(
     stopping: asyncio.Event,
 ) -> None:
     """Run the driver until the job ends, then write the final status; or until `stopping` is set."""
+    ended: Driver | None = None
     try:
         async with asyncio.TaskGroup() as tasks:
             following = tasks.create_task(slots.run())
-            driver = await Driver.take_over(run, manifest, ports)
-            fleet.bind(driver)
-            driving = tasks.create_task(driver.run())
             stopped = tasks.create_task(stopping.wait())
+            driving = tasks.create_task(_take_over_and_run(run, manifest, ports, fleet))
             await asyncio.wait((driving, stopped), return_when=asyncio.FIRST_COMPLETED)
-            ended = driving.done()
+            if driving.done():
+                ended = driving.result()
             for task in (following, driving, stopped):
                 task.cancel()
     except BaseExceptionGroup as problems:
         raise first_error(problems) from problems
-    if ended:
-        await status.finish(driver)
+    if ended is not None:
+        await status.finish(ended)
+
+
+async def _take_over_and_run(
+    run: RunDir, manifest: TrainingJob, ports: DriverPorts, fleet: KubernetesFleet
+) -> Driver:
+    driver = await Driver.take_over(run, manifest, ports)
+    fleet.bind(driver)
+    await driver.run()
+    return driver
 
 
 def main() -> int:

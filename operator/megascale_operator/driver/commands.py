@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import Any, Final
 
 from megascale.core.api import Command, JobState
 from megascale.core.api import events as ev
 from megascale.driver.api import RunningDriver
-from megascale.errors import FencedError, InputError
+from megascale.errors import FencedError, InputError, ManifestError
 from megascale.job.api import TrainingJob, from_mapping
 from megascale.rpc import megascale_pb2 as pb
 from megascale_operator.driver.fleet import KubernetesFleet
@@ -20,10 +19,9 @@ from megascale_operator.kube.api import KubeApi
 from megascale_operator.kube.resources import TRAINING_JOBS, Obj
 from megascale_operator.reconcile import names
 from megascale_operator.reconcile.defaults import DetectionDefaults
+from megascale_operator.user_command import parse_command
 
 log = logging.getLogger(__name__)
-
-_COMMAND_BYTES: Final = 4096
 
 
 def checkpoint_uri(job_file: Path) -> str:
@@ -55,11 +53,36 @@ def manifest_of(job: Obj, uri: str, detection: DetectionDefaults | None = None) 
     return from_mapping(detection.fill(mapping) if detection else mapping)
 
 
+def starting_manifest(
+    job: Obj, job_file: Path, detection: DetectionDefaults | None = None
+) -> tuple[TrainingJob, int]:
+    """Return the manifest to start with and the generation of its spec.
+
+    If the job's newest spec is invalid, these are the last valid spec, which the operator keeps in
+    `job_file`, and its generation.
+
+    Raises:
+        ManifestError: neither is valid.
+    """
+    uri = checkpoint_uri(job_file)
+    try:
+        return manifest_of(job, uri, detection), int(job["metadata"].get("generation", 0))
+    except ManifestError as error:
+        try:
+            spec = json.loads(job_file.read_text())["spec"]
+        except FileNotFoundError:
+            raise error from None
+        manifest = manifest_of({**job, "spec": spec}, uri, detection)
+        log.warning("the job's spec is not valid, the last valid one is used: %s", error)
+        return manifest, int((job.get("status") or {}).get("observedGeneration") or 0)
+
+
 class CommandWatcher:
     """A background service that watches the TrainingJob for the driver.
 
     Args:
         job: the TrainingJob object that the driver started with.
+        generation: `metadata.generation` of the spec that the driver started with.
         uri, detection: see `manifest_of`.
     """
 
@@ -68,6 +91,7 @@ class CommandWatcher:
         api: KubeApi,
         namespace: str,
         job: Obj,
+        generation: int,
         fleet: KubernetesFleet,
         status: StatusWriter,
         uri: str = "",
@@ -81,7 +105,8 @@ class CommandWatcher:
         said = (job.get("status") or {}).get("driver") or {}
         # A command that an earlier driver answered must not be executed again.
         status.last_command = said.get("lastCommand")
-        status.generation = int(job["metadata"].get("generation", 0))
+        status.generation = generation
+        self._refused_generation = 0
 
     async def run(self, driver: RunningDriver) -> None:
         async for found in follow(self._api, TRAINING_JOBS, self._name, self._namespace):
@@ -99,7 +124,8 @@ class CommandWatcher:
         if int((status.get("driver") or {}).get("term") or 0) > driver.term:
             raise FencedError(f"a driver of a higher term than {driver.term} wrote the status")
         self._fleet.take_answers(status.get("operator") or {})
-        if int(job["metadata"].get("generation", 0)) > self._status.generation:
+        newest = int(job["metadata"].get("generation", 0))
+        if newest > max(self._status.generation, self._refused_generation):
             self._change_spec(driver, job)
         annotations = job["metadata"].get("annotations") or {}
         if annotations.get(names.COMMAND):
@@ -115,26 +141,17 @@ class CommandWatcher:
             driver.change_spec(manifest_of(job, self._uri, self._detection))
         except InputError as error:
             driver.board.alert(f"generation {generation} of the spec is not good and not used: {error}")
-        self._status.generation = generation
+            self._refused_generation = generation
+        else:
+            self._status.generation = generation
         driver.changed.set()
 
     def _handle_command(self, driver: RunningDriver, text: str) -> None:
         """Forward the command in the annotation unless its id is that of the last answered command."""
-        order = _parsed(text)
-        last = (self._status.last_command or {}).get("id")
-        if not order.get("id") or order["id"] == last:
+        order = parse_command(text)
+        if not order or order["id"] == (self._status.last_command or {}).get("id"):
             return
         words = {key: str(order.get(key) or "") for key in ("command", "node", "reason", "by")}
         ok, message = driver.command(pb.CommandRequest(**words))
         self._status.last_command = {"id": order["id"], "ok": ok, "message": message[:500]}
         driver.changed.set()
-
-
-def _parsed(text: str) -> dict[str, Any]:
-    try:
-        order = json.loads(text) if len(text) <= _COMMAND_BYTES else {}
-    except ValueError:
-        return {}
-    if not isinstance(order, dict):
-        return {}
-    return {**order, "id": str(order.get("id") or "")[:63]}

@@ -48,7 +48,7 @@ class KubernetesFleet:
         self.changed: Callable[[], None] = lambda: None
         self._release: list[str] = []
         self._restart: dict[str, str] = {}
-        self._quarantine: dict[str, Obj] = {}
+        self._quarantine: dict[tuple[str, str], Obj] = {}
         self._answers: Obj = {}
         self._answered = asyncio.Event()
         self._seen_gone: set[str] = set()
@@ -173,7 +173,7 @@ class KubernetesFleet:
         self.changed()
 
     async def quarantine(self, node: str, incident: str) -> None:
-        self._quarantine[node] = {"node": node, "incident": incident, "reason": self._reason(incident)}
+        self._quarantine[node, incident] = {"node": node, "incident": incident, **self._about(incident)}
         self.changed()
         try:
             async with asyncio.timeout(_ANSWER_S):
@@ -181,15 +181,16 @@ class KubernetesFleet:
         except TimeoutError as error:
             raise FleetRefusedError(f"the operator did not answer within {_ANSWER_S:g} s") from error
         finally:
-            self._quarantine.pop(node, None)
+            self._quarantine.pop((node, incident), None)
             self.changed()
 
-    def _reason(self, incident_id: str) -> str:
+    def _about(self, incident_id: str) -> dict[str, str]:
+        """Return cause and reason of the incident, {} if it is no longer in the record."""
         record = self._core.record
         for incident in (*record.incidents, record.incident):
             if incident is not None and incident.id == incident_id:
-                return str(incident.reason)[:_REASON]
-        return ""
+                return {"cause": str(incident.cause), "reason": str(incident.reason)[:_REASON]}
+        return {}
 
     async def _answer(self, node: str, incident: str) -> None:
         """Wait until the operator has quarantined the node; raises FleetRefusedError if it refuses."""
@@ -198,7 +199,8 @@ class KubernetesFleet:
                 about = (refusal.get("request"), refusal.get("node"), refusal.get("incident"))
                 if about == ("quarantine", node, incident):
                     raise FleetRefusedError(str(refusal.get("reason", "")))
-            if any(one.get("node") == node for one in self._answers.get("quarantined") or ()):
+            granted = self._answers.get("quarantined") or ()
+            if any((one.get("node"), one.get("incident")) == (node, incident) for one in granted):
                 return
             self._answered.clear()
             await self._answered.wait()

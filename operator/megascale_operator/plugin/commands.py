@@ -10,28 +10,33 @@ from typing import Any, Final
 
 from megascale.errors import InputError, UnreachableError
 from megascale_operator.driver.follow import follow
-from megascale_operator.kube.errors import RefusedError
+from megascale_operator.kube.errors import ConflictError, RefusedError
 from megascale_operator.kube.resources import NODE_CHECKS, TRAINING_JOBS, Obj
 from megascale_operator.plugin.access import Access
 from megascale_operator.reconcile import names
+from megascale_operator.user_command import MAX_LENGTH, unanswered_command
 
 _RESPONSE_TIMEOUT_S: Final = 60.0
+_WRITE_TRIES: Final = 10
 
 
 async def send_command(access: Access, job: str, command: str, node: str, reason: str) -> str:
     """Send a command and wait for the driver's result; return its message.
 
     Raises:
-        InputError: the driver refused the command, or the job has ended.
+        InputError: the driver refused the command, the job has ended, another command is not answered yet,
+            or the command is too long.
         UnreachableError: the driver did not respond within a minute.
     """
-    training_job = await access.job(job)
-    name = str(training_job["metadata"]["name"])
-    _check_not_ended(training_job)
     identity = secrets.token_hex(6)
-    text = {"id": identity, "command": command, "node": node, "reason": reason, "by": getpass.getuser()}
-    patch = {"metadata": {"annotations": {names.COMMAND: json.dumps(text)}}}
-    await access.api.patch(TRAINING_JOBS, name, patch, access.namespace)
+    order = {"id": identity, "command": command, "node": node, "reason": reason, "by": getpass.getuser()}
+    text = json.dumps(order)
+    if len(text) > MAX_LENGTH:
+        raise InputError(
+            f"--reason has {len(reason)} characters, which makes the command {len(text)} long as JSON;"
+            f" expected at most {MAX_LENGTH}: give a shorter reason"
+        )
+    name = await _write(access, job, text)
     try:
         async with asyncio.timeout(_RESPONSE_TIMEOUT_S):
             result = await _wait_for_result(access, name, identity)
@@ -43,6 +48,47 @@ async def send_command(access: Access, job: str, command: str, node: str, reason
     if not result.get("ok"):
         raise InputError(str(result.get("message")))
     return str(result.get("message"))
+
+
+async def _write(access: Access, job: str, text: str) -> str:
+    """Write the annotation unless it holds a command that is not answered; return the job's name.
+
+    Raises:
+        InputError: the job has ended, or another command is not answered yet.
+    """
+    for tries_left in reversed(range(_WRITE_TRIES)):
+        found = await access.job(job)
+        meta = found["metadata"]
+        _check_not_ended(found)
+        _check_answered(found)
+        version = {"resourceVersion": meta["resourceVersion"], "annotations": {names.COMMAND: text}}
+        try:
+            await access.api.patch(TRAINING_JOBS, meta["name"], {"metadata": version}, access.namespace)
+        except ConflictError:
+            if not tries_left:
+                raise
+        else:
+            break
+    return str(meta["name"])
+
+
+def _check_answered(job: Obj) -> None:
+    """Check that no command would be overwritten.
+
+    Raises:
+        InputError: the driver has not answered the last command.
+    """
+    order = unanswered_command(job)
+    if not order:
+        return
+    name, namespace = job["metadata"]["name"], job["metadata"]["namespace"]
+    about = f"{order.get('command')} {order.get('node') or ''}".strip()
+    raise InputError(
+        f"the driver of {name} has not answered the command {about!r} of {order.get('by') or 'somebody'}"
+        f" (id {order['id']}) yet: send yours when it has. kubectl get tj {name} -n {namespace} -o yaml shows"
+        f" the command in the annotation {names.COMMAND} and the last answer in status.driver.lastCommand;"
+        f" kubectl annotate tj {name} -n {namespace} {names.COMMAND}- withdraws it"
+    )
 
 
 async def _wait_for_result(access: Access, name: str, identity: str) -> Obj:

@@ -67,7 +67,7 @@ async def first_failing(access: Access, name: str, count: int) -> FailingRank:
             log = []
         of_rank = tuple(line for line in log if last.rank is None or line.startswith(f"[rank {last.rank}]"))
         source, text = (f"pod {pod}", of_rank) if of_rank else (source, text)
-    uri = (view.job["spec"].get("checkpoint") or {}).get("uri") or "the run's checkpoints"
+    uri = view.checkpoint_uri or "the pod's /run/megascale/work/checkpoints"
     stored = f"{uri}/logs/attempt-{last.attempt}/rank-{last.rank if last.rank is not None else '*'}.log"
     return FailingRank(last.id, last.reason, last.rank, last.node or "", last.attempt, source, text, stored)
 

@@ -29,12 +29,15 @@ class JobView:
         record: the driver's job record, None if there is none yet.
         pending: a sentence for each cause that keeps pods from running.
         detection: fields of `spec.detection` set by the job or the cluster, with value and origin.
+        checkpoint_uri: the job's own, or that of the operator's --checkpoint-root; "" if checkpoints are
+            stored in the pods.
     """
 
     job: Obj
     record: JobRecord | None
     pending: list[str]
     detection: dict[str, Obj]
+    checkpoint_uri: str
 
     @property
     def name(self) -> str:
@@ -68,22 +71,30 @@ async def load_job_view(access: Access, name: str) -> JobView:
     """
     job = await access.job(name)
     pending = await pending_pods(access, job["metadata"]["name"])
-    detection = await _detection(access, job)
+    job_map = await _config_map(access, names.job_map(job["metadata"]["name"])) or {}
+    detection = _detection(job_map, job)
+    uri = _checkpoint_uri(job_map, job)
     record_map = await _config_map(access, names.record_map(job["metadata"]["name"]))
     if record_map is None:
-        return JobView(job, None, pending, detection)
+        return JobView(job, None, pending, detection, uri)
     snapshot = record_in(record_map).get("core")
     try:
         record = Core.restore(Policy(), snapshot).record if snapshot else None
-        return JobView(job, record, pending, detection)
+        return JobView(job, record, pending, detection, uri)
     except ValueError as error:
         raise InputError(f"the record of {name} was written by an incompatible version: {error}") from error
 
 
-async def _detection(access: Access, job: Obj) -> dict[str, Obj]:
-    job_map = await _config_map(access, names.job_map(job["metadata"]["name"]))
-    defaults = ((job_map or {}).get("data") or {}).get(DEFAULTS_FILE) or "{}"
+def _detection(job_map: Obj, job: Obj) -> dict[str, Obj]:
+    defaults = (job_map.get("data") or {}).get(DEFAULTS_FILE) or "{}"
     return origins(json.loads(defaults), job["spec"].get("detection") or {})
+
+
+def _checkpoint_uri(job_map: Obj, job: Obj) -> str:
+    """Return the URI in the manifest that the slots run, or in the job's spec before there is one."""
+    manifest = (job_map.get("data") or {}).get("job.yaml")
+    spec = json.loads(manifest)["spec"] if manifest else job["spec"]
+    return str((spec.get("checkpoint") or {}).get("uri") or "")
 
 
 async def _config_map(access: Access, name: str) -> Obj | None:
@@ -144,6 +155,7 @@ def _waiting(view: JobView) -> list[str]:
         lines.append(f"excluded nodes: {out}"[:_MAX_LINE])
     for refusal in (view.operator.get("refusals") or ())[-3:]:
         about = f" of {refusal['node']}" if refusal.get("node") else ""
-        lines.append(f"the operator refused {refusal.get('request')}{about}: {refusal.get('reason')}")
+        when = f" at {refusal['time']}" if refusal.get("time") else ""
+        lines.append(f"the operator refused {refusal.get('request')}{about}{when}: {refusal.get('reason')}")
     lines += [f"alert: {alert.get('reason')}" for alert in (view.driver.get("alerts") or ())[-3:]]
     return lines

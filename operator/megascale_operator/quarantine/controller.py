@@ -20,6 +20,7 @@ from megascale_operator.quarantine.breaker import Limits, breaker_open_reason
 from megascale_operator.quarantine.decide import Decision, JobRequest, decide, detect_manual_release
 from megascale_operator.quarantine.patches import Operations
 from megascale_operator.reconcile.job import QuarantineRequest
+from megascale_operator.reconcile.mark import Mark, mark_of
 from megascale_operator.reconcile.records import NodeRecord
 
 log = logging.getLogger(__name__)
@@ -65,6 +66,14 @@ class QuarantineController:
         """Set the function that is called with a job's key when its results change."""
         self._notify_job = notify
 
+    def begin_leading(self) -> None:
+        """Forget requests and results, which another leader may have decided in the meantime.
+
+        `set_requests` brings back both from the jobs' status, and queues the nodes.
+        """
+        self._requests.clear()
+        self._results.clear()
+
     def set_requests(
         self,
         job: ObjectKey,
@@ -81,7 +90,8 @@ class QuarantineController:
         """
         name = "/".join(job)
         requests = tuple(
-            JobRequest(name, one.node, one.incident, one.reason, mode) for one in quarantine_requests
+            JobRequest(name, one.node, one.incident, one.reason, mode, one.cause)
+            for one in quarantine_requests
         )
         if requests == self._requests.get(job, ()):
             return
@@ -153,14 +163,15 @@ class QuarantineController:
         self._update_metrics(now)
         return requeue_s
 
-    async def release(self, name: str, by: str) -> None:
+    async def release(self, name: str, by: str, mark: Mark | None) -> None:
         """Put a node back into service: remove only what the operator set.
 
         Args:
             by: who releases it, for the Event.
+            mark: the mark that the release was decided on; a node with another one is left alone.
         """
         node = self._nodes.get(name)
-        if node is None or not (node.quarantine or node.tainted):
+        if node is None or not (node.quarantine or node.tainted) or mark_of(node) != mark:
             return
         await self._patch(name, patches.release(node), "Released", f"put back into service by {by}")
         self._metrics.releases.labels("check").inc()

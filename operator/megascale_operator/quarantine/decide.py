@@ -17,13 +17,17 @@ Cause = Literal["mode", "breaker", "person", "unknown"]
 
 @dataclass(frozen=True, slots=True)
 class JobRequest:
-    """A job's request to quarantine a node; `job` is namespace/name, `mode` the job's `remediation.mode`."""
+    """A job's request to quarantine a node.
+
+    `job` is namespace/name, `mode` the job's `remediation.mode`, `cause` that of the incident.
+    """
 
     job: str
     node: str
     incident: str
     reason: str
     mode: str
+    cause: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +94,7 @@ def decide(
     if mark is None and breaker:
         return Decision([], refused=f"breaker open: {breaker}", cause="breaker", requeue_s=60.0)
     since = mark.since if mark else now
-    wanted = Mark(mode, request.job, request.incident, request.reason, since)
+    wanted = Mark(mode, request.job, request.incident, request.reason, since, cause=request.cause)
     operations, complete = patches.quarantine(node, wanted)
     return Decision(operations, complete)
 

@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any, Final
 
+from megascale.core.api import Cause
 from megascale_operator.reconcile import names
 from megascale_operator.reconcile.mark import HISTORY_KEPT, Mark, history_of, mark_of
 from megascale_operator.reconcile.records import NodeRecord
 
 Operations = list[dict[str, Any]]
 EFFECT: Final = "NoSchedule"
-CLASSES: Final = ("hardware", "network", "straggler", "hang", "numerics", "lost", "other")
-"""Values of the quarantine taint."""
+_CLASSES: Final[Mapping[str, str]] = {
+    Cause.HARDWARE: "hardware",
+    Cause.STRAGGLER: "straggler",
+    Cause.HANG: "hang",
+    Cause.NUMERICS: "numerics",
+    Cause.NODE_LOST: "lost",
+}
 
 
-def reason_class(reason: str) -> str:
-    """Return the taint value (one of CLASSES) for a reason, which is free text."""
-    lowered = reason.lower()
-    keywords = {
-        "hardware": ("xid", "ecc", "gpu", "hardware", "memory", "nvlink", "pcie", "device"),
-        "network": ("nic", "network", "link", "rdma", "nccl"),
-        "straggler": ("slow", "straggl"),
-        "hang": ("hang", "hung", "stuck"),
-        "numerics": ("nan", "numbers", "numerics", "bitwise"),
-        "lost": ("silent", "lost", "unreachable"),
-    }
-    classes = (name for name, texts in keywords.items() if any(text in lowered for text in texts))
-    return next(classes, "other")
+def quarantine_class(cause: str) -> str:
+    """Return the taint value for the cause of an incident, "other" for causes that are not a node's."""
+    return _CLASSES.get(cause, "other")
 
 
 def quarantine(node: NodeRecord, mark: Mark) -> tuple[Operations, Mark]:
@@ -40,7 +37,7 @@ def quarantine(node: NodeRecord, mark: Mark) -> tuple[Operations, Mark]:
             operations.append({"op": "add", "path": "/spec/unschedulable", "value": True})
         if not node.tainted:
             done.append("taint")
-            taint = {"key": names.TAINT, "value": reason_class(mark.reason), "effect": EFFECT}
+            taint = {"key": names.TAINT, "value": quarantine_class(mark.cause), "effect": EFFECT}
             if node.taints:
                 operations.append({"op": "add", "path": "/spec/taints/-", "value": taint})
             else:
@@ -49,7 +46,7 @@ def quarantine(node: NodeRecord, mark: Mark) -> tuple[Operations, Mark]:
     kept = earlier.set if earlier else ()
     complete = Mark(
         mark.mode, mark.job, mark.incident, mark.reason, mark.since,
-        tuple(one for one in ("cordon", "taint") if one in (*kept, *done)),
+        tuple(one for one in ("cordon", "taint") if one in (*kept, *done)), cause=mark.cause,
     )  # fmt: skip
     history = json.dumps([*history_of(node), round(mark.since, 3)][-HISTORY_KEPT:])
     operations += annotate(node, {names.QUARANTINE: complete.text(), names.QUARANTINE_HISTORY: history})

@@ -8,6 +8,7 @@ from typing import Final, Literal
 from megascale.core.api import FinishState
 from megascale_operator.kube.clock import stamp
 from megascale_operator.kube.resources import Obj
+from megascale_operator.reconcile.invalid_spec import INVALID, MAX_MESSAGE, SPEC_VALID
 from megascale_operator.reconcile.job import Job
 from megascale_operator.reconcile.plan import PlannedEvent
 from megascale_operator.reconcile.records import PodRecord
@@ -18,7 +19,6 @@ Status = Literal["True", "False", "Unknown"]
 DRIVER_SILENT_S: Final = 90.0
 """Condition Running is Unknown when the driver has not updated its status for this long. A healthy driver
 updates it at least every 45 s."""
-_MAX_MESSAGE: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,7 @@ def conditions_of(
         now: Unix seconds.
     """
     return [
+        _spec_valid(job),
         _slots_ready(job, phase, slots),
         _driver_ready(phase, driver),
         _running(job, phase, now),
@@ -59,6 +60,13 @@ def conditions_of(
         _ended("Complete", end, end is not None and end.state == FinishState.COMPLETED),
         _ended("Failed", end, end is not None and end.state != FinishState.COMPLETED),
     ]
+
+
+def _spec_valid(job: Job) -> Condition:
+    if job.invalid is None:
+        return Condition(SPEC_VALID, "True", "Valid")
+    used = f"; generation {job.generation} stays in use"
+    return Condition(SPEC_VALID, "False", INVALID, job.invalid.message[: MAX_MESSAGE - len(used)] + used)
 
 
 def _slots_ready(job: Job, phase: str, slots: SlotsPlan) -> Condition:
@@ -75,7 +83,7 @@ def _slots_ready(job: Job, phase: str, slots: SlotsPlan) -> Condition:
 def _driver_ready(phase: str, driver: PodRecord | None) -> Condition:
     if driver and driver.ready and driver.alive:
         return Condition("DriverReady", "True", "DriverRuns", f"pod {driver.name}")
-    if phase not in ("active", "deleting"):
+    if phase != "active":
         return Condition("DriverReady", "False", "NotNeeded", f"the job is {phase}")
     if driver is None:
         return Condition("DriverReady", "False", "NoPod", "there is no driver pod yet")
@@ -128,8 +136,6 @@ def state_of(job: Job, phase: str, conditions: list[Condition]) -> str:
         ("Complete", "Completed"), ("Failed", "Failed"), ("Suspended", "Suspended"),
         ("Recovering", "Recovering"), ("Running", "Running"),
     )  # fmt: skip
-    if phase == "deleting":
-        return "Deleting"
     if phase == "active" and job.spec.suspend:
         return "Suspending"
     for kind, word in by_condition:
@@ -147,18 +153,20 @@ def rendered(job: Job, conditions: list[Condition], now: float) -> list[Obj]:
 def _rendered(job: Job, condition: Condition, now: float) -> Obj:
     before = job.condition(condition.type)
     flipped = before.get("status") != condition.status
+    of_newest = condition.type == SPEC_VALID
     return {
         "type": condition.type,
         "status": condition.status,
         "reason": condition.reason,
-        "message": condition.message[:_MAX_MESSAGE],
-        "observedGeneration": job.generation,
+        "message": condition.message[:MAX_MESSAGE],
+        "observedGeneration": job.newest_generation if of_newest else job.generation,
         "lastTransitionTime": stamp(now) if flipped else before["lastTransitionTime"],
     }
 
 
-_WARNINGS: Final = (("Failed", "True"), ("Recovering", "True"), ("Running", "Unknown"))
+_WARNINGS: Final = ((SPEC_VALID, "False"), ("Failed", "True"), ("Recovering", "True"), ("Running", "Unknown"))
 _EVENT_REASONS: Final = (
+    (SPEC_VALID, "False", INVALID),
     ("SlotsReady", "True", "SlotsReady"),
     ("Running", "True", "Running"),
     ("Running", "Unknown", "DriverSilent"),
@@ -175,7 +183,8 @@ def transitions(job: Job, conditions: list[Condition]) -> list[PlannedEvent]:
     """Return one Event for each condition whose status changed to one listed in _EVENT_REASONS."""
     events = []
     for one in conditions:
-        before = job.condition(one.type).get("status", "False")
+        unset = "True" if one.type == SPEC_VALID else "False"
+        before = job.condition(one.type).get("status", unset)
         reason = next((word for kind, to, word in _EVENT_REASONS if (kind, to) == (one.type, one.status)), "")
         if before != one.status and reason:
             warning = (one.type, one.status) in _WARNINGS

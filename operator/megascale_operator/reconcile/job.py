@@ -11,6 +11,7 @@ from megascale.job.api import JobSpec, TrainingJob
 from megascale_operator.kube.clock import unix_s
 from megascale_operator.kube.resources import TRAINING_JOBS, Obj
 from megascale_operator.reconcile import names
+from megascale_operator.reconcile.invalid_spec import InvalidSpec
 
 FINAL_STATES: Final = tuple(FinishState)
 _MAX_REQUESTS: Final = 64
@@ -25,10 +26,13 @@ class Job:
     Attributes:
         obj: the object as read from the API server.
         manifest: the validated manifest with defaults.
+        invalid: why the newest spec is refused, None if it is valid. `obj["spec"]` and `manifest` are then
+            those of the last valid spec.
     """
 
     obj: Obj
     manifest: TrainingJob
+    invalid: InvalidSpec | None = None
 
     @property
     def name(self) -> str:
@@ -47,8 +51,14 @@ class Job:
         return self.manifest.spec
 
     @property
-    def generation(self) -> int:
+    def newest_generation(self) -> int:
+        """`metadata.generation`."""
         return int(self.obj["metadata"].get("generation", 0))
+
+    @property
+    def generation(self) -> int:
+        """The generation of the spec in use: the newest one, unless that is invalid."""
+        return self.invalid.last_valid if self.invalid else self.newest_generation
 
     @property
     def annotations(self) -> dict[str, str]:
@@ -130,6 +140,7 @@ class QuarantineRequest:
     node: str
     incident: str
     reason: str
+    cause: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +184,10 @@ def requests_of(job: Job) -> Requests:
             (str(one["pod"]), str(one.get("id", ""))) for one in _entries(stated, "restart", "pod")
         ),
         quarantine=tuple(
-            QuarantineRequest(str(one["node"]), str(one.get("incident", "")), str(one.get("reason", "")))
+            QuarantineRequest(
+                str(one["node"]),
+                *(str(one.get(key) or "") for key in ("incident", "reason", "cause")),
+            )
             for one in _entries(stated, "quarantine", "node")
         ),
     )

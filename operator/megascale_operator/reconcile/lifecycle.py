@@ -14,10 +14,12 @@ from megascale_operator.reconcile.job import FINAL_STATES, Job
 from megascale_operator.reconcile.observed import Observed
 from megascale_operator.reconcile.plan import Delete, DeletePods, Patch, Plan, PlannedEvent
 from megascale_operator.reconcile.records import PodRecord
+from megascale_operator.reconcile.status_write import status_write
 
-Phase = Literal["active", "suspended", "finished", "deleting"]
+Phase = Literal["active", "suspended", "finished"]
 
 _RESYNC_S: Final = 5.0
+_DELETING: Final = "Deleting"
 _PODS_GONE_S: Final = 180.0
 """After the save, how long to wait for the pods to go before the finalizer is removed. The garbage collector
 deletes the remaining pods by their owner references."""
@@ -32,8 +34,6 @@ _STOP_COMMAND: Final = {
 
 def phase_of(job: Job, pods: tuple[PodRecord, ...], now: float) -> Phase:
     """Return the job's phase. Only an active job has pods; a suspended or finished job's are deleted."""
-    if job.obj["metadata"].get("deletionTimestamp"):
-        return "deleting"
     if end_of(job, now):
         return "finished"
     if job.spec.suspend and (job.driver_suspended or not pods):
@@ -124,6 +124,8 @@ def expire(job: Job, plan: Plan, now: float) -> None:
 def delete(obj: Obj, pods: tuple[PodRecord, ...], now: float) -> Plan:
     """Plan the deletion of a job: wait for the save, delete the pods, remove the finalizer.
 
+    Until then `status.state` is Deleting.
+
     The spec need not be valid. The wait ends after deletionSaveSeconds, and at once with the force-delete
     annotation.
     """
@@ -137,11 +139,16 @@ def delete(obj: Obj, pods: tuple[PodRecord, ...], now: float) -> Plan:
     forced = (meta.get("annotations") or {}).get(names.FORCE_DELETE) == "true"
     state = ((obj.get("status") or {}).get("driver") or {}).get("state")
     drivers = [pod for pod in pods if pod.role == "driver" and pod.alive]
+    stated = (
+        [] if (obj.get("status") or {}).get("state") == _DELETING else [status_write(obj, state=_DELETING)]
+    )
     # If no driver ever reported a state, no step was trained and there is nothing to save.
     if drivers and not forced and state and state not in FINAL_STATES and since < save_s:
+        plan.add_step(*stated)
         plan.requeue_after(min(_RESYNC_S, save_s - since))
         return plan
     if pods and not forced and since < save_s + _PODS_GONE_S:
+        plan.add_step(*stated)
         if any(pod.alive for pod in pods):
             plan.add_step(DeletePods(meta["namespace"], names.pods_selector(meta["name"])))
         plan.requeue_after(_RESYNC_S)

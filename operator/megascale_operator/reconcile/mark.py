@@ -23,6 +23,7 @@ class Mark:
         job: namespace/name of the job that requested the quarantine.
         since: Unix seconds.
         set: what the operator set: cordon, taint, or both.
+        cause: of the incident, "" if it is not known.
         overridden: Unix seconds at which a release by a person was detected, 0 for none.
     """
 
@@ -33,6 +34,7 @@ class Mark:
     since: float
     set: tuple[str, ...] = ()
     overridden: float = 0.0
+    cause: str = ""
 
     def text(self) -> str:
         """Return the annotation's value (JSON)."""
@@ -40,6 +42,7 @@ class Mark:
             "mode": self.mode,
             "job": self.job,
             "incident": self.incident,
+            "cause": self.cause,
             "reason": self.reason[:_REASON],
             "since": round(self.since, 3),
             "set": list(self.set),
@@ -62,6 +65,7 @@ def mark_of(node: NodeRecord) -> Mark | None:
         since=_number(found, "since"),
         set=tuple(one for one in ("cordon", "taint") if one in _list(found, "set")),
         overridden=_number(found, "overridden"),
+        cause=_text(found, "cause"),
     )
 
 

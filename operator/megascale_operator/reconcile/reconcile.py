@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from megascale_operator.kube.clock import stamp
 from megascale_operator.kube.resources import CONFIG_MAPS, PODS, TRAINING_JOBS, Obj, Resource
-from megascale_operator.reconcile import lifecycle, maps, names
+from megascale_operator.reconcile import answers, lifecycle, maps, names
 from megascale_operator.reconcile.conditions import conditions_of, rendered, state_of, transitions
 from megascale_operator.reconcile.driver_pod import driver_pod
 from megascale_operator.reconcile.job import Job, requests_of
@@ -24,8 +23,7 @@ COUNTS_PERIOD_S: Final = 2.0
 """Changes of slot counts alone are written to the status at most this often."""
 _RESYNC_S: Final = 30.0
 _DRIVER_PAUSE_S: Final = 10.0
-_MAX_REFUSALS: Final = 20
-_MAX_QUARANTINED: Final = 64
+_MAX_AVOIDED: Final = 64
 _CHECKPOINTS_IN_PODS: Final = (
     "spec.checkpoint.uri is not set and the operator has no --checkpoint-root: checkpoints are stored in the "
     "pods and lost with them, so the job restarts from step 0 when it loses a node"
@@ -33,14 +31,12 @@ _CHECKPOINTS_IN_PODS: Final = (
 
 
 def reconcile(job: Job, observed: Observed, settings: Settings, now: float) -> Plan:
-    """Return the plan for a job; the caller has checked `spec.managedBy`.
+    """Return the plan for a job that is not being deleted; the caller has checked `spec.managedBy`.
 
     Args:
         now: Unix seconds.
     """
     phase = lifecycle.phase_of(job, observed.pods, now)
-    if phase == "deleting":
-        return lifecycle.delete(job.obj, observed.pods, now)
     plan = Plan()
     if names.FINALIZER not in (job.obj["metadata"].get("finalizers") or ()):
         plan.add_step(_add_finalizer(job))
@@ -206,11 +202,9 @@ def _update_status(
     operator = {
         "slots": {"wanted": slots.wanted, "bound": slots.bound, "ready": slots.ready},
         "driverPod": newest.name if newest else (job.status.get("operator") or {}).get("driverPod", ""),
-        "refusals": _refusals(job, [*slots.refusals, *observed.refused], now),
-        "quarantined": [
-            {"node": node, "incident": incident} for node, incident in observed.granted[:_MAX_QUARANTINED]
-        ],
-        "avoid": list(slots.avoid[:_MAX_QUARANTINED]),
+        "refusals": answers.refusals(job, [*slots.refusals, *observed.refused], observed.granted, now),
+        "quarantined": answers.grants(job, observed.granted, observed.refused, now),
+        "avoid": list(slots.avoid[:_MAX_AVOIDED]),
     }
     status = {
         "observedGeneration": job.generation,
@@ -237,13 +231,3 @@ def _without_slot_counts(status: Obj) -> Obj:
     conditions = [(one["type"], one["status"], one["reason"]) for one in status.get("conditions") or ()]
     rest = {key: value for key, value in status.items() if key != "nodes"}
     return {**rest, "operator": operator, "conditions": conditions}
-
-
-def _refusals(job: Job, wanted: list[Obj], now: float) -> list[Obj]:
-    """Return the refusals, each with the time at which it was first reported."""
-    known = (job.status.get("operator") or {}).get("refusals") or ()
-    found = []
-    for refusal in wanted[:_MAX_REFUSALS]:
-        same = next((one for one in known if all(one.get(key) == refusal[key] for key in refusal)), None)
-        found.append({**refusal, "time": same["time"] if same else stamp(now)})
-    return found

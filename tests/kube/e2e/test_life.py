@@ -80,7 +80,7 @@ def test_many_jobs_at_once(site: Site, namespace: str, count: int) -> None:
     eventually(lambda: len(site.api.get(pods)["items"]) == 4 * count or None, 2 * site.patience.usual_s)
     took = time.monotonic() - begin
     jobs = site.api.get(f"/apis/megascale.io/v1alpha1/namespaces/{namespace}/trainingjobs")["items"]
-    assert {len(one["status"]["conditions"]) for one in jobs} == {7}
+    assert {len(one["status"]["conditions"]) for one in jobs} == {8}
     assert site.operators["operator-a"].running
     print(f"{count} jobs, {4 * count} pods in {took:.1f} s")
     force = {"metadata": {"annotations": {"megascale.io/force-delete": "true"}}}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from megascale_operator.driver.commands import CommandWatcher, checkpoint_uri, manifest_of
+from megascale_operator.driver.commands import CommandWatcher, checkpoint_uri, manifest_of, starting_manifest
 from megascale_operator.kube.resources import Obj
 from megascale_operator.reconcile import names
 
@@ -75,7 +75,8 @@ class Stage:
     def __init__(self, job: Obj, uri: str = "") -> None:
         self.driver, self.fleet, self.status = Driver(), Fleet(), Status()
         any_: Any = cast(Any, self)
-        self.watcher = CommandWatcher(any_, "team", job, any_.fleet, any_.status, uri)
+        generation = job["metadata"]["generation"]
+        self.watcher = CommandWatcher(any_, "team", job, generation, any_.fleet, any_.status, uri)
 
     def take(self, job: Obj) -> None:
         self.watcher.take(cast(Any, self.driver), job)
@@ -107,8 +108,11 @@ def test_a_spec_that_is_not_good_is_said_and_not_tried_again(error: str) -> None
     stage.take(bad)
     (alert,) = stage.driver.alerts
     assert alert.startswith("generation 2 of the spec is not good and not used: ")
-    assert stage.status.generation == 2
+    assert stage.status.generation == 1, "the generation in use"
     assert stage.driver.specs == []
+    stage.driver.raises = None
+    stage.take(job_object(3, steps=20))
+    assert (stage.status.generation, len(stage.driver.specs)) == (3, 1)
 
 
 def test_checkpoints_go_where_the_slots_put_them(tmp_path: Path) -> None:
@@ -127,6 +131,18 @@ def test_checkpoints_go_where_the_slots_put_them(tmp_path: Path) -> None:
     assert checkpoint_uri(path) == ""
     path.write_text(json.dumps(named))
     assert checkpoint_uri(path) == "/mine"
+
+
+def test_a_driver_starts_with_the_last_valid_spec(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    bad = job_object(5, steps=0, status={"observedGeneration": 4})
+    with pytest.raises(ManifestError):
+        starting_manifest(bad, path)
+    path.write_text(json.dumps(job_object(steps=30)))
+    manifest, generation = starting_manifest(bad, path)
+    assert (manifest.spec.steps, generation) == (30, 4)
+    manifest, generation = starting_manifest(job_object(5, steps=40), path)
+    assert (manifest.spec.steps, generation) == (40, 5)
 
 
 def test_an_order_is_given_once_and_answered_in_few_letters() -> None:

@@ -12,8 +12,9 @@ from megascale_operator.driver.fleet import KubernetesFleet
 from megascale_operator.driver.slots import Gone, Slot, Slots
 
 from megascale.core.contract.policy import Policy
+from megascale.core.contract.vocabulary import Cause
 from megascale.core.machine import Core
-from megascale.core.state.record import Exclusion, Node, NodeStatus
+from megascale.core.state.record import Exclusion, Incident, Node, NodeStatus
 from megascale.driver.links import AgentLink, Links
 from megascale.fleet.base import FleetRefusedError, Health, SlotEvent
 
@@ -254,13 +255,16 @@ def test_a_quarantine_is_granted_or_refused_by_the_operator(monkeypatch: pytest.
     stage = Stage(slot(0))
 
     async def scenario() -> None:
+        stage.driver.core.record.incident = Incident("i-1", Cause.HARDWARE, "XID 79")
         asking = asyncio.create_task(stage.fleet.quarantine("n0", "i-1"))
         await asyncio.sleep(0)
-        assert stage.fleet.requests()["quarantine"] == [{"node": "n0", "incident": "i-1", "reason": ""}]
-        stage.fleet.take_answers({"quarantined": [{"node": "n7"}]})
+        request = {"node": "n0", "incident": "i-1", "cause": "hardware", "reason": "XID 79"}
+        assert stage.fleet.requests()["quarantine"] == [request]
+        earlier = [{"node": "n7", "incident": "i-1"}, {"node": "n0", "incident": "i-0"}]
+        stage.fleet.take_answers({"quarantined": earlier})
         await asyncio.sleep(0)
         assert not asking.done()
-        stage.fleet.take_answers({"quarantined": [{"node": "n0"}]})
+        stage.fleet.take_answers({"quarantined": [*earlier, {"node": "n0", "incident": "i-1"}]})
         await asking
         assert stage.fleet.requests()["quarantine"] == []
         others = [

@@ -103,7 +103,11 @@ def test_what_is_known_of_a_job_is_told(
     code, out, _ = tell("logs", NAME)
     assert code == 0
     assert "Traceback (most recent call last)" in out
-    assert "logs/attempt-2/rank-3.log" in out
+    assert f"whole log: {known_job.folder / 'store'}/logs/attempt-2/rank-3.log" in out
+    manifest = json.dumps({"spec": {"checkpoint": {"uri": "/mnt/checkpoints/q"}}})
+    known_job.api.merge(known_job.map_path(names.job_map(NAME)), {"data": {"job.yaml": manifest}})
+    _, out, _ = tell("logs", NAME)
+    assert "whole log: /mnt/checkpoints/q/logs/attempt-2/rank-3.log" in out, "what the slots run counts"
 
 
 def test_thresholds_are_told_with_their_origin(
@@ -213,6 +217,33 @@ def test_orders_are_answered_by_the_driver(
     code, _, err = run(known_job, capsys, monkeypatch, "release", "worker-5")
     thread.join()
     assert (code, "no node 'worker-5'" in err) == (2, True)
+
+
+def test_a_command_that_is_not_answered_is_not_replaced(
+    known_job: KubeStage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = json.dumps({"id": "o-1", "command": "evict", "node": "worker-1", "by": "ann"})
+    known_job.api.merge(known_job.job_path, {"metadata": {"annotations": {names.COMMAND: order}}})
+    code, _, err = run(known_job, capsys, monkeypatch, "release", "worker-2")
+    assert code == 2
+    assert "has not answered the command 'evict worker-1' of ann (id o-1)" in err
+    assert f"kubectl annotate tj {NAME} -n {known_job.namespace} {names.COMMAND}-" in err
+    assert known_job.api.get(known_job.job_path)["metadata"]["annotations"][names.COMMAND] == order
+    monkeypatch.setattr("megascale_operator.plugin.commands._RESPONSE_TIMEOUT_S", 0.5)
+    answer = {"id": "o-1", "ok": True, "message": "accepted"}
+    known_job.api.merge(f"{known_job.job_path}/status", {"status": {"driver": {"lastCommand": answer}}})
+    code, _, err = run(known_job, capsys, monkeypatch, "release", "worker-2")
+    assert (code, "did not respond within 0.5 s" in err) == (3, True)
+    written = known_job.api.get(known_job.job_path)["metadata"]["annotations"][names.COMMAND]
+    assert json.loads(written)["node"] == "worker-2"
+
+
+def test_a_command_that_the_driver_would_ignore_is_not_sent(
+    known_job: KubeStage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, _, err = run(known_job, capsys, monkeypatch, "evict", "worker-1", "--reason", "é" * 1000)
+    assert (code, "--reason has 1000 characters" in err, "at most 4096" in err) == (2, True, True)
+    assert names.COMMAND not in (known_job.api.get(known_job.job_path)["metadata"].get("annotations") or {})
 
 
 def test_nobody_is_asked_once_the_job_has_ended(

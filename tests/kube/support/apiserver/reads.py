@@ -162,11 +162,11 @@ class _Watch:
                 if now >= bookmark_at:
                     bookmark_at = now + bookmark_s
                     if self._changed():
-                        yield self._bookmark()
+                        yield self._bookmark(position)
                 if not events:
                     await _wait(waiter, min(end, bookmark_at) - now)
             if bookmark_s and self._changed():
-                yield self._bookmark()
+                yield self._bookmark(position)
         except errors.ApiError as error:
             yield _line("ERROR", json.dumps(error.body()).encode())
         finally:
@@ -197,8 +197,10 @@ class _Watch:
             elif before:
                 yield _line("DELETED", self._render(_at(event)))
 
-    def _bookmark(self) -> bytes:
-        meta = {"resourceVersion": str(max(self._sent, self._store.version)), "creationTimestamp": None}
+    def _bookmark(self, position: int) -> bytes:
+        """Return a bookmark; a client that resumes from it gets the changes from `position` on."""
+        version = self._sent if self._log.read(position) else max(self._sent, self._store.version)
+        meta = {"resourceVersion": str(version), "creationTimestamp": None}
         obj = {"kind": self._resource.kind, "apiVersion": self._resource.api_version, "metadata": meta}
         return _line("BOOKMARK", json.dumps(obj).encode())
 
