@@ -164,10 +164,12 @@ def _wrap_chunks(
 
 
 def _inner_optimizer(parameters: Sequence[nn.Parameter], settings: Optimizer) -> AdamW:
-    """The optimizer over whole parameters; one-dimensional ones (norms) have no weight decay."""
+    """The optimizer over whole parameters; one-dimensional ones (norms) have no weight decay or trust ratio."""
+    matrices = [parameter for parameter in parameters if parameter.dim() > 1]
+    norms = [parameter for parameter in parameters if parameter.dim() <= 1]
     groups = [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+        {"params": matrices, "weight_decay": settings.weight_decay},
+        {"params": norms, "weight_decay": 0.0, "trust_ratio": False},
     ]
     return _OPTIMIZERS[settings.name](
         groups, lr=0.0, betas=(settings.beta1, settings.beta2), eps=settings.eps

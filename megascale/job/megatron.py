@@ -147,8 +147,9 @@ class Optimizer(Section):
     """The optimizer and its learning rate."""
 
     name: Literal["lamb", "adamw", "lion"] = "lamb"
-    """lamb: Adam with a trust ratio per parameter, for large batches (MegaScale 3.1); adamw: AdamW; lion: the
-    sign of a momentum, with half of Adam's state; it wants a smaller lr and a larger weightDecay."""
+    """lamb: Adam with a trust ratio per parameter, whatever the weightDecay, for large batches (MegaScale 3.1);
+    adamw: AdamW; lion: the sign of a momentum, with half of Adam's state; it wants a smaller lr and a larger
+    weightDecay."""
     lr: Annotated[float, Field(gt=0, le=100)] = 0.002
     """Highest learning rate, reached after the warm-up."""
     min_lr: Annotated[float, Field(ge=0, le=100)] = 0.0

@@ -6,8 +6,9 @@
 
 The trust ratio |w| / |u| is that of a whole parameter, while a rank holds only a flat range of it: tensor
 parallelism splits parameters, and the distributed optimizer splits the parts over data-parallel ranks. Each
-rank sums the squares of its ranges, and one all-reduce over both dimensions completes all norms of a step. As
-in the authors' code the ratio is 1 for parameters without weight decay (norms), and if a norm is 0.
+rank sums the squares of its ranges, and one all-reduce over both dimensions completes all norms of a step. The
+ratio does not depend on the weight decay. It is 1 if a norm is 0, and, as in the authors' code, for groups of
+layer norms and biases: those with `trust_ratio: False`.
 """
 
 from __future__ import annotations
@@ -112,9 +113,9 @@ class Lamb(AdamW):
         begin = 0
         for index, group in enumerate(batch):
             end = begin + len(group.parameters)
-            # Without weight decay the ratio is 1.
-            whole = torch.ones_like(ratios[begin:end])
-            own = whole if group.settings["weight_decay"] == 0.0 else ratios[begin:end]
+            own = ratios[begin:end]
+            if not group.settings.get("trust_ratio", True):
+                own = torch.ones_like(own)
             apply(index, group, own * group.settings["lr"])
             begin = end
         return loss
