@@ -129,6 +129,7 @@ def train(variant: Variant, samples: SampleStream, tokens: int) -> dict[str, Any
         data_rank=0,
         data_size=1,
         device=cpu,
+        vocab_size=shape.vocab_size,
     )
     steps = steps_of(variant, tokens)
     losses, begin = [], time.process_time()
@@ -140,7 +141,7 @@ def train(variant: Variant, samples: SampleStream, tokens: int) -> dict[str, Any
             peak=variant.lr,
             floor=0.0,
             warmup_steps=int(steps * WARM_UP),
-            total_steps=steps,
+            decay_steps=steps,
         )
         losses.append(stepper.update(lr, []).loss)
     return {

@@ -4,6 +4,7 @@ MegascaleError                 exit code 1
   InputError                   2: what the user gave is wrong
     ManifestError              2: a manifest, with one issue per wrong field
     DataError                  2: training data missing, too small, truncated
+  LoaderError                  1: the process that reads a node's data died
   UnreachableError             3: something needed does not answer
   JobFailedError               1: the job ended without completing
   FencedError                  1: a higher (term, attempt) exists; the holder must stop
@@ -65,6 +66,10 @@ class ManifestError(InputError):
 
 class DataError(InputError):
     """Training data is missing, too small or damaged."""
+
+
+class LoaderError(MegascaleError):
+    """The data loader of a node died, or does not run."""
 
 
 class UnreachableError(MegascaleError):

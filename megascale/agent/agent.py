@@ -37,6 +37,8 @@ _SAMPLE_S: Final = 0.05
 _SAVE_ON_ORPHAN_S: Final = 60.0
 _SHOWN_LINES: Final = 40
 _LEAST_KILL_S: Final = 1.0
+_IDS_READ_BYTES: Final = 16 << 30
+"""Pods start together: each reads at most this much of a token file that was never checked."""
 RESTART_ME: Final = 75
 """Exit code that asks the process or kubelet that started the agent to start it again."""
 
@@ -121,7 +123,9 @@ class Agent:
         if self._config.pod:
             from megascale.data.ensure import ensure_prepared
 
-            await asyncio.to_thread(ensure_prepared, megatron.data, megatron.model.vocab_size)
+            await asyncio.to_thread(
+                ensure_prepared, megatron.data, megatron.model.vocab_size, most_bytes=_IDS_READ_BYTES
+            )
         await self._zygote.ensure()
 
     async def _warm_up(self) -> None:

@@ -44,18 +44,23 @@ class _Read:
     copies: list[_Copy]
 
 
-def restore(store: CheckpointStore, commit: Commit, pieces: Sequence[Piece]) -> Restored:
+def restore(
+    store: CheckpointStore, commit: Commit, pieces: Sequence[Piece], manifest: Manifest | None = None
+) -> Restored:
     """Fill every piece from the commit; each rank calls it independently, with the pieces that it needs.
 
     Only boxes that overlap a piece are read, each once, and each is checked before it is copied. If this
     raises, some pieces may have been overwritten: restore them again from another commit.
+
+    Args:
+        manifest: the commit's, if the caller has read it.
 
     Raises:
         CheckpointCorruptError: a file is missing, cut short or has a wrong byte; names file and offset.
         InputError: the commit is of another model: it lacks a tensor, or has it with another shape or dtype.
         UnreachableError: the file system returns an error.
     """
-    manifest = store.manifest(commit)
+    manifest = manifest or store.manifest(commit)
     for file, reads in sorted(_plan(manifest, commit, pieces).items()):
         with ShardReader(store.storage, folder_of(commit), manifest.files[file], commit) as reader:
             for read in sorted(reads, key=lambda read: read.box.byte_offset):

@@ -166,6 +166,10 @@ class SnapshotFile:
         found = folded_crc(self.data(snapshot.index))
         if found != snapshot.data_crc:
             return f"tensors: checksum is {found:08x}, {snapshot.data_crc:08x} was written"
+        return self.state_damage(snapshot)
+
+    def state_damage(self, snapshot: Snapshot) -> str:
+        """As `damage`, of the JSON document only."""
         at = self._buffer_at(snapshot.index) + self.layout.padded_bytes
         found = zlib.crc32(self._view[at : at + snapshot.state_bytes])
         if found != snapshot.state_crc:
@@ -194,6 +198,16 @@ def held(files: Sequence[Path]) -> list[Commit]:
     """
     found = [{snapshot.commit for snapshot in _read(path)} for path in files]
     return sorted(set.intersection(*found), key=lambda c: (c.attempt, c.step)) if found else []
+
+
+def stored_state(path: Path, commit: Commit) -> Any:  # noqa: ANN401 - JSON values
+    """The JSON document of the snapshot of `commit` in a file; None if there is no such whole document."""
+    layout = _layout_of(path)
+    if layout is None:
+        return None
+    file = SnapshotFile._map(path, layout)  # noqa: SLF001 - of the class above
+    found = next((snapshot for snapshot in file.snapshots() if snapshot.commit == commit), None)
+    return file.state(found) if found is not None and not file.state_damage(found) else None
 
 
 def _read(path: Path) -> list[Snapshot]:

@@ -1,57 +1,135 @@
 """Blends several datasets by weight.
 
-A fixed schedule of 4,096 entries assigns sample i to the dataset of entry i modulo 4,096, and it is the next
-sample of that dataset in its own order. The index of that sample is computed directly from i, so the state of
-a blend is one index, as for a single dataset.
+A binary tree splits the samples of a job between the datasets. A node that is given n samples passes
+round(n * share) of them to its left child, where `share` is the left child's part of the node's weight, and
+the others to the right one. Both counts only grow with n, so every sample goes to exactly one dataset, each
+dataset is read in its own order without gaps, and which sample of which dataset sample i is follows from i
+alone. Shares are fractions, so any weight is exact: after any number of samples a dataset at depth d of the
+tree is at most d / 2 samples from its share.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import heapq
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from fractions import Fraction
+from itertools import count as numbers
 
 import numpy as np
 from numpy.typing import NDArray
 
 from megascale.data.samples import SampleStream
 
-_PERIOD: Final = 4096
+
+@dataclass(frozen=True, slots=True)
+class _Split:
+    """A node of the tree: the left child gets `numerator / denominator` of its samples."""
+
+    numerator: int
+    denominator: int
+    left: _Split | int
+    right: _Split | int
+
+    def to_left(self, count: int) -> int:
+        """How many of the first `count` samples go to the left child."""
+        return (2 * count * self.numerator + self.denominator) // (2 * self.denominator)
 
 
 @dataclass(frozen=True, slots=True)
-class BlendedStream:
-    """Samples of a blend; the interface of `SampleStream`.
+class Shares:
+    """Divides samples between datasets by weight; a dataset with weight 0 gets none."""
+
+    datasets: int
+    _root: _Split | int
+
+    @classmethod
+    def of(cls, weights: Sequence[float]) -> Shares:
+        """Build the tree, as Huffman does: the two lightest nodes are joined until one is left.
+
+        Raises:
+            ValueError: a negative weight, or none that is positive.
+        """
+        if not weights or min(weights) < 0 or max(weights) <= 0:
+            raise ValueError(f"weights {list(weights)}, expected none below 0 and one above")
+        order = numbers()
+        heap: list[tuple[Fraction, int, _Split | int]] = [
+            (Fraction(weight), next(order), dataset) for dataset, weight in enumerate(weights) if weight
+        ]
+        heapq.heapify(heap)
+        while len(heap) > 1:
+            right, left = heapq.heappop(heap), heapq.heappop(heap)
+            total = left[0] + right[0]
+            share = left[0] / total
+            node = _Split(share.numerator, share.denominator, left[2], right[2])
+            heapq.heappush(heap, (total, next(order), node))
+        return cls(len(weights), heap[0][2])
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """(dataset, how many samples it has given before) of sample `index`."""
+        node = self._root
+        while isinstance(node, _Split):
+            before = node.to_left(index)
+            if node.to_left(index + 1) > before:
+                node, index = node.left, before
+            else:
+                node, index = node.right, index - before
+        return node, index
+
+    def given(self, count: int) -> list[int]:
+        """How many of the first `count` samples each dataset gives."""
+        given = [0] * self.datasets
+        for dataset, share in _given(self._root, count):
+            given[dataset] = share
+        return given
+
+
+def _given(node: _Split | int, count: int) -> Iterator[tuple[int, int]]:
+    if isinstance(node, int):
+        yield node, count
+        return
+    left = node.to_left(count)
+    yield from _given(node.left, left)
+    yield from _given(node.right, count - left)
+
+
+@dataclass(frozen=True, slots=True)
+class Blend:
+    """The samples of a job, drawn from one or several datasets; implements `Samples`.
 
     Attributes:
         streams: the datasets.
-        schedule: int64 (4096,), the dataset of each entry. turns: int64 (4096,), earlier entries of the same.
-        counts: int64 (datasets,), entries of each dataset.
+        shares: which dataset gives each sample.
+        begin: the sample of the job at which the shares begin.
+        firsts: per dataset, the sample that it gives first.
     """
 
     streams: tuple[SampleStream, ...]
-    schedule: NDArray[np.int64]
-    turns: NDArray[np.int64]
-    counts: NDArray[np.int64]
+    shares: Shares
+    begin: int
+    firsts: tuple[int, ...]
 
     @classmethod
-    def of(cls, streams: Sequence[SampleStream], weights: Sequence[float]) -> BlendedStream:
-        """Blend streams; every dataset gets at least one entry, however small its weight.
+    def of(
+        cls,
+        streams: Sequence[SampleStream],
+        weights: Sequence[float],
+        *,
+        begin: int = 0,
+        firsts: Sequence[int] = (),
+    ) -> Blend:
+        """Blend streams from sample `begin` of the job on.
+
+        Args:
+            firsts: one per stream; () = each begins with its sample 0.
 
         Raises:
-            ValueError: no streams, another number of weights, or a weight that is not positive.
+            ValueError: another number of weights or firsts than streams, or weights that cannot be used.
         """
-        if not streams or len(streams) != len(weights) or min(weights) <= 0:
-            raise ValueError(f"{len(streams)} streams with weights {list(weights)}")
-        if len(streams) > _PERIOD:
-            raise ValueError(f"{len(streams)} datasets, at most {_PERIOD} can be blended")
-        counts = _entry_counts(np.asarray(weights, dtype=np.float64))
-        schedule = _spread(counts)
-        turns = np.empty(_PERIOD, dtype=np.int64)
-        for dataset in range(len(streams)):
-            entries = np.flatnonzero(schedule == dataset)
-            turns[entries] = np.arange(len(entries))
-        return cls(tuple(streams), schedule, turns, counts)
+        starts = tuple(firsts) or (0,) * len(streams)
+        if not len(streams) == len(weights) == len(starts):
+            raise ValueError(f"{len(streams)} streams, {len(weights)} weights, {len(starts)} firsts")
+        return cls(tuple(streams), Shares.of(weights), begin, starts)
 
     @property
     def sequence_length(self) -> int:
@@ -63,44 +141,36 @@ class BlendedStream:
         return sum(stream.samples_per_epoch for stream in self.streams)
 
     def locate(self, index: int) -> tuple[int, int]:
-        """(dataset, sample of that dataset) of sample `index`."""
-        round_, entry = divmod(index, _PERIOD)
-        dataset = int(self.schedule[entry])
-        return dataset, round_ * int(self.counts[dataset]) + int(self.turns[entry])
+        """(dataset, sample of that dataset) of sample `index`, which is `begin` or later."""
+        if index < self.begin:
+            raise ValueError(f"sample {index}, expected {self.begin}, where this blend begins, or later")
+        dataset, turn = self.shares.locate(index - self.begin)
+        return dataset, self.firsts[dataset] + turn
 
     def batch(self, first_index: int, count: int) -> NDArray[np.int64]:
         """Samples first_index .. first_index + count - 1, int64 (count, sequence_length + 1)."""
-        if first_index < 0 or count < 0:
-            raise ValueError(f"samples {first_index} to {first_index + count}, expected no negative numbers")
         out = np.empty((count, self.sequence_length + 1), dtype=np.int64)
-        for row in range(count):
-            dataset, index = self.locate(first_index + row)
-            out[row] = self.streams[dataset].batch(index, 1)[0]
+        for stream, first, rows in self._parts(first_index, count):
+            out[rows] = stream.batch(first, len(rows))
         return out
 
     def documents(self, first_index: int, count: int) -> NDArray[np.int32]:
-        """Document numbers of the inputs, int32 (count, sequence_length); see `SampleStream.documents`."""
-        out = np.empty((count, self.sequence_length), dtype=np.int32)
-        for row in range(count):
-            dataset, index = self.locate(first_index + row)
-            out[row] = self.streams[dataset].documents(index, 1)[0]
+        """Document numbers, int32 (count, sequence_length + 1); see `SampleStream.documents`."""
+        out = np.empty((count, self.sequence_length + 1), dtype=np.int32)
+        for stream, first, rows in self._parts(first_index, count):
+            out[rows] = stream.documents(first, len(rows))
         return out
 
+    def place(self, index: int, column: int) -> str:
+        """The file of token `column` of sample `index`, and its position there."""
+        dataset, sample = self.locate(index)
+        return self.streams[dataset].place(sample, column)
 
-def _entry_counts(weights: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Entries of each dataset in the schedule: at least one, proportional, by largest remainders."""
-    exact = weights / weights.sum() * _PERIOD
-    counts: NDArray[np.int64] = np.maximum(1, np.floor(exact)).astype(np.int64)
-    while counts.sum() > _PERIOD:
-        counts[np.argmax(counts)] -= 1
-    for dataset in np.argsort(-(exact - counts), kind="stable")[: _PERIOD - counts.sum()]:
-        counts[dataset] += 1
-    return counts
-
-
-def _spread(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The schedule, with the entries of each dataset evenly spaced: the j-th of c is near (j + 1/2) / c."""
-    ideal = np.concatenate([(np.arange(count) + 0.5) / count for count in counts])
-    owner = np.repeat(np.arange(len(counts)), counts)
-    spread: NDArray[np.int64] = owner[np.argsort(ideal, kind="stable")]
-    return spread
+    def _parts(self, first_index: int, count: int) -> Iterator[tuple[SampleStream, int, list[int]]]:
+        """(dataset, first of its consecutive samples, rows they go to) of a batch."""
+        found: dict[int, tuple[int, list[int]]] = {}
+        for row in range(count):
+            dataset, sample = self.locate(first_index + row)
+            found.setdefault(dataset, (sample, []))[1].append(row)
+        for dataset, (first, rows) in found.items():
+            yield self.streams[dataset], first, rows

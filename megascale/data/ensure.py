@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from megascale.data.ids import check_ids
 from megascale.data.indexed import bin_path, idx_path
 from megascale.data.parts import Recipe
+from megascale.data.position import Position
 from megascale.data.prepare import Notify, OnProgress, Prepared, describe, prepare
 from megascale.data.reading import open_samples
 from megascale.errors import DataError
@@ -18,11 +20,14 @@ def ensure_prepared(
     *,
     on_progress: OnProgress = lambda _done, _total: None,
     notify: Notify = lambda _line: None,
+    most_bytes: int | None = None,
 ) -> Prepared | None:
     """Make the data of a job if it is missing and `prepareFrom` has its sources; check that it can be read.
 
     Args:
         vocab_size: number of token ids of the model.
+        most_bytes: a larger token file that was never checked is not read for its ids now; ranks check what
+            they read in any case. None = there is no limit.
 
     Returns:
         The dataset that was made, or None if it existed.
@@ -39,10 +44,25 @@ def ensure_prepared(
             made = prepare(data.prepare_from, prefix, recipe=recipe, on_progress=on_progress, notify=notify)
         else:
             _check_sources(prefix, data.prepare_from, recipe)
-    for path, _ in data.datasets:
-        _check_vocabulary(Path(path), vocab_size)
-    open_samples(data, seed=0)
+    check_data(data, vocab_size, on_progress=on_progress, most_bytes=most_bytes)
     return made
+
+
+def check_data(
+    data: Data,
+    vocab_size: int,
+    *,
+    on_progress: OnProgress = lambda _done, _total: None,
+    most_bytes: int | None = None,
+) -> None:
+    """Check that a job can read its data, without making any; arguments as in `ensure_prepared`.
+
+    Raises:
+        DataError: the data is missing, damaged or too small, or has token ids beyond the model's vocabulary.
+    """
+    open_samples(data, Position.start(data, seed=0))
+    for path, _ in data.datasets:
+        check_ids(Path(path), vocab_size, on_progress, most_bytes=most_bytes)
 
 
 def _check_sources(prefix: Path, wanted: list[str], recipe: Recipe) -> None:
@@ -59,13 +79,4 @@ def _check_sources(prefix: Path, wanted: list[str], recipe: Recipe) -> None:
         raise DataError(
             f"{prefix}: was prepared with tokenizer {description.tokenizer}, but the manifest says"
             f" {recipe.tokenizer}; {advice}"
-        )
-
-
-def _check_vocabulary(prefix: Path, vocab_size: int) -> None:
-    description = describe(prefix)
-    if description is not None and description.vocab_size > vocab_size:
-        raise DataError(
-            f"{prefix}: has token ids up to {description.vocab_size - 1}, but model.vocabSize is"
-            f" {vocab_size}; use {description.vocab_size} or more"
         )

@@ -218,6 +218,22 @@ class IndexedTokens:
             raise DataError(f"{index}: offset {last}: {ends}")
 
 
+def token_count(prefix: Path) -> int:
+    """Number of tokens in `<prefix>.bin`, from its size and the header of the index only.
+
+    Raises:
+        DataError: a file is missing, or the index has no valid header.
+    """
+    index, tokens = idx_path(prefix), bin_path(prefix)
+    for path in (tokens, index):
+        if not path.is_file():
+            raise DataError(_missing(path, prefix))
+    with index.open("rb") as stream:
+        head = np.frombuffer(stream.read(_HEADER.size), dtype=np.uint8)
+    dtype, _, _ = _read_header(index, head)
+    return tokens.stat().st_size // dtype.itemsize
+
+
 def _read_header(index: Path, content: NDArray[np.uint8]) -> tuple[np.dtype[np.integer], int, int]:
     """The token type and the numbers of sequences and document borders."""
     if len(content) < _HEADER.size:

@@ -6,7 +6,7 @@ a socket and gets a response when its slot is ready; a request for s also releas
 on tmpfs that every rank maps for reading.
 
     slot   micro-batches x data ranks of this node x micro-batch rows of
-           tokens (sequence_length + 1) and, if requested, document numbers (sequence_length), int32
+           tokens (sequence_length + 1) and, if requested, their document numbers, int32
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from megascale.data.ramp import BatchSizes
 from megascale.data.reading import Samples
-from megascale.errors import DataError
+from megascale.errors import DataError, LoaderError
 from megascale.prctl import die_with_parent
 
 SLOTS: Final = 2
@@ -61,8 +61,7 @@ class NodeBatch:
 
     @property
     def slot_bytes(self) -> int:
-        values = self.sequence_length + 1 + (self.sequence_length if self.with_documents else 0)
-        return 4 * self.rows * values
+        return 4 * self.rows * (self.sequence_length + 1) * (2 if self.with_documents else 1)
 
     def pieces(self, step: int) -> Iterator[tuple[int, int]]:
         """(row in the slot, first sample) of each micro-batch of a step."""
@@ -88,10 +87,10 @@ class _Slots:
         return self._view(step, 0, shape)
 
     def documents(self, step: int) -> NDArray[np.int32]:
-        """Document numbers of `step`, (rows, sequence_length)."""
+        """Document numbers of the tokens of `step`, (rows, sequence_length + 1)."""
         batch = self._batch
-        skip = 4 * batch.rows * (batch.sequence_length + 1)
-        return self._view(step, skip, (batch.rows, batch.sequence_length))
+        shape = (batch.rows, batch.sequence_length + 1)
+        return self._view(step, 4 * batch.rows * shape[1], shape)
 
     def _view(self, step: int, skip: int, shape: tuple[int, int]) -> NDArray[np.int32]:
         at = (step % SLOTS) * self._batch.slot_bytes + skip
@@ -207,7 +206,7 @@ class NodeSamples:
         """Connect.
 
         Raises:
-            DataError: the loader does not run.
+            LoaderError: the loader does not run.
         """
         self._batch = batch
         self._rows: dict[int, int] = {}
@@ -217,19 +216,19 @@ class NodeSamples:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             self._socket.connect(str(_socket_path(prefix)))
         except OSError as error:
-            raise DataError(f"{prefix}: the node's data loader does not run: {error.strerror}") from error
+            raise LoaderError(f"{prefix}: the node's data loader does not run: {error.strerror}") from error
 
     def batch(self, first_index: int, count: int) -> NDArray[np.int64]:
         """Samples of one micro-batch of this node, int64 (micro_batch, sequence_length + 1).
 
         Raises:
-            ValueError: the samples are not a micro-batch of this node. DataError: the loader died.
+            ValueError: the samples are not a micro-batch of this node. LoaderError: the loader died.
         """
         step, row = self._find(first_index, count)
         return self._slots.tokens(step)[row : row + count].astype(np.int64)
 
     def documents(self, first_index: int, count: int) -> NDArray[np.int32]:
-        """Document numbers of the inputs, int32 (micro_batch, sequence_length).
+        """Document numbers of the tokens, int32 (micro_batch, sequence_length + 1).
 
         Raises:
             ValueError: the loader was started without document numbers.
@@ -265,7 +264,7 @@ class NodeSamples:
         except OSError:
             raw = b""
         if len(raw) != _STEP.size or _STEP.unpack(raw)[0] != step:
-            raise DataError(f"the node's data loader died before step {step}; see the log of local rank 0")
+            raise LoaderError(f"the node's data loader died before step {step}; see the log of local rank 0")
         self._step = step
 
 

@@ -26,6 +26,7 @@ class SampleStream:
         samples_per_epoch: windows in the data, each of which occurs once per epoch.
     """
 
+    prefix: Path
     sequence_length: int
     seed: int
     samples_per_epoch: int
@@ -47,7 +48,7 @@ class SampleStream:
                 f"{bin_path(prefix)}: holds {len(tokens)} tokens, but one sample takes sequenceLength + 1 ="
                 f" {sequence_length + 1}; prepare more text or lower sequenceLength"
             )
-        return cls(sequence_length, seed, samples, tokens, indexed.document_starts())
+        return cls(prefix, sequence_length, seed, samples, tokens, indexed.document_starts())
 
     @property
     def tokens_per_epoch(self) -> int:
@@ -73,16 +74,21 @@ class SampleStream:
         return out
 
     def documents(self, first_index: int, count: int) -> NDArray[np.int32]:
-        """The document of each input token, int32 (count, sequence_length), numbered from 0 in each sample.
+        """The document of each token, int32 (count, sequence_length + 1), numbered from 0 in each sample.
 
         Packed samples cross document borders; a token may attend only to tokens with its own number.
         """
-        out = np.zeros((count, self.sequence_length), dtype=np.int32)
+        out = np.zeros((count, self.sequence_length + 1), dtype=np.int32)
         for row, start in enumerate(self._starts(first_index, count)):
-            ends = np.asarray([start, start + self.sequence_length - 1]) * self._tokens.itemsize
+            ends = np.asarray([start, start + self.sequence_length]) * self._tokens.itemsize
             first, last = np.searchsorted(self._documents, ends, side="right").tolist()
             np.add.at(out[row], self._documents[first:last] // self._tokens.itemsize - start, 1)
         return np.cumsum(out, axis=1, dtype=np.int32)
+
+    def place(self, index: int, column: int) -> str:
+        """The file of token `column` of sample `index`, and its position there."""
+        token = self._starts(index, 1)[0] + column
+        return f"{bin_path(self.prefix)}: token {token} (byte {token * self._tokens.itemsize})"
 
     def _starts(self, first_index: int, count: int) -> list[int]:
         """Offset of each sample in the stream, in tokens."""

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
 import torch
+
+CONNECTIONS: Final = "CUDA_DEVICE_MAX_CONNECTIONS"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,25 @@ class Device:
         if precision == "auto":
             return torch.float32 if self.torch_device.type == "cpu" else torch.bfloat16
         return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+
+
+def order_launches(tensor: int) -> str | None:
+    """Have a GPU start kernels in the order in which they are launched; call it before CUDA is initialised.
+
+    megatron-core's tensor-parallel layers launch a collective and then the product that it overlaps with, and
+    rely on the collective starting first. With one hardware queue it does. A user's own value is kept.
+
+    Args:
+        tensor: tensor-parallel size.
+
+    Returns:
+        A line for the log; None if there is nothing to order.
+    """
+    if tensor == 1:
+        return None
+    value = os.environ.setdefault(CONNECTIONS, "1")
+    needed = "" if value == "1" else "; megatron-core expects 1 with tensor-parallel ranks"
+    return f"{CONNECTIONS}: {value}{needed}"
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from megascale.engine.stepper import Stepper, StepResult
 from megascale.model.flops import training_flops
 from megascale.observe.alerts import alert
 from megascale.observe.rankfile import Control, Phase, RankFile
-from megascale.optim.schedules import learning_rate
+from megascale.optim.schedules import scheduled_rate
 
 EXIT_COMPLETED: Final = 0
 EXIT_SAVED: Final = 76
@@ -158,7 +158,7 @@ class Loop:
         clock.data = time.monotonic() - clock.start
         self._stepper.forward_backward(batches)
         self._enter(Phase.OPTIMIZER, f"update {step}")
-        lr = self._learning_rate(step)
+        lr = scheduled_rate(step, self._plan.megatron.optimizer, self._plan.spec.steps)
         result = self._stepper.update(lr, self._votes())
         self._state.prefetch_parameters()
         clock.end = time.monotonic()
@@ -167,18 +167,6 @@ class Loop:
         self._publish(result, lr, clock)
         self._snapshot(clock)
         return result
-
-    def _learning_rate(self, step: int) -> float:
-        optimizer = self._plan.megatron.optimizer
-        return learning_rate(
-            step,
-            name=optimizer.schedule.name,
-            peak=optimizer.lr,
-            floor=optimizer.min_lr,
-            warmup_steps=optimizer.schedule.warmup_steps,
-            total_steps=self._plan.spec.steps,
-            decay_fraction=optimizer.schedule.decay_fraction,
-        )
 
     def _votes(self) -> list[float]:
         """[save, save and exit]: 1.0 in the first step after the agent has made that request."""

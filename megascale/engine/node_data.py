@@ -27,12 +27,13 @@ class NodeData:
             DataError: missing, damaged or too small.
         """
         data, ranks = plan.megatron.data, launch.local_world_size
+        self._data, self._position = data, plan.position
         self.shared = data.loader == "shared" or (data.loader == "auto" and ranks > 1)
         self._batch = _node_batch(launch, plan)
         self._prefix = loader_prefix(launch.run_dir, launch.node, launch.attempt)
         self._direct: Samples | None = None
         if not self.shared or launch.local_rank == 0:
-            self._direct = open_samples(data, plan.megatron.seed)
+            self._direct = open_samples(data, plan.position)
         if self.shared and self._direct is not None:
             first_step = launch.resume.step + 1 if launch.resume else 1
             start_loader(self._direct, self._batch, self._prefix, ranks, first_step=first_step)
@@ -41,11 +42,15 @@ class NodeData:
         """Samples of this rank.
 
         Raises:
-            DataError: the node's loader is not there.
+            LoaderError: the node's loader is not there.
         """
         if not self.shared and self._direct is not None:
             return self._direct
         return NodeSamples(self._batch, self._prefix)
+
+    def place(self, sample: int, column: int) -> str:
+        """The file of token `column` of a sample of the job, and its position there."""
+        return open_samples(self._data, self._position).place(sample, column)
 
 
 def _node_batch(launch: RankLaunch, plan: Plan) -> NodeBatch:
@@ -60,7 +65,7 @@ def _node_batch(launch: RankLaunch, plan: Plan) -> NodeBatch:
         micro_batch=data.micro_batch,
         data_ranks=tuple(sorted({own.data for own in coordinates})),
         data_size=plan.layout.data,
-        with_documents=plan.megatron.model.within_documents,
+        with_documents=plan.megatron.model.within_documents or not data.loss_across_documents,
     )
 
 

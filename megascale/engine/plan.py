@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from megascale.data.position import Position
 from megascale.data.ramp import BatchSizes
 from megascale.engine.context import RankLaunch
 from megascale.errors import InputError
@@ -22,24 +23,34 @@ class Plan:
         spec: the job's specification; megatron: its megatron runtime.
         shape: the model.
         layout: parallel sizes; the data-parallel size follows from the ranks of this launch.
+        batches: samples of each step.
+        started: where the job is in its data at the start of this attempt; None = not known yet.
     """
 
     spec: JobSpec
     megatron: Megatron
     shape: ModelShape
     layout: Layout
+    batches: BatchSizes
+    started: Position | None = None
+
+    def going_on(self, step: int, position: Position) -> Plan:
+        """This plan for a job that has completed `step` steps and reads on from `position`."""
+        return replace(self, batches=self.batches.going_on(step, position.next_sample), started=position)
 
     @property
-    def batches(self) -> BatchSizes:
-        """Samples of each step."""
-        data, ramp = self.megatron.data, self.megatron.data.batch_ramp
-        if ramp is None:
-            return BatchSizes.constant(data.global_batch)
-        return BatchSizes(data.global_batch, ramp.start, ramp.increment, ramp.every_steps)
+    def position(self) -> Position:
+        """Where the job is in its data at the start of this attempt; `going_on` sets it."""
+        assert self.started is not None, "going_on comes first"
+        return self.started
+
+    def position_after(self, step: int) -> Position:
+        """Where the job is in its data when `step` is complete."""
+        return self.position.at(self.batches.before(step + 1))
 
     def tokens_until(self, step: int) -> int:
         """Tokens that the job has used when `step` is complete."""
-        return self.batches.before(step + 1) * self.megatron.data.sequence_length
+        return self.position_after(step).tokens
 
 
 def make_plan(launch: RankLaunch) -> Plan:
@@ -66,11 +77,6 @@ def make_plan(launch: RankLaunch) -> Plan:
             f"x pipeline {parallel.pipeline} = {replica}"
         )
     shape = ModelShape.of(megatron.model)
-    if shape.padded_vocab_size % parallel.tensor:
-        raise InputError(
-            f"spec.runtime.megatron.parallelism.tensor is {parallel.tensor}, expected a divisor of the "
-            f"padded vocabulary {shape.padded_vocab_size}"
-        )
     layout = Layout(
         tensor=parallel.tensor,
         pipeline=parallel.pipeline,
@@ -78,4 +84,4 @@ def make_plan(launch: RankLaunch) -> Plan:
         interleave=parallel.interleave,
         sequence=parallel.sequence,
     )
-    return Plan(spec, megatron, shape, layout)
+    return Plan(spec, megatron, shape, layout, BatchSizes.of(megatron.data))

@@ -10,7 +10,7 @@ from torch import distributed
 from megascale.engine.affinity import bus_address, cores_beside, stay_on
 from megascale.engine.compiling import compile_chunks
 from megascale.engine.context import RankLaunch
-from megascale.engine.device import Device, open_device
+from megascale.engine.device import Device, open_device, order_launches
 from megascale.engine.feed import Feed
 from megascale.engine.groups import Groups, build_groups, connect
 from megascale.engine.loop import Loop
@@ -24,9 +24,11 @@ from megascale.engine.rng import seed_all
 from megascale.engine.saving import Checkpointer
 from megascale.engine.segments import segment_clock
 from megascale.engine.snapshots import Snapshots
+from megascale.engine.start import Start, find_start
 from megascale.engine.state import EngineState, build_engine
 from megascale.errors import CheckpointCorruptError
 from megascale.model.kernels import choose_backend
+from megascale.observe.alerts import alert
 from megascale.observe.rankfile import Phase, RankFile
 from megascale.observe.segments import SegmentRing, segments_path
 
@@ -43,11 +45,17 @@ def run_rank(launch: RankLaunch, rank_file: RankFile) -> int:
         InputError: the manifest, the data or the layout does not fit.
         CheckpointCorruptError: the checkpoint or snapshot to resume from is damaged.
     """
-    plan = make_plan(launch)
     rank_file.update(phase=Phase.STARTUP, pid=os.getpid())
     # Before ranks wait for each other, so that bad data fails every rank at once with a message of its own.
-    data = plan.megatron.data
+    start = find_start(launch, make_plan(launch))
+    plan, data = start.plan, start.plan.megatron.data
+    if launch.rank == 0:
+        for note in start.notes:
+            alert("resumeChanged", note)
     node_data = NodeData(launch, plan)
+    ordered = order_launches(plan.layout.tensor)
+    if ordered and launch.rank == 0:
+        print(ordered, flush=True)
     with open_device(launch.local_rank) as device:
         if device.torch_device.type == "cuda":
             print(stay_on(cores_beside(bus_address(device.torch_device))), flush=True)
@@ -57,8 +65,8 @@ def run_rank(launch: RankLaunch, rank_file: RankFile) -> int:
         state = _build(launch, plan, groups, device)
         at_point = points_of(plan.spec.faults, launch)
         checkpointer = Checkpointer(launch, plan, state, rank_file, at_point)
-        snapshots = Snapshots.open(launch, state) if launch.snapshot_folders else None
-        _resume(launch, checkpointer, snapshots)
+        snapshots = Snapshots.open(launch, state, plan) if launch.snapshot_folders else None
+        _resume(launch, start, checkpointer, snapshots)
         rank_file.update(loaded_at=time.monotonic(), step=state.step, tokens=plan.tokens_until(state.step))
         peak_flops = _peak_flops(launch, device)
         rank_file.update(peak_flops=peak_flops)
@@ -69,7 +77,10 @@ def run_rank(launch: RankLaunch, rank_file: RankFile) -> int:
             data_rank=groups.coordinates.data,
             data_size=groups.layout.data,
             device=device.torch_device,
+            vocab_size=plan.shape.vocab_size,
             within_documents=plan.megatron.model.within_documents,
+            loss_across_documents=data.loss_across_documents,
+            place=node_data.place,
         )
         ring = SegmentRing.create(
             segments_path(launch.rank_file), term=launch.term, attempt=launch.attempt, rank=launch.rank
@@ -93,11 +104,13 @@ def run_rank(launch: RankLaunch, rank_file: RankFile) -> int:
         return code
 
 
-def _resume(launch: RankLaunch, checkpointer: Checkpointer, snapshots: Snapshots | None) -> None:
+def _resume(
+    launch: RankLaunch, start: Start, checkpointer: Checkpointer, snapshots: Snapshots | None
+) -> None:
     if launch.resume is None:
         return
     if launch.tier == "durable":
-        checkpointer.resume(launch.resume)
+        checkpointer.resume(launch.resume, start.manifest)
     elif snapshots is not None:
         snapshots.resume(launch.resume)
     else:

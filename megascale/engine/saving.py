@@ -7,17 +7,23 @@ import time
 import torch
 from torch import distributed
 
-from megascale.checkpoint import CheckpointStore, restore, save
+from megascale.checkpoint import CheckpointStore, Manifest, restore, save
 from megascale.core.contract.lineage import Commit
 from megascale.engine.context import RankLaunch
 from megascale.engine.plan import Plan
 from megascale.engine.points import AtPoint
+from megascale.engine.resume import settings_of
 from megascale.engine.rng import restore_rng, rng_state
 from megascale.engine.sharded_state import owned_pieces, pieces
 from megascale.engine.state import EngineState
 from megascale.errors import CheckpointSaveError
 from megascale.observe.alerts import alert
 from megascale.observe.rankfile import RankFile
+
+
+def store_of(launch: RankLaunch, plan: Plan) -> CheckpointStore:
+    """The durable checkpoints of the job."""
+    return CheckpointStore(plan.spec.checkpoint.uri or launch.run_dir / "checkpoints")
 
 
 class Checkpointer:
@@ -36,18 +42,21 @@ class Checkpointer:
         self._state = state
         self._rank_file = rank_file
         self._at_point = at_point
-        self._store = CheckpointStore(plan.spec.checkpoint.uri or launch.run_dir / "checkpoints")
+        self._store = store_of(launch, plan)
 
-    def resume(self, commit: Commit) -> None:
+    def resume(self, commit: Commit, manifest: Manifest | None) -> None:
         """Continue exactly where `commit` was saved: parameters, moments, step and generators.
 
         The random generators are restored only if the commit was saved by the same number of ranks; otherwise
         they keep the seeds of a new run.
 
+        Args:
+            manifest: the commit's; None = it is read.
+
         Raises:
             CheckpointCorruptError: the checkpoint does not match its checksums.
         """
-        restored = restore(self._store, commit, pieces(self._state))
+        restored = restore(self._store, commit, pieces(self._state), manifest)
         self._state.inner.updates = int(restored.job_state["updates"])
         self._state.step = int(restored.job_state["step"])
         self._state.publish_masters()
@@ -62,6 +71,7 @@ class Checkpointer:
         start = time.monotonic()
         launch = self._launch
         layout = self._state.groups.layout
+        position = self._plan.position_after(step)
         try:
             save(
                 self._store,
@@ -72,7 +82,9 @@ class Checkpointer:
                 job_state={
                     "step": step,
                     "updates": self._state.inner.updates,
-                    "nextSample": self._plan.batches.before(step + 1),
+                    "nextSample": position.next_sample,
+                    "data": position.as_json(),
+                    "settings": settings_of(self._plan.megatron, self._plan.spec.steps),
                 },
                 rank_state={"rng": rng_state()},
                 layout={"tensor": layout.tensor, "pipeline": layout.pipeline, "data": layout.data},

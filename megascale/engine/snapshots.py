@@ -21,6 +21,7 @@ from megascale.checkpoint.snapshot_folders import SHARED_MEMORY, snapshot_file
 from megascale.core.contract.lineage import Commit, is_on_lineage
 from megascale.engine.cadence import SnapshotCadence
 from megascale.engine.context import RankLaunch
+from megascale.engine.plan import Plan
 from megascale.engine.rng import RngText, restore_rng
 from megascale.engine.sharded_state import pieces
 from megascale.engine.state import EngineState
@@ -41,8 +42,9 @@ class Snapshots:
         state: EngineState,
         file: SnapshotFile,
         held: list[Piece],
+        plan: Plan,
     ) -> None:
-        self._launch, self._state, self._file = launch, state, file
+        self._launch, self._state, self._file, self._plan = launch, state, file, plan
         self._live = [piece.tensor for piece in held]
         self._copies = [_views(file, index, self._live) for index in range(BUFFERS)]
         self._rng = RngText()
@@ -51,7 +53,7 @@ class Snapshots:
         self._forget_other_branches()
 
     @classmethod
-    def open(cls, launch: RankLaunch, state: EngineState) -> Snapshots | None:
+    def open(cls, launch: RankLaunch, state: EngineState, plan: Plan) -> Snapshots | None:
         """Open this rank's snapshot file, with snapshots of earlier attempts if it has any; collective.
 
         Returns:
@@ -64,7 +66,7 @@ class Snapshots:
         file = _open_file(launch, layout)
         has_file = torch.tensor([int(file is not None)], device=state.device)
         distributed.all_reduce(has_file, op=distributed.ReduceOp.MIN, group=state.groups.world)
-        return cls(launch, state, file, held) if file is not None and has_file.item() else None
+        return cls(launch, state, file, held, plan) if file is not None and has_file.item() else None
 
     def _forget_other_branches(self) -> None:
         """Invalidate snapshots that are not on the lineage of this attempt, which must never be restored.
@@ -128,7 +130,8 @@ class Snapshots:
         return time.monotonic() - start
 
     def _state_text(self, step: int) -> bytes:
-        head = json.dumps({"step": step, "updates": self._state.inner.updates})
+        position = self._plan.position_after(step).as_json()
+        head = json.dumps({"step": step, "updates": self._state.inner.updates, "data": position})
         return head[:-1].encode() + b', "rng": ' + self._rng.text() + b"}"
 
     def _settle(self) -> None:

@@ -164,7 +164,7 @@ def _wrap_chunks(
 
 
 def _inner_optimizer(parameters: Sequence[nn.Parameter], settings: Optimizer) -> AdamW:
-    """The optimizer over whole parameters; one-dimensional ones (norms) have no weight decay or trust ratio."""
+    """The optimizer over whole parameters; norms, of one dimension, have no weight decay or trust ratio."""
     matrices = [parameter for parameter in parameters if parameter.dim() > 1]
     norms = [parameter for parameter in parameters if parameter.dim() <= 1]
     groups = [
@@ -221,7 +221,7 @@ def build_engine(
         overlap: communication that overlaps compute. None = everything but parameter gathers, so that all
             ranks hold the same parameters after each step and not only from the next forward pass on.
     """
-    overlap = overlap or decide(Asked(parameter_gather=False, tensor=False), groups.layout)
+    overlap = overlap or decide(Asked(parameter_gather=False), groups.layout)
     config = transformer_config(
         shape,
         groups.layout,

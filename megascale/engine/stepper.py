@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,9 +23,9 @@ class StepResult:
     """The result of a step, the same on all ranks.
 
     Attributes:
-        loss: mean cross entropy per token of the global batch, before the update.
+        loss: mean cross entropy per counted prediction of the global batch, before the update.
         grad_norm: global L2 norm of the gradients, before clipping.
-        tokens: tokens in the global batch.
+        tokens: predictions of the global batch that the loss counts.
         applied: False if the loss or the norm was not finite, in which case nothing was updated.
         votes: sums over ranks of what each passed as `votes`.
     """
@@ -61,7 +62,7 @@ class Stepper:
         self._on_forward = on_forward
         self._on_backward = on_backward
         self._losses: list[Tensor] = []
-        self._forwards = 0
+        self._counted = self._forwards = 0
         layout = state.groups.layout
         self._run = get_forward_backward_func(
             layout.pipeline, layout.interleave if layout.interleave > 1 else None
@@ -87,7 +88,7 @@ class Stepper:
         for chunk in self._state.chunks:
             chunk.zero_grad_buffer()
         self._losses.clear()
-        self._forwards = 0
+        self._counted = self._forwards = 0
         chunks = len(self._state.chunks)
         iterators = [iter(batches) for _ in range(chunks)]
         self._run(
@@ -108,11 +109,18 @@ class Stepper:
         self._on_forward(micro_batch)
         output = model(batch.tokens, None, batch.borders, labels=batch.labels)
         output.register_hook(lambda _grad: self._on_backward(micro_batch))
-        return output, self._loss
+        return output, functools.partial(self._loss, batch)
 
-    def _loss(self, token_losses: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean over one micro-batch; megatron-core divides by the number of micro-batches."""
+    def _loss(self, batch: MicroBatch, token_losses: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean over one micro-batch; megatron-core divides by the number of micro-batches.
+
+        Predictions that do not count are zeros in the mean, so that all others weigh the same; `_update`
+        makes the gradient that of their mean.
+        """
+        if batch.counted is not None:
+            token_losses = torch.where(batch.counted, token_losses, 0.0)
         self._losses.append(token_losses.detach().sum(dtype=torch.float64))
+        self._counted += batch.predictions
         return token_losses.mean(), {}
 
     @torch.no_grad()
@@ -134,25 +142,31 @@ class Stepper:
         # All tensor-parallel ranks of the last stage have the same loss; one of them contributes it.
         has_loss = state.groups.coordinates.tensor == 0 and bool(self._losses)
         tokens = len(self._losses) * self._micro_batch * self._sequence_length if has_loss else 0
+        counted = self._counted if has_loss else 0
         # Filled on the device: copying single values from the host would synchronise once for each.
-        agreed = torch.zeros(3 + len(votes), dtype=torch.float64, device=state.device)
+        agreed = torch.zeros(4 + len(votes), dtype=torch.float64, device=state.device)
         if has_loss:
             agreed[0] = torch.stack(self._losses).sum()
         agreed[1] = square
-        for at, value in enumerate((tokens, *votes), start=2):
+        for at, value in enumerate((tokens, counted, *votes), start=2):
             agreed[at].fill_(value)
         with self._clock.within("allreduce"):
             distributed.all_reduce(agreed, group=state.groups.world)
-        total, squares, tokens_all, *votes_all = agreed.tolist()
-        loss, grad_norm = total / tokens_all, math.sqrt(squares) if squares >= 0 else math.nan
+        total, squares, tokens_all, counted_all, *votes_all = agreed.tolist()
+        # The gradients are of the sum of losses over all tokens; 1.0 exactly if every prediction counts.
+        scale = tokens_all / counted_all if counted_all else 1.0
+        loss = total / counted_all if counted_all else 0.0
+        grad_norm = scale * math.sqrt(squares) if squares >= 0 else math.nan
         applied = math.isfinite(loss) and math.isfinite(grad_norm)
         if applied:
             if 0.0 < self._clip_grad < grad_norm:
-                state.inner.scale_gradients(self._clip_grad / grad_norm)
+                scale *= self._clip_grad / grad_norm
+            if scale != 1.0:
+                state.inner.scale_gradients(scale)
             for group in state.inner.param_groups:
                 group["lr"] = lr
             optimizer.step_with_ready_grads()
-        return StepResult(loss, grad_norm, int(tokens_all), applied, votes_all)
+        return StepResult(loss, grad_norm, int(counted_all), applied, votes_all)
 
     def _local_square_norm(self) -> Tensor:
         """Sum of squares of this rank's gradients in fp64; each parameter counts on one rank only."""

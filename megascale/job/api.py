@@ -17,6 +17,7 @@ from megascale.job.base import (
 from megascale.job.data import BYTE_VOCAB_SIZE
 from megascale.job.describe import Place, explain
 from megascale.job.loader import from_mapping, parse_detection
+from megascale.job.megatron import VOCAB_MULTIPLE
 from megascale.job.presets import PRESETS
 from megascale.job.recovery import CAUSES
 from megascale.job.schema import MANAGER, JobSpec, TrainingJob
@@ -29,6 +30,7 @@ __all__ = [
     "OWN_FOLDERS",
     "OWN_PREFIX",
     "PRESETS",
+    "VOCAB_MULTIPLE",
     "Container",
     "JobSpec",
     "Label",

@@ -39,7 +39,8 @@ class Data(Section):
     path: Annotated[Text | None, Words("text", default="required without a blend")] = None
     """Prefix of the token files <path>.bin and <path>.idx, relative to the working directory."""
     blend: Annotated[list[BlendPart], Field(max_length=64)] = Field(default_factory=list)
-    """In place of path: several datasets, drawn from by weight. Weights hold within 1/4096, at any step."""
+    """In place of path: several datasets, drawn from by weight. At any step each has given its share of the
+    samples to within a few samples, however small its weight."""
     prepare_from: Annotated[list[Text], Field(max_length=256)] = Field(default_factory=list)
     """Made into <path> before the first launch when it is missing: files and folders of text or JSONL (also
     .gz, .zst), or python-stdlib (the Python sources on this machine)."""
@@ -60,6 +61,12 @@ class Data(Section):
     """Samples per step over all ranks; a multiple of microBatch x data-parallel size."""
     batch_ramp: BatchRamp | None = None
     """How the batch grows to globalBatch in the first steps; null = it is globalBatch from the first on."""
+    loss_across_documents: bool = False
+    """Count the prediction of a document's first token from the document before it in the loss; false: it is
+    left out."""
+    restart_order: bool = False
+    """When a resume finds another seed, another sequenceLength or other tokens in a dataset, begin the new
+    order of samples at its first sample, so that data is used again; false: refuse to resume."""
 
     @property
     def datasets(self) -> list[tuple[str, float]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 from pydantic.alias_generators import to_camel
@@ -11,6 +11,8 @@ from megascale.job.base import MAX_INT, Count, Natural, Problem, Section, Words,
 from megascale.job.data import BYTE_VOCAB_SIZE, Data
 from megascale.job.presets import PRESETS
 
+VOCAB_MULTIPLE: Final = 64
+"""The vocabulary is padded to a multiple of this under every layout, so that their losses are equal."""
 Ways = Annotated[int, Field(ge=1, le=100_000)]
 PositiveNumber = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -135,10 +137,13 @@ class Schedule(Section):
     """How the learning rate moves over the steps of the job."""
 
     name: Literal["cosine", "constant", "wsd"] = "cosine"
-    """cosine: from lr down to minLr at the last step; constant: lr throughout; wsd: lr, then straight down to
-    minLr over the last decayFraction of the steps."""
+    """cosine: from lr down to minLr at decaySteps; constant: lr throughout; wsd: lr, then straight down to
+    minLr over the last decayFraction of decaySteps."""
+    decay_steps: Annotated[Count | None, Words(default="spec.steps")] = None
+    """Step at which cosine and wsd reach minLr and stay there. Set it before a job is made longer: while it
+    is left out, another spec.steps bends the whole curve."""
     decay_fraction: Annotated[float, Field(ge=0, le=1)] = 0.2
-    """Part of the steps that wsd decays over."""
+    """Part of decaySteps that wsd decays over."""
     warmup_steps: Natural = 0
     """The rate rises linearly from 0 to lr over these steps."""
 
@@ -147,13 +152,13 @@ class Optimizer(Section):
     """The optimizer and its learning rate."""
 
     name: Literal["lamb", "adamw", "lion"] = "lamb"
-    """lamb: Adam with a trust ratio per parameter, whatever the weightDecay, for large batches (MegaScale 3.1);
+    """lamb: Adam with a trust ratio per parameter, at any weightDecay, for large batches (MegaScale 3.1);
     adamw: AdamW; lion: the sign of a momentum, with half of Adam's state; it wants a smaller lr and a larger
     weightDecay."""
     lr: Annotated[float, Field(gt=0, le=100)] = 0.002
     """Highest learning rate, reached after the warm-up."""
     min_lr: Annotated[float, Field(ge=0, le=100)] = 0.0
-    """Learning rate at the last step of a cosine or wsd schedule."""
+    """Learning rate at the end of a cosine or wsd schedule."""
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.01
     """Decoupled weight decay; norms and biases are left out."""
     beta1: Decay = 0.9
@@ -189,9 +194,10 @@ class Overlap(Section):
     """Gather updated parameters during the next forward pass, the first of them while its data loads."""
     pipeline: bool = True
     """Send and receive between stages while computing; needs interleave."""
-    tensor: bool = True
+    tensor: bool = False
     """Gather and reduce-scatter inside the parallel block's products, over symmetric memory; needs sequence
-    and tensor-parallel ranks whose GPUs read each other's memory (NVLink)."""
+    and tensor-parallel ranks whose GPUs read each other's memory (NVLink). Off by default: it has not been
+    run on GPUs."""
     bucket_size: Annotated[Count | None, Words(default="40 million, or 1 million x data-parallel size")] = (
         None
     )

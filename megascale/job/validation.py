@@ -10,7 +10,7 @@ from megascale.job.base import Problem
 from megascale.job.data import BYTE_TOKENIZER, BYTE_VOCAB_SIZE, Data
 from megascale.job.faults import Fault
 from megascale.job.log_rules import LogRule, named_rule_problem
-from megascale.job.megatron import Megatron, Model, Parallelism
+from megascale.job.megatron import VOCAB_MULTIPLE, Megatron, Model, Parallelism, Schedule
 from megascale.job.recovery import Override
 
 _MEGATRON: Final = ("runtime", "megatron")
@@ -58,12 +58,19 @@ def training_problems(size: Size, steps: int, megatron: Megatron) -> list[Proble
     problems = [*full, *(Problem((*_MEGATRON, *p.path), p.message, p.hint) for p in inside)]
     if not full:
         problems += _shrinking_problems(size, megatron)
-    schedule = megatron.optimizer.schedule
-    if schedule.warmup_steps > steps:
-        path = (*_MEGATRON, "optimizer", "schedule", "warmupSteps")
-        message = f"{schedule.warmup_steps} is more than spec.steps {steps}"
-        problems.append(Problem(path, message, "the warm-up would not end within the job"))
-    return problems
+    return problems + _schedule_problems(megatron.optimizer.schedule, steps)
+
+
+def _schedule_problems(schedule: Schedule, steps: int) -> list[Problem]:
+    """The warm-up against the steps of the job and of the decay."""
+    path, warm_up = (*_MEGATRON, "optimizer", "schedule", "warmupSteps"), schedule.warmup_steps
+    if warm_up > steps:
+        message = f"{warm_up} is more than spec.steps {steps}"
+        return [Problem(path, message, "the warm-up would not end within the job")]
+    if schedule.decay_steps is not None and warm_up > schedule.decay_steps:
+        message = f"{warm_up} is more than decaySteps {schedule.decay_steps}"
+        return [Problem(path, message, "the warm-up would not end before the decay does")]
+    return []
 
 
 def _shrinking_problems(size: Size, megatron: Megatron) -> list[Problem]:
@@ -237,7 +244,19 @@ def _layout_problems(megatron: Megatron) -> list[Problem]:
             ("model", "attentionHeads"), model.attention_heads, tensor, f"tensor {tensor}", same_share
         ),
         *_multiple(("model", "ffnHiddenSize"), model.ffn_hidden_size, tensor, f"tensor {tensor}", same_share),
+        *_vocabulary_problems(model, tensor),
     ]
+
+
+def _vocabulary_problems(model: Model, tensor: int) -> list[Problem]:
+    rows = -(-model.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+    if rows % tensor == 0:
+        return []
+    message = (
+        f"tensor is {tensor}, but vocabSize {model.vocab_size}, padded to {rows} rows, is not a multiple"
+    )
+    hint = f"make tensor a divisor of {rows}"
+    return [Problem(("parallelism", "tensor"), message, hint)]
 
 
 def _data_problems(megatron: Megatron) -> list[Problem]:

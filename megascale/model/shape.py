@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Final, Literal, Self
+from typing import Literal, Self
 
-if TYPE_CHECKING:
-    from megascale.job.megatron import Model
-
-VOCAB_MULTIPLE: Final = 64
-"""The vocabulary is padded to a multiple of this under every layout, so that their losses are equal."""
+from megascale.job.megatron import VOCAB_MULTIPLE, Model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,9 +60,14 @@ class ModelShape:
     def head_size(self) -> int:
         return self.hidden_size // self.attention_heads
 
+    @staticmethod
+    def padded(vocab_size: int) -> int:
+        """`vocab_size`, rounded up to a multiple of `VOCAB_MULTIPLE`."""
+        return -(-vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
     @property
     def padded_vocab_size(self) -> int:
-        return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+        return self.padded(self.vocab_size)
 
     def window_of(self, layer: int) -> int | None:
         """The window of a layer, counted from 0 over the whole model; None = all keys before a token."""

@@ -6,9 +6,9 @@
 
 The trust ratio |w| / |u| is that of a whole parameter, while a rank holds only a flat range of it: tensor
 parallelism splits parameters, and the distributed optimizer splits the parts over data-parallel ranks. Each
-rank sums the squares of its ranges, and one all-reduce over both dimensions completes all norms of a step. The
-ratio does not depend on the weight decay. It is 1 if a norm is 0, and, as in the authors' code, for groups of
-layer norms and biases: those with `trust_ratio: False`.
+rank sums the squares of its ranges, and one all-reduce over both dimensions completes all norms of a step.
+The ratio does not depend on the weight decay. It is 1 if a norm is 0, and, as in the authors' code, for layer
+norms and biases, which are in groups with `trust_ratio: False`.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from typing import Final
 
 from pydantic.alias_generators import to_camel
 
-from megascale.job.api import BYTE_VOCAB_SIZE, PRESETS
+from megascale.job.api import BYTE_VOCAB_SIZE, PRESETS, VOCAB_MULTIPLE
 from megascale_operator.crd.cel_rule import CelRule, either, implies, table
 
 
@@ -83,6 +83,7 @@ def megatron_rules() -> list[CelRule]:
     routed = implies(f"{model.experts} != 0 && {tensor} > 1", f"{layout}.sequence")
     small = "size(self.data.prepareFrom) > 0 && self.data.tokenizer == 'byte'"
     grouped = implies(f"({known}) && {model.kv_heads} != {model.heads}", f"{model.kv_heads} % {tensor} == 0")
+    padded = f"({model.vocabulary} + {VOCAB_MULTIPLE - 1}) / {VOCAB_MULTIPLE} * {VOCAB_MULTIPLE}"
     return [
         CelRule(
             routed, "experts over several tensor ranks need sequence parallelism", ".parallelism.sequence"
@@ -95,6 +96,11 @@ def megatron_rules() -> list[CelRule]:
         ),
         share(model.heads, "attentionHeads"),
         share(model.ffn, "ffnHiddenSize"),
+        CelRule(
+            f"{padded} % {tensor} == 0",
+            f"vocabSize, padded to a multiple of {VOCAB_MULTIPLE}, must be a multiple of tensor",
+            ".parallelism.tensor",
+        ),
         CelRule(
             implies(f"{layout}.sequence", f"self.data.sequenceLength % {tensor} == 0"),
             "with sequence parallelism sequenceLength must be a multiple of tensor",

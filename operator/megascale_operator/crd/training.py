@@ -95,6 +95,15 @@ def _spec_rules() -> list[CelRule]:
             ".runtime.megatron.optimizer.schedule.warmupSteps",
         ),
         CelRule(
+            implies(
+                f"has(self.runtime.megatron) && {schedule}.warmupSteps <= self.steps"
+                f" && has({schedule}.decaySteps)",
+                f"{schedule}.warmupSteps <= {schedule}.decaySteps",
+            ),
+            "warmupSteps must not be more than decaySteps",
+            ".runtime.megatron.optimizer.schedule.warmupSteps",
+        ),
+        CelRule(
             faults.format("!has(fault.rank) || fault.rank < self.nodes * self.ranksPerNode"),
             "rank of a fault must be less than nodes x ranksPerNode",
             ".faults",

@@ -13,7 +13,7 @@ from megascale.data.indexed import IndexedWriter, bin_path, idx_path
 from megascale.data.node_loader import NodeBatch, NodeSamples, _Loader, _memory_path, _Slots
 from megascale.data.ramp import BatchSizes
 from megascale.data.samples import SampleStream
-from megascale.errors import DataError
+from megascale.errors import LoaderError
 
 LOADER = """
 import os, sys
@@ -69,7 +69,7 @@ def test_every_rank_gets_its_samples_at_its_own_pace(stream: SampleStream, tmp_p
     assert sorted(path.name for path in tmp_path.glob("p.*")) == []
     first.close()
     assert process.wait(timeout=10) == 0
-    with pytest.raises(DataError, match="loader died before step 60"):
+    with pytest.raises(LoaderError, match="loader died before step 60"):
         compare(stream, second, 2, range(60, 63))
 
 
@@ -110,14 +110,14 @@ def test_samples_of_other_nodes_are_refused(stream: SampleStream, tmp_path: Path
 
 
 def test_a_missing_loader_is_said_so(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="data loader does not run: No such file"):
+    with pytest.raises(LoaderError, match="data loader does not run: No such file"):
         NodeSamples(BATCH, tmp_path / "p")
 
 
 def test_two_steps_fit_the_memory(stream: SampleStream, tmp_path: Path) -> None:
     process = start(tmp_path, ranks=1, first=1)
     steps, value_bytes, rows = 2, 4, 3 * 2 * 2
-    assert (tmp_path / "p.data").stat().st_size == steps * value_bytes * rows * (9 + 8)
+    assert (tmp_path / "p.data").stat().st_size == steps * value_bytes * rows * (9 + 9)
     samples = NodeSamples(BATCH, tmp_path / "p")
     samples.close()
     process.wait(timeout=10)

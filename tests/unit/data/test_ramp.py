@@ -25,6 +25,16 @@ def test_steps_use_consecutive_samples(
         used += sizes.at(step)
 
 
+@given(start=st.integers(1, 9), levels=st.integers(0, 3), step=st.integers(0, 40), used=st.integers(0, 500))
+def test_changed_sizes_go_on_where_the_samples_stopped(start: int, levels: int, step: int, used: int) -> None:
+    sizes = BatchSizes(start + 2 * levels, start, 2 if levels else 0, 3).going_on(step, used)
+    for later in range(step + 1, step + 20):
+        assert sizes.before(later) == used
+        assert {sizes.step_of(sample) for sample in range(used, used + sizes.at(later))} == {later}
+        used += sizes.at(later)
+    assert sizes.going_on(step + 19, used) == sizes
+
+
 def test_without_a_ramp_all_steps_are_alike() -> None:
     sizes = BatchSizes.constant(6)
     assert [sizes.at(step) for step in (1, 2, 99)] == [6, 6, 6]

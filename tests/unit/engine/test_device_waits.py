@@ -92,6 +92,7 @@ def step(device: Device) -> Callable[[str], Callable[[int], None]]:
             data_rank=0,
             data_size=1,
             device=device.torch_device,
+            vocab_size=257,
         )
 
         def run(number: int) -> None:

@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megascale.optim.schedules import learning_rate
+from megascale.job.megatron import Optimizer
+from megascale.optim.schedules import learning_rate, scheduled_rate
 
 
 def rate(step: int, name: str, **changes: Any) -> float:
-    settings: dict[str, Any] = {"peak": 1.0, "floor": 0.1, "warmup_steps": 10, "total_steps": 110}
+    settings: dict[str, Any] = {"peak": 1.0, "floor": 0.1, "warmup_steps": 10, "decay_steps": 110}
     return learning_rate(step, name=name, **(settings | changes))  # type: ignore[arg-type]
 
 
@@ -33,7 +34,7 @@ def test_wsd_falls_at_the_end_only() -> None:
     assert rate(500, "wsd") == pytest.approx(0.1)
     # A decay over all steps begins where the warm-up ends.
     assert rate(11, "wsd", decay_fraction=1.0) == pytest.approx(0.1 + 0.9 * 99 / 100)
-    assert rate(110, "wsd", decay_fraction=0.0) == 1.0
+    assert [rate(step, "wsd", decay_fraction=0.0) for step in (110, 111)] == [1.0, 0.1]
 
 
 def test_without_warm_up_the_first_step_is_near_the_peak() -> None:
@@ -48,3 +49,11 @@ def test_after_warm_up_it_never_rises_and_stays_between_floor_and_peak(step: int
 def test_an_unknown_schedule_is_refused() -> None:
     with pytest.raises(ValueError, match="'linear'"):
         rate(50, "linear")
+
+
+def test_a_longer_job_keeps_its_curve_if_it_names_the_steps_of_the_decay() -> None:
+    bent = Optimizer.model_validate({"lr": 1.0})
+    kept = Optimizer.model_validate({"lr": 1.0, "schedule": {"decaySteps": 100}})
+    curve = [scheduled_rate(step, bent, 100) for step in range(1, 201)]
+    assert [scheduled_rate(step, kept, 200) for step in range(1, 201)] == curve
+    assert scheduled_rate(100, bent, 200) == pytest.approx(0.5)
