@@ -3,6 +3,7 @@
 MegascaleError                 exit code 1
   InputError                   2: what the user gave is wrong
     ManifestError              2: a manifest, with one issue per wrong field
+    SettingsError              2: the manifest does not fit the checkpoint or the data; no restart helps
     DataError                  2: training data missing, too small, truncated
   LoaderError                  1: the process that reads a node's data died
   UnreachableError             3: something needed does not answer
@@ -62,6 +63,10 @@ class ManifestError(InputError):
     def __init__(self, issues: list[ManifestIssue]) -> None:
         super().__init__("\n".join(str(issue) for issue in issues))
         self.issues = issues
+
+
+class SettingsError(InputError):
+    """The manifest does not fit the checkpoint, the data or the ranks; it is refused on every node."""
 
 
 class DataError(InputError):

@@ -14,7 +14,7 @@ from megascale.checkpoint.pieces import Piece
 from megascale.checkpoint.shards import ShardReader
 from megascale.checkpoint.store import CheckpointStore, folder_of
 from megascale.core.contract.lineage import Commit
-from megascale.errors import CheckpointCorruptError, InputError
+from megascale.errors import CheckpointCorruptError, SettingsError
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def restore(
 
     Raises:
         CheckpointCorruptError: a file is missing, cut short or has a wrong byte; names file and offset.
-        InputError: the commit is of another model: it lacks a tensor, or has it with another shape or dtype.
+        SettingsError: it is of another model: it lacks a tensor, or has it with another shape or dtype.
         UnreachableError: the file system returns an error.
     """
     manifest = manifest or store.manifest(commit)
@@ -103,10 +103,10 @@ def _check_same_tensor(manifest: Manifest, commit: Commit, wanted: Sequence[Piec
     where = f"checkpoint of step {commit.step} (attempt {commit.attempt})"
     advice = "it was saved by another model; check spec.runtime.megatron.model or start with another name"
     if stored is None:
-        raise InputError(f"{where} has no tensor {wanted[0].name!r}: {advice}")
+        raise SettingsError(f"{where} has no tensor {wanted[0].name!r}: {advice}")
     for piece in wanted:
         if (stored.shape, stored.dtype) != (piece.global_shape, piece.dtype_name):
-            raise InputError(
+            raise SettingsError(
                 f"{where}: {piece.name!r} is {stored.dtype} {stored.shape},"
                 f" this job needs {piece.dtype_name} {piece.global_shape}: {advice}"
             )

@@ -24,15 +24,30 @@ _OBVIOUS = {"text", "true or false", "a list", "a mapping"}
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
-@app.command(epilog="Example: megascale job validate examples/quickstart.yaml")
+@app.command(
+    epilog="Examples: megascale job validate examples/quickstart.yaml | "
+    "megascale job validate job.yaml --here"
+)
 def validate(
     files: Annotated[
         list[str], typer.Argument(metavar="FILE...", help="Manifests in YAML or JSON; - is stdin.")
     ],
+    here: Annotated[
+        bool,
+        typer.Option(
+            "--here", help="Also check data, program, checkpoint, devices and memory of this machine."
+        ),
+    ] = False,
+    runs: Annotated[Path, typer.Option("--runs", help="Folder that holds runs/<job>/, for --here.")] = Path(
+        "runs"
+    ),
     as_json: JsonFlag = False,
 ) -> None:
-    """Check manifests; nothing is started. Exit code 2 if one is wrong."""
-    reports = [_check(file) for file in files]
+    """Check manifests; nothing is started. Exit code 2 if one is wrong.
+
+    With --here it also says what it could not check.
+    """
+    reports = [_check(file, runs if here else None) for file in files]
     if as_json:
         document = {"valid": not any(report["issues"] for report in reports), "files": reports}
         typer.echo(json.dumps(document, indent=2))
@@ -72,8 +87,8 @@ def explain(
         _print_explained(explained)
 
 
-def _check(file: str) -> dict[str, Any]:
-    """Result for one file: `file`, `valid`, `summary`, `issues`."""
+def _check(file: str, runs: Path | None) -> dict[str, Any]:
+    """Result for one file: `file`, `valid`, `summary`, `issues`, and with `runs` what was found `here`."""
     from megascale.job import load_job, parse_job
 
     name = "stdin" if file == "-" else file
@@ -82,12 +97,34 @@ def _check(file: str) -> dict[str, Any]:
     except ManifestError as error:
         issues = [dataclasses.asdict(issue) for issue in error.issues]
         return {"file": name, "valid": False, "summary": None, "issues": issues}
-    return {"file": name, "valid": True, "summary": _summary(job), "issues": []}
+    report = {"file": name, "valid": True, "summary": _summary(job), "issues": []}
+    return report if runs is None else report | _inspect(job, runs)
+
+
+def _inspect(job: TrainingJob, runs: Path) -> dict[str, Any]:
+    """`valid`, `issues` and `here` of a job whose manifest is right."""
+    from megascale.cli.data import progress_bar
+    from megascale.cli.here import inspect
+    from megascale.observe.rundir import RunDir
+
+    with progress_bar("reading token ids") as on_progress:
+        found = inspect(job, RunDir(runs / job.metadata.name), on_progress)
+    here = {"notes": found.notes, "checked": found.checked, "notChecked": found.not_checked}
+    return {
+        "valid": not found.issues,
+        "issues": [dataclasses.asdict(issue) for issue in found.issues],
+        "here": here,
+    }
 
 
 def _print_report(report: dict[str, Any]) -> None:
     if report["valid"]:
         typer.echo(f"{report['file']}: valid: {report['summary']}")
+    here = report.get("here", {})
+    for key, title in (("notes", "note"), ("checked", "checked"), ("notChecked", "not checked")):
+        for line in here.get(key, ()):
+            typer.echo(f"  {title}: {line}")
+    if report["valid"]:
         return
     for issue in report["issues"]:
         typer.echo(str(ManifestIssue(**issue)), err=True)

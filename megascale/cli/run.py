@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import shutil
 import socket
 import sys
@@ -117,25 +116,35 @@ def _end(summary: dict[str, Any], *, as_json: bool) -> None:
 
 def _prepare(rundir: RunDir, job: TrainingJob, view: View, *, fresh: bool) -> None:
     """Everything that can be wrong is found before a process is started."""
-    from megascale.agent.command import program_of, search_path
+    from megascale.cli.here import check_program, check_settings
     from megascale.cli.run_folder import empty
     from megascale.driver.record import read_record
     from megascale.job import resolved_yaml
     from megascale.observe.rundir import write_atomically
 
-    command = job.spec.runtime.command
-    if command is not None:
-        program_of(command.args, search_path(os.environ | command.env))
+    check_program(job.spec)
+    check_settings(job.spec)
     if fresh:
         empty(rundir, job.metadata.name)
     try:
         read_record(rundir)
         _check_space(rundir.root)
         _prepare_data(job, view)
+        _note_resume(job, rundir, view)
         write_atomically(rundir.job_file, resolved_yaml(job))
     except OSError as error:
         raise InputError(f"cannot write to {error.filename or rundir.root}: {error.strerror}") from error
     _check_loopback()
+
+
+def _note_resume(job: TrainingJob, rundir: RunDir, view: View) -> None:
+    from megascale.cli.here import check_resume
+
+    resumed = check_resume(job, rundir)
+    if resumed is not None:
+        commit, notes = resumed
+        for note in notes:
+            view.note(f"resuming from step {commit.step}: {note}")
 
 
 def _apply_changes(rundir: RunDir, job: TrainingJob, view: View) -> None:

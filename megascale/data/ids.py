@@ -71,7 +71,8 @@ def check_ids(
     raise DataError(
         f"{bin_path(prefix)}: token {at} (byte {at * tokens.itemsize}) has id {tokens[at]}, but"
         f" spec.runtime.megatron.model.vocabSize is {vocab_size}: ids must be 0 to {vocab_size - 1}; the"
-        f" ids of this file are {found.least} to {found.largest}: {cure}, or prepare it with the model's tokenizer"
+        f" ids of this file are {found.least} to {found.largest}: {cure}, or prepare it with the model's"
+        " tokenizer"
     )
 
 

@@ -15,7 +15,7 @@ from typing import Any, Final, Self
 
 from megascale.data.blend import Shares
 from megascale.data.indexed import token_count
-from megascale.errors import DataError, InputError
+from megascale.errors import DataError, SettingsError
 from megascale.job.data import Data
 
 _KEPT: Final = 128
@@ -127,11 +127,11 @@ def go_on(stored: Position, wanted: Position, *, restart_order: bool) -> tuple[P
         The position, and what a person should know about it, one sentence each.
 
     Raises:
-        InputError: samples of the new order cannot be told apart from those that were used.
+        SettingsError: samples of the new order cannot be told apart from those that were used.
     """
     obstacles = _obstacles(stored, wanted)
     if obstacles and not restart_order:
-        raise InputError(
+        raise SettingsError(
             f"{'; '.join(obstacles)}: which samples were used already cannot be told in the new order; change"
             f" it back, or set {_FIELD}.data.restartOrder to true: then the new order begins at its first"
             " sample, and data is used again"

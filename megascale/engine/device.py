@@ -28,10 +28,15 @@ class Device:
     name: str
 
     def dtype(self, precision: str) -> torch.dtype:
-        """The type of parameters and activations for a manifest's precision "auto", "fp32" or "bf16"."""
-        if precision == "auto":
-            return torch.float32 if self.torch_device.type == "cpu" else torch.bfloat16
-        return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+        """As `dtype_of`, on this device."""
+        return dtype_of(precision, self.torch_device)
+
+
+def dtype_of(precision: str, device: torch.device) -> torch.dtype:
+    """The type of parameters and activations for a manifest's precision "auto", "fp32" or "bf16"."""
+    if precision == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
 
 
 def order_launches(tensor: int) -> str | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from megascale.data.ramp import BatchSizes
 from megascale.data.reading import Samples
-from megascale.errors import InputError
+from megascale.errors import SettingsError
 
 
 class MicroBatch(NamedTuple):
@@ -84,7 +84,7 @@ class Feed:
         """The micro-batches of `step` (1-based).
 
         Raises:
-            InputError: a token id that the model does not know; names file, position and `vocabSize`.
+            SettingsError: a token id that the model does not know; names file, position and `vocabSize`.
         """
         first = self._batches.before(step)
         loaded = []
@@ -113,7 +113,7 @@ class Feed:
         if least >= 0 and largest < self._vocab_size:
             return
         row, column = np.argwhere((values < 0) | (values >= self._vocab_size))[0].tolist()
-        raise InputError(
+        raise SettingsError(
             f"{self._place(start + row, column)} has id {values[row, column]}, but"
             f" spec.runtime.megatron.model.vocabSize is {self._vocab_size}: ids must be 0 to"
             f" {self._vocab_size - 1}; set vocabSize to more than the largest id, or prepare the data"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from megascale.data.position import Position
 from megascale.data.ramp import BatchSizes
 from megascale.engine.context import RankLaunch
-from megascale.errors import InputError
+from megascale.errors import SettingsError
 from megascale.job import from_mapping
 from megascale.job.megatron import Megatron
 from megascale.job.schema import JobSpec
@@ -58,21 +58,21 @@ def make_plan(launch: RankLaunch) -> Plan:
 
     Raises:
         ManifestError: the manifest is not valid.
-        InputError: the engine does not support what it asks for.
+        SettingsError: the engine does not support what it asks for.
     """
     spec = from_mapping(launch.spec).spec
     megatron = spec.runtime.megatron
     if megatron is None:
-        raise InputError("spec.runtime.megatron is missing: the engine runs only megatron jobs")
+        raise SettingsError("spec.runtime.megatron is missing: the engine runs only megatron jobs")
     parallel = megatron.parallelism
     if parallel.context > 1:
-        raise InputError(
+        raise SettingsError(
             f"spec.runtime.megatron.parallelism.context is {parallel.context}, expected 1: "
             "windowed attention is not split over ranks; use tensor with sequence: true for long sequences"
         )
     replica = parallel.tensor * parallel.pipeline
     if launch.world_size % replica:
-        raise InputError(
+        raise SettingsError(
             f"{launch.world_size} ranks were launched, expected a multiple of tensor {parallel.tensor} "
             f"x pipeline {parallel.pipeline} = {replica}"
         )

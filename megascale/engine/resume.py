@@ -7,12 +7,12 @@ Checkpoints store the settings that they were trained with. `megascale run` and 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from megascale.data.position import Position, go_on, stored_position
 from megascale.data.ramp import BatchSizes
-from megascale.errors import InputError
+from megascale.errors import SettingsError
 from megascale.job.megatron import Megatron, Model, Optimizer
 from megascale.model.inventory import weights
 from megascale.model.shape import ModelShape
@@ -45,11 +45,11 @@ class Continuation:
 
 def settings_of(megatron: Megatron, steps: int) -> dict[str, Any]:
     """The settings that a checkpoint stores, as JSON values, for `continuation` to compare."""
-    optimizer = megatron.optimizer.model_dump(mode="json", by_alias=True)
     return {
         "model": megatron.model.model_dump(mode="json", by_alias=True),
-        "optimizer": optimizer,
+        "optimizer": megatron.optimizer.model_dump(mode="json", by_alias=True),
         "steps": steps,
+        "batches": asdict(BatchSizes.of(megatron.data)),
     }
 
 
@@ -61,42 +61,48 @@ def continuation(step: int, stored: Mapping[str, Any], megatron: Megatron, steps
         steps: `spec.steps`.
 
     Raises:
-        InputError: the manifest has another model, or an order of samples that cannot be continued; names
+        SettingsError: the manifest has another model, or an order of samples that cannot be continued; names
             the field. DataError: a dataset is missing.
     """
     notes: list[str] = []
+    batches = BatchSizes.of(megatron.data)
+    next_sample = batches.before(step + 1)
+    # A snapshot in memory has no settings: it is of this manifest, or of one that went back to it.
+    resized = stored.get("nextSample", next_sample) != next_sample
     if "settings" in stored:
         before = stored["settings"]
+        resized = before["batches"] != asdict(batches)
         notes += _model_notes(step, before["model"], megatron.model)
         notes += _optimizer_notes(step, before["optimizer"], megatron.optimizer)
         notes += _rate_notes(step, before, megatron.optimizer, steps)
     wanted = Position.start(megatron.data, megatron.seed)
-    present = BatchSizes.of(megatron.data).before(step + 1)
-    position, unknown = stored_position({"nextSample": present, **stored}, wanted)
+    position, unknown = stored_position({"nextSample": next_sample, **stored}, wanted)
     position, changes = go_on(position, wanted, restart_order=megatron.data.restart_order)
-    if position.next_sample != present and not changes:
+    if resized:
+        at = f"{position.next_sample:,}"
         notes.append(
-            f"the batch sizes changed: step {step + 1} begins with sample {position.next_sample:,}, where the"
-            f" checkpoint stopped; with the present sizes from the start it would be {present:,}"
+            f"the batch sizes changed: step {step + 1} begins with sample {at}, where step {step} stopped"
         )
     return Continuation(position, (*notes, *unknown, *changes))
 
 
-def shape_problem(step: int, tensors: Mapping[str, tuple[int, ...]], megatron: Megatron) -> str | None:
-    """The first weight of the manifest's model that the checkpoint of `step` has not, or in another shape.
+def check_shapes(step: int, tensors: Mapping[str, tuple[int, ...]], megatron: Megatron) -> None:
+    """Compare the weights of the manifest's model with those in the checkpoint of `step`.
 
     Args:
         tensors: name in the checkpoint -> shape.
+
+    Raises:
+        SettingsError: the checkpoint lacks one, or has it in another shape.
     """
     for weight in weights(ModelShape.of(megatron.model)):
         found = tensors.get(f"{weight.name}/master")
         if found is None or tuple(found) != weight.shape:
             has = "is missing" if found is None else f"has shape {tuple(found)}"
-            return (
+            raise SettingsError(
                 f"{_FIELD}.model needs {weight.name} of shape {weight.shape}, but in the checkpoint of step"
                 f" {step} it {has}; {_advice()}"
             )
-    return None
 
 
 def _advice() -> str:
@@ -117,7 +123,7 @@ def _model_notes(step: int, before: Mapping[str, Any], model: Model) -> Iterator
         elif name in _BY_CHOICE:
             yield f"{text}; the model computes something else from step {step + 1} on"
         else:
-            raise InputError(f"{text}; {_advice()}")
+            raise SettingsError(f"{text}; {_advice()}")
 
 
 def _optimizer_notes(step: int, before: Mapping[str, Any], optimizer: Optimizer) -> Iterator[str]:
@@ -128,7 +134,7 @@ def _optimizer_notes(step: int, before: Mapping[str, Any], optimizer: Optimizer)
         f"{_FIELD}.optimizer.name is {optimizer.name}, the checkpoint of step {step} was trained with {was}"
     )
     if _STATE.get(was) != _STATE[optimizer.name]:
-        raise InputError(
+        raise SettingsError(
             f"{text}, whose state is {_STATE.get(was, 'unknown')}, not {_STATE[optimizer.name]}; {_advice()}"
         )
     yield f"{text}; it goes on with the same moments"

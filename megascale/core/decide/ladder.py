@@ -15,6 +15,8 @@ from megascale.core.state.context import StepContext
 from megascale.core.state.incidents import Fault
 
 FREE_OF_BUDGET: Final = frozenset({Cause.MANUAL, Cause.PLANNED})
+_REFUSED: Final = frozenset({"ManifestError", "SettingsError"})
+"""Exceptions of our own ranks (`megascale.errors`) that are about the manifest alone."""
 _CONTAINER_CURES: Final = frozenset({Cause.HANG, Cause.LAUNCH_FAILED, Cause.HARDWARE})
 
 
@@ -30,7 +32,13 @@ def decide(ctx: StepContext, fault: Fault) -> Decision:
     """The cheapest action that can cure `fault` and has budget left."""
     if fault.cause in FREE_OF_BUDGET:
         return Decision(Action.REPLACE_NODE, f"{fault.reason}; no budget charged, no blame")
-    return _refused(ctx, fault) or _by_override(ctx, fault) or _by_cause(ctx, fault) or _by_node(ctx, fault)
+    return (
+        _refused(ctx, fault)
+        or _by_override(ctx, fault)
+        or _by_settings(ctx, fault)
+        or _by_cause(ctx, fault)
+        or _by_node(ctx, fault)
+    )
 
 
 def _refused(ctx: StepContext, fault: Fault) -> Decision | None:
@@ -38,16 +46,19 @@ def _refused(ctx: StepContext, fault: Fault) -> Decision | None:
     if spent:
         return Decision(Action.FAIL_JOB, spent)
     stuck = no_progress(ctx)
-    if not stuck:
-        return None
+    return _give_up(ctx, stuck) if stuck else None
+
+
+def _give_up(ctx: StepContext, why: str) -> Decision:
+    """Return to the spec before if the running one has not completed a new step, else fail the job."""
     spec = ctx.record.spec
     if spec.previous and ctx.record.best_step <= spec.step:
         return Decision(
             Action.REVERT_SPEC,
-            f"{stuck} with the changed spec {short_revision(spec.running)}; "
+            f"{why} with the changed spec {short_revision(spec.running)}; "
             f"{short_revision(spec.previous)} worked",
         )
-    return Decision(Action.FAIL_JOB, stuck)
+    return Decision(Action.FAIL_JOB, why)
 
 
 def _by_override(ctx: StepContext, fault: Fault) -> Decision | None:
@@ -60,6 +71,18 @@ def _by_override(ctx: StepContext, fault: Fault) -> Decision | None:
                 )
             return Decision(override.action, f"recovery.overrides[{number}] says so")
     return None
+
+
+def _by_settings(ctx: StepContext, fault: Fault) -> Decision | None:
+    """A manifest that our own ranks refuse: every attempt would end alike.
+
+    `InputError` may be about one node, such as one without a GPU, so it counts only before the first step.
+    """
+    early = ctx.record.best_step == 0
+    refused = fault.error_type in _REFUSED or (fault.error_type == "InputError" and early)
+    if not refused or not ctx.policy.reports_steps:
+        return None
+    return _give_up(ctx, "its ranks refuse the manifest, and no restart changes that")
 
 
 def _matches(override: RecoveryOverride, fault: Fault) -> bool:

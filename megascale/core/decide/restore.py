@@ -5,18 +5,23 @@ from __future__ import annotations
 from megascale.core.contract.lineage import Commit, is_on_lineage, newest
 from megascale.core.contract.vocabulary import Tier
 from megascale.core.state.context import StepContext
+from megascale.core.state.record import JobRecord
 
 
 def resume_point(ctx: StepContext) -> Commit | None:
     """The newest commit on the lineage that is trusted; None = from scratch."""
-    record = ctx.record
-    return newest((c for c in record.commits if _is_trusted(ctx, c)), record.lineage, record.attempt)
+    return newest_trusted(ctx.record)
+
+
+def newest_trusted(record: JobRecord) -> Commit | None:
+    """As `resume_point`, of a record."""
+    return newest((c for c in record.commits if _is_trusted(record, c)), record.lineage, record.attempt)
 
 
 def restore_point(ctx: StepContext, nodes: tuple[str, ...]) -> tuple[Commit | None, Tier]:
     """What an attempt on `nodes` restores, and from which tier: from memory only what is newer."""
     commit = resume_point(ctx)
-    snapshot = max((s for s in _snapshots_in_common(ctx, nodes) if _is_trusted(ctx, s)), default=None)
+    snapshot = max((s for s in _snapshots_in_common(ctx, nodes) if _is_trusted(ctx.record, s)), default=None)
     if snapshot is not None and (commit is None or snapshot.step > commit.step):
         return snapshot, Tier.MEMORY
     return commit, Tier.DURABLE
@@ -41,9 +46,9 @@ def _snapshots_in_common(ctx: StepContext, nodes: tuple[str, ...]) -> set[Commit
     }
 
 
-def _is_trusted(ctx: StepContext, commit: Commit) -> bool:
-    tainted_from = ctx.record.tainted.get(commit.attempt)
-    return commit not in ctx.record.distrusted and (tainted_from is None or commit.step < tainted_from)
+def _is_trusted(record: JobRecord, commit: Commit) -> bool:
+    tainted_from = record.tainted.get(commit.attempt)
+    return commit not in record.distrusted and (tainted_from is None or commit.step < tainted_from)
 
 
 def nothing_trusted(ctx: StepContext) -> bool:

@@ -61,6 +61,40 @@ def test_spec_that_makes_no_progress_is_rolled_back_with_its_policy(running):
     assert job.state is JobState.RUNNING
 
 
+@pytest.mark.parametrize("error", ["SettingsError", "ManifestError"])
+def test_a_manifest_that_its_ranks_refuse_fails_at_once(running, error):
+    job = running(2).train(5)
+    job.exit(1, 1, error=error, message="model.hiddenSize is 64").done(fx.Kill)
+    assert (job.record.finish_state, job.record.restarts) == ("failed", {})
+    assert "its ranks refuse the manifest" in job.heard(fx.Finish)[-1].reason
+
+
+def test_a_changed_spec_that_its_ranks_refuse_is_rolled_back_at_once(running):
+    job = running(1)
+    change(job, "r1", restart=False)
+    job.train(5).commit(5)
+    change(job, "r2")
+    job.exit(0, sig=9).done(fx.Kill).done(fx.Launch)
+    job.exit(0, 1, error="SettingsError", message="model.hiddenSize is 64").done(fx.Kill)
+    assert job.incident.action == "revert_spec"
+    assert job.heard(fx.Launch)[-1].revision == "r1"
+
+
+def test_an_input_error_may_be_of_one_node_once_the_job_has_trained(running, start):
+    job = running(1).train(5)
+    job.exit(0, 1, error="InputError", message="flash needs a CUDA device").done(fx.Kill)
+    assert job.incident.action == "restart_in_place"
+    early = start(1).join("n-0").done(fx.Acquire).done(fx.Launch)
+    early.exit(0, 1, error="InputError", message="flash needs a CUDA device").done(fx.Kill)
+    assert early.record.finish_state == "failed"
+
+
+def test_a_script_may_name_its_exceptions_as_it_likes(running):
+    job = running(1, reports_steps=False)
+    job.exit(0, 1, error="SettingsError", message="x").done(fx.Kill)
+    assert job.incident.action == "restart_in_place"
+
+
 def test_spec_that_made_progress_is_not_rolled_back(running):
     job = running(1, no_progress_limit=2, node_blame_limit=99.0)
     change(job, "r2")
