@@ -53,7 +53,7 @@ def _in_memory(launch: RankLaunch, commit: Commit) -> dict[str, object]:
         if isinstance(state, dict):
             return state
     raise CheckpointCorruptError(
-        f"snapshot in memory of step {commit.step}: its state is missing or damaged",
+        f"snapshot in memory of step {commit.step}: there is no whole copy of it",
         step=commit.step,
         attempt=commit.attempt,
         tier="memory",

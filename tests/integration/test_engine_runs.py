@@ -93,7 +93,7 @@ def test_overlap_changes_no_bit(world: int, parallelism: dict[str, Any], new_job
     off, on = new_job("off"), new_job("on")
     everything = dict.fromkeys(("gradientReduce", "parameterGather", "pipeline", "tensor"), False)
     off.complete(spec(world, parallelism=parallelism, overlap=everything), world)
-    on.complete(spec(world, parallelism=parallelism, overlap={"bucketSize": 3000}), world)
+    on.complete(spec(world, parallelism=parallelism, overlap={"bucketSize": 3000, "tensor": True}), world)
     assert on.losses() == off.losses()
     for line in ("overlap gradientReduce: on (supported)", "overlap parameterGather: on (supported)"):
         assert line in on.logs()
@@ -169,7 +169,33 @@ def test_a_rank_without_the_snapshot_says_which_tier_failed(new_job: Any, spec: 
     assert [job.record_of(rank).snapshot_step for rank in (0, 1)] == [STEPS, STEPS]
     statuses = job.attempt(spec(2), 2, resume=Commit(step=2, attempt=1), tier="memory", snapshots=snapshots)
     assert 1 in statuses
-    assert "snapshot in memory of step 2: there is no whole copy of this layout" in job.logs()
+    assert "snapshot in memory of step 2: there is no whole copy of it" in job.logs()
+
+
+def test_a_batch_changed_on_resume_goes_on_where_the_samples_stopped(new_job: Any, spec: Any) -> None:
+    """As a ramp of the same sizes: from a checkpoint, and then from memory, which has the position too."""
+    sizes, constant = {"start": 4, "increment": 4, "everySteps": 2}, {"schedule": {"name": "constant"}}
+    ramp, changed = new_job("ramp"), new_job("changed")
+    ramp.complete(spec(2, data={"batchRamp": sizes}, optimizer=constant), 2)
+    changed.complete(spec(2, steps=2, data={"globalBatch": 4}, optimizer=constant), 2)
+    killed = spec(2, optimizer=constant, faults=[{"kind": "killRank", "rank": 0, "step": 4}])
+    snapshots = str(changed.folder / "snapshots")
+    assert changed.attempt(killed, 2, resume=Commit(2, 1), snapshots=snapshots)[0] == -9
+    assert changed.logs().count("the batch sizes changed: step 3 begins with sample 8") == 1
+    changed.complete(killed, 2, resume=Commit(3, 2), tier="memory", snapshots=snapshots)
+    assert changed.losses() == ramp.losses()
+    tokens = [[record["tokens"] for record in job.records().values()] for job in (changed, ramp)]
+    assert tokens[0] == tokens[1]
+    assert changed.logs().count("the batch sizes changed") == 1
+
+
+def test_another_model_is_refused_by_every_rank_before_they_meet(new_job: Any, spec: Any) -> None:
+    job = new_job()
+    job.complete(spec(2, steps=2), 2)
+    assert job.attempt(spec(2, model={"hiddenSize": 64}), 2, resume=Commit(2, 1)) == [1, 1]
+    assert (
+        job.logs().count("SettingsError: spec.runtime.megatron.model.hiddenSize is 64, the checkpoint") == 2
+    )
 
 
 def test_a_checkpoint_resumes_under_another_layout(new_job: Any, spec: Any) -> None:
