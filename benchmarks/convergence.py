@@ -1,11 +1,14 @@
 """Convergence: LAMB at 4x batch against AdamW, and parallel block + window against serial + full attention.
 
-    nice -n 10 python benchmarks/convergence.py [--tokens 999424] [--data PREFIX]
+    nice -n 10 python benchmarks/convergence.py [--seeds 1,2,3] [--rates 5] [--tokens 999424] [--data X]
 
-Every family (optimizer, batch, block) gets three or more learning rates, a factor of two apart, around its
-optimum, and every run sees the same tokens in the same order, each once, so the training loss is that of
-unseen text. The result of a family is its best run. Writes `benchmarks/results/convergence-<date>.json` and
-`.png`; runs that the record of the same day has are not repeated.
+Every family (optimizer, batch, block) gets the same number of learning rates, a factor of two apart, centred
+on one that was good before, and every rate gets every seed. A seed decides the initial weights and the order
+of the samples; runs with one seed see the same tokens in the same order, each once, so the training loss is that
+of unseen text. The result of a family is the rate with the lowest mean over the seeds, with the loss of every
+seed; a rate at the edge of the sweep is marked, because a better one may lie beyond. Families are compared by
+seed. Writes `benchmarks/results/convergence-<date>.json` and `.png`; runs that the record of the same day has
+are not repeated.
 
 The paper's claims (MegaScale figure 10) are for 13B parameters and some 100e9 tokens; this is a model of some
 0.1e6 on about 1e6 tokens, which only shows that the implementation is sound.
@@ -16,8 +19,10 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import statistics
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -61,14 +66,14 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True)
 class Family:
-    """What is compared, and the learning rates it is tried with."""
+    """What is compared, and the learning rate in the middle of its sweep."""
 
     name: str
     block: str
     window: int | None
     optimizer: str
     batch: int
-    rates: tuple[float, ...]
+    rate: float
 
 
 @dataclass(frozen=True)
@@ -81,38 +86,41 @@ class Variant:
     optimizer: str
     lr: float
     batch: int
+    seed: int
 
 
-_RATES = (0.006, 0.003, 0.012)
 FAMILIES = (
-    Family("AdamW, batch 1x", "parallel", WINDOW, "adamw", BATCH, (0.006, 0.003, 0.012, 0.0015)),
-    Family("LAMB, batch 4x", "parallel", WINDOW, "lamb", 4 * BATCH, (0.01, 0.005, 0.02)),
-    Family("AdamW, batch 4x", "parallel", WINDOW, "adamw", 4 * BATCH, _RATES),
-    Family("AdamW, batch 4x, all keys", "parallel", None, "adamw", 4 * BATCH, _RATES),
-    Family("AdamW, batch 4x, all keys, serial block", "serial", None, "adamw", 4 * BATCH, _RATES),
+    Family("AdamW, batch 1x", "parallel", WINDOW, "adamw", BATCH, 0.006),
+    Family("LAMB, batch 4x", "parallel", WINDOW, "lamb", 4 * BATCH, 0.01),
+    Family("AdamW, batch 4x", "parallel", WINDOW, "adamw", 4 * BATCH, 0.006),
+    Family("AdamW, batch 4x, all keys", "parallel", None, "adamw", 4 * BATCH, 0.006),
+    Family("AdamW, batch 4x, all keys, serial block", "serial", None, "adamw", 4 * BATCH, 0.006),
 )
+REFERENCE = FAMILIES[0].name
+"""Every other family is compared with this one."""
 
 
-def variants() -> list[Variant]:
-    """All runs; the likely learning rate of every family first, so that a run cut short is of use."""
-    found = [
-        (index, Variant(f.name, f.block, f.window, f.optimizer, rate, f.batch))
+def variants(seeds: Sequence[int], rates: int) -> list[Variant]:
+    """All runs: seed by seed, from the middle of the sweep outwards, so that a run cut short is of use."""
+    exponents = sorted(range(-(rates // 2), (rates + 1) // 2), key=abs)
+    return [
+        Variant(f.name, f.block, f.window, f.optimizer, f.rate * 2.0**exponent, f.batch, seed)
+        for seed in seeds
+        for exponent in exponents
         for f in FAMILIES
-        for index, rate in enumerate(f.rates)
     ]
-    return [variant for _, variant in sorted(found, key=lambda pair: pair[0])]
 
 
 def train(variant: Variant, samples: SampleStream, tokens: int) -> dict[str, Any]:
     """Train over `tokens` tokens; losses per step and the processor time they took."""
     layout = Layout(tensor=1, pipeline=1, data=1)
     groups = build_groups(layout)
-    seed_all(1, groups.coordinates)
+    seed_all(variant.seed, groups.coordinates)
     shape = replace(SHAPE, block=variant.block, window=variant.window)  # type: ignore[arg-type]
     settings = Optimizer(name=variant.optimizer, lr=variant.lr, weight_decay=0.1)  # type: ignore[arg-type]
     cpu = torch.device("cpu")
     state = build_engine(
-        shape, settings, groups, sequence_length=SEQUENCE, device=cpu, dtype=torch.float32, seed=1
+        shape, settings, groups, sequence_length=SEQUENCE, device=cpu, dtype=torch.float32, seed=variant.seed
     )
     stepper = Stepper(
         state,
@@ -167,10 +175,65 @@ def mean_of_last(losses: list[float], share: float) -> float:
     return sum(losses[-count:]) / count
 
 
+def by_rate(runs: list[dict[str, Any]], family: str) -> dict[float, dict[int, float]]:
+    """rate -> seed -> final loss of a family, rates ascending."""
+    found: dict[float, dict[int, float]] = {}
+    for run in runs:
+        if run["variant"]["family"] == family:
+            rate, seed = run["variant"]["lr"], run["variant"]["seed"]
+            found.setdefault(rate, {})[seed] = float(run["finalLoss"])
+    return dict(sorted(found.items()))
+
+
 def best(runs: list[dict[str, Any]], family: str) -> dict[str, Any] | None:
-    """The run of a family with the lowest loss."""
-    own = [run for run in runs if run["variant"]["family"] == family]
-    return min(own, key=lambda run: float(run["finalLoss"]), default=None)
+    """The rate of a family with the lowest mean loss among those with the most seeds; None before any run."""
+    rates = by_rate(runs, family)
+    if not rates:
+        return None
+    most = max(map(len, rates.values()))
+    full = {rate: losses for rate, losses in rates.items() if len(losses) == most}
+    rate = min(full, key=lambda lr: statistics.fmean(full[lr].values()))
+    losses = full[rate]
+    return {
+        "lr": rate,
+        "mean": statistics.fmean(losses.values()),
+        "standardDeviation": statistics.stdev(losses.values()) if len(losses) > 1 else None,
+        "lossBySeed": losses,
+        "atEdgeOfSweep": len(rates) > 1 and rate in (min(rates), max(rates)),
+        "meanByRate": {str(lr): statistics.fmean(found.values()) for lr, found in rates.items()},
+    }
+
+
+def against_reference(found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Loss of each family less that of the reference, seed by seed, both at their best rate."""
+    if REFERENCE not in found:
+        return {}
+    base = found[REFERENCE]["lossBySeed"]
+    compared = {}
+    for family, result in found.items():
+        both = {seed: loss - base[seed] for seed, loss in result["lossBySeed"].items() if seed in base}
+        if family != REFERENCE and both:
+            compared[family] = {
+                "bySeed": both,
+                "mean": statistics.fmean(both.values()),
+                "standardDeviation": statistics.stdev(both.values()) if len(both) > 1 else None,
+            }
+    return compared
+
+
+def report(found: dict[str, dict[str, Any]]) -> list[str]:
+    """The results in words, one line per family."""
+    compared = against_reference(found)
+    lines = []
+    for family, result in found.items():
+        losses = " ".join(f"{loss:.3f}" for loss in result["lossBySeed"].values())
+        text = f"{family}: {result['mean']:.3f} nats per byte at lr {result['lr']:g} (seeds: {losses})"
+        if family in compared:
+            mean, deviation = compared[family]["mean"], compared[family]["standardDeviation"]
+            spread = "" if deviation is None else f", standard deviation over seeds {deviation:.3f}"
+            text += f"; {mean:+.3f} against {REFERENCE}{spread}"
+        lines.append(f"{text}; at the edge of its sweep" if result["atEdgeOfSweep"] else text)
+    return lines
 
 
 def smoothed(run: dict[str, Any], points: int = 60) -> tuple[list[float], list[float]]:
@@ -190,25 +253,30 @@ def plot(runs: list[dict[str, Any]], path: Path) -> None:
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 5), width_ratios=(3, 2), layout="constrained")
     for family, colour in zip(FAMILIES, ("#1f6f8b", "#c8553d", "#9a8c98", "#6a994e", "#3d348b"), strict=True):
-        run = best(runs, family.name)
-        if run is None:
+        result = best(runs, family.name)
+        if result is None:
             continue
-        label = f"{family.name}: {run['finalLoss']:.3f}, {run['steps']:,} steps, lr {run['variant']['lr']:g}"
-        left.plot(*smoothed(run), color=colour, label=label)
-        own = sorted(
-            (r["variant"]["lr"], r["finalLoss"]) for r in runs if r["variant"]["family"] == family.name
-        )
-        right.plot(*zip(*own, strict=True), "o-", color=colour)
+        own = [run for run in runs if run["variant"]["family"] == family.name]
+        shown = next(run for run in own if run["variant"]["lr"] == result["lr"])
+        label = f"{family.name}: {result['mean']:.3f}, {shown['steps']:,} steps, lr {result['lr']:g}"
+        left.plot(*smoothed(shown), color=colour, label=label)
+        rates = by_rate(runs, family.name)
+        means = [statistics.fmean(losses.values()) for losses in rates.values()]
+        lowest = [mean - min(losses.values()) for mean, losses in zip(means, rates.values(), strict=True)]
+        highest = [max(losses.values()) - mean for mean, losses in zip(means, rates.values(), strict=True)]
+        right.errorbar(list(rates), means, yerr=[lowest, highest], fmt="o-", capsize=3, color=colour)
     left.set(
         xlabel="tokens, million",
         ylabel="training loss, nats per byte",
-        title="Best run of each",
+        title="Best rate of each, one seed",
         ylim=(None, 3.2),
     )
     left.legend(fontsize=8, loc="upper right")
-    right.set(xscale="log", xlabel="highest learning rate", title="Loss over the last 5% of the tokens")
-    rates = sorted({run["variant"]["lr"] for run in runs})
-    right.set_xticks(rates, [f"{rate:g}" for rate in rates], rotation=45)
+    right.set(
+        xscale="log", xlabel="highest learning rate", title="Last 5% of the tokens, mean and range of seeds"
+    )
+    ticks = sorted({run["variant"]["lr"] for run in runs})
+    right.set_xticks(ticks, [f"{rate:g}" for rate in ticks], rotation=45)
     right.minorticks_off()
     for axes in (left, right):
         axes.grid(visible=True, alpha=0.3)
@@ -216,16 +284,23 @@ def plot(runs: list[dict[str, Any]], path: Path) -> None:
     pyplot.close(figure)
 
 
+def results(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The best rate of each family that has run."""
+    found = {family.name: best(runs, family.name) for family in FAMILIES}
+    return {name: result for name, result in found.items() if result is not None}
+
+
 def write(output: Path, data: str, runs: list[dict[str, Any]]) -> None:
     """The record and its plot, of what has been run so far."""
-    found = {family.name: best(runs, family.name) for family in FAMILIES}
+    found = results(runs)
     record = {
         "measured": f"one thread of {machine()}",
         "command": " ".join(["python", *sys.argv]),
         "data": data,
         "sequenceLength": SEQUENCE,
         "shape": asdict(SHAPE),
-        "best": {name: [run["finalLoss"], run["variant"]["lr"]] for name, run in found.items() if run},
+        "best": found,
+        "againstReference": against_reference(found),
         "runs": runs,
     }
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -238,27 +313,37 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tokens", type=int, default=999_424)
+    parser.add_argument(
+        "--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[1, 2, 3]
+    )
+    parser.add_argument("--rates", type=int, default=5, help="learning rates of each family, odd")
     parser.add_argument("--data", type=Path, default=Path("data/python-stdlib"))
     parser.add_argument("--output", type=Path, default=RESULTS / f"convergence-{datetime.date.today()}")  # noqa: DTZ011
     options = parser.parse_args()
     torch.set_num_threads(1)
-    samples = SampleStream.open(options.data, SEQUENCE, seed=1)
+    if options.rates < 1 or options.rates % 2 == 0:
+        parser.error(f"--rates is {options.rates}, expected an odd number, so that the sweep has a middle")
     record_file = options.output.with_suffix(".json")
     runs: list[dict[str, Any]] = json.loads(record_file.read_text())["runs"] if record_file.exists() else []
+    if any("seed" not in run["variant"] for run in runs):
+        parser.error(f"{record_file} was written before runs had seeds; give another --output")
     with cpu_bridge():
         distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-        for variant in variants():
+        for variant in variants(options.seeds, options.rates):
             steps = steps_of(variant, options.tokens)
             if any(run["variant"] == asdict(variant) and run["steps"] == steps for run in runs):
                 continue
+            samples = SampleStream.open(options.data, SEQUENCE, seed=variant.seed)
             runs.append(train(variant, samples, options.tokens))
             run = runs[-1]
             print(
-                f"{variant.family}, lr {variant.lr:g}: {run['finalLoss']:.4f}, {run['cpuSeconds']} s",
+                f"{variant.family}, lr {variant.lr:g}, seed {variant.seed}:"
+                f" {run['finalLoss']:.4f}, {run['cpuSeconds']} s",
                 flush=True,
             )
             write(options.output, options.data.name, runs)
         distributed.destroy_process_group()
+    print(*report(results(runs)), sep="\n")
 
 
 if __name__ == "__main__":

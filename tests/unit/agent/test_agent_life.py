@@ -242,8 +242,10 @@ def test_an_agent_of_a_command_does_not_need_its_zygote_yet(tmp_path: Path, erro
 def test_an_agent_of_the_engine_is_ready_with_its_zygote_and_in_a_pod_with_the_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pod: str
 ) -> None:
-    prepared: list[tuple[str, int]] = []
-    fake = SimpleNamespace(ensure_prepared=lambda data, size: prepared.append((data.path, size)))
+    prepared: list[tuple[str, int, int]] = []
+    fake = SimpleNamespace(
+        ensure_prepared=lambda data, size, most_bytes: prepared.append((data.path, size, most_bytes))
+    )
     monkeypatch.setitem(sys.modules, "megascale.data.ensure", cast(Any, fake))
 
     async def scenario(stage: Stage) -> None:
@@ -251,7 +253,7 @@ def test_an_agent_of_the_engine_is_ready_with_its_zygote_and_in_a_pod_with_the_d
         assert megatron is not None
         await stage.agent._prepare()
         assert stage.zygote.calls == ["ensure"]
-        assert prepared == ([("d", megatron.model.vocab_size)] if pod else [])
+        assert prepared == ([("d", megatron.model.vocab_size, 16 << 30)] if pod else [])
         stage.zygote.raises = ZygoteError("it did not come up")
         with pytest.raises(ZygoteError):
             await stage.agent._prepare()
