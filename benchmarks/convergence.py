@@ -4,11 +4,11 @@
 
 Every family (optimizer, batch, block) gets the same number of learning rates, a factor of two apart, centred
 on one that was good before, and every rate gets every seed. A seed decides the initial weights and the order
-of the samples; runs with one seed see the same tokens in the same order, each once, so the training loss is that
-of unseen text. The result of a family is the rate with the lowest mean over the seeds, with the loss of every
-seed; a rate at the edge of the sweep is marked, because a better one may lie beyond. Families are compared by
-seed. Writes `benchmarks/results/convergence-<date>.json` and `.png`; runs that the record of the same day has
-are not repeated.
+of the samples; runs with one seed see the same tokens in the same order, each once, so the training loss is
+that of unseen text. The result of a family is the rate with the lowest mean over the seeds, with the loss of
+every seed; a best rate at the edge of the sweep is marked, because a better one may lie beyond. Families are
+compared by seed. Writes `benchmarks/results/convergence-<date>.json` and `.png`; runs that the record of the
+same day has are not repeated.
 
 The paper's claims (MegaScale figure 10) are for 13B parameters and some 100e9 tokens; this is a model of some
 0.1e6 on about 1e6 tokens, which only shows that the implementation is sound.

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from megascale.checkpoint.storage import LocalStorage
+from megascale.data.position import Dataset, Position
 from megascale.engine.context import RankLaunch
 from megascale.engine.metrics import MetricsLog
 from megascale.engine.peak import PeakFile, measure_flops, rated_flops
@@ -42,7 +43,8 @@ def test_data_parallelism_follows_from_the_ranks_of_the_launch() -> None:
     assert make_plan(launch(4, tensor=2)).layout.data == 2
     shrunk = make_plan(launch(2, tensor=2))
     assert (shrunk.layout.tensor, shrunk.layout.data) == (2, 1)
-    assert shrunk.tokens_until(2) == 2 * 24 * 32
+    begun = shrunk.going_on(0, Position(1, 32, (Dataset("data", 1000, 1.0),)))
+    assert begun.tokens_until(2) == 2 * 24 * 32
 
 
 def test_ranks_that_do_not_fit_the_layout_are_refused() -> None:
