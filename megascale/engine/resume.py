@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+from pydantic import ValidationError
+
 from megascale.data.position import Position, go_on, stored_position
 from megascale.data.ramp import BatchSizes
 from megascale.errors import SettingsError
@@ -143,7 +145,11 @@ def _optimizer_notes(step: int, before: Mapping[str, Any], optimizer: Optimizer)
 def _rate_notes(step: int, before: Mapping[str, Any], optimizer: Optimizer, steps: int) -> Iterator[str]:
     """A warning if a remaining step gets another learning rate than it would have got."""
     old_steps = int(before["steps"])
-    old = Optimizer.model_validate(before["optimizer"])
+    try:
+        old = Optimizer.model_validate(before["optimizer"])
+    except ValidationError:  # of a version with other fields
+        yield f"the learning rates that the checkpoint of step {step} was to have cannot be compared"
+        return
     last = min(old_steps, steps)
     probes = {step + 1, *(step + 1 + (last - step - 1) * at // _PROBES for at in range(_PROBES + 1))}
     after = range(step + 1, step + 2) if last <= step else sorted(probes)

@@ -149,6 +149,13 @@ def test_only_a_change_of_what_remains_is_said(prefix: Path) -> None:
     assert "decaySteps" not in note
 
 
+def test_a_schedule_of_another_version_does_not_stop_the_resume(prefix: Path) -> None:
+    same = megatron(prefix)
+    state = saved(same)
+    state["settings"]["optimizer"]["momentum"] = 0.5
+    assert "cannot be compared" in continuation(STEP, state, same, STEPS).notes[0]
+
+
 def test_shapes_of_a_checkpoint_without_settings(prefix: Path) -> None:
     same = megatron(prefix)
     tensors = {f"{w.name}/master": w.shape for w in weights(ModelShape.of(same.model))}
