@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Final
-
-from megascale.core.act.lifecycle import assemble, finish, replenish, stopped
+from megascale.core.act.acquisition import not_acquired
+from megascale.core.act.lifecycle import assemble, replenish, stopped
 from megascale.core.act.recovery import respond
-from megascale.core.contract import effects as fx
 from megascale.core.contract.events import EffectDone, EffectFailed, FleetRefused, ProbeResult
-from megascale.core.contract.vocabulary import Cause, FinishState, Milestone, Timer
+from megascale.core.contract.vocabulary import Cause, Milestone, Timer
 from megascale.core.handlers import numerics, stragglers
-from megascale.core.handlers.membership import ACQUIRE_RETRY_S, abandon_node, lose
+from megascale.core.handlers.membership import abandon_node, lose
 from megascale.core.handlers.progress import begin_unwatched
 from megascale.core.state.context import StepContext
 from megascale.core.state.incidents import Fault
 from megascale.core.state.record import JobState, NodeStatus, Pending
-
-_RETRY_LIMIT_S: Final = 60.0
 
 
 def on_done(ctx: StepContext, event: EffectDone) -> None:
@@ -57,7 +53,7 @@ def on_failed(ctx: StepContext, event: EffectFailed) -> None:
     elif pending.kind == "CheckNodes":
         numerics.on_check_overdue(ctx)
     elif pending.kind == "Acquire":
-        _not_acquired(ctx, pending, event.reason)
+        not_acquired(ctx, _count(pending), event.reason)
     elif pending.kind == "RestartSlot":
         _not_restarted(ctx, pending, event.reason)
     elif pending.kind == "Probe":
@@ -81,7 +77,7 @@ def on_refused(ctx: StepContext, event: FleetRefused) -> None:
     if pending is None:
         return
     if pending.kind == "Acquire":
-        _not_acquired(ctx, pending, event.reason)
+        not_acquired(ctx, _count(pending), event.reason)
     elif pending.kind == "RestartSlot":
         _not_restarted(ctx, pending, event.reason)
     elif pending.kind == "Probe":
@@ -90,23 +86,10 @@ def on_refused(ctx: StepContext, event: FleetRefused) -> None:
         ctx.record.incident.add_evidence(f"quarantine refused: {event.reason}")
 
 
-def _not_acquired(ctx: StepContext, pending: Pending, reason: str) -> None:
-    """Ask again after a back-off; fail the job after `acquire_tries` refusals while it waits for nodes."""
-    record = ctx.record
+def _count(pending: Pending) -> int:
+    """How many nodes a pending Acquire asks for."""
     count = pending.data.get("count", 0)
-    record.outstanding = max(0, record.outstanding - (count if isinstance(count, int) else 0))
-    record.refusals += 1
-    if record.refusals == 1:
-        ctx.emit(fx.Page, f"the fleet refused a node: {reason}")
-    if record.state is not JobState.ASSEMBLING:
-        record.refusals = min(record.refusals, ctx.policy.acquire_tries // 2)
-    elif record.refusals >= ctx.policy.acquire_tries:
-        why = f"no nodes after {record.refusals} tries: {reason}"
-        ctx.emit(fx.Page, f"job fails: {why}")
-        finish(ctx, FinishState.FAILED, why)
-        return
-    delay = min(_RETRY_LIMIT_S, ACQUIRE_RETRY_S * 2 ** min(max(record.refusals - 1, 0), 6))
-    ctx.set_deadline(Timer.ACQUIRE_RETRY, delay)
+    return count if isinstance(count, int) else 0
 
 
 def _not_restarted(ctx: StepContext, pending: Pending, reason: str) -> None:
@@ -123,7 +106,7 @@ def on_acquired_overdue(ctx: StepContext) -> None:
         if pending.kind == "Acquire":
             del ctx.record.pending[effect_id]
     ctx.record.outstanding = 0
-    _not_acquired(ctx, Pending("Acquire", {}), f"none came in {ctx.policy.startup_s:g} s")
+    not_acquired(ctx, 0, f"none came in {ctx.policy.startup_s:g} s")
 
 
 def on_startup_overdue(ctx: StepContext) -> None:

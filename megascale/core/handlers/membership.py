@@ -6,6 +6,7 @@ import heapq
 from typing import Final
 
 from megascale.core.act import node_changes
+from megascale.core.act.acquisition import RETRY_S, died_before_joining
 from megascale.core.act.exclusion import readmit
 from megascale.core.act.lifecycle import assemble, nobody_left_to_stop, replenish, stopped
 from megascale.core.act.node_losses import note_node_loss
@@ -21,8 +22,6 @@ from megascale.core.state.record import JobState, Node, NodeStatus
 
 PROBE_S: Final = 5.0
 """A node that has not answered a probe after this time has failed it."""
-ACQUIRE_RETRY_S: Final = 5.0
-"""Nodes are asked for again after this time, and after ever longer ones when the fleet refuses."""
 _SUSPECT_SHARE: Final = 2.0 / 3.0
 _SILENT_SHARE: Final = 0.5
 _PARTITION_PATIENCE: Final = 4.0
@@ -62,7 +61,7 @@ def _turn_away(ctx: StepContext, event: NodeJoined) -> None:
     ctx.live.nodes[event.node] = node
     reason = ctx.record.excluded[event.node].reason or f"{event.node} is not used by this job any more"
     ctx.emit(fx.Release, reason, node=event.node)
-    ctx.set_deadline(Timer.ACQUIRE_RETRY, ACQUIRE_RETRY_S)
+    ctx.set_deadline(Timer.ACQUIRE_RETRY, RETRY_S)
 
 
 def _lost_its_ranks(ctx: StepContext, event: NodeJoined) -> bool:
@@ -71,11 +70,9 @@ def _lost_its_ranks(ctx: StepContext, event: NodeJoined) -> bool:
 
 
 def on_gone(ctx: StepContext, event: NodeGone) -> None:
-    """The fleet reports a node gone: lose it without a probe; one that never joined is asked for again."""
+    """The fleet reports a node gone: lose it without a probe; one that never joined was not acquired."""
     if event.node not in ctx.live.nodes:
-        if ctx.record.outstanding:
-            ctx.record.outstanding -= 1
-            ctx.set_deadline(Timer.ACQUIRE_RETRY, ACQUIRE_RETRY_S)
+        died_before_joining(ctx, event.reason)
         return
     node = ctx.node(event.node, event.incarnation)
     if node is None:

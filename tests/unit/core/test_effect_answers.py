@@ -134,6 +134,41 @@ def test_refusals_are_paged_once_and_waited_out_ever_longer(start):
     assert [page.reason for page in job.heard(fx.Page)] == ["the fleet refused a node: no quota"]
 
 
+def ends_unseen(job, *nodes):
+    """Nodes whose agents end before they join."""
+    for node in nodes:
+        job.tell(ev.NodeGone(node, None, "the agent ended (exit code 1)", at=job.now))
+
+
+def test_nodes_that_end_before_they_join_are_asked_for_ever_more_slowly_and_then_no_more(start):
+    job = start(1, acquire_tries=8)
+    waits = []
+    for number in range(8):
+        job.done(fx.Acquire)
+        ends_unseen(job, f"n-{number}")
+        if job.state is JobState.FINISHED:
+            break
+        waits.append(job.record.deadlines["acquireRetry"] - job.now)
+        job.wait(waits[-1])
+    assert waits == pytest.approx([5.0, 10.0, 20.0, 40.0, 60.0, 60.0, 60.0])
+    reason = "the agent ended (exit code 1)"
+    assert [page.reason for page in job.heard(fx.Page)] == [
+        f"a node ended before it joined: {reason}",
+        f"job fails: no nodes after 8 tries: {reason}",
+    ]
+    assert job.record.finish_state == "failed"
+
+
+def test_nodes_of_one_request_that_all_end_before_they_join_are_one_try(start):
+    job = start(100, acquire_tries=60).done(fx.Acquire)
+    ends_unseen(job, *(f"n-{number}" for number in range(100)))
+    assert (job.record.refusals, job.record.outstanding) == (1, 0)
+    assert job.state is JobState.ASSEMBLING
+    job.heard(fx.Acquire)
+    job.wait(5.0)
+    assert [effect.count for effect in job.heard(fx.Acquire)] == [100]
+
+
 def test_the_last_try_fails_the_job_and_says_why(start):
     job = start(1, acquire_tries=2)
     job.refuse(fx.Acquire, "no quota").wait(5.1).refuse(fx.Acquire, "still none")
