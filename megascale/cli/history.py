@@ -163,7 +163,7 @@ class History:
         record = core.record
         self.began_at = self.began_at or entry.at
         before, count = record.incident, record.next_incident
-        core.step(entry.event, entry.at)
+        core.step(entry.event, entry.at, entry.waited_s)
         if record.incident is not before or record.next_incident != count:
             self._meet(core)
         subject = record.incident or before

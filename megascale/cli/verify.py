@@ -56,7 +56,7 @@ def verify(log: EventLogFile) -> Verdict:
             verdict.foreign = verdict.foreign or (number, item.kinds)
             core = None
         elif core is not None and not isinstance(item, ForeignEntry):
-            effects = tuple(core.step(item.event, item.at))
+            effects = tuple(core.step(item.event, item.at, item.waited_s))
             if effects != item.effects:
                 verdict.mismatch = Mismatch(number, item, effects)
                 break

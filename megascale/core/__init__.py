@@ -57,7 +57,9 @@ What a shell guarantees
 
 - The first event of every driver life is `DriverStarted`, with a term that is higher than every one before. A
   driver that meets a higher term stops at once.
-- Events come one at a time. `now` is Unix seconds; the core clamps it so that it never goes back.
+- Events come one at a time, in the order in which they arrived. `now` is Unix seconds; the core clamps it so
+  that it never goes back. `waited_s` says how long the event waited to be taken in.
+- Time in which the shell itself did not run, or effects waited to be written, is told by `DriverPaused`.
 - A `Tick`, or any other event, comes by `next_deadline()`.
 - The event and its effects are in the event log, and the snapshot is stored, before an effect is carried out.
   A driver that cannot write waits: nothing is done that its successor would not know of.

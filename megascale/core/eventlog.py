@@ -1,7 +1,8 @@
 """The event log: every core input with the effects it led to, and replay of it.
 
 JSON lines. A driver life begins with a header (core version, policy, the snapshot it started from);
-each later line is one event: `{"at": seconds, "event": {...}, "effects": [...]}`. Because the core is
+each later line is one event: `{"at": seconds, "event": {...}, "effects": [...]}`, with `waited_s` if it
+waited before it was taken in. Because the core is
 deterministic, feeding the events of a life to a core restored from its header must give the same effects.
 
 Two versions are in the header. `schema_version` is that of the lines: fields and kinds are added without a
@@ -30,11 +31,16 @@ _EFFECTS: Final[dict[str, Any]] = {kind.__name__: kind for kind in fx.Effect.__a
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One event, when it was taken in, and the effects the core answered with."""
+    """One event, when it was taken in, and the effects the core answered with.
+
+    Attributes:
+        waited_s: how long it had waited before.
+    """
 
     at: float
     event: ev.Event
     effects: tuple[fx.Effect, ...]
+    waited_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +90,8 @@ def header_line(header: Header) -> str:
 
 def entry_line(entry: Entry) -> str:
     line: dict[str, Any] = {"at": entry.at, "event": tagged(entry.event)}
+    if entry.waited_s:
+        line["waited_s"] = entry.waited_s
     if entry.effects:
         line["effects"] = [tagged(effect) for effect in entry.effects]
     return _to_text(line)
@@ -106,7 +114,8 @@ def parse_line(line: str) -> Header | Entry | ForeignEntry:
     if unknown:
         return ForeignEntry(float(data["at"]), tuple(unknown))
     decoded = tuple(_untagged(_EFFECTS, effect) for effect in effects)
-    return Entry(float(data["at"]), _untagged(_EVENTS, event), decoded)
+    waited_s = float(data.get("waited_s", 0.0))
+    return Entry(float(data["at"]), _untagged(_EVENTS, event), decoded, waited_s)
 
 
 def _parse_header(data: dict[str, Json]) -> Header:
@@ -141,7 +150,7 @@ def replay(lines: Iterable[str]) -> Iterator[Mismatch]:
         elif isinstance(item, ForeignEntry):
             raise ValueError(f"line {number} is of a kind that is not known: {', '.join(item.kinds)}")
         else:
-            effects = tuple(core.step(item.event, item.at))
+            effects = tuple(core.step(item.event, item.at, item.waited_s))
             if effects != item.effects:
                 yield Mismatch(number, item, effects)
 

@@ -23,7 +23,7 @@ from megascale.core.handlers import (
     progress,
     stragglers,
 )
-from megascale.core.handlers.start import on_driver_started
+from megascale.core.handlers.start import on_driver_paused, on_driver_started
 from megascale.core.state.context import StepContext, natural_key
 from megascale.core.state.record import JobRecord, JobState, Live, NodeStatus
 
@@ -44,10 +44,15 @@ class Core:
         self.live = Live()
         self._now = 0.0
 
-    def step(self, event: ev.Event, now: float) -> list[Effect]:
-        """Take one event; the shell carries out the effects in order, once the job record is written."""
+    def step(self, event: ev.Event, now: float, waited_s: float = 0.0) -> list[Effect]:
+        """Take one event; the shell carries out the effects in order, once the job record is written.
+
+        Args:
+            waited_s: how long the event waited to be taken in. Later ones may wait still, so no timer that
+                is due since the event came fires, and no node counts as silent since then.
+        """
         self._now = max(self._now, now)
-        ctx = StepContext(self.record, self.live, self.policy, self._now)
+        ctx = StepContext(self.record, self.live, self.policy, self._now, self._now - waited_s)
         if self.record.state is not JobState.FINISHED or isinstance(event, _TAKEN_WHEN_FINISHED):
             _HANDLERS[type(event)](ctx, event)
             _run_timers(ctx)
@@ -89,7 +94,7 @@ class Core:
 
 def _run_timers(ctx: StepContext) -> None:
     membership.check_silence(ctx)
-    due = sorted((at, name) for name, at in ctx.record.deadlines.items() if at <= ctx.now)
+    due = sorted((at, name) for name, at in ctx.record.deadlines.items() if at <= ctx.seen_until)
     for _, name in due:
         if ctx.record.deadlines.pop(name, None) is not None:
             _TIMERS[name](ctx)
@@ -131,6 +136,7 @@ _TIMERS: Final[dict[Timer, Callable[[StepContext], None]]] = {
 
 _HANDLERS: Final[dict[type, Callable[[StepContext, Any], None]]] = {
     ev.DriverStarted: on_driver_started,
+    ev.DriverPaused: on_driver_paused,
     ev.NodeJoined: membership.on_joined,
     ev.NodeReport: progress.on_report,
     ev.JobReport: progress.on_job_report,

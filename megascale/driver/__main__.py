@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from megascale.core.contract.policy import Policy
 from megascale.driver.driver import Driver
 from megascale.driver.listener import LocalListener
 from megascale.driver.log import EventLog
-from megascale.driver.policy import spare_nodes
 from megascale.driver.ports import DriverPorts
 from megascale.driver.record import LocalRecord
 from megascale.errors import MegascaleError
@@ -26,9 +27,16 @@ log = logging.getLogger(__name__)
 _EXTRA_NODES: Final = 2
 
 
-def fleet_of(run: RunDir, job: TrainingJob) -> LocalFleet:
-    """Return the fleet of a local run; if the manifest has `faults`, it marks injected node losses."""
-    limit = job.spec.nodes + spare_nodes(job, shared_machine=True) + _EXTRA_NODES
+def fleet_of(run: RunDir, job: TrainingJob, policy: Callable[[], Policy]) -> LocalFleet:
+    """Return the fleet of a local run; if the manifest has `faults`, it marks injected node losses.
+
+    Args:
+        policy: returns the policy in force, which bounds the number of nodes.
+    """
+
+    def limit() -> int:
+        return policy().nodes + policy().spare_nodes + _EXTRA_NODES
+
     return InjectedFleet(run, limit) if job.spec.faults else LocalFleet(run, limit)
 
 
@@ -38,7 +46,7 @@ async def _serve(root: str, context: LogContext) -> None:
     context.job = job.metadata.name
     ports = DriverPorts(
         LocalRecord(run, job.metadata.name),
-        fleet_of(run, job),
+        fleet_of(run, job, lambda: driver.core.policy),
         LocalListener(run),
         EventLog(run),
         shared_machine=True,

@@ -25,6 +25,7 @@ from megascale.driver import wire
 from megascale.driver.executor import EffectExecutor
 from megascale.driver.inbox import Inbox
 from megascale.driver.links import AgentLink, Links
+from megascale.driver.pauses import LEAST_S, PauseWatch
 from megascale.driver.policy import needs_restart, policy_of
 from megascale.driver.ports import DriverPorts
 from megascale.driver.record import Claim
@@ -48,6 +49,7 @@ _RETRY_S: Final = 0.5
 _RETRY_LIMIT_S: Final = 4.0
 _FIRST_SCAN_S: Final = 10.0
 _METRICS_S: Final = 60.0
+_NOTICED_S: Final = 0.05
 _COMMANDS: Final = frozenset(
     {Command.EVICT, Command.RELEASE, Command.SAVE, Command.STOP, Command.SUSPEND, Command.RESUME}
 )
@@ -78,6 +80,7 @@ class Driver:
         self.board = StatusBoard(job, self.core, self.links)
         self._store = StorageThread("the checkpoint store")
         self._inbox = Inbox()
+        self._pauses = PauseWatch()
         self._segments = SegmentBoard()
         self._executor = EffectExecutor(
             self.links,
@@ -139,6 +142,7 @@ class Driver:
             await self._open(server)
             async with asyncio.TaskGroup() as tasks:
                 serving = [tasks.create_task(each.run(self)) for each in self._ports.background_services]
+                serving.append(tasks.create_task(self._pauses.run()))
                 serving.append(tasks.create_task(self._pump(tasks)))
                 await self._ended.wait()
                 for task in serving:
@@ -175,23 +179,34 @@ class Driver:
         self._inbox.post(event)
 
     async def _pump(self, tasks: asyncio.TaskGroup) -> None:
+        """Apply events; after a pause, DriverPaused comes first. It is not followed by another of its own."""
+        late_s = 0.0
+        self._pauses.take()  # the start is none
         while True:
-            await self._apply(await self._next_event(), tasks)
+            event = await self._next_event()
+            gap_s = max(self._pauses.take(), late_s)
+            late_s = await self._apply(ev.DriverPaused(gap_s), tasks) if gap_s else 0.0
+            late_s = max(late_s, await self._apply(event, tasks))
 
     async def _next_event(self) -> ev.Event:
         deadline = self.core.next_deadline()
         return await self._inbox.next(None if deadline is None else max(0.0, deadline - time.time()))
 
-    async def _apply(self, event: ev.Event, tasks: asyncio.TaskGroup) -> None:
-        """Pass the event to the core, persist the decision, then start its effects."""
+    async def _apply(self, event: ev.Event, tasks: asyncio.TaskGroup) -> float:
+        """Pass the event to the core, persist the decision, then start its effects.
+
+        Returns how many seconds its effects began late, because they waited for the writes; 0.0 = at once.
+        """
         record, now = self.core.record, time.time()
+        waited_s = round(self._inbox.waited_s, 3)
+        waited_s = waited_s if waited_s >= _NOTICED_S else 0.0
         before = (record.state, record.attempt, len(record.commits), len(record.pending))
-        effects = self.core.step(event, now)
+        effects = self.core.step(event, now, waited_s)
         self._ports.log_context.attempt = record.attempt
-        entry = Entry(now, event, tuple(effects))
-        waited_s = await self._write(lambda: self._ports.log.append(entry))
+        entry = Entry(now, event, tuple(effects), waited_s)
+        late_s = await self._write(lambda: self._ports.log.append(entry))
         if effects or before != (record.state, record.attempt, len(record.commits), len(record.pending)):
-            waited_s += await self._write(self._write_record)
+            late_s += await self._write(self._write_record)
             self.changed.set()
         for effect in effects:
             self._executor.start(effect, tasks)
@@ -199,10 +214,8 @@ class Driver:
         if record.state is JobState.FINISHED and not record.pending and not self._inbox:
             self.done.set()
             self._ended.set()
-        elif waited_s > self.core.policy.silence_s / 3.0:
-            # No heartbeat was processed during the wait. As after a restart, have the core restart its
-            # timers for silent nodes, so that it does not declare them lost.
-            await self._apply(ev.DriverStarted(self.term), tasks)
+        # The core's deadlines for the effects count from the decision.
+        return late_s if effects and late_s >= LEAST_S else 0.0
 
     async def _write_record(self) -> None:
         referred = self.revisions.referred(self.core.record.spec)

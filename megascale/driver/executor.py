@@ -108,11 +108,11 @@ class EffectExecutor:
     async def _ask_fleet(self, effect: _FleetEffect) -> None:
         match effect:
             case fx.Acquire():
-                await self._fleet.acquire(effect.count, effect.avoid)
+                await self._fleet.acquire(effect.effect_id, effect.count, effect.avoid)
             case fx.Release():
                 await self._fleet.release(effect.node)
             case fx.RestartSlot():
-                await self._fleet.restart(effect.node)
+                await self._fleet.restart(effect.effect_id, effect.node)
             case fx.RequestQuarantine():
                 await self._fleet.quarantine(effect.node, effect.incident)
             case fx.Probe():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 from megascale.core.contract import events as ev
@@ -23,14 +25,21 @@ class Inbox:
         dropped: log matches, hardware events and segment times discarded because the queue was too full.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.dropped = 0
-        self._events: deque[ev.Event | str] = deque()
+        self._clock, self._taken = clock, clock()
+        self._events: deque[tuple[float, ev.Event | str]] = deque()
         self._reports: dict[str, ev.NodeReport] = {}
         self._filled = asyncio.Event()
 
     def __len__(self) -> int:
         return len(self._events)
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds since the event that `next` returned last was posted; a report, since the first that it
+        replaced."""
+        return self._clock() - self._taken
 
     def post(self, event: ev.Event) -> None:
         """Queue an event.
@@ -47,9 +56,9 @@ class Inbox:
             is_first = event.node not in self._reports
             self._reports[event.node] = event
             if is_first:
-                self._events.append(event.node)
+                self._events.append((self._clock(), event.node))
         else:
-            self._events.append(event)
+            self._events.append((self._clock(), event))
         self._filled.set()
 
     async def next(self, timeout_s: float | None) -> ev.Event:
@@ -61,6 +70,8 @@ class Inbox:
                 async with asyncio.timeout(timeout_s):
                     await self._filled.wait()
             except TimeoutError:
-                return ev.Tick()
-        event = self._events.popleft()
+                if not self._events:  # one may have come at the same moment
+                    self._taken = self._clock()
+                    return ev.Tick()
+        self._taken, event = self._events.popleft()
         return self._reports.pop(event) if isinstance(event, str) else event

@@ -54,6 +54,7 @@ LOCAL_ONLY: Final[Mapping[type, Mapping[str, str]]] = {
     ev.EffectDone: dict.fromkeys(("effect_id", "detail"), _IN_DRIVER),
     ev.EffectFailed: dict.fromkeys(("effect_id", "reason", "nodes"), _IN_DRIVER),
     ev.DriverStarted: {"term": _IN_DRIVER},
+    ev.DriverPaused: {"gap_s": _IN_DRIVER},
 }
 """Effect or event -> field that no message carries -> reason. Messages carry all other fields."""
 

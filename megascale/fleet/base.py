@@ -41,18 +41,22 @@ class Health:
 
 
 class Fleet(Protocol):
-    """Supplies nodes. Calls raise FleetRefusedError if they cannot be carried out."""
+    """Supplies nodes. Calls raise FleetRefusedError if they cannot be carried out.
+
+    A driver that does not know whether its predecessor's call was carried out makes it again, with the same
+    `effect_id`; then nothing more is to be done than was left undone.
+    """
 
     async def start(self, on_event: Callable[[SlotEvent], None]) -> None:
         """Find the slots that an earlier driver acquired, and call `on_event` for changes from now on."""
 
-    async def acquire(self, count: int, avoid: tuple[str, ...]) -> None:
+    async def acquire(self, effect_id: str, count: int, avoid: tuple[str, ...]) -> None:
         """Request `count` more nodes, none of them in `avoid`; each is known once its agent connects."""
 
     async def release(self, node: str) -> None:
         """Release the node; no SlotEvent follows."""
 
-    async def restart(self, node: str) -> None:
+    async def restart(self, effect_id: str, node: str) -> None:
         """Restart the node's agent."""
 
     async def quarantine(self, node: str, incident: str) -> None:

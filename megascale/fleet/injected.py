@@ -25,7 +25,7 @@ class InjectedFleet(LocalFleet):
     The event then carries the fault's time.
     """
 
-    def __init__(self, run: RunDir, limit: int) -> None:
+    def __init__(self, run: RunDir, limit: Callable[[], int]) -> None:
         super().__init__(run, limit)
         self._explaining: set[asyncio.Task[SlotEvent]] = set()
 

@@ -1,7 +1,8 @@
 """A fleet whose nodes are process groups on this machine, each with one agent in its own session.
 
 Agents outlive a driver: `agents/<node>.json` holds their pid and start time, and the next driver adopts
-those that still run.
+those that still run. `fleet.json` holds the nodes of the newest requests: one that is made again after a
+driver died starts only what its predecessor did not.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import itertools
+import json
 import os
 import signal
 import subprocess
@@ -22,10 +25,11 @@ from typing import Final
 from megascale.checkpoint.snapshot_folders import remove_folders
 from megascale.fleet.agents import open_agent, write_agent
 from megascale.fleet.base import FleetRefusedError, Health, SlotEvent
-from megascale.observe.rundir import RunDir
+from megascale.observe.rundir import RunDir, write_atomically
 from megascale.offload import StorageThread
 
 _TERM_S: Final = 5.0
+_REQUESTS_KEPT: Final = 64
 _DEAD_STATES: Final = {"T": "stopped", "t": "stopped by a debugger", "Z": "a zombie", "X": "dead"}
 
 
@@ -40,13 +44,18 @@ class _Slot:
 
 
 class LocalFleet:
-    """Implements `Fleet` with local processes; at most `limit` nodes may run at once."""
+    """Implements `Fleet` with local processes.
 
-    def __init__(self, run: RunDir, limit: int) -> None:
+    Args:
+        limit: returns how many nodes may run at once; it is asked at every request, since it may change.
+    """
+
+    def __init__(self, run: RunDir, limit: Callable[[], int]) -> None:
         self._run, self._limit = run, limit
         self._slots: dict[str, _Slot] = {}
+        self._requests: dict[str, list[str]] = {}
         self._files = StorageThread("the run folder")
-        # One start at a time, so that `limit` holds and names are unique, and none during `close`.
+        # One start at a time, so that the limit holds and names are unique, and none during `close`.
         self._starting = asyncio.Lock()
         self._on_event: Callable[[SlotEvent], None] = lambda _event: None
 
@@ -58,27 +67,41 @@ class LocalFleet:
         await asyncio.to_thread(remove_folders, self._run.root, keep=keep)
 
     def _find(self) -> list[_Slot]:
-        """The agents that an earlier driver left running."""
+        """The agents that an earlier driver left running; also reads the requests that it carried out."""
+        self._requests = _read_requests(self._run.fleet_file)
         self._run.agents.mkdir(parents=True, exist_ok=True)
         found = [open_agent(path) for path in sorted(self._run.agents.glob("*.json"))]
         return [_Slot(agent.node, agent.pid, agent.pidfd, None) for agent in found if agent is not None]
 
-    async def acquire(self, count: int, avoid: tuple[str, ...]) -> None:
+    async def acquire(self, effect_id: str, count: int, avoid: tuple[str, ...]) -> None:
         async with self._starting:
-            running = sum(1 for slot in self._slots.values() if not slot.gone.is_set())
-            if running + count > self._limit:
-                raise FleetRefusedError(
-                    f"{running} local nodes run, {count} more would pass the limit of {self._limit}"
-                )
-            for _ in range(count):
-                self._watch(await self._files.call(lambda: self._spawn(self._new_name(avoid))))
+            if effect_id not in self._requests:
+                self._check_limit(count)
+                await self._remember(effect_id, await self._files.call(lambda: self._new_names(count, avoid)))
+            for node in self._requests[effect_id]:
+                if node not in self._slots:
+                    self._watch(await self._files.call(functools.partial(self._spawn, node)))
 
-    def _new_name(self, avoid: tuple[str, ...]) -> str:
-        used = {path.stem for path in self._run.agents.glob("*.json")} | set(avoid)
-        number = 0
-        while f"node-{number}" in used:
-            number += 1
-        return f"node-{number}"
+    def _check_limit(self, count: int) -> None:
+        running = sum(1 for slot in self._slots.values() if not slot.gone.is_set())
+        limit = self._limit()
+        if running + count > limit:
+            raise FleetRefusedError(
+                f"{running} local nodes run, {count} more would pass the limit of {limit}"
+            )
+
+    def _new_names(self, count: int, avoid: tuple[str, ...]) -> list[str]:
+        used = {path.stem for path in self._run.agents.glob("*.json")}.union(avoid, *self._requests.values())
+        unused = (name for number in itertools.count() if (name := f"node-{number}") not in used)
+        return list(itertools.islice(unused, count))
+
+    async def _remember(self, effect_id: str, nodes: list[str]) -> None:
+        """Note which nodes a request is about, so that a successor of this driver does not repeat it."""
+        self._requests[effect_id] = nodes
+        while len(self._requests) > _REQUESTS_KEPT:
+            del self._requests[next(iter(self._requests))]
+        text = json.dumps(self._requests)
+        await self._files.call(lambda: write_atomically(self._run.fleet_file, text))
 
     def _spawn(self, node: str) -> _Slot:
         log = self._run.root / "logs" / f"agent-{node}.log"
@@ -132,10 +155,13 @@ class LocalFleet:
                 os.killpg(slot.pid, signal.SIGKILL)
             await slot.gone.wait()
 
-    async def restart(self, node: str) -> None:
+    async def restart(self, effect_id: str, node: str) -> None:
         async with self._starting:
+            if effect_id in self._requests:
+                return
             await self._end(node)
             self._watch(await self._files.call(lambda: self._spawn(node)))
+            await self._remember(effect_id, [node])
 
     async def quarantine(self, node: str, incident: str) -> None:
         raise FleetRefusedError(f"local nodes cannot be quarantined ({node}, {incident})")
@@ -160,11 +186,22 @@ class LocalFleet:
         async with self._starting:
             await asyncio.gather(*(self.release(node) for node in list(self._slots)))
             await self._files.call(self._forget)
+            self._requests = {}
         await asyncio.to_thread(remove_folders, self._run.root)
 
     def _forget(self) -> None:
         for path in self._run.agents.glob("*.json"):
             path.unlink(missing_ok=True)
+        self._run.fleet_file.unlink(missing_ok=True)
+
+
+def _read_requests(path: Path) -> dict[str, list[str]]:
+    """Return effect id -> nodes; {} if there are none, or the file is damaged."""
+    try:
+        found = json.loads(path.read_text())
+        return {str(effect_id): [str(node) for node in nodes] for effect_id, nodes in found.items()}
+    except (FileNotFoundError, ValueError, TypeError, AttributeError):
+        return {}
 
 
 def _exit_words(code: int) -> str:

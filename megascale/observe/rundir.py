@@ -63,6 +63,11 @@ class RunDir:
         return self.root / "agents"
 
     @property
+    def fleet_file(self) -> Path:
+        """The requests of the driver that the local fleet has carried out."""
+        return self.root / "fleet.json"
+
+    @property
     def faults(self) -> Path:
         """One marker per injected fault that has fired."""
         return self.root / "faults"

@@ -90,6 +90,7 @@ class SimDriver:
         self._scanned: set[tuple[int, int]] = set()
         self._scanned_until = 0
         self._missed: list[ev.Event] | None = None
+        self._slept_at = 0.0
 
     def start(self) -> None:
         self.feed(ev.DriverStarted(self.term))
@@ -103,10 +104,11 @@ class SimDriver:
 
     def sleep(self) -> None:
         """The host freezes the driver; what arrives meanwhile is processed when it wakes."""
-        self._missed = []
+        self._missed, self._slept_at = [], self.clock
 
     def wake(self) -> None:
         missed, self._missed = self._missed, None
+        self.feed(ev.DriverPaused(self.clock - self._slept_at))
         for event in missed or ():
             self.feed(event)
         self.feed(ev.Tick())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,30 @@ def test_stale_commit_of_a_stopped_node_is_never_restored(jobs: Jobs, undisturbe
     losses = run.losses()
     assert {step: losses[step] for step in range(1, 31)} == undisturbed.losses()
     assert not (commits / "15.1.json").exists() or 15 not in _restored_steps(run, attempt=1)
+
+
+def test_a_driver_that_is_frozen_condemns_nobody(jobs: Jobs) -> None:
+    """It is stopped for four times the silence bound; nodes, streams and ranks go on without it."""
+    manifest = jobs.manifest("frozen", steps=10**6, silence=3)
+    process = jobs.start(manifest)
+    folder = jobs.folder / "runs" / "frozen"
+    wait_until(lambda: text_of(folder / "metrics.jsonl").count("\n") >= 5)
+    driver = json.loads((folder / "driver.json").read_text())["pid"]
+    os.kill(driver, signal.SIGSTOP)
+    time.sleep(12.0)
+    os.kill(driver, signal.SIGCONT)
+    wait_until(lambda: "DriverPaused" in text_of(folder / "events.jsonl"))
+    step = len(text_of(folder / "metrics.jsonl").splitlines())
+    time.sleep(4.0)  # longer than the bound, in which whoever is condemned would be lost
+    wait_until(lambda: len(text_of(folder / "metrics.jsonl").splitlines()) > step)
+    process.send_signal(signal.SIGINT)
+    run = jobs.finish(process, manifest)
+    assert run.code == 130, run.stderr
+    assert run.summary["incidents"] == []
+    assert run.summary["restarts"] == 0
+    assert [pause["gap_s"] > 10.0 for pause in run.events("DriverPaused")] == [True]
+    assert len(run.events("Launch")) == 1
+    assert jobs.command("events", "replay", str(folder)).returncode == 0
 
 
 def _restored_steps(run: Run, attempt: int) -> set[int]:

@@ -279,6 +279,14 @@ class DriverStarted:
 
 
 @dataclass(frozen=True, slots=True)
+class DriverPaused:
+    """The driver took in no events and began no effects for `gap_s` seconds up to now: it was frozen, its
+    machine slept, or it waited to write what was decided."""
+
+    gap_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """A deadline (`Core.next_deadline`) is due."""
 
@@ -302,5 +310,6 @@ Event = (
     | EffectDone
     | EffectFailed
     | DriverStarted
+    | DriverPaused
     | Tick
 )

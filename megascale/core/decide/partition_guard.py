@@ -35,7 +35,7 @@ def seems_cut_off(ctx: StepContext) -> bool:
 
 
 def _most_are_silent(ctx: StepContext) -> bool:
-    bound = ctx.now - ctx.policy.silence_s * _SILENT_SHARE
+    bound = ctx.seen_until - ctx.policy.silence_s * _SILENT_SHARE
     present = [name for name, node in ctx.live.nodes.items() if node.status is not NodeStatus.GONE]
     silent = sum(1 for name in present if last_heard(ctx, name) <= bound)
     return silent >= _AT_LEAST and silent > len(present) / 2
@@ -43,5 +43,5 @@ def _most_are_silent(ctx: StepContext) -> bool:
 
 def nobody_is_heard(ctx: StepContext) -> bool:
     """Whether no node of the attempt was heard lately; then nothing is known of its progress."""
-    bound = ctx.now - ctx.policy.silence_s * _SILENT_SHARE
+    bound = ctx.seen_until - ctx.policy.silence_s * _SILENT_SHARE
     return all(last_heard(ctx, name) <= bound for name in ctx.record.assignment)

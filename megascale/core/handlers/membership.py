@@ -24,6 +24,7 @@ PROBE_S: Final = 5.0
 """A node that has not answered a probe after this time has failed it."""
 _SUSPECT_SHARE: Final = 2.0 / 3.0
 _SILENT_SHARE: Final = 0.5
+_RECONNECT_SHARE: Final = 1.0 / 3.0
 _PARTITION_PATIENCE: Final = 4.0
 
 
@@ -184,7 +185,7 @@ def heard_all(ctx: StepContext, event: JobReport) -> None:
 def check_silence(ctx: StepContext) -> None:
     """Suspect and probe nodes at two thirds of the silence bound; lose them at the bound."""
     queue = ctx.live.silence
-    while queue and queue[0][0] <= ctx.now:
+    while queue and queue[0][0] <= ctx.seen_until:
         at, name = heapq.heappop(queue)
         node = ctx.live.nodes.get(name)
         if node is None or node.status is NodeStatus.GONE or at != node.look_at:
@@ -196,16 +197,16 @@ def check_silence(ctx: StepContext) -> None:
 def _judge_silence(ctx: StepContext, name: str, node: Node) -> bool:
     """Judge a silent node; returns whether it is lost."""
     last = last_heard(ctx, name)
-    silent_s = ctx.now - last
+    silent_s = ctx.seen_until - last
     reason = f"{name} sent no heartbeat for {silent_s:.1f} s"
     cause = Cause.PLANNED if name in ctx.record.draining else Cause.NODE_LOST
     fault = Fault(cause, reason, node=name, at=last, source=Source.ESTIMATED, node_gone=True)
     # compared as `_watch` computed it: a difference of two times may round to the other side
-    if ctx.now >= last + ctx.policy.silence_s:
+    if ctx.seen_until >= last + ctx.policy.silence_s:
         if seems_cut_off(ctx):
             _wait_out_partition(ctx)
         return not is_waited_out(ctx) and _lose_silent(ctx, name, node, fault)
-    if ctx.now < last + ctx.policy.silence_s * _SUSPECT_SHARE:
+    if ctx.seen_until < last + ctx.policy.silence_s * _SUSPECT_SHARE:
         if node.status is NodeStatus.SUSPECT:
             _usable_again(ctx, node)
     elif node.status is NodeStatus.READY:
@@ -241,10 +242,25 @@ def _watch(ctx: StepContext, name: str) -> None:
     heapq.heappush(ctx.live.silence, (node.look_at, name))
 
 
-def expect(ctx: StepContext, name: str, heard_until: float) -> None:
+def expect(ctx: StepContext, name: str) -> None:
     """Expect a node that was not heard of in this driver life: it is UNKNOWN until the silence bound."""
-    ctx.live.nodes[name] = Node(None, NodeStatus.UNKNOWN, heard_until)
-    _watch(ctx, name)
+    if name not in ctx.live.nodes:
+        ctx.live.nodes[name] = Node(None, NodeStatus.UNKNOWN, _grace_begins(ctx))
+        _watch(ctx, name)
+
+
+def excuse(ctx: StepContext, gap_s: float) -> None:
+    """Hold a pause of the driver against no node; after a long one, agents may first have to reconnect."""
+    begins = _grace_begins(ctx) if gap_s > ctx.policy.silence_s * _RECONNECT_SHARE else 0.0
+    for name, node in ctx.live.nodes.items():
+        if node.status is not NodeStatus.GONE:
+            node.heard_until = max(last_heard(ctx, name) + gap_s, begins)
+            _watch(ctx, name)
+
+
+def _grace_begins(ctx: StepContext) -> float:
+    """From when silence counts: a node has `reconnect_grace_s` from now, and at least `silence_s`."""
+    return ctx.now + max(0.0, ctx.policy.reconnect_grace_s - ctx.policy.silence_s)
 
 
 def on_probe(ctx: StepContext, event: ProbeResult) -> None:

@@ -1,4 +1,4 @@
-"""Handles the first event of a driver life: issues pending effects again, expects known nodes to report."""
+"""Handles the first event of a driver life, and pauses in it: what nobody saw is held against nobody."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from megascale.core.act.graceful_stop import save_and_stop
 from megascale.core.act.lifecycle import assemble
 from megascale.core.act.node_checks import CHECK_S
 from megascale.core.contract import effects as fx
-from megascale.core.contract.events import DriverStarted
+from megascale.core.contract.events import DriverPaused, DriverStarted
 from megascale.core.contract.vocabulary import PlanKind, Timer
 from megascale.core.handlers.diagnosis import EVIDENCE_S
-from megascale.core.handlers.membership import expect
+from megascale.core.handlers.membership import excuse, expect
 from megascale.core.handlers.newer_record import leave_unknown_state, take_out_unknown
 from megascale.core.state.context import StepContext
 from megascale.core.state.record import JobRecord, JobState, Plan
@@ -47,7 +47,7 @@ def on_driver_started(ctx: StepContext, event: DriverStarted) -> None:
         return
     for name in (*record.assignment, *record.spares):
         if name not in record.excluded and name not in record.lost:
-            expect(ctx, name, ctx.now + max(0.0, policy.reconnect_grace_s - policy.silence_s))
+            expect(ctx, name)
     if not succeeds:
         assemble(ctx)
         return
@@ -76,6 +76,16 @@ def _complete(record: JobRecord) -> None:
     """Fill in what an older version did not note during a launch: when the launch began."""
     if record.attempt and not record.launched_at:
         record.launched_at = record.ledger.began
+
+
+def on_driver_paused(ctx: StepContext, event: DriverPaused) -> None:
+    """Stop the clock for the pause: it counts against no timer, no step and no node."""
+    record, live = ctx.record, ctx.live
+    record.deadlines = {name: at + event.gap_s for name, at in record.deadlines.items()}
+    if record.waiting_since:
+        record.waiting_since += event.gap_s
+    live.progress_at = min(ctx.now, live.progress_at + event.gap_s)
+    excuse(ctx, event.gap_s)
 
 
 def _slack(ctx: StepContext, timer: Timer) -> float:

@@ -18,12 +18,18 @@ _KINDS: Final[dict[str, Any]] = {kind.__name__: kind for kind in fx.Effect.__arg
 
 @dataclass(slots=True)
 class StepContext:
-    """Passed to every handler. `now` never goes backwards from step to step."""
+    """Passed to every handler. `now` never goes backwards from step to step.
+
+    Attributes:
+        seen_until: every event that had arrived by then is taken in; timers and silence are judged by it,
+            so that a driver that is behind does not act on what an event that still waits would disprove.
+    """
 
     record: JobRecord
     live: Live
     policy: Policy
     now: float
+    seen_until: float
     effects: list[fx.Effect] = field(default_factory=list)
 
     def emit(self, kind: type[E], reason: str, **fields: Any) -> E:  # noqa: ANN401 - the effect's own fields

@@ -133,7 +133,7 @@ class KubernetesFleet:
             "quarantine": list(self._quarantine.values())[-_MOST:],
         }
 
-    async def acquire(self, count: int, avoid: tuple[str, ...]) -> None:  # noqa: ARG002 - see `UNUSED`
+    async def acquire(self, effect_id: str, count: int, avoid: tuple[str, ...]) -> None:  # noqa: ARG002
         self.changed()
 
     async def release(self, node: str) -> None:
@@ -145,7 +145,7 @@ class KubernetesFleet:
             link.send(shutdown_order(self._driver.term, "released"))
         self.changed()
 
-    async def restart(self, node: str) -> None:
+    async def restart(self, effect_id: str, node: str) -> None:  # noqa: ARG002
         slot = self._slots.on(node)
         if slot is None:
             raise FleetRefusedError(f"{node} has no slot")

@@ -39,7 +39,11 @@ class Script:
     # What happens
 
     def tell(self, event: ev.Event) -> list[fx.Effect]:
-        effects = self.core.step(event, self.now)
+        return self.tell_late(event, waited_s=0.0)
+
+    def tell_late(self, event: ev.Event, *, waited_s: float) -> list[fx.Effect]:
+        """An event that waited in the driver's inbox."""
+        effects = self.core.step(event, self.now, waited_s)
         if not self.edited:
             check(self.core, effects)
         self.said += effects

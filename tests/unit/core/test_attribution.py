@@ -19,7 +19,7 @@ NOW = 100_000.0
 def context(*signals: RuleMatch, **policy) -> StepContext:
     nodes = {f"n-{i}": Node("x", NodeStatus.READY, NOW) for i in range(3)}
     live = Live(nodes=nodes, signals=list(signals))
-    return StepContext(JobRecord(assignment=tuple(nodes)), live, Policy(**policy), NOW)
+    return StepContext(JobRecord(assignment=tuple(nodes)), live, Policy(**policy), NOW, NOW)
 
 
 def device(node="n-1", ago_s=10.0, rule="xid-94", action="restart", line="Contained: SM"):

@@ -20,7 +20,7 @@ DAY_S = 86400.0
 
 
 def context(**policy) -> StepContext:
-    return StepContext(JobRecord(), Live(), Policy(**policy), NOW)
+    return StepContext(JobRecord(), Live(), Policy(**policy), NOW, NOW)
 
 
 def test_restarts_of_all_causes_use_up_the_budget():

@@ -45,6 +45,7 @@ actions = st.one_of(
     st.tuples(st.just("probe"), nodes, st.sampled_from([True, False, None])),
     st.tuples(st.just("evidence"), nodes, st.sampled_from(["S", "T", "D"])),
     st.tuples(st.just("spec"), st.booleans(), st.booleans()),
+    st.tuples(st.just("pause"), st.sampled_from([1.0, 8.0, 400.0]), st.just(0)),
     st.tuples(st.just("restart"), st.just(0), st.just(0)),
     st.tuples(st.just("tick"), st.just(0), st.just(0)),
 )
@@ -174,6 +175,10 @@ class World:
     def on_spec(self, suspend, restart):
         policy = Policy(**{**{f: getattr(POLICY, f) for f in POLICY.__slots__}, "suspend": suspend})
         self.tell(ev.SpecChanged(policy, f"r{self.now}", restart))
+
+    def on_pause(self, gap_s, _):
+        self.now += gap_s
+        self.tell(ev.DriverPaused(gap_s))
 
     def on_restart(self, _first, _second):
         self.begin()

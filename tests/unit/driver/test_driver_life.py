@@ -73,7 +73,7 @@ class World:
         self.calls.append("fleet started")
         self.on_event = on_event
 
-    async def acquire(self, count: int, avoid: tuple[str, ...]) -> None:
+    async def acquire(self, _effect_id: str, count: int, avoid: tuple[str, ...]) -> None:
         self.calls.append(("acquire", count, avoid))
 
     async def release(self, node: str) -> None:
@@ -303,14 +303,16 @@ def test_step_records_that_cannot_be_read_leave_a_summary_without_rates(
 
 
 def test_local_nodes_are_bounded_and_tell_of_injected_ends_where_there_are_faults(tmp_path: Path) -> None:
-    run = RunDir(tmp_path)
-    plain = main_module.fleet_of(run, job_of(nodes=4, spareNodes=3))
+    run, policy = RunDir(tmp_path), policy_of(job_of(nodes=4, spareNodes=3), shared_machine=True)
+    plain = main_module.fleet_of(run, job_of(), lambda: policy)
     assert type(plain) is LocalFleet
-    assert (plain._run, plain._limit) == (run, 4 + 3 + 2)
-    assert main_module.fleet_of(run, job_of(nodes=4000))._limit == 4000 + 1 + 2
-    faulty = main_module.fleet_of(run, job_of(faults=[{"kind": "killRank", "rank": 0, "step": 3}]))
+    assert (plain._run, plain._limit()) == (run, 4 + 3 + 2)
+    policy = policy_of(job_of(nodes=4000), shared_machine=True)  # a changed manifest
+    assert plain._limit() == 4000 + 1 + 2
+    job = job_of(faults=[{"kind": "killRank", "rank": 0, "step": 3}])
+    faulty = main_module.fleet_of(run, job, lambda: policy_of(job, shared_machine=True))
     assert isinstance(faulty, InjectedFleet)
-    assert (faulty._run, faulty._limit) == (run, 1 + 1 + 2)
+    assert (faulty._run, faulty._limit()) == (run, 1 + 1 + 2)
 
 
 def test_the_driver_of_a_local_run_takes_everything_from_its_folder(

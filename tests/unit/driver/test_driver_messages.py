@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -17,7 +18,9 @@ from megascale.core.contract.vocabulary import Command, FinishState
 from megascale.core.state.record import Exclusion, JobState, Node, NodeStatus
 from megascale.driver import driver as module
 from megascale.driver.driver import Driver
+from megascale.driver.inbox import Inbox
 from megascale.driver.links import AgentLink
+from megascale.driver.pauses import PauseWatch
 from megascale.driver.ports import DriverPorts
 from megascale.driver.record import Claim
 from megascale.errors import FencedError, UnreachableError
@@ -334,21 +337,117 @@ def test_a_superseded_driver_does_not_try_again(stage: Stage) -> None:
     in_loop(scenario)
 
 
-@pytest.mark.parametrize(("waited_s", "graces"), [(9.9, 0), (10.1, 1)])
-def test_a_long_wait_for_the_record_is_followed_by_a_grace_time(
-    stage: Stage, waited_s: float, graces: int, monkeypatch: pytest.MonkeyPatch
+async def pump_until(driver: Driver, holds: Callable[[], bool]) -> None:
+    """Let the driver take events in until `holds`."""
+    async with asyncio.timeout(20.0):
+        pumping = asyncio.create_task(driver._pump(cast(Any, None)))
+        while not holds() and not pumping.done():  # noqa: ASYNC110 - a driver announces nothing
+            await asyncio.sleep(0.01)
+        pumping.cancel()
+
+
+@pytest.mark.parametrize(("late_s", "pauses"), [(0.9, []), (1.1, [1.1]), (60.0, [60.0])])
+def test_effects_that_a_write_made_late_have_their_full_time(
+    stage: Stage, late_s: float, pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The write of a decision is late; that of the pause itself, and of a beat, is of no interest."""
+
     async def write(work: Callable[[], Awaitable[None]]) -> float:
         await work()
-        return waited_s if len(stage.world.written) == 1 else 0.0
+        return late_s / 2
 
-    async def scenario() -> None:
-        monkeypatch.setattr(stage.driver, "_write", write)
-        await stage.apply(ev.DriverStarted(7))
-        starts = [entry for entry in stage.world.written if entry == ("log", "DriverStarted")]
-        assert len(starts) == 1 + graces
+    told: list[ev.Event] = []
+    step = stage.driver.core.step
 
-    in_loop(scenario)
+    def watched(event: ev.Event, now: float, waited_s: float = 0.0) -> list[fx.Effect]:
+        told.append(event)
+        return step(event, now, waited_s)
+
+    monkeypatch.setattr(stage.driver, "_write", write)
+    monkeypatch.setattr(stage.driver.core, "step", watched)
+    beat = ev.NodeReport("n0", "a")
+    posted: list[ev.Event] = [ev.DriverStarted(7), beat, ev.LogMatch("n0", "r", "gpu", "none", "line")]
+    for event in posted:
+        stage.driver.post(event)
+    in_loop(lambda: pump_until(stage.driver, lambda: len(told) >= len(posted) + len(pauses)))
+    found = [event.gap_s for event in told if isinstance(event, ev.DriverPaused)]
+    assert found == pytest.approx(pauses)
+    assert [event for event in told if not isinstance(event, ev.DriverPaused)] == posted
+
+
+def test_a_slow_store_delays_decisions_and_does_not_stop_them(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every append takes more than a third of the silence bound."""
+    core = stage.driver.core
+    core.policy = dataclasses.replace(core.policy, silence_s=0.3)
+
+    async def append(entry: Any) -> None:
+        await asyncio.sleep(0.12)
+        stage.world.written.append(type(entry.event).__name__)
+
+    monkeypatch.setattr(stage.world, "append", append)
+    stage.driver.post(ev.DriverStarted(7))
+    for node in ("n0", "n1"):
+        stage.driver.post(ev.NodeJoined(node, "a"))
+    in_loop(lambda: pump_until(stage.driver, lambda: "NodeJoined" in stage.world.written[-1:]))
+    assert [name for name in stage.world.written if name != ("record", None)][:2] == [
+        "DriverStarted",
+        "NodeJoined",
+    ]
+
+
+def test_a_report_that_waits_for_a_slow_write_keeps_its_node(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """n1 is not silent: its report waits behind a write that takes longer than the silence bound."""
+    core = stage.driver.core
+    now = [1000.0]
+    stage.driver._inbox = Inbox(lambda: now[0])
+    stage.driver._pauses = PauseWatch(lambda: 0.0)
+    monkeypatch.setattr(module.time, "time", lambda: now[0])
+
+    async def append(entry: Any) -> None:
+        if isinstance(entry.event, ev.LogMatch):
+            now[0] += 1.0
+            stage.driver.post(ev.NodeReport("n0", "a"))
+            stage.driver.post(ev.NodeReport("n1", "a"))
+            now[0] += 60.0
+        stage.world.written.append(entry)
+
+    monkeypatch.setattr(stage.world, "append", append)
+    for event in (ev.DriverStarted(7), ev.NodeJoined("n0", "a"), ev.NodeJoined("n1", "a")):
+        stage.driver.post(event)
+    stage.driver.post(ev.LogMatch("n0", "r", "gpu", "none", "line"))
+
+    def reports() -> list[Any]:
+        written = [entry for entry in stage.world.written if entry != ("record", None)]
+        return [entry for entry in written if isinstance(entry.event, ev.NodeReport)]
+
+    in_loop(lambda: pump_until(stage.driver, lambda: len(reports()) >= 2))
+    assert [entry.waited_s for entry in reports()] == [60.0, 60.0]
+    assert {node.status for node in core.live.nodes.values()} == {NodeStatus.READY}
+
+
+def test_a_driver_that_was_frozen_condemns_nobody(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    core, now = stage.driver.core, [1000.0]
+    stage.driver._inbox = Inbox(lambda: now[0])
+    stage.driver._pauses = PauseWatch(lambda: now[0])
+    monkeypatch.setattr(module.time, "time", lambda: now[0])
+    told: list[ev.Event] = []
+
+    async def append(entry: Any) -> None:
+        told.append(entry.event)
+        if entry.event == ev.NodeJoined("n1", "a"):
+            now[0] += 40.0  # all of them are silent for longer than the bound of 30 s
+
+    monkeypatch.setattr(stage.world, "append", append)
+    for event in (ev.DriverStarted(7), ev.NodeJoined("n0", "a"), ev.NodeJoined("n1", "a")):
+        stage.driver.post(event)
+    stage.driver.post(ev.LogMatch("n0", "r", "gpu", "none", "line"))
+    in_loop(lambda: pump_until(stage.driver, lambda: ev.LogMatch in map(type, told)))
+    assert told[3:5] == [ev.DriverPaused(39.5), ev.LogMatch("n0", "r", "gpu", "none", "line")]
+    assert {node.status for node in core.live.nodes.values()} == {NodeStatus.READY}
 
 
 def test_the_end_is_the_end_when_nothing_waits(stage: Stage) -> None:

@@ -20,6 +20,7 @@ from simulated.world import Pace, World
 from megascale.agent.config import AgentConfig
 from megascale.core.contract import events as ev
 from megascale.core.contract.codec import Json
+from megascale.core.eventlog import replay
 from megascale.core.state.record import JobState
 from megascale.driver.driver import Driver
 from megascale.driver.listener import LocalListener, bind
@@ -39,11 +40,11 @@ class Fleet:
 
     async def start(self, on_event: Callable[[SlotEvent], None]) -> None: ...
 
-    async def acquire(self, count: int, avoid: tuple[str, ...]) -> None: ...
+    async def acquire(self, effect_id: str, count: int, avoid: tuple[str, ...]) -> None: ...
 
     async def release(self, node: str) -> None: ...
 
-    async def restart(self, node: str) -> None: ...
+    async def restart(self, effect_id: str, node: str) -> None: ...
 
     async def quarantine(self, node: str, incident: str) -> None: ...
 
@@ -135,8 +136,11 @@ def test_what_passed_while_decisions_waited_is_held_against_nobody(tmp_path: Pat
         assert "decisions wait for it" in alert
 
     drive(tmp_path, scenario)
-    kinds = [json.loads(line).get("event", {}) for line in (tmp_path / "events.jsonl").open()]
-    assert [event["term"] for event in kinds if event.get("kind") == "DriverStarted"] == [1, 1]
+    lines = [json.loads(line) for line in (tmp_path / "events.jsonl").open()]
+    kinds = [line.get("event", {}).get("kind") for line in lines]
+    assert (kinds.count("DriverStarted"), kinds.count("DriverPaused")) == (1, 1)
+    assert max(line.get("waited_s", 0.0) for line in lines) > SILENCE_S
+    assert list(replay(map(json.dumps, lines))) == []
 
 
 def test_a_driver_that_was_superseded_ends(tmp_path: Path) -> None:
@@ -210,7 +214,7 @@ def test_an_effect_that_meets_a_defect_ends_the_driver(tmp_path: Path) -> None:
     class Broken(Fleet):
         lost = False
 
-        async def acquire(self, _count: int, _avoid: tuple[str, ...]) -> None:
+        async def acquire(self, _effect_id: str, _count: int, _avoid: tuple[str, ...]) -> None:
             if self.lost:
                 raise KeyError("a defect")
 

@@ -102,9 +102,9 @@ def test_fleets_are_asked_for_what_the_effect_names(stage: Stage) -> None:
         fx.Probe("e-5", "why", "n4", 5.0),
     )
     assert stage.fleet.calls == [
-        ("acquire", 2, ("n9",)),
+        ("acquire", "e-1", 2, ("n9",)),
         ("release", "n1"),
-        ("restart", "n2"),
+        ("restart", "e-3", "n2"),
         ("quarantine", "n3", "i-1"),
         ("probe", "n4"),
     ]

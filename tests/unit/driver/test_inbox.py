@@ -12,6 +12,10 @@ def report(node: str, attempt: int) -> ev.NodeReport:
     return ev.NodeReport(node, "a", attempt)
 
 
+def read_one(inbox: Inbox) -> ev.Event:
+    return asyncio.run(inbox.next(0.0))
+
+
 def read_all(inbox: Inbox) -> list[ev.Event]:
     async def scenario() -> list[ev.Event]:
         return [await inbox.next(None) for _ in range(len(inbox))]
@@ -44,3 +48,19 @@ def test_what_waits_is_bounded_and_advice_goes_first() -> None:
         inbox.post(ev.EffectDone(f"e-{number}"))
     with pytest.raises(asyncio.QueueFull):
         inbox.post(ev.EffectDone("e-last"))
+
+
+def test_how_long_an_event_waited_counts_from_when_it_was_posted() -> None:
+    now = [0.0]
+    inbox = Inbox(lambda: now[0])
+    inbox.post(report("n0", 1))
+    now[0] = 3.0
+    inbox.post(report("n0", 2))  # replaces the first, and keeps its place
+    inbox.post(ev.DriverStarted(1))
+    now[0] = 5.0
+    assert read_one(inbox) == report("n0", 2)
+    assert inbox.waited_s == 5.0
+    assert read_one(inbox) == ev.DriverStarted(1)
+    assert inbox.waited_s == 2.0
+    assert read_one(inbox) == ev.Tick()
+    assert inbox.waited_s == 0.0

@@ -27,13 +27,13 @@ class Recorder:
         """Every effect of this test can be carried out."""
         assert isinstance(answer, ev.EffectDone | ev.ProbeResult)
 
-    async def acquire(self, count: int, avoid: tuple[str, ...]) -> None:
+    async def acquire(self, _effect_id: str, count: int, avoid: tuple[str, ...]) -> None:
         self.seen.append(("acquire", count, avoid))
 
     async def release(self, node: str) -> None:
         self.seen.append(("release", node))
 
-    async def restart(self, node: str) -> None:
+    async def restart(self, _effect_id: str, node: str) -> None:
         self.seen.append(("restart", node))
 
     async def quarantine(self, node: str, incident: str) -> None:

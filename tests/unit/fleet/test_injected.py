@@ -14,6 +14,7 @@ import pytest
 from megascale.agent import injected as of_agent
 from megascale.agent.injected import amendment_of, leave_as_it_is
 from megascale.driver.__main__ import fleet_of
+from megascale.driver.policy import policy_of
 from megascale.engine.context import RankLaunch
 from megascale.engine.points import pass_by, points_of
 from megascale.fleet import injected as of_fleet
@@ -47,6 +48,10 @@ def job_of(*faults: dict[str, object]) -> TrainingJob:
     return from_mapping(head | {"spec": spec})
 
 
+def local_fleet(run: RunDir, job: TrainingJob) -> LocalFleet:
+    return fleet_of(run, job, lambda: policy_of(job, shared_machine=True))
+
+
 def killed() -> pb.RankExit:
     return pb.RankExit(rank=1, attempt=4, signal=signal.SIGKILL, at=100.5)
 
@@ -72,7 +77,7 @@ def test_without_faults_nothing_looks_for_them(run: RunDir, monkeypatch: pytest.
     assert report == killed()
     assert points_of([], LAUNCH) is pass_by
     pass_by("step", 8)
-    assert type(fleet_of(run, job_of())) is LocalFleet
+    assert type(local_fleet(run, job_of())) is LocalFleet
 
 
 def test_ranks_do_not_even_load_what_injects_faults() -> None:
@@ -116,7 +121,7 @@ def test_any_other_exit_is_told_as_it_is(run: RunDir, launch: RankLaunch, report
 def test_a_node_that_ends_right_after_a_fault_fired_on_it(
     run: RunDir, node: str, at: float, injected: bool
 ) -> None:
-    fleet = fleet_of(run, job_of({"kind": "killNode", "node": "node-1", "step": 8}))
+    fleet = local_fleet(run, job_of({"kind": "killNode", "node": "node-1", "step": 8}))
     assert isinstance(fleet, InjectedFleet)
     seen: list[SlotEvent] = []
 
@@ -137,7 +142,7 @@ def test_a_node_whose_faults_cannot_be_read_is_lost_all_the_same(
         raise PermissionError("not yours")
 
     monkeypatch.setattr(of_fleet, "read_markers", read)
-    fleet = fleet_of(run, job_of({"kind": "killNode", "node": "node-1", "step": 8}))
+    fleet = local_fleet(run, job_of({"kind": "killNode", "node": "node-1", "step": 8}))
     lost = SlotEvent("node-1", "its agent ended", 100.0)
     seen: list[SlotEvent] = []
 

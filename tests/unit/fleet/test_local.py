@@ -48,7 +48,7 @@ def nodes_of(run: RunDir) -> list[str]:
 
 
 async def started(run: RunDir, limit: int) -> LocalFleet:
-    fleet = LocalFleet(run, limit)
+    fleet = LocalFleet(run, lambda: limit)
     await fleet.start(lambda _event: None)
     return fleet
 
@@ -56,9 +56,9 @@ async def started(run: RunDir, limit: int) -> LocalFleet:
 def test_agents_are_started_away_from_the_event_loop(tmp_path: Path, agents: Agents) -> None:
     async def scenario() -> None:
         fleet = await started(RunDir(tmp_path), 2)
-        await fleet.acquire(2, ("node-0",))
+        await fleet.acquire("e-1", 2, ("node-0",))
         assert nodes_of(RunDir(tmp_path)) == ["node-1", "node-2"]
-        await fleet.restart("node-1")
+        await fleet.restart("e-2", "node-1")
         assert agents.threads == ["the run folder"] * 3
         await fleet.close()
 
@@ -69,7 +69,9 @@ def test_agents_are_started_away_from_the_event_loop(tmp_path: Path, agents: Age
 def test_requests_at_the_same_time_do_not_pass_the_limit(tmp_path: Path, agents: Agents) -> None:
     async def scenario() -> None:
         fleet = await started(RunDir(tmp_path), 3)
-        answers = await asyncio.gather(*(fleet.acquire(1, ()) for _ in range(5)), return_exceptions=True)
+        answers = await asyncio.gather(
+            *(fleet.acquire(f"e-{number}", 1, ()) for number in range(5)), return_exceptions=True
+        )
         assert [type(answer) for answer in answers] == [type(None)] * 3 + [FleetRefusedError] * 2
         assert nodes_of(RunDir(tmp_path)) == ["node-0", "node-1", "node-2"]
         await fleet.close()
@@ -82,7 +84,7 @@ def test_a_node_that_is_being_started_is_released_by_close(tmp_path: Path, agent
     async def scenario() -> None:
         fleet = await started(RunDir(tmp_path), 1)
         agents.go.clear()
-        acquiring = asyncio.create_task(fleet.acquire(1, ()))
+        acquiring = asyncio.create_task(fleet.acquire("e-9", 1, ()))
         await asyncio.to_thread(agents.entered.wait, 20.0)
         closing = asyncio.create_task(fleet.close())
         await asyncio.sleep(0)
@@ -97,13 +99,13 @@ def test_a_node_that_is_being_started_is_released_by_close(tmp_path: Path, agent
 
 def test_the_agents_of_an_earlier_driver_are_adopted(tmp_path: Path, agents: Agents) -> None:
     async def earlier() -> None:
-        await (await started(RunDir(tmp_path), 2)).acquire(2, ())
+        await (await started(RunDir(tmp_path), 2)).acquire("e-1", 2, ())
 
     async def later() -> None:
         (RunDir(tmp_path).agents / "node-7.json").write_text("{")
         fleet = await started(RunDir(tmp_path), 2)
         with pytest.raises(FleetRefusedError, match="2 local nodes run, 1 more would pass the limit of 2"):
-            await fleet.acquire(1, ())
+            await fleet.acquire("e-9", 1, ())
         await fleet.close()
 
     asyncio.run(earlier())

@@ -187,14 +187,14 @@ def test_a_restart_without_an_agent_is_asked_of_the_operator() -> None:
     stage = Stage(slot(0), slot(1))
 
     async def scenario() -> None:
-        await stage.fleet.restart("n0")
-        await stage.fleet.restart("n1")
-        await stage.fleet.restart("n0")
+        await stage.fleet.restart("e-1", "n0")
+        await stage.fleet.restart("e-1", "n1")
+        await stage.fleet.restart("e-1", "n0")
         assert stage.fleet.requests()["restart"] == [
             {"pod": "q-0-0", "id": "r-3-1"}, {"pod": "q-1-0", "id": "r-3-2"},
         ]  # fmt: skip
         with pytest.raises(FleetRefusedError, match="n7 has no slot"):
-            await stage.fleet.restart("n7")
+            await stage.fleet.restart("e-1", "n7")
         stage.publish(slot(1))
         assert [one["pod"] for one in stage.fleet.requests()["restart"]] == ["q-1-0"]
 
@@ -221,7 +221,7 @@ def test_an_agent_that_does_not_restart_by_itself_is_replaced(
     async def scenario() -> None:
         serving = asyncio.create_task(stage.fleet.run(cast(Any, stage.driver)))
         await asyncio.sleep(0)
-        await stage.fleet.restart("n0")
+        await stage.fleet.restart("e-1", "n0")
         assert await sent(link) == [("its container is to be restarted", True)]
         stage.publish(after)
         stage.driver.links.attach(AgentLink("n0", incarnation, "address"))
@@ -244,7 +244,7 @@ def test_an_error_on_the_way_to_a_replacement_ends_the_service(monkeypatch: pyte
     async def scenario() -> None:
         serving = asyncio.create_task(stage.fleet.run(cast(Any, stage.driver)))
         await asyncio.sleep(0)
-        await stage.fleet.restart("n0")
+        await stage.fleet.restart("e-1", "n0")
         with pytest.raises(ExceptionGroup):
             await serving
 
