@@ -28,7 +28,13 @@ from megascale.core.state.context import StepContext, natural_key
 from megascale.core.state.record import JobRecord, JobState, Live, NodeStatus
 
 CORE_VERSION: Final = 3
-_TAKEN_WHEN_FINISHED: Final = (ev.EffectDone, ev.DriverStarted, ev.ManualCommand)
+_TAKEN_WHEN_FINISHED: Final = (
+    ev.EffectDone,
+    ev.EffectFailed,
+    ev.FleetRefused,
+    ev.DriverStarted,
+    ev.ManualCommand,
+)
 _NAME_LISTS: Final = ("assignment", "spares")
 
 

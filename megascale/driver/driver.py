@@ -26,7 +26,7 @@ from megascale.driver.executor import EffectExecutor
 from megascale.driver.inbox import Inbox
 from megascale.driver.links import AgentLink, Links
 from megascale.driver.pauses import LEAST_S, PauseWatch
-from megascale.driver.policy import needs_restart, policy_of
+from megascale.driver.policy import needs_restart, policy_of, refusal
 from megascale.driver.ports import DriverPorts
 from megascale.driver.record import Claim
 from megascale.driver.revisions import Revisions
@@ -363,11 +363,9 @@ class Driver:
             return False, "the manifest of a job on a cluster is changed with kubectl apply"
         try:
             job = from_json(text)
-            if needs_restart(self._in_force(self._job), job):
-                return (
-                    False,
-                    "it changes what ranks have read: stop the job, then run it again",
-                )
+            why = refusal(self._in_force(self._job), job)
+            if why is not None:
+                return False, why
             self.change_spec(job)
         except InputError as error:
             return False, str(error)

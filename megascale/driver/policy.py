@@ -45,6 +45,17 @@ def needs_restart(before: TrainingJob, after: TrainingJob) -> bool:
     return _read_by_ranks(before.spec) != _read_by_ranks(after.spec)
 
 
+def refusal(before: TrainingJob, after: TrainingJob) -> str | None:
+    """Return why `after` cannot replace `before` while the job runs on this machine, None if it can."""
+    remedy = "stop the job, then run it again"
+    if needs_restart(before, after):
+        return f"it changes what ranks have read: {remedy}"
+    old, new = before.spec.health.heartbeat_seconds, after.spec.health.heartbeat_seconds
+    if old != new:
+        return f"it changes health.heartbeatSeconds from {old} to {new}, which agents have read: {remedy}"
+    return None
+
+
 def _read_by_ranks(spec: JobSpec) -> dict[str, Any]:
     checkpoint = {"uri", "every_steps", "keep", "memory"}
     whole = dict.fromkeys(("runtime", "network", "ranks_per_node", "steps"), True)

@@ -29,6 +29,7 @@ from megascale.observe.rundir import RunDir, write_atomically
 from megascale.offload import StorageThread
 
 _TERM_S: Final = 5.0
+_KILL_S: Final = 10.0
 _REQUESTS_KEPT: Final = 64
 _DEAD_STATES: Final = {"T": "stopped", "t": "stopped by a debugger", "Z": "a zombie", "X": "dead"}
 
@@ -153,7 +154,13 @@ class LocalFleet:
         if not slot.gone.is_set():
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(slot.pid, signal.SIGKILL)
-            await slot.gone.wait()
+            try:
+                await asyncio.wait_for(slot.gone.wait(), _KILL_S)
+            except TimeoutError as error:
+                raise FleetRefusedError(
+                    f"the agent of {node} (process {slot.pid}) has not ended {_KILL_S:g} s after SIGKILL: "
+                    "it is stuck in the kernel"
+                ) from error
 
     async def restart(self, effect_id: str, node: str) -> None:
         async with self._starting:
@@ -184,10 +191,15 @@ class LocalFleet:
 
     async def close(self) -> None:
         async with self._starting:
-            await asyncio.gather(*(self.release(node) for node in list(self._slots)))
+            ends = await asyncio.gather(
+                *(self.release(node) for node in list(self._slots)), return_exceptions=True
+            )
             await self._files.call(self._forget)
             self._requests = {}
         await asyncio.to_thread(remove_folders, self._run.root)
+        for end in ends:
+            if isinstance(end, BaseException):
+                raise end
 
     def _forget(self) -> None:
         for path in self._run.agents.glob("*.json"):

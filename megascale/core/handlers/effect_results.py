@@ -5,6 +5,7 @@ from __future__ import annotations
 from megascale.core.act.acquisition import not_acquired
 from megascale.core.act.lifecycle import assemble, replenish, stopped
 from megascale.core.act.recovery import respond
+from megascale.core.contract import effects as fx
 from megascale.core.contract.events import EffectDone, EffectFailed, FleetRefused, ProbeResult
 from megascale.core.contract.vocabulary import Cause, Milestone, Timer
 from megascale.core.handlers import numerics, stragglers
@@ -58,6 +59,13 @@ def on_failed(ctx: StepContext, event: EffectFailed) -> None:
         _not_restarted(ctx, pending, event.reason)
     elif pending.kind == "Probe":
         _not_probed(ctx, event.effect_id, pending, event.reason)
+    elif pending.kind == "Finish":
+        _not_released(ctx, event.reason)
+
+
+def _not_released(ctx: StepContext, reason: str) -> None:
+    """The job has ended nevertheless; a person has to see to the nodes that are left."""
+    ctx.emit(fx.Page, f"the job has ended, but its nodes may not all be released: {reason}")
 
 
 def _not_probed(ctx: StepContext, effect_id: str, pending: Pending, reason: str) -> None:
@@ -82,6 +90,8 @@ def on_refused(ctx: StepContext, event: FleetRefused) -> None:
         _not_restarted(ctx, pending, event.reason)
     elif pending.kind == "Probe":
         _not_probed(ctx, event.effect_id, pending, event.reason)
+    elif pending.kind == "Finish":
+        _not_released(ctx, event.reason)
     elif pending.kind == "RequestQuarantine" and ctx.record.incident:
         ctx.record.incident.add_evidence(f"quarantine refused: {event.reason}")
 

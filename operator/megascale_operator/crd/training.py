@@ -85,6 +85,10 @@ def _spec_rules() -> list[CelRule]:
             ("nodes", "self.nodes == oldSelf.nodes"),
             ("spareNodes", "self.spareNodes == oldSelf.spareNodes"),
             ("minNodes", f"{_LEAST} == {_LEAST.replace('self', 'oldSelf')}"),
+            (
+                "health.heartbeatSeconds",  # agents read it when they start
+                "self.health.heartbeatSeconds == oldSelf.health.heartbeatSeconds",
+            ),
         )
     ]
     return [

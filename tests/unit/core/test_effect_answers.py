@@ -169,6 +169,18 @@ def test_nodes_of_one_request_that_all_end_before_they_join_are_one_try(start):
     assert [effect.count for effect in job.heard(fx.Acquire)] == [100]
 
 
+@pytest.mark.parametrize("answer", ["fails", "refuse"])
+def test_a_job_whose_nodes_cannot_be_released_has_ended_and_a_person_is_told(running, answer):
+    job = running(1).command("stop").all_exit(76).done(fx.Kill)
+    job.heard(fx.Page)
+    getattr(job, answer)(fx.Finish, "process 12 is stuck")
+    reason = "the job has ended, but its nodes may not all be released: process 12 is stuck"
+    assert [page.reason for page in job.heard(fx.Page)] == [reason]
+    job.done(fx.Page)
+    assert job.record.pending == {}
+    assert job.record.finish_state == "stopped"
+
+
 def test_the_last_try_fails_the_job_and_says_why(start):
     job = start(1, acquire_tries=2)
     job.refuse(fx.Acquire, "no quota").wait(5.1).refuse(fx.Acquire, "still none")

@@ -538,11 +538,15 @@ def test_changed_thresholds_of_a_local_job_are_adopted(tmp_path: Path) -> None:
     ("text", "message"),
     [
         (with_spec(job_of(), steps=11), "it changes what ranks have read: stop the job, then run it again"),
+        (
+            with_spec(job_of(), health={"heartbeatSeconds": 7, "silenceSeconds": 30}),
+            "it changes health.heartbeatSeconds from 5 to 7, which agents have read: stop the job",
+        ),
         (with_spec(job_of(), nodes=0), "spec.nodes"),
         ("[" * 100_000, "the manifest is not JSON"),
         ("[]", "the manifest is not a JSON object"),
     ],
-    ids=["restart", "invalid", "nested", "list"],
+    ids=["restart", "heartbeat", "invalid", "nested", "list"],
 )
 def test_other_changes_of_a_local_job_are_refused(tmp_path: Path, text: str, message: str) -> None:
     stage = Stage(tmp_path, shared_machine=True)

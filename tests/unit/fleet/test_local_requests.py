@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -133,3 +134,30 @@ def test_the_limit_is_the_one_in_force(run: RunDir) -> None:
             await fleet.close()
 
     asyncio.run(main())
+
+
+def test_an_agent_that_does_not_end_is_waited_for_in_bounds_and_told(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process does not die of SIGKILL, as one that is stuck in the kernel; the other node is released."""
+    monkeypatch.setattr(module, "_TERM_S", 0.05)
+    monkeypatch.setattr(module, "_KILL_S", 0.05)
+
+    async def main() -> None:
+        fleet = LocalFleet(run, lambda: 8)
+        await fleet.start(lambda _event: None)
+        await fleet.acquire("e-1", 2, ())
+        ended = fleet._slots["node-1"]
+        kept = fleet._slots["node-0"]
+        with monkeypatch.context() as held:
+            kill, killpg = os.kill, os.killpg
+            held.setattr(module.os, "kill", lambda pid, sig: None if pid == kept.pid else kill(pid, sig))
+            held.setattr(module.os, "killpg", lambda pid, sig: None if pid == kept.pid else killpg(pid, sig))
+            said = rf"the agent of node-0 \(process {kept.pid}\) has not ended 0.05 s after SIGKILL"
+            for call in (fleet.release("node-0"), fleet.restart("e-2", "node-0"), fleet.close()):
+                with pytest.raises(FleetRefusedError, match=said):
+                    await call
+        assert ended.gone.is_set()
+        await fleet.close()
+
+    asyncio.run(asyncio.wait_for(main(), 30.0))
