@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -35,6 +36,14 @@ _TAKEN_WHEN_FINISHED: Final = (
     ev.DriverStarted,
     ev.ManualCommand,
 )
+_TELEMETRY: Final = (ev.NodeReport, ev.JobReport, ev.SegmentTimes, ev.Evidence, ev.SnapshotReady)
+_LEARNT_AGAIN: Final = frozenset(
+    {"ledger", "clock", "saves", "deadlines", "best_step", "outstanding", "spares", "assignment", "pending"}
+)
+"""Fields of the record that change with time and reports, or only with an effect."""
+_STORED_AT_ONCE: Final = tuple(
+    field.name for field in dataclasses.fields(JobRecord) if field.name not in _LEARNT_AGAIN
+)
 _NAME_LISTS: Final = ("assignment", "spares")
 
 
@@ -42,6 +51,10 @@ class Core:
     """Owns the state of one job. Not thread safe; `now` is Unix seconds and is clamped to never go back.
 
     The first `step` of every driver life must be `DriverStarted`.
+
+    Attributes:
+        must_store: the last event changed what a successor cannot learn again, so the snapshot has to be
+            stored before anything else happens.
     """
 
     def __init__(self, policy: Policy, record: JobRecord | None = None) -> None:
@@ -49,6 +62,7 @@ class Core:
         self.record = record or JobRecord()
         self.live = Live()
         self._now = 0.0
+        self.must_store = False
 
     def step(self, event: ev.Event, now: float, waited_s: float = 0.0) -> list[Effect]:
         """Take one event; the shell carries out the effects in order, once the job record is written.
@@ -59,10 +73,12 @@ class Core:
         """
         self._now = max(self._now, now)
         ctx = StepContext(self.record, self.live, self.policy, self._now, self._now - waited_s)
+        before = _decided(self.record, event)
         if self.record.state is not JobState.FINISHED or isinstance(event, _TAKEN_WHEN_FINISHED):
             _HANDLERS[type(event)](ctx, event)
             _run_timers(ctx)
         self.policy = ctx.policy
+        self.must_store = bool(ctx.effects) or before != _decided(self.record, event)
         return ctx.effects
 
     def next_deadline(self) -> float | None:
@@ -96,6 +112,26 @@ class Core:
             plain: dict[str, Json] = {n: [*unpack(snapshot[n])] for n in _NAME_LISTS if n in snapshot}
             snapshot = snapshot | plain
         return cls(policy, decode(JobRecord, snapshot))
+
+
+def _decided(record: JobRecord, event: ev.Event) -> tuple[object, ...]:
+    """What is compared before and after an event to find out whether the record has to be stored.
+
+    For the events of every heartbeat, as much as costs nothing: whatever else they change, they decide.
+    """
+    incident = record.incident
+    outline = (
+        record.state,
+        record.attempt,
+        record.plan,
+        len(record.pending),
+        incident and incident.id,
+        len(record.incidents),
+        record.spec.previous,
+    )
+    if isinstance(event, _TELEMETRY):
+        return outline
+    return (*outline, *(encode(getattr(record, name)) for name in _STORED_AT_ONCE))
 
 
 def _run_timers(ctx: StepContext) -> None:

@@ -200,12 +200,11 @@ class Driver:
         record, now = self.core.record, time.time()
         waited_s = round(self._inbox.waited_s, 3)
         waited_s = waited_s if waited_s >= _NOTICED_S else 0.0
-        before = (record.state, record.attempt, len(record.commits), len(record.pending))
         effects = self.core.step(event, now, waited_s)
         self._ports.log_context.attempt = record.attempt
         entry = Entry(now, event, tuple(effects), waited_s)
         late_s = await self._write(lambda: self._ports.log.append(entry))
-        if effects or before != (record.state, record.attempt, len(record.commits), len(record.pending)):
+        if self.core.must_store:
             late_s += await self._write(self._write_record)
             self.changed.set()
         for effect in effects:

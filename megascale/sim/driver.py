@@ -126,9 +126,9 @@ class SimDriver:
             return
         if isinstance(event, ev.CommitDone):
             self._scanned.add((event.step, event.attempt))
-        before, at = self._written_part(), self.clock
+        at = self.clock
         effects = self.core.step(event, at)
-        if effects or self._written_part() != before:
+        if self.core.must_store:
             if self._is_cut(effects, unwritten=True) or not self.store.write(self.term, self.core):
                 self.die()
                 return
@@ -141,11 +141,6 @@ class SimDriver:
             self.performed += 1
             perform(self, effect)
         self._arm()
-
-    def _written_part(self) -> tuple[object, ...]:
-        """The part of the record whose changes are written at once."""
-        record = self.core.record
-        return record.state, record.attempt, len(record.commits), len(record.pending)
 
     def _is_cut(self, effects: list[fx.Effect], *, unwritten: bool) -> bool:
         if self.cut.unwritten is not unwritten or self.cut.effect < 0:
