@@ -67,8 +67,11 @@ def _order(term: int, command_id: str, **body: Any) -> pb.DriverMessage:  # noqa
 
 
 def host_store_order(term: int, effect: fx.Launch) -> pb.DriverMessage:
-    """Return the order for the first node of a launch to host the attempt's key-value store."""
-    return _order(term, effect.effect_id, host_store=pb.HostStore(attempt=effect.attempt))
+    """Return the order for the first node of a launch to host the attempt's key-value store.
+
+    Its id is not that of the launch orders: an answer that comes twice must not be taken for theirs.
+    """
+    return _order(term, f"{effect.effect_id}/store", host_store=pb.HostStore(attempt=effect.attempt))
 
 
 def launch_orders(term: int, effect: fx.Launch, store_host: str, store_port: int) -> list[pb.DriverMessage]:

@@ -7,7 +7,7 @@ from typing import Final
 
 from megascale.core.contract import effects as fx
 from megascale.core.contract.vocabulary import Cause
-from megascale.core.decide.blame import WEIGHTS, blame_of
+from megascale.core.decide.blame import WEIGHTS, blame_of, decayed
 from megascale.core.decide.breakers import HOUR_S, WEEK_S, exclusion_bound
 from megascale.core.state.context import StepContext
 from megascale.core.state.record import (
@@ -22,9 +22,10 @@ _FORGOTTEN: Final = 0.02
 _HISTORIES_KEPT: Final = 64
 _REASONS_KEPT: Final = 16
 _REFUSALS_PAGED: Final = 16
+_BLAMED_KEPT: Final = 8
 
 
-def add_blame(ctx: StepContext, node: str, cause: Cause) -> None:
+def add_blame(ctx: StepContext, node: str, cause: Cause, incident: Incident) -> None:
     """Add the weight of `cause` to the node's blame, and note the time for lemon detection."""
     weight = WEIGHTS.get(cause, 0.0)
     if not weight:
@@ -32,6 +33,9 @@ def add_blame(ctx: StepContext, node: str, cause: Cause) -> None:
     record = ctx.record
     record.blame = {n: b for n, b in record.blame.items() if blame_of(ctx, n) > _FORGOTTEN}
     record.blame[node] = Blame(blame_of(ctx, node) + weight, ctx.now)
+    incident.blamed[node] = Blame(weight, ctx.now)
+    for other in list(incident.blamed)[:-_BLAMED_KEPT]:
+        del incident.blamed[other]
     times = record.history.setdefault(node, [])
     times[:] = [t for t in times if t > ctx.now - ctx.policy.lemon_window_s]
     # A burst is one incident: what makes a lemon is that it comes back after all seemed well.
@@ -41,14 +45,17 @@ def add_blame(ctx: StepContext, node: str, cause: Cause) -> None:
         del record.history[min(record.history, key=lambda n: record.history[n][-1])]
 
 
-def take_back_blame(ctx: StepContext, node: str, cause: Cause, at: float) -> None:
-    """Undo `add_blame` of an incident that was decided at `at` and turned out to have another cause."""
-    weight = WEIGHTS.get(cause, 0.0)
-    if node in ctx.record.blame and weight:
-        ctx.record.blame[node] = Blame(max(0.0, blame_of(ctx, node) - weight), ctx.now)
-        times = [t for t in ctx.record.history.pop(node, []) if t != at]
+def take_back_blame(ctx: StepContext, incident: Incident) -> None:
+    """Undo every `add_blame` for the incident, which turned out to have another cause."""
+    record = ctx.record
+    for node, given in incident.blamed.items():
+        if node in record.blame:
+            left = blame_of(ctx, node) - decayed(ctx, given)
+            record.blame[node] = Blame(max(0.0, left), ctx.now)
+        times = [t for t in record.history.pop(node, []) if t != given.at]
         if times:
-            ctx.record.history[node] = times
+            record.history[node] = times
+    incident.blamed = {}
 
 
 def exclude(

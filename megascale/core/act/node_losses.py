@@ -62,7 +62,7 @@ def settle(ctx: StepContext, incident: Incident | None) -> None:
     release_shared(ctx)
     for name in sorted(ctx.record.lost):
         if incident is not None:
-            add_blame(ctx, name, Cause.NODE_LOST)
+            add_blame(ctx, name, Cause.NODE_LOST, incident)
             if exclude(ctx, name, incident, reason=ctx.record.lost[name].reason):
                 _give_back(ctx, name)
     ctx.record.lost = {}

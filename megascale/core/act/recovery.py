@@ -45,7 +45,7 @@ def charge(ctx: StepContext, fault: Fault, incident: Incident, decision: Decisio
     if fault.cause not in FREE_OF_BUDGET:
         note_failure(ctx, fault)
         if node is not None and fault.blames_node and not fault.node_gone:
-            add_blame(ctx, node, fault.cause)
+            add_blame(ctx, node, fault.cause, incident)
     if (
         decision.action == Action.REPLACE_NODE
         and node
@@ -79,8 +79,7 @@ def reattribute(ctx: StepContext, fault: Fault) -> None:
         return
     if incident.cause not in FREE_OF_BUDGET:
         take_back_failure(ctx, incident.cause)
-    if incident.node and not incident.consequence:
-        take_back_blame(ctx, incident.node, incident.cause, incident.milestones[Milestone.DECIDED].at)
+    take_back_blame(ctx, incident)
     relabel(incident, fault)
     decision = decide(ctx, fault)
     note_decision(ctx, incident, decision)

@@ -7,7 +7,7 @@ from megascale.core.act.exclusion import take_back_blame
 from megascale.core.contract import effects as fx
 from megascale.core.contract.events import SpecChanged
 from megascale.core.contract.names import short_revision
-from megascale.core.contract.vocabulary import Milestone, Timer
+from megascale.core.contract.vocabulary import Timer
 from megascale.core.state.context import StepContext
 from megascale.core.state.record import Incident
 
@@ -62,8 +62,8 @@ def revert(ctx: StepContext, incident: Incident) -> None:
     """
     spec = ctx.record.spec
     for failed in (*ctx.record.incidents, incident):
-        if failed.attempt >= spec.attempt and failed.node is not None:
-            take_back_blame(ctx, failed.node, failed.cause, failed.milestones[Milestone.DECIDED].at)
+        if failed.attempt >= spec.attempt:
+            take_back_blame(ctx, failed)
     text = f"spec {short_revision(spec.running)} made no progress, back to {short_revision(spec.previous)}"
     ctx.emit(fx.Page, text, incident=incident.id)
     spec.rejected, spec.running, spec.previous = spec.running, spec.previous, None

@@ -8,6 +8,7 @@ from typing import Final
 from megascale.core.contract.vocabulary import Cause
 from megascale.core.decide.breakers import HOUR_S
 from megascale.core.state.context import StepContext
+from megascale.core.state.record import Blame
 
 WEIGHTS: Final = {
     Cause.CRASH: 1.0,
@@ -25,8 +26,11 @@ either, but errors that keep coming from one node only, at different steps, are 
 def blame_of(ctx: StepContext, node: str) -> float:
     """Blame of a node now, after decay."""
     blame = ctx.record.blame.get(node)
-    if blame is None:
-        return 0.0
+    return 0.0 if blame is None else decayed(ctx, blame)
+
+
+def decayed(ctx: StepContext, blame: Blame) -> float:
+    """What is left of the blame now."""
     return blame.score * math.pow(0.5, (ctx.now - blame.at) / ctx.policy.blame_half_life_s)
 
 

@@ -120,6 +120,7 @@ class Incident:
         action, decision: None and "" until it is decided.
         fault_step: newest step before the fault; outcome: None while open.
         consequence: may be the consequence of a fault that is not known yet.
+        blamed: node -> the blame that it was given for this incident, and when.
     """
 
     id: str
@@ -135,6 +136,7 @@ class Incident:
     evidence: list[str] = field(default_factory=list)
     milestones: dict[Milestone, MilestoneTime] = field(default_factory=dict)
     outcome: str | None = None
+    blamed: dict[str, Blame] = field(default_factory=dict)
 
     def mark(self, milestone: Milestone, at: float, source: Source = Source.OBSERVED) -> None:
         """Note when `milestone` was reached; the first time counts."""

@@ -12,11 +12,15 @@ from megascale.core.decide.breakers import exclusion_bound, no_progress, spent_b
 from megascale.core.decide.ladder import decide
 from megascale.core.state.context import StepContext
 from megascale.core.state.incidents import Fault
-from megascale.core.state.record import Blame, JobRecord, Live
+from megascale.core.state.record import Blame, Incident, JobRecord, Live
 
 NOW = 1e9
 HOUR_S = 3600.0
 DAY_S = 86400.0
+
+
+def incident(**blamed):
+    return Incident("i-1", "crash", "why", blamed=blamed)
 
 
 def context(**policy) -> StepContext:
@@ -122,7 +126,7 @@ def test_blame_adds_up_and_what_has_decayed_is_forgotten():
         "old": Blame(0.04, NOW - HOUR_S),
         "kept": Blame(0.05, NOW - HOUR_S),
     }
-    add_blame(ctx, "a", "straggler")
+    add_blame(ctx, "a", "straggler", incident())
     assert ctx.record.blame == {"a": Blame(3.5, NOW), "kept": Blame(0.05, NOW - HOUR_S)}
     assert ctx.record.history == {"a": [NOW]}
 
@@ -130,26 +134,26 @@ def test_blame_adds_up_and_what_has_decayed_is_forgotten():
 @pytest.mark.parametrize("cause", ["manual", "planned", "numerics", "checkpoint_corrupt"])
 def test_what_is_no_nodes_fault_blames_none(cause):
     ctx = context()
-    add_blame(ctx, "a", cause)
+    add_blame(ctx, "a", cause, incident())
     assert (ctx.record.blame, ctx.record.history) == ({}, {})
     ctx.record.blame = {"a": Blame(1.0, NOW)}
-    take_back_blame(ctx, "a", cause, NOW)
+    take_back_blame(ctx, incident(a=Blame(0.0, NOW)))
     assert ctx.record.blame == {"a": Blame(1.0, NOW)}
 
 
 def test_history_of_a_node_is_kept_for_the_window_of_lemons():
     ctx = context(lemon_window_s=DAY_S)
     ctx.record.history = {"a": [NOW - DAY_S - 1.0, NOW - DAY_S, NOW - DAY_S + 1.0, NOW - HOUR_S]}
-    add_blame(ctx, "a", "crash")
+    add_blame(ctx, "a", "crash", incident())
     assert ctx.record.history == {"a": [NOW - DAY_S + 1.0, NOW - HOUR_S, NOW]}
-    add_blame(ctx, "a", "crash")
+    add_blame(ctx, "a", "crash", incident())
     assert ctx.record.history["a"][-2:] == [NOW - HOUR_S, NOW]
 
 
 def test_histories_of_the_nodes_that_failed_last_are_kept():
     ctx = context()
     ctx.record.history = {f"n-{i}": [NOW - 9 * DAY_S, NOW - i * HOUR_S] for i in range(2, 66)}
-    add_blame(ctx, "new", "crash")
+    add_blame(ctx, "new", "crash", incident())
     assert len(ctx.record.history) == 64
     assert "n-65" not in ctx.record.history
     assert "n-64" in ctx.record.history
@@ -158,15 +162,22 @@ def test_histories_of_the_nodes_that_failed_last_are_kept():
 def test_taking_back_blame_undoes_what_that_incident_added():
     ctx = context(blame_half_life_s=HOUR_S)
     ctx.record.blame = {"a": Blame(4.0, NOW - HOUR_S), "b": Blame(0.5, NOW)}
-    ctx.record.history = {"a": [NOW - DAY_S, NOW - 60.0], "b": [NOW - 60.0]}
-    take_back_blame(ctx, "a", "launch_failed", NOW - 60.0)
-    assert ctx.record.blame["a"] == Blame(0.5, NOW)
-    assert ctx.record.history["a"] == [NOW - DAY_S]
-    take_back_blame(ctx, "b", "crash", NOW - 60.0)
-    assert ctx.record.blame["b"] == Blame(0.0, NOW)
-    assert "b" not in ctx.record.history
-    take_back_blame(ctx, "unknown", "crash", NOW)
-    assert "unknown" not in ctx.record.blame
+    ctx.record.history = {"a": [NOW - DAY_S, NOW - HOUR_S], "b": [NOW - 60.0]}
+    given = incident(a=Blame(1.5, NOW - HOUR_S), b=Blame(1.0, NOW - 60.0), unknown=Blame(1.0, NOW))
+    take_back_blame(ctx, given)
+    assert ctx.record.blame == {"a": Blame(2.0 - 0.75, NOW), "b": Blame(0.0, NOW)}
+    assert ctx.record.history == {"a": [NOW - DAY_S]}
+    take_back_blame(ctx, given)
+    assert ctx.record.blame["a"] == Blame(1.25, NOW)
+
+
+def test_an_incident_remembers_whom_it_gave_blame_of_the_newest():
+    ctx, given = context(blame_half_life_s=HOUR_S), incident()
+    add_blame(ctx, "a", "crash", given)
+    assert given.blamed == {"a": Blame(1.0, NOW)}
+    for number in range(8):
+        add_blame(ctx, f"n-{number}", "node_lost", given)
+    assert list(given.blamed) == [f"n-{number}" for number in range(8)]
 
 
 def test_a_lemon_had_enough_incidents_in_the_window_each_at_least_an_hour_ago():

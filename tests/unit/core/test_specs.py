@@ -185,6 +185,23 @@ def test_no_node_keeps_the_blame_for_a_revision_that_was_reverted(running):
     assert job.incident.action == Action.RESTART_IN_PLACE
 
 
+def test_a_reverted_revision_takes_back_no_blame_that_it_did_not_give(running):
+    """Its ranks only lost their peers, which blames no node; the blame is from before."""
+    job = running(2, no_progress_limit=3)
+    change(job, "r1", restart=False)
+    job.train(5).commit(5).exit(1, sig=9).recovers().train(20)
+    blamed = job.record.blame["n-1"].score
+    change(job, "r2")
+    job.exit(0, sig=9).done(fx.Kill)
+    for _ in range(9):
+        echo = "Connection closed by peer"
+        job.done(fx.Launch).exit(1, 1, error="DistBackendError", message=echo).done(fx.Kill)
+        if job.record.spec.rejected:
+            break
+    assert job.record.spec.rejected == "r2"
+    assert job.record.blame["n-1"].score == pytest.approx(blamed, rel=0.01)
+
+
 def test_people_see_the_first_letters_of_a_revision(running):
     job = running(1, no_progress_limit=2, node_blame_limit=99.0)
     change(job, "a" * 64, restart=False)

@@ -216,6 +216,32 @@ def test_an_effect_under_way_is_not_begun_twice() -> None:
     run(scenario)
 
 
+def test_a_second_answer_about_the_store_is_none_about_the_launch() -> None:
+    """The node of the store reconnected while it was asked, so it was asked twice and answers twice."""
+
+    async def scenario(world: World) -> None:
+        first, second = (AgentLink("n0", "a", "address") for _ in range(2))
+        world.links.attach(first)
+        launch = fx.Launch("e-1", "why", 4, ("n0",), None)
+        performing = asyncio.create_task(world.perform(launch))
+        order = await first.outgoing()
+        assert order is not None
+        world.links.attach(second)
+        assert await second.outgoing() == order
+        answer = pb.CommandResult(command_id=order.command_id, ok=True, store_port=29)
+        second.answered(answer)
+        started = await second.outgoing()
+        assert started is not None
+        assert started.WhichOneof("body") == "launch"
+        second.answered(answer)
+        await asyncio.sleep(0)
+        assert not performing.done()
+        second.answered(pb.CommandResult(command_id=started.command_id, ok=True))
+        assert await performing == [ev.EffectDone("e-1")]
+
+    run(scenario)
+
+
 def test_a_launch_goes_to_all_nodes_with_the_address_of_the_first() -> None:
     async def scenario(world: World) -> None:
         orders: list[tuple[str, pb.DriverMessage]] = []
@@ -226,8 +252,10 @@ def test_a_launch_goes_to_all_nodes_with_the_address_of_the_first() -> None:
         assert (host, store.WhichOneof("body"), store.host_store.attempt) == ("n0", "host_store", 4)
         assert {(node, order.launch.node_rank) for node, order in launches} == {("n0", 0), ("n1", 1)}
         for _, order in orders:
-            assert (order.term, order.command_id) == (3, "e-1")
+            assert order.term == 3
+        assert store.command_id == "e-1/store"
         for _, order in launches:
+            assert order.command_id == "e-1"
             assert (order.launch.store_host, order.launch.store_port) == ("address of n0", 29)
             assert (order.launch.nodes, order.launch.HasField("resume")) == (2, False)
 

@@ -124,7 +124,7 @@ def test_a_launch_waits_two_minutes_for_each_answer(stage: Stage) -> None:
         ("n0", "launch", 120.0),
         ("n1", "launch", 120.0),
     ]
-    assert stage.links.senders == {(3, "e-1")}
+    assert stage.links.senders == {(3, "e-1/store"), (3, "e-1")}
 
 
 def test_a_launch_does_not_wait_for_ever_for_the_address_of_its_first_node(

@@ -54,7 +54,8 @@ def test_a_first_launch_resumes_nothing_and_may_name_no_revision() -> None:
 def test_other_orders_say_what_their_effect_says() -> None:
     fence = {"term": 6, "command_id": "e-7"}
     launch = fx.Launch("e-7", "why", 4, ("n0",), None)
-    assert wire.host_store_order(6, launch) == pb.DriverMessage(**fence, host_store=pb.HostStore(attempt=4))
+    stores = pb.DriverMessage(term=6, command_id="e-7/store", host_store=pb.HostStore(attempt=4))
+    assert wire.host_store_order(6, launch) == stores
     kill = fx.Kill("e-7", "why", 4, ("n0",), 2.5)
     assert wire.kill_order(6, kill) == pb.DriverMessage(**fence, kill=pb.Kill(attempt=4, deadline_s=2.5))
     save = fx.SaveNow("e-7", "why", 4, then_stop=True, deadline_s=5.0)
