@@ -11,7 +11,6 @@ from megascale.core.act.lifecycle import stopped
 from megascale.core.contract import events as ev
 from megascale.core.contract.codec import Json, decode, encode
 from megascale.core.contract.effects import Effect
-from megascale.core.contract.names import pack, unpack
 from megascale.core.contract.policy import Policy
 from megascale.core.contract.vocabulary import Timer
 from megascale.core.handlers import (
@@ -26,6 +25,7 @@ from megascale.core.handlers import (
 )
 from megascale.core.handlers.start import on_driver_paused, on_driver_started
 from megascale.core.state.context import StepContext, natural_key
+from megascale.core.state.packing import packed, unpacked
 from megascale.core.state.record import JobRecord, JobState, Live, NodeStatus
 
 CORE_VERSION: Final = 3
@@ -44,7 +44,6 @@ _LEARNT_AGAIN: Final = frozenset(
 _STORED_AT_ONCE: Final = tuple(
     field.name for field in dataclasses.fields(JobRecord) if field.name not in _LEARNT_AGAIN
 )
-_NAME_LISTS: Final = ("assignment", "spares")
 
 
 class Core:
@@ -97,9 +96,7 @@ class Core:
         finished = self.record.state is JobState.FINISHED
         self.record.spares = () if finished else tuple(sorted(idle, key=natural_key))
         data = encode(self.record)
-        if isinstance(data, dict):
-            data.update({name: pack(getattr(self.record, name)) for name in _NAME_LISTS if name in data})
-        return data
+        return packed(data, self.record) if isinstance(data, dict) else data
 
     @classmethod
     def restore(cls, policy: Policy, snapshot: Json) -> Core:
@@ -109,8 +106,7 @@ class Core:
             ValueError: the snapshot is of another shape.
         """
         if isinstance(snapshot, dict):
-            plain: dict[str, Json] = {n: [*unpack(snapshot[n])] for n in _NAME_LISTS if n in snapshot}
-            snapshot = snapshot | plain
+            snapshot = unpacked(snapshot)
         return cls(policy, decode(JobRecord, snapshot))
 
 

@@ -8,7 +8,7 @@ from megascale.core.act.lifecycle import finish
 from megascale.core.contract import effects as fx
 from megascale.core.contract.vocabulary import FinishState, Timer
 from megascale.core.state.context import StepContext
-from megascale.core.state.record import JobState
+from megascale.core.state.record import JobState, shortened
 
 RETRY_S: Final = 5.0
 """Nodes are asked for again after this time, and after ever longer ones while nothing comes of it."""
@@ -24,7 +24,7 @@ def not_acquired(ctx: StepContext, count: int, reason: str, page: str = "the fle
     Args:
         page: what a person is told the first time, before the reason.
     """
-    record = ctx.record
+    record, reason = ctx.record, shortened(reason)
     record.outstanding = max(0, record.outstanding - count)
     record.refusals += 1
     if record.refusals == 1:

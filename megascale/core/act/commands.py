@@ -12,7 +12,7 @@ from megascale.core.contract.names import short_revision
 from megascale.core.contract.vocabulary import Action, Cause, Command, FinishState, PlanKind
 from megascale.core.state.context import StepContext
 from megascale.core.state.incidents import Fault, note_aside
-from megascale.core.state.record import JobState, Plan
+from megascale.core.state.record import JobState, Plan, shortened
 
 
 def on_command(ctx: StepContext, event: ManualCommand) -> None:
@@ -20,7 +20,7 @@ def on_command(ctx: StepContext, event: ManualCommand) -> None:
     state = ctx.record.state
     who = f" by {event.by}" if event.by else ""
     node = event.node
-    reason = f"{event.reason}{who}"
+    reason = shortened(f"{event.reason}{who}")
     if event.command == Command.EVICT and node is not None:
         _evict(ctx, node, reason)
     elif event.command == Command.RELEASE and node is not None:

@@ -38,7 +38,9 @@ def save_and_stop(ctx: StepContext, plan: Plan) -> None:
 
 
 def save(ctx: StepContext, reason: str, *, then_stop: bool) -> None:
-    """Have all ranks save a checkpoint."""
+    """Have all ranks save a checkpoint; a save that is being asked for serves all who want one."""
+    if not then_stop and ctx.is_pending(fx.SaveNow):
+        return
     ctx.emit(
         fx.SaveNow, reason, attempt=ctx.record.attempt, then_stop=then_stop, deadline_s=ctx.policy.save_s
     )

@@ -27,7 +27,15 @@ from megascale.core.state.context import StepContext
 from megascale.core.state.goodput import GoodputPhase
 from megascale.core.state.hang import PhaseBoard
 from megascale.core.state.incidents import close_incident
-from megascale.core.state.record import JobState, Milestones, NodeStatus, Plan, pace_detector
+from megascale.core.state.record import (
+    TEXT_KEPT,
+    JobState,
+    Milestones,
+    NodeStatus,
+    Plan,
+    pace_detector,
+    shortened,
+)
 
 _KILL_SLACK_S: Final = 5.0
 _GONE_KEPT_S: Final = 3600.0
@@ -273,7 +281,7 @@ def finish(ctx: StepContext, state: FinishState, reason: str) -> None:
     """End the job and have the shell release every node."""
     record = ctx.record
     record.state, record.plan = JobState.FINISHED, None
-    record.finish_state, record.finish_reason = state, reason
+    record.finish_state, record.finish_reason = state, shortened(reason, 2 * TEXT_KEPT)
     record.assignment = record.spares = ()
     record.lost, record.draining = {}, {}
     record.waiting_since = 0.0

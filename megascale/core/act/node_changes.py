@@ -14,7 +14,7 @@ from megascale.core.decide.ladder import Decision
 from megascale.core.decide.placement import idle_nodes
 from megascale.core.state.context import StepContext
 from megascale.core.state.incidents import Fault, open_incident
-from megascale.core.state.record import JobState, Plan
+from megascale.core.state.record import TEXT_KEPT_CLOSED, JobState, Plan, shortened
 
 
 def swap_out(ctx: StepContext, fault: Fault, why: str) -> None:
@@ -30,7 +30,7 @@ def on_drain_notice(ctx: StepContext, node: str, reason: str) -> None:
     record = ctx.record
     if node not in ctx.live.nodes or node in record.draining:
         return
-    record.draining[node] = reason
+    record.draining[node] = shortened(reason, TEXT_KEPT_CLOSED)
     release_unwanted(ctx)
     replenish(ctx)
     replace_draining(ctx)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 from typing import Final
 
 from megascale.core.act.exclusion import add_blame, exclude
@@ -11,8 +12,10 @@ from megascale.core.contract.vocabulary import Cause
 from megascale.core.decide.node_losses import ANYWHERE, domain_of, is_shared
 from megascale.core.state.context import StepContext
 from megascale.core.state.record import (
+    TEXT_KEPT_CLOSED,
     Incident,
     NodeLoss,
+    shortened,
 )
 
 _ANYWHERE_FACTOR: Final = 2
@@ -21,7 +24,7 @@ _ANYWHERE_FACTOR: Final = 2
 def note_node_loss(ctx: StepContext, name: str, reason: str) -> None:
     """Record the loss of a node that held ranks; blame none when many are lost within `correlate_s`."""
     record = ctx.record
-    record.lost[name] = NodeLoss(domain_of(ctx, name), ctx.now, reason)
+    record.lost[name] = NodeLoss(domain_of(ctx, name), ctx.now, shortened(reason, TEXT_KEPT_CLOSED))
     together = [n for n, loss in record.lost.items() if loss.at > ctx.now - ctx.policy.correlate_s]
     by_domain: dict[str | None, list[str]] = defaultdict(list)
     for other in together:
@@ -35,7 +38,11 @@ def note_node_loss(ctx: StepContext, name: str, reason: str) -> None:
 
 def _forgive(ctx: StepContext, domain: str, names: list[str]) -> None:
     record = ctx.record
-    record.shared[domain] = ctx.now
+    # all of them are forgiven by one entry
+    record.shared = {ANYWHERE: ctx.now} if domain == ANYWHERE else record.shared | {domain: ctx.now}
+    for name in names:
+        if not record.lost[name].shared:
+            record.lost[name] = replace(record.lost[name], reason="", shared=True)
     if record.incident and record.incident.cause == Cause.NODE_LOST:
         record.incident.node = None
         record.incident.reason = (

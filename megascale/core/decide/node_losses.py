@@ -22,5 +22,7 @@ def domain_of(ctx: StepContext, name: str) -> str | None:
 def is_shared(ctx: StepContext, name: str) -> bool:
     """Whether the lost node was lost together with many others."""
     shared, loss = ctx.record.shared, ctx.record.lost[name]
+    if loss.shared:
+        return True
     seen_at = max(shared.get(domain, 0.0) for domain in (loss.domain, ANYWHERE) if domain)
     return abs(loss.at - seen_at) <= ctx.policy.correlate_s

@@ -17,7 +17,7 @@ from megascale.core.decide.triage import Suspect, suspects
 from megascale.core.state.context import StepContext
 from megascale.core.state.goodput import GoodputPhase
 from megascale.core.state.incidents import Fault, count_suppressed, open_incident, relabel
-from megascale.core.state.record import Incident, JobState
+from megascale.core.state.record import Incident, JobState, shortened
 
 EVIDENCE_S: Final = 10.0
 """Nodes that have not sent evidence of their ranks after this time are judged without it."""
@@ -118,7 +118,7 @@ def _act(ctx: StepContext, incident: Incident, fault: Fault) -> None:
         return
     if fault.cause != Cause.HANG:
         relabel(incident, fault)
-    incident.node, incident.rank, incident.reason = fault.node, fault.rank, fault.reason
+    incident.node, incident.rank, incident.reason = fault.node, fault.rank, shortened(fault.reason)
     note_decision(ctx, incident, decision)
     ctx.record.ledger.switch(GoodputPhase.RECOVERY, ctx.now, cause=fault.cause, node=fault.node)
     stop(ctx, charge(ctx, replace(fault, at=ctx.now), incident, decision))

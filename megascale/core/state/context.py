@@ -10,9 +10,11 @@ from megascale.core.contract import effects as fx
 from megascale.core.contract.codec import Json, decode, encode
 from megascale.core.contract.policy import Policy
 from megascale.core.contract.vocabulary import Detector, Timer
-from megascale.core.state.record import JobRecord, JobState, Live, Node, NodeStatus, Pending
+from megascale.core.state.record import JobRecord, JobState, Live, Node, NodeStatus, Pending, shortened
 
 E = TypeVar("E", bound=fx.Effect)
+_REASON_KEPT: Final = 480
+_LEFT_OUT_KEPT: Final = 64
 _KINDS: Final[dict[str, Any]] = {kind.__name__: kind for kind in fx.Effect.__args__}
 
 
@@ -36,7 +38,7 @@ class StepContext:
         """Decide an effect: it gets the next id and stays pending until it is answered."""
         effect_id = f"e-{self.record.next_effect}"
         self.record.next_effect += 1
-        effect = kind(effect_id=effect_id, reason=reason, **fields)
+        effect = kind(effect_id=effect_id, reason=shortened(reason, _REASON_KEPT), **fields)
         self.effects.append(effect)
         self.record.pending[effect_id] = self._pending(effect)
         return effect
@@ -50,7 +52,9 @@ class StepContext:
         if not nodes or len(nodes) + len(without) != len(self.record.assignment):
             return Pending(type(effect).__name__, data)
         data["nodes"] = []
-        return Pending(type(effect).__name__, data, tuple(sorted(without)))
+        # A successor then asks nodes that are gone, too, and waits for them as for any that does not answer.
+        left_out = sorted(without) if len(without) <= _LEFT_OUT_KEPT else []
+        return Pending(type(effect).__name__, data, tuple(left_out))
 
     def pending_effects(self) -> list[fx.Effect]:
         """Every effect that was not answered yet, in the order in which it was decided."""

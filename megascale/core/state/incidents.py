@@ -9,7 +9,14 @@ from megascale.core.contract.vocabulary import Action, Cause, Detector, Mileston
 from megascale.core.rules import model as rules
 from megascale.core.state.context import StepContext
 from megascale.core.state.goodput import GoodputPhase
-from megascale.core.state.record import INCIDENTS_KEPT, TEXT_KEPT, Incident, JobState, MilestoneTime
+from megascale.core.state.record import (
+    INCIDENTS_KEPT,
+    INCIDENTS_KEPT_LONG,
+    TEXT_KEPT,
+    Incident,
+    JobState,
+    MilestoneTime,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +113,13 @@ def close_incident(ctx: StepContext, outcome: str) -> None:
 
 
 def _archive(ctx: StepContext, incident: Incident) -> None:
-    ctx.record.incidents.append(incident)
-    del ctx.record.incidents[:-INCIDENTS_KEPT]
+    record = ctx.record
+    if record.spec.previous is None:
+        incident.blamed = {}  # no revision can be reverted that would take it back
+    record.incidents.append(incident)
+    del record.incidents[:-INCIDENTS_KEPT]
+    for older in record.incidents[:-INCIDENTS_KEPT_LONG]:
+        older.fade()
 
 
 def _new(ctx: StepContext, fault: Fault) -> Incident:

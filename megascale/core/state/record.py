@@ -35,8 +35,10 @@ LINEAGE_KEPT: Final = 64
 EVIDENCE_KEPT: Final = 12
 EVIDENCE_KEPT_CLOSED: Final = 3
 TEXT_KEPT: Final = 240
-_PACE_DROP: Final = 0.05
 TEXT_KEPT_CLOSED: Final = 110
+INCIDENTS_KEPT_LONG: Final = 8
+"""So many closed incidents keep their evidence; of older ones the record has the reason only."""
+_PACE_DROP: Final = 0.05
 
 
 class JobState(enum.StrEnum):
@@ -59,6 +61,11 @@ class NodeStatus(enum.StrEnum):
     READY = "ready"
     SUSPECT = "suspect"
     GONE = "gone"
+
+
+def shortened(text: str, limit: int = TEXT_KEPT) -> str:
+    """The text, or as much of it as fits the limit."""
+    return text if len(text) <= limit else text[: limit - 3].rstrip() + "..."
 
 
 @dataclass(slots=True)
@@ -155,6 +162,10 @@ class Incident:
         self.decision = self.decision[:TEXT_KEPT_CLOSED]
         self.evidence = [line[:TEXT_KEPT_CLOSED] for line in self.evidence[:EVIDENCE_KEPT_CLOSED]]
 
+    def fade(self) -> None:
+        """Shorten the texts once more: newer incidents have taken its place."""
+        self.reason, self.evidence = self.reason[:TEXT_KEPT_CLOSED].rstrip(), []
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -185,11 +196,17 @@ class Pending:
 
 @dataclass(frozen=True, slots=True)
 class NodeLoss:
-    """A node that was lost while it held ranks; `domain`: its part of the network, None = not known."""
+    """A node that was lost while it held ranks.
+
+    Attributes:
+        domain: its part of the network, None = not known.
+        shared: it was lost together with many others, and is not blamed.
+    """
 
     domain: str | None
     at: float
     reason: str
+    shared: bool = False
 
 
 @dataclass(slots=True)
