@@ -7,6 +7,7 @@ and of every directory on its path; `sync` does the latter.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -49,11 +50,21 @@ class LocalStorage:
                 os.fsync(handle.fileno())
 
     def append(self, name: str, data: bytes) -> None:
-        """Append to a file that only this process writes; creates it."""
+        """Append to a file that only this process writes; creates it.
+
+        Raises:
+            OSError: nothing is appended.
+        """
         path = self.path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab") as handle:
-            handle.write(data)
+        with path.open("ab", buffering=0) as handle:
+            size = handle.tell()
+            try:
+                if handle.write(data) != len(data):
+                    raise OSError(errno.ENOSPC, f"{path} could not be written whole")
+            except OSError:
+                handle.truncate(size)
+                raise
 
     def size(self, name: str) -> int:
         """Size of a file in bytes; 0 if it does not exist."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from megascale.cli.history import EventLogFile, core_of
-from megascale.core.eventlog import ForeignEntry, Header, Mismatch
+from megascale.core.eventlog import ForeignEntry, Header, Mismatch, replay
 from megascale.core.machine import CORE_VERSION, Core
 from megascale.errors import InputError
 
@@ -48,20 +48,15 @@ def verify(log: EventLogFile) -> Verdict:
         InputError: the log is damaged, or none of its lives is of this version.
     """
     verdict = Verdict()
-    core: Core | None = None
-    for number, item in log:
-        if isinstance(item, Header):
-            core = _begin_life(verdict, item, log)
-        elif core is not None and isinstance(item, ForeignEntry):
+    for number, item, mismatch in replay(log, lambda header: _begin_life(verdict, header, log)):
+        if isinstance(item, ForeignEntry):
             verdict.foreign = verdict.foreign or (number, item.kinds)
-            core = None
-        elif core is not None and not isinstance(item, ForeignEntry):
-            effects = tuple(core.step(item.event, item.at, item.waited_s))
-            if effects != item.effects:
-                verdict.mismatch = Mismatch(number, item, effects)
-                break
-            verdict.events += 1
-            verdict.effects += len(effects)
+            continue
+        verdict.mismatch = mismatch
+        if mismatch is not None:
+            break
+        verdict.events += 1
+        verdict.effects += len(item.effects)
     if not verdict.lives:
         versions = " and ".join(_other_version(version) for version in sorted(verdict.other_versions))
         raise InputError(

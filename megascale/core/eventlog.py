@@ -13,7 +13,7 @@ decisions: a log of another one can be read, but replaying it would compare diff
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -133,32 +133,23 @@ def _untagged(kinds: dict[str, Any], data: dict[str, Json]) -> Any:  # noqa: ANN
     return decode(kinds[str(data["kind"])], data)
 
 
-def replay(lines: Iterable[str]) -> Iterator[Mismatch]:
-    """Run a log through the core again and yield every line where it decides otherwise.
+def replay(
+    items: Iterable[tuple[int, Header | Entry | ForeignEntry]], restore: Callable[[Header], Core | None]
+) -> Iterator[tuple[int, Entry | ForeignEntry, Mismatch | None]]:
+    """Run a log through the core again; yields each entry's line number, the entry, and how it differs.
 
-    Raises:
-        ValueError: a line before the last cannot be read, the log does not begin with a header, or it was
-            recorded by another version of the core.
+    After an entry of a kind that is not known, the rest of that driver life is left out.
+
+    Args:
+        restore: returns the core as it was when a driver life began, None to leave that life out.
     """
     core: Core | None = None
-    for number, line in enumerate(lines, start=1):
-        item = parse_line(line)
+    for number, item in items:
         if isinstance(item, Header):
-            core = _core_of(item)
-        elif core is None:
-            raise ValueError("the log does not begin with a header")
-        elif isinstance(item, ForeignEntry):
-            raise ValueError(f"line {number} is of a kind that is not known: {', '.join(item.kinds)}")
-        else:
+            core = restore(item)
+        elif core is not None and isinstance(item, ForeignEntry):
+            core = None
+            yield number, item, None
+        elif core is not None and isinstance(item, Entry):
             effects = tuple(core.step(item.event, item.at, item.waited_s))
-            if effects != item.effects:
-                yield Mismatch(number, item, effects)
-
-
-def _core_of(header: Header) -> Core:
-    if not header.decides_alike:
-        raise ValueError(
-            f"recorded by core version {header.core_version}; this is version {CORE_VERSION}, which decides "
-            "by other rules, so the log can be shown but not verified"
-        )
-    return Core.restore(header.policy, header.snapshot) if header.snapshot else Core(header.policy)
+            yield number, item, None if effects == item.effects else Mismatch(number, item, effects)

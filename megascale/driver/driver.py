@@ -77,9 +77,9 @@ class Driver:
         self._given, self._job = job, self._in_force(job)
         self.core.policy = self._policy_of(self._job)
         self.links = Links()
-        self.board = StatusBoard(job, self.core, self.links)
-        self._store = StorageThread("the checkpoint store")
         self._inbox = Inbox()
+        self.board = StatusBoard(job, self.core, self.links, self._inbox)
+        self._store = StorageThread("the checkpoint store")
         self._pauses = PauseWatch()
         self._segments = SegmentBoard()
         self._executor = EffectExecutor(

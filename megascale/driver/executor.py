@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 import grpc
@@ -15,7 +15,7 @@ from megascale.driver import wire
 from megascale.driver.compare import compare_speed
 from megascale.driver.links import Links, NodeLostError, OrderFailedError
 from megascale.errors import FencedError, MegascaleError
-from megascale.fleet.base import Fleet, FleetRefusedError
+from megascale.fleet.base import Fleet, FleetRefusedError, Health
 from megascale.rpc import megascale_pb2 as pb
 
 _LAUNCH_TIMEOUT_S: Final = 120.0
@@ -94,7 +94,7 @@ class EffectExecutor:
             case fx.SaveNow():
                 self._broadcast(effect.attempt, wire.save_order(self._term, effect))
             case fx.CollectEvidence():
-                self._broadcast(effect.attempt, wire.evidence_order(self._term, effect), effect.nodes)
+                await self._collect(effect)
             case fx.Page():
                 self._alert(effect.reason)
             case fx.Finish():
@@ -116,17 +116,40 @@ class EffectExecutor:
             case fx.RequestQuarantine():
                 await self._fleet.quarantine(effect.node, effect.incident)
             case fx.Probe():
-                health = await self._fleet.probe(effect.node)
+                health = await self._probe(effect)
                 link = self._links.get(effect.node)
                 if health.healthy is None and link is not None and link.is_heard:
                     health = await compare_speed(self._links, effect, self._term) or health
                 self._post(ev.ProbeResult(effect.effect_id, effect.node, health.healthy, health.detail))
 
-    def _broadcast(self, attempt: int, order: pb.DriverMessage, nodes: Collection[str] | None = None) -> None:
-        """Send an order to the agents that run `attempt`; if `nodes` is given, only to those among them."""
+    async def _probe(self, effect: fx.Probe) -> Health:
+        """Have the fleet look at the node; a fleet that does not answer in time could not tell."""
+        bound = asyncio.timeout(effect.deadline_s)
+        try:
+            async with bound:
+                return await self._fleet.probe(effect.node)
+        except TimeoutError:
+            if not bound.expired():
+                raise
+            return Health(healthy=None, detail=f"the fleet did not answer in {effect.deadline_s:g} s")
+
+    def _broadcast(self, attempt: int, order: pb.DriverMessage) -> None:
+        """Send an order to the agents that run `attempt`."""
         for link in self._links:
-            if link.attempt == attempt and (nodes is None or link.node in nodes):
+            if link.attempt == attempt:
                 link.send(order)
+
+    async def _collect(self, effect: fx.CollectEvidence) -> None:
+        """Ask every node; one that is not connected, as after a driver's start, until the deadline."""
+        order = wire.evidence_order(self._term, effect)
+
+        async def ask(node: str) -> None:
+            async with asyncio.timeout(effect.deadline_s):
+                link = await self._links.wait_for(node)
+            if link.attempt == effect.attempt:
+                link.send(order)
+
+        _raise_unexpected(await asyncio.gather(*map(ask, effect.nodes), return_exceptions=True))
 
     async def _launch(self, effect: fx.Launch) -> None:
         host = effect.nodes[0]
@@ -196,7 +219,7 @@ class EffectExecutor:
         return node if result.unreaped else ""
 
 
-def _raise_unexpected(results: Sequence[pb.CommandResult | BaseException]) -> None:
+def _raise_unexpected(results: Sequence[object]) -> None:
     """Raise the first error that is not one of the errors `Links.order` documents."""
     for result in results:
         if isinstance(result, BaseException) and not isinstance(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 from megascale.core.eventlog import Entry, Header, entry_line, header_line
@@ -31,29 +32,28 @@ class EventLog:
                 os.write(self._descriptor, b"\n")
 
     async def begin(self, header: Header, term: int) -> None:  # noqa: ARG002 - all terms share the file
-        def write() -> None:
-            self._append(header_line(header))
-            os.fsync(self._descriptor)
-
-        await self._disk.call(write)
+        await self._disk.call(lambda: self._append(header_line(header), sync=True))
 
     async def append(self, entry: Entry) -> None:
         """Append one entry; raises OSError if it cannot be written whole, e.g. because the disk is full."""
         line = entry_line(entry)
 
         def write() -> None:
-            self._append(line)
-            if entry.effects:
-                os.fdatasync(self._descriptor)
+            self._append(line, sync=bool(entry.effects))
 
         await self._disk.call(write)
 
-    def _append(self, line: str) -> None:
-        raw = line.encode() + b"\n"
-        written = os.write(self._descriptor, raw)
-        if written != len(raw):
-            os.ftruncate(self._descriptor, os.fstat(self._descriptor).st_size - written)
-            raise OSError(28, "the event log could not be written whole")
+    def _append(self, line: str, *, sync: bool) -> None:
+        """Append the line whole, or leave the file as it was, since the line may be written again."""
+        raw, size = line.encode() + b"\n", os.fstat(self._descriptor).st_size
+        try:
+            if os.write(self._descriptor, raw) != len(raw):
+                raise OSError(errno.ENOSPC, "the event log could not be written whole")
+            if sync:
+                os.fdatasync(self._descriptor)
+        except OSError:
+            os.ftruncate(self._descriptor, size)
+            raise
 
     async def close(self) -> None:
         os.close(self._descriptor)

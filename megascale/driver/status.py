@@ -11,6 +11,7 @@ from megascale.core.contract.vocabulary import Milestone
 from megascale.core.machine import Core
 from megascale.core.state.goodput import GoodputPhase
 from megascale.core.state.record import Incident, JobState, NodeStatus
+from megascale.driver.inbox import Inbox
 from megascale.driver.links import Links
 from megascale.job import TrainingJob
 from megascale.rpc import megascale_pb2 as pb
@@ -21,8 +22,8 @@ _RATE_WINDOW: Final = 40
 class StatusBoard:
     """Builds the status document from the core's state, the newest reports of the agents, and alerts."""
 
-    def __init__(self, job: TrainingJob, core: Core, links: Links) -> None:
-        self._job, self._core, self._links = job, core, links
+    def __init__(self, job: TrainingJob, core: Core, links: Links, inbox: Inbox) -> None:
+        self._job, self._core, self._links, self._inbox = job, core, links, inbox
         self._alerts: deque[dict[str, Any]] = deque(maxlen=20)
         self._samples: deque[tuple[int, float, int]] = deque(maxlen=_RATE_WINDOW)
         self._loss: Any = None
@@ -71,6 +72,7 @@ class StatusBoard:
             "goodputSeconds": {str(phase): round(s, 3) for phase, s in seconds.items()},
             "restarts": sum(record.restarts.values()),
             "checkpointStep": newest.step if newest else None,
+            "droppedEvents": self._inbox.dropped,
             "alerts": list(self._alerts),
             "updatedAt": time.time(),
         }

@@ -24,14 +24,15 @@ from megascale.rpc import megascale_pb2 as pb
 _IN_LOG: Final = "informational; it is in the event log, and no agent acts on it"
 _IN_RECORD: Final = "it is in the job record; nothing outside the driver needs it"
 _BY_CORE: Final = "the core's own timer ends the wait"
+_BY_DRIVER: Final = "the driver waits no longer for the fleet or for agents to connect"
 _BY_FLEET: Final = "the fleet is called within the driver's process"
 _IN_DRIVER: Final = "created and used only within the driver's process"
 
 LOCAL_ONLY: Final[Mapping[type, Mapping[str, str]]] = {
     fx.Launch: {"reason": _IN_LOG},
     fx.Kill: {"reason": _IN_LOG},
-    fx.CollectEvidence: {"reason": _IN_LOG, "deadline_s": _BY_CORE},
-    fx.Probe: {"reason": _IN_LOG, "deadline_s": _BY_CORE},
+    fx.CollectEvidence: {"reason": _IN_LOG, "deadline_s": _BY_DRIVER},
+    fx.Probe: {"reason": _IN_LOG, "deadline_s": _BY_DRIVER},
     fx.CheckNodes: {"reason": _IN_LOG},
     fx.SaveNow: {"reason": _IN_LOG, "deadline_s": _BY_CORE},
     fx.Acquire: {"effect_id": _BY_FLEET, "reason": _IN_LOG},

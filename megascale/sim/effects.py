@@ -28,7 +28,7 @@ UNUSED: Final[Mapping[type, Mapping[str, str]]] = {
     },
     fx.Kill: {"reason": _IN_LOG},
     fx.CollectEvidence: {"reason": _IN_LOG, "deadline_s": _BY_CORE, "attempt": "agents report what runs now"},
-    fx.Probe: {"reason": _IN_LOG, "deadline_s": _BY_CORE},
+    fx.Probe: {"reason": _IN_LOG, "deadline_s": "simulated probes do not hang"},
     fx.CheckNodes: {"reason": _IN_LOG, "deadline_s": _BY_CORE},
     fx.SaveNow: {"reason": _IN_LOG, "deadline_s": _BY_CORE},
     fx.Acquire: {"reason": _IN_LOG},

@@ -198,7 +198,8 @@ def _forget_attempt(ctx: StepContext, step: int) -> None:
         or ctx.now - node.heard_until < _GONE_KEPT_S
         or name in record.excluded
     }
-    live.milestones, live.exits, live.stall_s, live.snapshot_s = Milestones(), {}, 0.0, 0.0
+    live.milestones, live.exits = Milestones(), {}
+    record.saves.attempt_stall_s = record.saves.attempt_snapshot_s = 0.0
     live.phases, live.pace = PhaseBoard(), []
     live.stragglers, live.probes = None, {}
     live.numerics.step, live.numerics.good_step = step, step

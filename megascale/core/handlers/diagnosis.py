@@ -38,6 +38,13 @@ def on_stall(ctx: StepContext) -> None:
     record.state = JobState.DIAGNOSING
     ctx.clear_deadline(Timer.GROW)
     record.ledger.switch(GoodputPhase.DIAGNOSIS, ctx.now, cause=Cause.HANG)
+    _ask(ctx, reason)
+    ctx.set_deadline(Timer.FLAP, ctx.policy.flap_tolerance_s)
+
+
+def _ask(ctx: StepContext, reason: str) -> None:
+    """Ask every node of the attempt for evidence."""
+    record, live = ctx.record, ctx.live
     live.evidence, live.asked = {}, frozenset(record.assignment)
     collect = ctx.emit(
         fx.CollectEvidence,
@@ -48,7 +55,13 @@ def on_stall(ctx: StepContext) -> None:
     )
     live.evidence_id = collect.effect_id
     ctx.set_deadline(Timer.EVIDENCE, EVIDENCE_S)
-    ctx.set_deadline(Timer.FLAP, ctx.policy.flap_tolerance_s)
+
+
+def ask_again(ctx: StepContext) -> None:
+    """A driver that took over a stall under diagnosis has none of the evidence that its predecessor had."""
+    if ctx.record.state is JobState.DIAGNOSING and not ctx.is_pending(fx.CollectEvidence):
+        incident = ctx.record.incident
+        _ask(ctx, incident.reason if incident else "the ranks stall")
 
 
 def on_evidence(ctx: StepContext, event: Evidence) -> None:

@@ -21,7 +21,7 @@ from megascale.core.state.incidents import Fault, note_suppressed
 from megascale.core.state.record import JobState, Node, NodeStatus
 
 PROBE_S: Final = 5.0
-"""A node that has not answered a probe after this time has failed it."""
+"""A fleet has this long to answer a probe; one that takes longer could not tell."""
 _SUSPECT_SHARE: Final = 2.0 / 3.0
 _SILENT_SHARE: Final = 0.5
 _RECONNECT_SHARE: Final = 1.0 / 3.0

@@ -122,13 +122,17 @@ def begin_unwatched(ctx: StepContext) -> None:
 
 def _note_stall(ctx: StepContext, rank: RankProgress) -> None:
     """Move the time that the slowest rank was blocked to checkpoint stall; snapshots set no cadence."""
-    live = ctx.live
-    grown = rank.stall_seconds - live.stall_s
+    saves = ctx.record.saves
+    stalled_s, snapshot_s = saves.attempt_stall_s, saves.attempt_snapshot_s
+    if stalled_s is None or snapshot_s is None:
+        saves.attempt_stall_s, saves.attempt_snapshot_s = rank.stall_seconds, rank.snapshot_seconds
+        return
+    grown = rank.stall_seconds - stalled_s
     if grown <= 0:
         return
-    by_snapshots = max(0.0, rank.snapshot_seconds - live.snapshot_s)
-    live.stall_s, live.snapshot_s = rank.stall_seconds, max(rank.snapshot_seconds, live.snapshot_s)
-    ctx.record.saves.stall_s += max(0.0, grown - by_snapshots)
+    by_snapshots = max(0.0, rank.snapshot_seconds - snapshot_s)
+    saves.attempt_stall_s, saves.attempt_snapshot_s = rank.stall_seconds, snapshot_s + by_snapshots
+    saves.stall_s += max(0.0, grown - by_snapshots)
     ledger = ctx.record.ledger
     if ledger.phase is GoodputPhase.PRODUCTIVE:
         ledger.charge(ctx.now)

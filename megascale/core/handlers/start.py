@@ -10,7 +10,7 @@ from megascale.core.act.node_checks import CHECK_S
 from megascale.core.contract import effects as fx
 from megascale.core.contract.events import DriverPaused, DriverStarted
 from megascale.core.contract.vocabulary import PlanKind, Timer
-from megascale.core.handlers.diagnosis import EVIDENCE_S
+from megascale.core.handlers.diagnosis import EVIDENCE_S, ask_again
 from megascale.core.handlers.membership import excuse, expect
 from megascale.core.handlers.newer_record import leave_unknown_state, take_out_unknown
 from megascale.core.state.context import StepContext
@@ -51,6 +51,7 @@ def on_driver_started(ctx: StepContext, event: DriverStarted) -> None:
     if not succeeds:
         assemble(ctx)
         return
+    ask_again(ctx)
     # Agents reconnect within the grace time; until then missing nodes are not replaced.
     ctx.set_deadline(Timer.RECONNECT, policy.reconnect_grace_s)
     for name in _WAITS_FOR_NODES:

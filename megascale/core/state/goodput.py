@@ -15,7 +15,6 @@ from megascale.core.contract.vocabulary import Cause
 _MARKS_KEPT: Final = 64
 _ACCOUNTS_KEPT: Final = 48
 _OTHERS: Final = "others"
-_HOUR_S: Final = 3600.0
 
 
 class GoodputPhase(enum.StrEnum):
@@ -115,17 +114,6 @@ class Ledger:
 
     def wall_s(self) -> float:
         return sum(self.seconds.values())
-
-    def goodput(self) -> float:
-        """Productive share of wall time, 0 to 1; 1.0 before any time has passed."""
-        wall = self.wall_s()
-        return self.productive_s() / wall if wall else 1.0
-
-    def cost(self, gpus: int, price_per_gpu_hour: float) -> dict[str, float]:
-        """What each phase cost, in the currency of the price, with all `gpus` paid throughout."""
-        return {
-            phase: seconds / _HOUR_S * gpus * price_per_gpu_hour for phase, seconds in self.seconds.items()
-        }
 
     def _book(self, phase: GoodputPhase, seconds: float) -> None:
         self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds

@@ -62,7 +62,9 @@ def unpacked(data: Mapping[str, Json]) -> dict[str, Json]:
     effects: dict[str, Json] = {}
     if releases := _dict(plain.pop("releases", None)):
         nodes = unpack(releases.get("of"))
-        fields = [{"reason": f"{node} is not used by this job any more", "node": node} for node in nodes]
+        fields: list[dict[str, Json]] = [
+            {"reason": f"{node} is not used by this job any more", "node": node} for node in nodes
+        ]
         effects |= _effects("Release", releases, fields)
     if acquires := _dict(plain.pop("acquires", None)):
         counts = [int(count) for count in str(acquires.get("of")).split()]

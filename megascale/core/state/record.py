@@ -230,10 +230,17 @@ class Spec:
 
 @dataclass(slots=True)
 class Saves:
-    """What saving cost in this job: number of saves, seconds the slowest rank was blocked."""
+    """What saving cost in this job: number of saves, seconds the slowest rank was blocked.
+
+    Attributes:
+        attempt_stall_s: time the slowest rank of this attempt was blocked so far, as it reported;
+            attempt_snapshot_s: by snapshots alone. None = not known, then the next report is where to begin.
+    """
 
     count: int = 0
     stall_s: float = 0.0
+    attempt_stall_s: float | None = None
+    attempt_snapshot_s: float | None = None
 
 
 @dataclass(slots=True)
@@ -353,7 +360,6 @@ class Live:
         cut_off_until: most nodes are silent; until then they are not taken for lost.
         pace: (step, productive seconds when it was completed), newest last.
         unpriced: how much work the last restart lost is not known before the next step.
-        stall_s: time the slowest rank was blocked by saves in this attempt; snapshot_s: by snapshots alone.
         snapshots: node -> the newest snapshots that all its ranks hold in memory, oldest first.
         evidence_id: the CollectEvidence that is being answered; asked: the nodes it is for.
         signals: recent hardware events and log lines that may explain a fault.
@@ -376,8 +382,6 @@ class Live:
     unpriced: bool = False
     milestones: Milestones = field(default_factory=Milestones)
     exits: dict[int, int] = field(default_factory=dict)
-    stall_s: float = 0.0
-    snapshot_s: float = 0.0
     snapshots: dict[str, tuple[Commit, ...]] = field(default_factory=dict)
     evidence_id: str | None = None
     asked: frozenset[str] = frozenset()

@@ -29,6 +29,7 @@ _GAUGES: Final = (
     ("checkpoint_step", "checkpointStep", "Step of the newest checkpoint that is committed."),
     ("attempt", "attempt", "Number of the launch that runs."),
     ("term", "term", "Number of this driver's life."),
+    ("dropped_events", "droppedEvents", "Log lines and hardware events this driver had no room for."),
 )
 """Name without `megascale_job_`, key of the overview, help text. Unknown values are left out, not 0."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import random
 import resource
@@ -14,12 +15,13 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
 from megascale.checkpoint import CheckpointStore, Piece, restore, save, verify
+from megascale.checkpoint.storage import LocalStorage
 from megascale.core.contract.lineage import Commit
 from megascale.errors import CheckpointSaveError
 
@@ -222,3 +224,24 @@ def test_a_save_that_failed_can_be_repeated(store: CheckpointStore, ranks: Ranks
     assert all(isinstance(result, CheckpointSaveError) for result in results), results
     ranks.save_flat(store, 2)
     assert verify(store, Commit(2, 1)).damages == []
+
+
+def test_an_append_that_fails_leaves_the_file_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = LocalStorage(tmp_path)
+    storage.append("events/1.jsonl", b"one\n")
+
+    class Full(io.FileIO):
+        """A file on a disk that fills up after three bytes of a write."""
+
+        def write(self, data: Any) -> int:
+            super().write(data[:3])
+            raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", lambda path, mode, **_buffering: Full(path, mode))
+        with pytest.raises(OSError, match="No space left"):
+            storage.append("events/1.jsonl", b"two and more\n")
+    storage.append("events/1.jsonl", b"two\n")
+    assert (tmp_path / "events" / "1.jsonl").read_bytes() == b"one\ntwo\n"

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from megascale.core.contract import effects as fx
+from megascale.core.contract import events as ev
 from megascale.core.contract.lineage import Commit
 from megascale.core.contract.policy import Policy
 from megascale.core.machine import Core
@@ -153,6 +154,51 @@ def test_diagnosis_goes_on_when_the_driver_is_replaced(running):
     job.driver_restarts(after_s=100.0).join("n-0", "n-1", attempt=1).wait(60.0)
     assert job.state is JobState.LAUNCHING
     assert job.incident.cause == "hang"
+
+
+def test_evidence_that_a_driver_had_is_collected_again_by_its_successor(running):
+    job = running(3, flap_tolerance_s=60.0)
+    job.train(5).wait(14.0)
+    assert job.state is JobState.DIAGNOSING
+    job.done(fx.CollectEvidence)
+    job.tell(ev.Evidence(job.heard(fx.CollectEvidence)[0].effect_id, "n-0", (ev.RankEvidence(0, "S"),)))
+    job.driver_restarts(after_s=5.0).join("n-0", "n-1", "n-2", attempt=1)
+    (again,) = job.heard(fx.CollectEvidence)
+    assert again.nodes == ("n-0", "n-1", "n-2")
+    for rank, state in enumerate(("S", "T", "S")):
+        ranks = (ev.RankEvidence(rank, state, step=job.core.live.step, phase="forward"),)
+        job.tell(ev.Evidence(again.effect_id, f"n-{rank}", ranks))
+    assert job.state is JobState.STOPPING
+    assert job.incident.node == "n-1"
+
+
+def test_evidence_that_is_asked_for_is_not_asked_for_twice(running):
+    job = running(3).train(5).wait(14.0)
+    (asked,) = job.heard(fx.CollectEvidence)
+    job.driver_restarts()
+    assert job.heard(fx.CollectEvidence) == [asked]
+
+
+def test_a_successor_counts_no_stall_twice(running):
+    job = running(2).train(20).train(20, stall_seconds=10.0)
+    seconds = job.record.ledger.seconds["checkpointStall"]
+    assert (seconds, job.record.saves.stall_s) == (10.0, 10.0)
+    job.driver_restarts(after_s=1.0).join("n-0", "n-1", attempt=1).train(3, stall_seconds=10.0)
+    assert job.record.saves.stall_s == 10.0
+    assert job.record.ledger.seconds["checkpointStall"] == 10.0
+    job.train(3, stall_seconds=12.0)
+    assert job.record.saves.stall_s == 12.0
+
+
+def test_a_record_without_the_stalls_of_the_attempt_begins_with_the_next_report(running):
+    job = running(2).train(20).train(20, stall_seconds=10.0)
+    snapshot = job.core.snapshot()
+    snapshot["saves"] = {"stall_s": 10.0}  # as an earlier version wrote it
+    job.core = Core.restore(job.core.policy, snapshot)
+    job.driver_starts().join("n-0", "n-1", attempt=1).train(3, stall_seconds=10.0)
+    assert job.record.saves.stall_s == 10.0
+    job.train(1, stall_seconds=11.0)
+    assert job.record.saves.stall_s == 11.0
 
 
 def test_suspension_set_or_lifted_in_the_manifest_while_no_driver_ran(running):

@@ -38,7 +38,6 @@ def test_phases_always_sum_to_wall_time(script):
     ledger.charge(now)
     assert ledger.wall_s() == pytest.approx(now - 100.0)
     assert min(ledger.seconds.values(), default=0.0) >= -1e-6
-    assert 0.0 <= ledger.goodput() <= 1.0
 
 
 @given(st.lists(st.tuples(st.floats(0.1, 10), st.integers(0, 200)), min_size=1, max_size=300))
@@ -63,16 +62,6 @@ def test_lost_work_is_priced_by_marks(step, lost):
         ledger.mark_step(mark, ledger.productive_s())
     ledger.charge(91.0)
     assert ledger.lose_work_after(step) == pytest.approx(lost)
-
-
-def test_cost_adds_up():
-    ledger = Ledger()
-    ledger.start(1.0)
-    ledger.switch(GoodputPhase.PRODUCTIVE, 1.0)
-    ledger.switch(GoodputPhase.RECOVERY, 1.0 + 1800.0)
-    ledger.charge(1.0 + 3600.0)
-    cost = ledger.cost(16, 2.5)
-    assert cost == {"productive": pytest.approx(20.0), "recovery": pytest.approx(20.0)}
 
 
 def test_whole_life_adds_up_and_names_causes(running):

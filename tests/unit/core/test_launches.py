@@ -35,7 +35,9 @@ def test_a_launch_begins_with_nothing_of_the_attempt_before(running):
     job.exit(0, 0).exit(1, sig=9).done(fx.Kill)
     live = job.core.live
     assert (live.step, live.phase, live.progress_at, live.quiet_until) == (4, "startup", job.now, 0.0)
-    assert (live.exits, live.stall_s, live.snapshot_s, live.pace, live.probes) == ({}, 0.0, 0.0, [], {})
+    assert (live.exits, live.pace, live.probes) == ({}, [], {})
+    saves = job.record.saves
+    assert (saves.attempt_stall_s, saves.attempt_snapshot_s) == (0.0, 0.0)
     assert live.milestones.first_step == set()
     assert (live.numerics.step, live.numerics.good_step, live.numerics.count) == (4, 4, 0)
     assert job.record.plan is None

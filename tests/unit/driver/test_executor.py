@@ -216,6 +216,40 @@ def test_an_effect_under_way_is_not_begun_twice() -> None:
     run(scenario)
 
 
+def test_a_probe_that_the_fleet_does_not_answer_could_not_tell() -> None:
+    async def scenario(world: World) -> None:
+        async def hangs(_node: str) -> Health:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        world.probe = hangs  # type: ignore[method-assign]
+        assert await world.perform(fx.Probe("e-1", "why", "n0", 0.05)) == [
+            ev.ProbeResult("e-1", "n0", None, "the fleet did not answer in 0.05 s"),
+            ev.EffectDone("e-1"),
+        ]
+
+    run(scenario)
+
+
+def test_evidence_is_asked_of_agents_that_connect_later_and_of_those_that_never_do() -> None:
+    async def scenario(world: World) -> None:
+        collect = fx.CollectEvidence("e-1", "why", 4, ("n0", "n1", "n2"), 0.3)
+        performing = asyncio.create_task(world.perform(collect))
+        await asyncio.sleep(0.01)
+        links = {}
+        for node, attempt in (("n0", 4), ("n1", 3)):
+            links[node] = AgentLink(node, "a", "address")
+            links[node].attempt = attempt
+            world.links.attach(links[node])
+        assert await performing == [ev.EffectDone("e-1")]
+        order = await links["n0"].outgoing()
+        assert order is not None
+        assert (order.command_id, order.WhichOneof("body")) == ("e-1", "collect_evidence")
+        assert links["n1"]._outbox.empty()
+
+    run(scenario)
+
+
 def test_a_second_answer_about_the_store_is_none_about_the_launch() -> None:
     """The node of the store reconnected while it was asked, so it was asked twice and answers twice."""
 

@@ -187,9 +187,9 @@ def test_only_what_is_acted_on_has_to_be_on_the_disk_first(
     async def scenario() -> None:
         log = EventLog(run)
         await log.begin(HEADER, 1)
-        assert disk.calls == ["write", "fsync"]
+        assert disk.calls == ["write", "fdatasync"]
         await log.append(QUIET)
-        assert disk.calls == ["write", "fsync", "write"]
+        assert disk.calls == ["write", "fdatasync", "write"]
         await log.append(BUSY)
         assert disk.calls[3:] == ["write", "fdatasync"]
         await log.close()
@@ -224,6 +224,28 @@ def test_a_line_that_does_not_fit_is_taken_back(run: RunDir, monkeypatch: pytest
     assert run.events_file.read_text().splitlines() == [header_line(HEADER), entry_line(QUIET)]
 
 
+def test_a_line_that_may_not_be_on_the_disk_is_taken_back(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever appends tries again: the line must not be there twice."""
+
+    def fails(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    async def scenario() -> None:
+        log = EventLog(run)
+        await log.begin(HEADER, 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(log_module.os, "fdatasync", fails)
+            with pytest.raises(OSError, match="No space left"):
+                await log.append(BUSY)
+        await log.append(BUSY)
+        await log.close()
+
+    asyncio.run(scenario())
+    assert run.events_file.read_text().splitlines() == [header_line(HEADER), entry_line(BUSY)]
+
+
 def test_the_log_is_written_in_a_thread_that_is_named_after_it(
     run: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,7 +253,9 @@ def test_the_log_is_written_in_a_thread_that_is_named_after_it(
 
     async def scenario() -> None:
         log = EventLog(run)
-        monkeypatch.setattr(log, "_append", lambda _line: threads.append(threading.current_thread().name))
+        monkeypatch.setattr(
+            log, "_append", lambda _line, **_sync: threads.append(threading.current_thread().name)
+        )
         await log.begin(HEADER, 1)
         await log.append(QUIET)
         await log.close()

@@ -16,6 +16,7 @@ from megascale.core.machine import Core
 from megascale.core.state.goodput import GoodputPhase, Ledger
 from megascale.core.state.record import Exclusion, Incident, JobState, MilestoneTime, Node, NodeStatus
 from megascale.driver import status as module
+from megascale.driver.inbox import Inbox
 from megascale.driver.links import AgentLink, Links
 from megascale.driver.status import StatusBoard, goodput_seconds, incident_document, incidents_of
 from megascale.driver.summary import summarise
@@ -45,7 +46,8 @@ class Stage:
         self.core, self.links = Core(Policy(nodes=2, steps=10)), Links()
         self.core.record.attempt, self.core.record.term = 4, 2
         self.core.record.state = JobState.RUNNING
-        self.board = StatusBoard(JOB, self.core, self.links)
+        self.inbox = Inbox()
+        self.board = StatusBoard(JOB, self.core, self.links, self.inbox)
 
     def add(
         self, node: str, *ranks: pb.RankStatus, attempt: int = 4, status: NodeStatus = NodeStatus.READY
@@ -67,7 +69,9 @@ def rank(number: int, **fields: Any) -> pb.RankStatus:
 
 
 def test_what_is_not_known_is_none(stage: Stage) -> None:
+    stage.inbox.dropped = 3
     found = stage.board.overview()
+    assert found["droppedEvents"] == 3
     unknown = ("loss", "stepSeconds", "tokensPerSecond", "mfu", "peakFlops", "goodput", "checkpointStep")
     assert [found[name] for name in unknown] == [None] * len(unknown)
     assert (found["job"], found["state"], found["term"], found["attempt"]) == ("j", "running", 2, 4)
@@ -79,7 +83,9 @@ def test_figures_are_of_the_ranks_of_this_attempt(stage: Stage) -> None:
     stage.add("n1", rank(2, step=9, step_seconds=9.0, flops=8.0, peak_flops=8.0), attempt=3)
     stage.add("n2", rank(3, step=6, step_seconds=0.25, flops=2.0, peak_flops=8.0))
     stage.core.live.step = 6
+    stage.inbox.dropped = 3
     found = stage.board.overview()
+    assert found["droppedEvents"] == 3
     assert (found["step"], found["stepSeconds"], found["peakFlops"]) == (6, 0.25, 8.0)
     assert found["mfu"] == pytest.approx((0.5 + 0.25) / 2)
 
@@ -211,7 +217,9 @@ def test_goodput_is_the_productive_share(stage: Stage, monkeypatch: pytest.Monke
     monkeypatch.setattr(module.time, "time", lambda: 140.0)
     stage.core.record.ledger.start(100.0)
     stage.core.record.ledger.switch(GoodputPhase.PRODUCTIVE, 110.0)
+    stage.inbox.dropped = 3
     found = stage.board.overview()
+    assert found["droppedEvents"] == 3
     assert found["goodput"] == 0.75
     assert found["goodputSeconds"]["productive"] == 30.0
 
@@ -244,7 +252,9 @@ def test_a_finished_job_keeps_its_best_step(stage: Stage) -> None:
         FinishState.FAILED,
         "no nodes",
     )
+    stage.inbox.dropped = 3
     found = stage.board.overview()
+    assert found["droppedEvents"] == 3
     assert (found["step"], found["state"], found["reason"]) == (9, "failed", "no nodes")
 
 
