@@ -28,7 +28,7 @@ from megascale.core.state.context import StepContext, natural_key
 from megascale.core.state.packing import packed, unpacked
 from megascale.core.state.record import JobRecord, JobState, Live, NodeStatus
 
-CORE_VERSION: Final = 3
+CORE_VERSION: Final = 4
 _TAKEN_WHEN_FINISHED: Final = (
     ev.EffectDone,
     ev.EffectFailed,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -163,5 +164,22 @@ def test_a_stream_that_ended_leaves_the_node_to_come_back() -> None:
         assert not waiting.done()
         waiting.cancel()
         assert await read(link) == []
+
+    play(scenario)
+
+
+def test_a_wait_that_ended_late_begins_again() -> None:
+    """The process was stopped while the answer was on its way."""
+
+    async def scenario() -> None:
+        links, link = Links(), AgentLink("n0", "a", "address")
+        links.attach(link)
+        asking = asyncio.create_task(links.order("n0", order(), 0.2))
+        await asyncio.sleep(0)
+        time.sleep(1.4)  # noqa: ASYNC251 - nothing runs meanwhile
+        sent = [await link.outgoing(), await link.outgoing()]
+        assert [message and message.command_id for message in sent] == ["e-1", "e-1"]
+        link.answered(pb.CommandResult(command_id="e-1", ok=True))
+        assert (await asking).ok
 
     play(scenario)
