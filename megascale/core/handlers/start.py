@@ -85,6 +85,8 @@ def on_driver_paused(ctx: StepContext, event: DriverPaused) -> None:
     record.deadlines = {name: at + event.gap_s for name, at in record.deadlines.items()}
     if record.waiting_since:
         record.waiting_since += event.gap_s
+    if record.state is JobState.LAUNCHING:
+        record.launched_at += event.gap_s
     live.progress_at = min(ctx.now, live.progress_at + event.gap_s)
     excuse(ctx, event.gap_s)
 

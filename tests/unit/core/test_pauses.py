@@ -73,6 +73,17 @@ def test_a_job_that_slept_with_its_driver_does_not_hang(running):
     assert job.state is JobState.DIAGNOSING
 
 
+def test_a_pause_is_no_part_of_how_long_a_launch_takes(running):
+    job = running(2, startup_s=100.0).train(5).commit(5)
+    job.exit(1, sig=9).done(fx.Kill)
+    launched_at = job.record.launched_at
+    freeze(job, 40.0)
+    assert job.record.launched_at == launched_at + 40.0
+    job.launches()
+    freeze(job, 40.0)
+    assert job.record.launched_at == launched_at + 40.0
+
+
 def test_waiting_for_nodes_before_shrinking_does_not_go_on_during_a_pause(running):
     job = running(3, min_nodes=2, node_counts=(3, 2), shrink_after_s=60.0)
     job.exit(0, sig=9).goes("n-2").done(fx.Kill).wait(30.0)
