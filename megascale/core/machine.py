@@ -26,7 +26,7 @@ from megascale.core.handlers import (
 from megascale.core.handlers.start import on_driver_paused, on_driver_started
 from megascale.core.state.context import StepContext, natural_key
 from megascale.core.state.packing import packed, unpacked
-from megascale.core.state.record import JobRecord, JobState, Live, NodeStatus
+from megascale.core.state.record import Incident, JobRecord, JobState, Live, NodeStatus, Spec
 
 CORE_VERSION: Final = 4
 _TAKEN_WHEN_FINISHED: Final = (
@@ -41,6 +41,7 @@ _LEARNT_AGAIN: Final = frozenset(
     {"ledger", "clock", "saves", "deadlines", "best_step", "outstanding", "spares", "assignment", "pending"}
 )
 """Fields of the record that change with time and reports, or only with an effect."""
+_INCIDENT: Final = tuple(field.name for field in dataclasses.fields(Incident))
 _STORED_AT_ONCE: Final = tuple(
     field.name for field in dataclasses.fields(JobRecord) if field.name not in _LEARNT_AGAIN
 )
@@ -127,7 +128,18 @@ def _decided(record: JobRecord, event: ev.Event) -> tuple[object, ...]:
     )
     if isinstance(event, _TELEMETRY):
         return outline
-    return (*outline, *(encode(getattr(record, name)) for name in _STORED_AT_ONCE))
+    return (*outline, *(_kept(getattr(record, name)) for name in _STORED_AT_ONCE))
+
+
+def _kept(value: object) -> object:
+    """A copy to compare with later; what the value holds is replaced where it changes, not changed."""
+    if isinstance(value, dict):
+        return tuple((key, tuple(item) if type(item) is list else item) for key, item in value.items())
+    if isinstance(value, list):
+        return tuple(value)
+    if isinstance(value, Incident):
+        return (*map(_kept, (getattr(value, name) for name in _INCIDENT)),)
+    return dataclasses.replace(value) if isinstance(value, Spec) else value
 
 
 def _run_timers(ctx: StepContext) -> None:

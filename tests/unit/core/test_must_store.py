@@ -8,8 +8,9 @@ import pytest
 
 from megascale.core.contract import effects as fx
 from megascale.core.contract import events as ev
-from megascale.core.machine import Core
-from megascale.core.state.record import COMMITS_KEPT
+from megascale.core.contract.lineage import Commit
+from megascale.core.machine import Core, _decided
+from megascale.core.state.record import COMMITS_KEPT, Blame
 
 
 def told(job, event):
@@ -66,3 +67,24 @@ def test_beats_and_steps_are_not_stored(running, nodes):
         assert not told(job, ev.Tick())
     assert not told(job, ev.SnapshotReady("n-0", 1, 5))
     assert not job.heard(fx.Probe)
+
+
+CHANGES = {
+    "evidence": lambda record: record.incident.add_evidence("a line"),
+    "milestone": lambda record: record.incident.mark("stopped", 5.0),
+    "decision": lambda record: setattr(record.incident, "decision", "another"),
+    "history": lambda record: record.history["n-0"].append(5.0),
+    "blame": lambda record: record.blame.update({"n-0": Blame(9.0, 5.0)}),
+    "waiting revision": lambda record: setattr(record.spec, "waiting", "r9"),
+    "distrusted": lambda record: record.distrusted.append(Commit(1, 1)),
+    "draining": lambda record: record.draining.update({"n-1": "an upgrade"}),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_change_in_place_is_noticed(running, change):
+    record = running(2).exit(0, sig=9).record
+    before = _decided(record, ev.Tick())
+    assert before == _decided(record, ev.Tick())
+    change(record)
+    assert before != _decided(record, ev.Tick())
