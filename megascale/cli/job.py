@@ -26,7 +26,7 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document.
 
 @app.command(
     epilog="Examples: megascale job validate examples/quickstart.yaml | "
-    "megascale job validate job.yaml --here"
+    "megascale job validate job.yaml --here --set spec.nodes=4"
 )
 def validate(
     files: Annotated[
@@ -41,13 +41,19 @@ def validate(
     runs: Annotated[Path, typer.Option("--runs", help="Folder that holds runs/<job>/, for --here.")] = Path(
         "runs"
     ),
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="FIELD=VALUE", help="A field that counts instead of the files'; repeatable."
+        ),
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Check manifests; nothing is started. Exit code 2 if one is wrong.
 
     With --here it also says what it could not check.
     """
-    reports = [_check(file, runs if here else None) for file in files]
+    reports = [_check(file, changes or [], runs if here else None) for file in files]
     if as_json:
         document = {"valid": not any(report["issues"] for report in reports), "files": reports}
         typer.echo(json.dumps(document, indent=2))
@@ -87,13 +93,16 @@ def explain(
         _print_explained(explained)
 
 
-def _check(file: str, runs: Path | None) -> dict[str, Any]:
+def _check(file: str, changes: list[str], runs: Path | None) -> dict[str, Any]:
     """Result for one file: `file`, `valid`, `summary`, `issues`, and with `runs` what was found `here`."""
     from megascale.job import load_job, parse_job
 
     name = "stdin" if file == "-" else file
     try:
-        job = parse_job(sys.stdin.buffer.read(), file=name) if file == "-" else load_job(Path(file))
+        if file == "-":
+            job = parse_job(sys.stdin.buffer.read(), file=name, changes=changes)
+        else:
+            job = load_job(Path(file), changes=changes)
     except ManifestError as error:
         issues = [dataclasses.asdict(issue) for issue in error.issues]
         return {"file": name, "valid": False, "summary": None, "issues": issues}

@@ -11,22 +11,26 @@ import typer
 from megascale.cli import (
     analyze,
     checkpoint,
+    completion,
     data,
     diagnose,
     doctor,
     events,
     job,
+    list_runs,
+    logs,
     model,
     network,
     run,
     simulate,
     status,
+    stop,
 )
+from megascale.cli.help_texts import tidy_help
 from megascale.errors import MegascaleError
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Train large language models and keep them training.",
@@ -34,10 +38,14 @@ app = typer.Typer(
 )
 app.command("run", epilog=run.EPILOG)(run.run)
 app.command("status", epilog=status.STATUS_EPILOG)(status.status)
+app.command("list", epilog=list_runs.EPILOG)(list_runs.list_runs)
+app.command("logs", epilog=logs.EPILOG)(logs.logs)
+app.command("stop", epilog=stop.EPILOG)(stop.stop)
 app.command("evict", epilog=status.EVICT_EPILOG)(status.evict)
 app.command("diagnose", epilog=diagnose.EPILOG)(diagnose.diagnose)
 app.command("doctor", epilog=doctor.EPILOG)(doctor.doctor)
 app.command("simulate", epilog=simulate.EPILOG)(simulate.simulate)
+app.command("completion", epilog=completion.EPILOG)(completion.completion)
 app.add_typer(job.app, name="job")
 app.add_typer(model.app, name="model")
 app.add_typer(data.app, name="data")
@@ -69,7 +77,9 @@ def main() -> None:
     """Run the command line; errors go to stderr, the exit code says of what kind (megascale/errors.py)."""
     try:
         _mount_others()
-        app()
+        program = typer.main.get_command(app)
+        tidy_help(program)
+        program()
     except MegascaleError as error:
         sys.stderr.write(f"megascale: {error}\n")
         sys.exit(error.exit_code)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 EPILOG: Final = (
     "Examples: megascale run examples/quickstart.yaml | "
+    "megascale run job.yaml --set spec.steps=500 | "
     "megascale run job.yaml --fresh --inject kill-rank:rank=1,step=60 | megascale run job.yaml --json"
 )
 _MINIMUM_FREE_BYTES: Final = 64 << 20
@@ -37,7 +38,13 @@ def run(
         list[str] | None,
         typer.Option("--inject", help="A fault to inject, such as kill-rank:rank=1,step=60; repeatable."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON summary at the end.")] = False,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="FIELD=VALUE", help="A field that counts instead of the file's; repeatable."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document at the end.")] = False,
 ) -> None:
     """Train a job here: nodes are local processes, everything else is what a cluster uses.
 
@@ -52,7 +59,7 @@ def run(
     from megascale.job import load_job, parse_inject, with_faults
     from megascale.observe.rundir import RunDir
 
-    job = load_job(manifest)
+    job = load_job(manifest, changes=changes or ())
     if inject:
         job = with_faults(job, [parse_inject(text) for text in inject])
     rundir = RunDir(runs / job.metadata.name)
@@ -155,7 +162,7 @@ def _apply_changes(rundir: RunDir, job: TrainingJob, view: View) -> None:
     Raises:
         InputError: the manifest changes what ranks have read, or the driver refuses it for another reason.
     """
-    from megascale.cli.status import change_manifest
+    from megascale.cli.local_job import change_manifest
     from megascale.job import canonical_json, load_job, resolved_yaml
     from megascale.observe.rundir import write_atomically
 
@@ -164,7 +171,7 @@ def _apply_changes(rundir: RunDir, job: TrainingJob, view: View) -> None:
     changed = job.model_copy(update={"spec": spec})
     if canonical_json(changed) == canonical_json(running):
         return
-    accepted, message = asyncio.run(change_manifest(rundir.root, canonical_json(changed)))
+    accepted, message = asyncio.run(change_manifest(rundir, canonical_json(changed)))
     if not accepted:
         raise InputError(f"{job.metadata.name} is running with another manifest: {message}")
     write_atomically(rundir.job_file, resolved_yaml(changed))

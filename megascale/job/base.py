@@ -43,6 +43,18 @@ class Section(BaseModel):
     )
 
 
+_SAME_AS: Final = {
+    **dict.fromkeys(("heads", "numheads", "nhead", "nheads", "numattentionheads"), "attentionHeads"),
+    **dict.fromkeys(("layers", "nlayer", "nlayers", "depth"), "numLayers"),
+    **dict.fromkeys(("dmodel", "nembd", "width", "hidden"), "hiddenSize"),
+    **dict.fromkeys(("seqlen", "seqlength", "contextlength"), "sequenceLength"),
+    **dict.fromkeys(("batchsize", "globalbatchsize"), "globalBatch"),
+    **dict.fromkeys(("microbatchsize",), "microBatch"),
+    "tp": "tensor",
+    "pp": "pipeline",
+    "cp": "context",
+}
+"""Plain names by which other programs know fields whose own name is not near."""
 Count = Annotated[int, Field(ge=1, le=MAX_INT)]
 Natural = Annotated[int, Field(ge=0, le=MAX_INT)]
 Seconds = Annotated[int, Field(ge=1, le=86_400)]
@@ -133,6 +145,9 @@ def repeated(field: str, key: str, values: Sequence[str]) -> list[Problem]:
 def nearest(name: str, candidates: Iterable[str]) -> str | None:
     """The candidate that `name` most likely stands for; case, `_` and `-` do not count."""
     plain = {_plain(candidate): candidate for candidate in candidates}
+    meant = _plain(_SAME_AS.get(_plain(name), ""))
+    if meant in plain:
+        return plain[meant]
     close = difflib.get_close_matches(_plain(name), plain, 1, cutoff=0.7)
     return plain[close[0]] if close else None
 

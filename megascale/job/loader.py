@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,13 +14,15 @@ from ruamel.yaml.representer import SafeRepresenter
 
 from megascale.errors import ManifestError, ManifestIssue
 from megascale.job.base import Section, did_you_mean
-from megascale.job.describe import Place, show, takes_text
+from megascale.job.changes import said_by, set_field
+from megascale.job.describe import Place, expected, find, show, takes_text
 from megascale.job.detection import Detection
 from megascale.job.document import MAX_BYTES, Document, parse
+from megascale.job.document import Path as FieldPath
 from megascale.job.faults import Fault
 from megascale.job.issues import issues_of
 from megascale.job.log_rules import LOG_RULES, LogRule, LogRuleFile
-from megascale.job.scalars import RefusedScalarError, read_plain
+from megascale.job.scalars import TRUTH_ADVICE, RefusedScalarError, read_plain
 from megascale.job.schema import API_VERSION, KIND, TrainingJob
 
 S = TypeVar("S", bound=Section)
@@ -39,23 +42,33 @@ class _Representer(SafeRepresenter):
 _Representer.add_representer(str, _Representer.text)
 
 
-def load_job(path: Path) -> TrainingJob:
+def load_job(path: Path, *, changes: Sequence[str] = ()) -> TrainingJob:
     """Read a manifest from a YAML 1.2 or JSON file.
+
+    Args:
+        changes: fields that count instead of the file's, such as `spec.steps=500`.
 
     Raises:
         ManifestError: the file cannot be read, or fields are wrong; every issue names file, line and field.
+        InputError: a change cannot be read or names a field that does not exist.
     """
-    return parse_job(_read(path), file=str(path))
+    return parse_job(_read(path), file=str(path), changes=changes)
 
 
-def parse_job(content: bytes | str, *, file: str = "") -> TrainingJob:
+def parse_job(content: bytes | str, *, file: str = "", changes: Sequence[str] = ()) -> TrainingJob:
     """Read a manifest from its text; `file` is what errors call it.
 
     Raises:
-        ManifestError: as `load_job`.
+        ManifestError, InputError: as `load_job`.
     """
     text = content if isinstance(content, str) else _decode(content, file)
-    return _check(parse(text, file, takes_text=takes_text))
+    document = parse(text, file, takes_text=takes_text)
+    for change in changes:
+        set_field(document, change)
+    try:
+        return _check(document)
+    except ManifestError as error:
+        raise ManifestError([said_by(issue, changes) for issue in error.issues]) from error
 
 
 def load_log_rules(path: Path) -> list[LogRule]:
@@ -150,7 +163,7 @@ def _decode(content: bytes, file: str) -> str:
 
 
 def _check(document: Document) -> TrainingJob:
-    issues = list(document.issues.values())
+    issues = [_for_number(path, issue) for path, issue in document.issues.items()]
     if isinstance(document.data, dict):
         document.data = {name: value for name, value in document.data.items() if name != "status"}
         wrong_kind = _kind_issues(document)
@@ -168,6 +181,15 @@ def _check(document: Document) -> TrainingJob:
     if issues:
         raise ManifestError(sorted(issues, key=lambda issue: issue.line or 0))
     return job
+
+
+def _for_number(path: FieldPath, issue: ManifestIssue) -> ManifestIssue:
+    """The issue of a refused scalar; where a number belongs, `yes` is not advised to be true."""
+    place = find(path)
+    wanted = expected(place) if place else ""
+    if issue.hint in TRUTH_ADVICE and wanted.startswith(("a whole number", "a number")):
+        return replace(issue, hint=f"expected {wanted}")
+    return issue
 
 
 def _section(model: type[S], document: Document) -> S:

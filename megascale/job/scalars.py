@@ -18,6 +18,7 @@ _BOOL: Final = {
     spelling: word == "true" for word in ("true", "false") for spelling in (word, word.title(), word.upper())
 }
 _OLD_BOOL: Final = {"yes": "true", "on": "true", "y": "true", "no": "false", "off": "false", "n": "false"}
+TRUTH_ADVICE: Final = frozenset({"write true", "write false"})
 _INT: Final = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _HEX: Final = re.compile(r"0x[0-9a-fA-F]+")
 _FLOAT: Final = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
