@@ -15,12 +15,12 @@ import typer
 from megascale.errors import DataError, InputError
 
 if TYPE_CHECKING:
-    from megascale.core.rules import RecordVerdict, RuleSet, Verdict
+    from megascale.core.rules import LogRule, RecordVerdict, RuleSet, Verdict
     from megascale.core.stats.trace import Trace, TraceBuilder
 
 app = typer.Typer(no_args_is_help=True, help="Find out what logs and timings say about a run.")
 
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 RulesOption = Annotated[
     Path | None,
     typer.Option(
@@ -39,7 +39,7 @@ _MAX_ODD = 0.1  # share of characters that no text has
 
 @app.command(
     epilog="Examples: megascale analyze logs rank-3.log kern.log ; "
-    "journalctl -k | megascale analyze logs - --json"
+    "journalctl -kf | megascale analyze logs - --jsonl"
 )
 def logs(
     files: Annotated[
@@ -52,18 +52,21 @@ def logs(
     ],
     rules: RulesOption = None,
     as_json: JsonFlag = False,
+    as_jsonl: Annotated[
+        bool, typer.Option("--jsonl", help="Print one line of JSON per record, as records come.")
+    ] = False,
 ) -> None:
     """Classify every record: user code, GPU, network, storage, host, framework, data, memory, or benign.
 
     What looks like an error and matches no rule is unknown.
     """
     table = _load_rules(rules)
-    if as_json:
-        for name in files:
-            for found in _classify(name, table):
-                typer.echo(json.dumps(_as_json(found) | ({"file": name} if len(files) > 1 else {})))
-        return
-    _print_summary(files, table)
+    if as_json and as_jsonl:
+        raise InputError("--json and --jsonl: give one of them")
+    if as_json or as_jsonl:
+        _print_records(files, table, as_lines=as_jsonl)
+    else:
+        _print_summary(files, table)
 
 
 @app.command(epilog="Example: megascale analyze stragglers timings.csv --json")
@@ -114,13 +117,41 @@ def stragglers(
 def list_rules(rules: RulesOption = None, as_json: JsonFlag = False) -> None:
     """List the rules in the order in which they are tried."""
     table = _load_rules(rules)
+    if as_json:
+        typer.echo(json.dumps({"rules": [_rule_document(rule) for rule in table.rules]}, indent=2))
+        return
     for rule in table.rules:
-        facts = {"id": rule.id, "class": rule.category, "action": rule.action, "scope": rule.scope}
-        if as_json:
-            more = {"pattern": rule.pattern.pattern, "source": rule.source, "example": rule.example}
-            typer.echo(json.dumps(facts | more))
-        else:
-            typer.echo(f"{rule.id:24} {rule.category:10} {rule.action:13} {rule.scope:12} {rule.source}")
+        typer.echo(f"{rule.id:24} {rule.category:10} {rule.action:13} {rule.scope:12} {rule.source}")
+
+
+def _rule_document(rule: LogRule) -> dict[str, Any]:
+    return {
+        "id": rule.id,
+        "class": rule.category,
+        "action": rule.action,
+        "scope": rule.scope,
+        "pattern": rule.pattern.pattern,
+        "source": rule.source,
+        "example": rule.example,
+    }
+
+
+def _print_records(files: list[str], table: RuleSet, *, as_lines: bool) -> None:
+    """Records as lines of JSON, or all within one document, which is written as they come."""
+    found = (
+        json.dumps(_as_json(record) | ({"file": name} if len(files) > 1 else {}))
+        for name in files
+        for record in _classify(name, table)
+    )
+    if as_lines:
+        for line in found:
+            typer.echo(line)
+        return
+    separator = '{"records": ['
+    for line in found:
+        typer.echo(f"{separator}\n{line}", nl=False)
+        separator = ","
+    typer.echo("\n]}" if separator == "," else f"{separator}]}}")
 
 
 def _load_rules(path: Path | None) -> RuleSet:

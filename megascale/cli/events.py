@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from megascale.cli.words import plural
 from megascale.core.contract.vocabulary import Action, Milestone, Source
 from megascale.errors import InputError
 
@@ -134,8 +135,8 @@ def _report_torn(file: EventLogFile) -> None:
 
 def _print_verdict(path: Path, verdict: Verdict) -> None:
     done = (
-        f"{_plural(verdict.events, 'event')} of {_plural(verdict.lives, 'driver life', 'driver lives')}, "
-        f"{_plural(verdict.effects, 'effect')}"
+        f"{plural(verdict.events, 'event')} of {plural(verdict.lives, 'driver life', 'driver lives')}, "
+        f"{plural(verdict.effects, 'effect')}"
     )
     mismatch = verdict.mismatch
     if mismatch is None:
@@ -197,9 +198,9 @@ def _attempt_document(attempt: Attempt) -> dict[str, Any]:
 
 
 def _print_history(history: History) -> None:
-    incidents = _plural(len(history.incidents), "incident")
-    attempts = _plural(len(history.attempts), "attempt")
-    lives = _plural(history.lives, "driver life", "driver lives")
+    incidents = plural(len(history.incidents), "incident")
+    attempts = plural(len(history.attempts), "attempt")
+    lives = plural(history.lives, "driver life", "driver lives")
     typer.echo(f"{history.job}: {incidents}, {attempts}, {lives}")
     for story in history.incidents.values():
         typer.echo(f"\n{_paragraph(story)}")
@@ -217,7 +218,7 @@ def _attempt_line(attempt: Attempt, began_at: float) -> str:
     launch, resume = attempt.launch, attempt.launch.resume
     origin = f"from step {resume.step} of attempt {resume.attempt}" if resume else "from scratch"
     text = (
-        f"{attempt.at - began_at:>9.1f}  attempt {launch.attempt} on {_plural(len(launch.nodes), 'node')}, "
+        f"{attempt.at - began_at:>9.1f}  attempt {launch.attempt} on {plural(len(launch.nodes), 'node')}, "
         f"{origin}, last seen at step {attempt.step}"
     )
     if attempt.ended_at is None:
@@ -306,10 +307,6 @@ def _outcome(incident: Incident) -> str:
 
 def _effect(effect: Effect) -> str:
     return f"{type(effect).__name__} {effect.effect_id}: {effect.reason}"
-
-
-def _plural(count: int, one: str, many: str = "") -> str:
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
 def _duration(seconds: float) -> str:

@@ -16,10 +16,11 @@ def tidy_help(program: Any) -> None:  # noqa: ANN401 - typer's classes of comman
     _hide_switch_types(program)
 
 
-def _hide_switch_types(command: Any) -> None:  # noqa: ANN401
-    help_option = command.get_help_option(command.make_context(command.name, [], resilient_parsing=True))
+def _hide_switch_types(command: Any, parent: Any = None) -> None:  # noqa: ANN401
+    context = command.make_context(command.name, [], parent=parent, resilient_parsing=True)
+    help_option = command.get_help_option(context)
     for option in (*command.params, *([help_option] if help_option else ())):
         if getattr(option, "is_flag", False):
             option.metavar = ""
     for below in getattr(command, "commands", {}).values():
-        _hide_switch_types(below)
+        _hide_switch_types(below, context)

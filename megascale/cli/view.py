@@ -8,12 +8,14 @@ from typing import Any, Final, Protocol, Self, TextIO
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.padding import Padding
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from megascale.cli.stages import STAGE_LABELS
+from megascale.cli.words import duration_text, plural
 from megascale.core.contract.vocabulary import FinishState, Milestone
 from megascale.core.state.record import JobState
 
@@ -26,9 +28,16 @@ _STATE_STYLE: Final = {
     JobState.LAUNCHING: "cyan",
     JobState.ASSEMBLING: "cyan",
 }
-_MFU_BASIS: Final = "of the matmul peak measured on this CPU"
+_MFU_BASIS: Final = "of this CPU's peak"
 _ASSEMBLING: Final = (
     "nodes are starting: each imports torch and Megatron-core once, then forks ranks in milliseconds"
+)
+_INCIDENT_COLUMNS: Final = (
+    ("incident", 10),
+    ("what happened", None),
+    ("action", 16),
+    ("detected", 9),
+    ("recovered", 9),
 )
 _RATED_FROM_FLOPS: Final = 1e14
 
@@ -85,13 +94,14 @@ class LiveView:
 
 
 class LineView:
-    """One line per piece of news, and one every few seconds."""
+    """One line per piece of news, and one every few seconds while steps come."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._news = News()
         self._shown_at = 0.0
         self._shown: tuple[Any, ...] = ()
+        self._step = 0
 
     def note(self, text: str) -> None:
         self._stream.write(text + "\n")
@@ -102,9 +112,10 @@ class LineView:
             self.note(line)
         head = (document["state"], document["attempt"])
         now = time.monotonic()
-        if head != self._shown or now - self._shown_at >= _PLAIN_EVERY_S:
+        due = now - self._shown_at >= _PLAIN_EVERY_S and document["step"] != self._step
+        if head != self._shown or due:
             self.note(one_line(document))
-            self._shown, self._shown_at = head, now
+            self._shown, self._shown_at, self._step = head, now, document["step"]
 
     def summary(self, document: dict[str, Any]) -> None:
         Console(file=self._stream, width=110).print(render_summary(document))
@@ -176,8 +187,18 @@ def one_line(document: dict[str, Any]) -> str:
         parts.append(f"MFU {document['mfu']:.1%}")
     if document.get("goodput") is not None:
         parts.append(f"goodput {document['goodput']:.1%}")
-    parts.append(f"restarts {document['restarts']}")
+    if (left := remaining_s(document)) is not None:
+        parts.append(f"{duration_text(left)} left")
+    parts.append(plural(document["restarts"], "restart"))
     return "  ".join(parts)
+
+
+def remaining_s(document: dict[str, Any]) -> float | None:
+    """Seconds that the remaining steps of a running job take at its present pace; None if that is unknown."""
+    left = document["steps"] - document["step"]
+    if document["state"] != JobState.RUNNING or not document.get("stepSeconds") or left <= 0:
+        return None
+    return float(left * document["stepSeconds"])
 
 
 def render(document: dict[str, Any]) -> RenderableType:
@@ -222,7 +243,14 @@ def _facts(document: dict[str, Any]) -> RenderableType:
         str(document["restarts"]),
     )
     grid.add_row("newest checkpoint", _with_unit(document.get("checkpointStep"), "d", "", "step "), "", "")
+    _add_outlook(grid, document)
     return grid
+
+
+def _add_outlook(grid: Table, document: dict[str, Any]) -> None:
+    left, batches = remaining_s(document), document.get("microBatches")
+    each = f"{batches['perRank']} x {plural(batches['samples'], 'sample')}" if batches else "-"
+    grid.add_row("time left", "-" if left is None else duration_text(left), "micro-batches", each)
 
 
 def _basis(document: dict[str, Any]) -> str:
@@ -231,9 +259,9 @@ def _basis(document: dict[str, Any]) -> str:
 
 
 def _nodes(document: dict[str, Any]) -> RenderableType:
-    table = Table(box=None, padding=(0, 2), header_style="dim")
+    table = Table(box=None, padding=(0, 1), header_style="dim")
     for name in ("node", "status", "role", "rank", "phase", "step", "step time", "MFU"):
-        table.add_column(name)
+        table.add_column(name, no_wrap=name != "node", overflow="fold")
     for node in document["nodes"]:
         style = "green" if node["status"] == "ready" else "red"
         head = (node["name"], Text(node["status"], style=style), node["role"])
@@ -285,10 +313,12 @@ def _phases(document: dict[str, Any]) -> str:
 
 
 def _incidents(incidents: list[dict[str, Any]]) -> RenderableType:
-    table = Table(box=None, padding=(0, 2), header_style="dim")
-    for name in ("incident", "what happened", "action", "detected", "recovered"):
-        table.add_column(name, overflow="fold")
+    """Incidents, each with its stages in a line of its own width."""
+    parts: list[RenderableType] = []
     for incident in incidents:
+        table = Table(box=None, padding=(0, 1), header_style="dim", show_header=not parts, expand=True)
+        for name, width in _INCIDENT_COLUMNS:
+            table.add_column(name, overflow="fold", width=width, ratio=None if width else 1)
         table.add_row(
             incident["id"],
             Text(incident["reason"]),
@@ -296,8 +326,8 @@ def _incidents(incidents: list[dict[str, Any]]) -> RenderableType:
             _with_unit(incident["detectionSeconds"], ".3f", " s"),
             _with_unit(incident["recoverySeconds"], ".2f", " s"),
         )
-        table.add_row("", Text(milestones_text(incident), style="dim"), "", "", "")
-    return table
+        parts += [table, Padding(Text(milestones_text(incident), style="dim"), (0, 1, 0, 13))]
+    return Group(*parts)
 
 
 def _number(value: Any, spec: str) -> str:  # noqa: ANN401 - a JSON value

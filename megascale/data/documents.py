@@ -41,11 +41,24 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One document. `pieces` can be iterated once; `problem` is why it cannot be used, "" = it can."""
+    """One document. `pieces` can be iterated once; `problem` is why it cannot be used, "" = it can.
 
-    where: str
+    Attributes:
+        line: line of the file that it is; None for the whole file, or where only `offset` is known.
+        offset: byte of the file at which its line begins, where `line` is not known.
+    """
+
+    path: Path
     pieces: Iterator[bytes]
     problem: str = ""
+    line: int | None = None
+    offset: int | None = None
+
+    @property
+    def where(self) -> str:
+        """File and line; lines are counted only for who asks."""
+        line = self.line if self.offset is None else _line_at(self.path, self.offset)
+        return str(self.path) if line is None else f"{self.path}: line {line}"
 
 
 def read_documents(span: Span, text_key: str, on_read: Callable[[int], None]) -> Iterator[Document]:
@@ -59,14 +72,26 @@ def read_documents(span: Span, text_key: str, on_read: Callable[[int], None]) ->
         OSError: the file cannot be read.
     """
     if not span.is_jsonl:
-        yield Document(str(span.path), _pieces(span, on_read))
+        yield Document(span.path, _pieces(span, on_read))
         return
-    for where, line in _lines(span, on_read):
+    for place, line in _lines(span, on_read):
         if line.strip():
-            yield _from_json(f"{span.path}: {where}", line, text_key)
+            pieces, problem = _from_json(line, text_key)
+            number, offset = (None, place) if span.is_divisible else (place, None)
+            yield Document(span.path, pieces, problem, number, offset)
 
 
-def _from_json(where: str, line: bytes, text_key: str) -> Document:
+def _line_at(path: Path, offset: int) -> int:
+    """The number of the line that begins at a byte of the file."""
+    line, left = 1, offset
+    with path.open("rb") as stream:
+        while left and (piece := stream.read(min(left, _CHUNK_BYTES))):
+            line, left = line + piece.count(b"\n"), left - len(piece)
+    return line
+
+
+def _from_json(line: bytes, text_key: str) -> tuple[Iterator[bytes], str]:
+    """The text of a line and what is wrong with it, "" = nothing."""
     problem = ""
     text: Any = None
     try:
@@ -80,20 +105,27 @@ def _from_json(where: str, line: bytes, text_key: str) -> Document:
             keys = ", ".join(map(repr, list(found)[:5])) or "none"
             problem = f"has no text under {text_key!r}; its keys: {keys}"
     except ValueError as error:
-        problem = f"is not JSON: {error}"
+        problem = f"is not JSON: {_reason(error)}"
     if problem:
-        return Document(where, iter(()), problem)
+        return iter(()), problem
     try:
-        return Document(where, iter((text.encode(),)))
+        return iter((text.encode(),)), ""
     except UnicodeEncodeError as error:
-        return Document(where, iter(()), f"holds half of a surrogate pair: {error.reason}")
+        return iter(()), f"holds half of a surrogate pair: {error.reason}"
 
 
-def _lines(span: Span, on_read: Callable[[int], None]) -> Iterator[tuple[str, bytes]]:
-    """(where, line) of lines that begin within the span."""
+def _reason(error: ValueError) -> str:
+    """What the parser says, without its count of lines, which begins with this one."""
+    return (
+        f"{error.msg} at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else str(error)
+    )
+
+
+def _lines(span: Span, on_read: Callable[[int], None]) -> Iterator[tuple[int, bytes]]:
+    """(place, line) of lines that begin within the span; the place is an offset in a file that is divisible,
+    else the number of the line."""
     if not span.is_divisible:
-        for number, line in enumerate(_split(span.path, _decompressed(span.path, on_read)), start=1):
-            yield f"line {number}", line
+        yield from enumerate(_split(span.path, _decompressed(span.path, on_read)), start=1)
         return
     with span.path.open("rb") as stream:
         at = span.start
@@ -101,7 +133,7 @@ def _lines(span: Span, on_read: Callable[[int], None]) -> Iterator[tuple[str, by
             stream.seek(at - 1)
             at += len(stream.readline()) - 1
         while at < span.end and (line := stream.readline(_MAX_LINE_BYTES)):
-            yield f"offset {at}", line
+            yield at, line
             at += len(line)
             on_read(len(line))
 

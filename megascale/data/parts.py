@@ -177,7 +177,8 @@ def _make_part(
                     if not recipe.skip_bad:
                         raise DataError(f"{error}; skipBadDocuments (--skip-bad) leaves such out") from error
                     skipped += 1
-                    examples = [*examples, str(error)][:_EXAMPLES]
+                    if len(examples) < _EXAMPLES:
+                        examples.append(str(error))
                     continue
                 writer.append(end)
                 writer.end_document()
@@ -190,13 +191,20 @@ def _make_part(
 
 
 class _BadDocumentError(Exception):
-    """A document that cannot be used; the message has its position and the reason."""
+    """A document that cannot be used; its text says where it is and why."""
+
+    def __init__(self, document: Document, problem: str) -> None:
+        super().__init__(document, problem)
+        self._document, self._problem = document, problem
+
+    def __str__(self) -> str:
+        return f"{self._document.where}: {self._problem}"
 
 
 def _encoded(document: Document, tokenizer: Tokenizer) -> Iterator[tuple[int, NDArray[np.integer]]]:
     """(bytes, tokens) of each piece. It raises before it has yielded anything, or not at all."""
     if document.problem:
-        raise _BadDocumentError(f"{document.where}: {document.problem}")
+        raise _BadDocumentError(document, document.problem)
     if tokenizer.streams:
         for piece in document.pieces:
             yield len(piece), tokenizer.encode(piece)
@@ -205,8 +213,8 @@ def _encoded(document: Document, tokenizer: Tokenizer) -> Iterator[tuple[int, ND
     try:
         yield len(text), tokenizer.encode(text)
     except UnicodeDecodeError as error:
-        where = f"{document.where}: is not UTF-8: byte {text[error.start]:#04x} at offset {error.start}"
-        raise _BadDocumentError(where) from error
+        problem = f"is not UTF-8: byte {text[error.start]:#04x} at offset {error.start}"
+        raise _BadDocumentError(document, problem) from error
 
 
 def _facts(folder: Path, index: int) -> PartFacts | None:

@@ -66,6 +66,7 @@ class StatusBoard:
             "loss": self._newest_loss(),
             "stepSeconds": leader.step_seconds if leader else None,
             "tokensPerSecond": self._tokens_per_second(),
+            "microBatches": self._micro_batches(),
             "mfu": _mfu(self._links, record.attempt),
             "peakFlops": leader.peak_flops if leader else None,
             "goodput": seconds.get(GoodputPhase.PRODUCTIVE, 0.0) / wall if wall else None,
@@ -76,6 +77,17 @@ class StatusBoard:
             "alerts": list(self._alerts),
             "updatedAt": time.time(),
         }
+
+    def _micro_batches(self) -> dict[str, int] | None:
+        """Return micro-batches per step of a data-parallel rank; None while the batch size ramps up."""
+        spec = self._job.spec
+        megatron = spec.runtime.megatron
+        if megatron is None or megatron.data.batch_ramp is not None:
+            return None
+        layout, data = megatron.parallelism, megatron.data
+        ranks = (len(self._core.record.assignment) or spec.nodes) * spec.ranks_per_node
+        copies = max(1, ranks // (layout.tensor * layout.pipeline * layout.context))
+        return {"perRank": data.global_batch // (data.micro_batch * copies), "samples": data.micro_batch}
 
     def _leader(self) -> pb.RankStatus | None:
         ranks = [

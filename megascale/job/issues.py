@@ -12,6 +12,7 @@ from megascale.errors import ManifestIssue
 from megascale.job.base import PROBLEMS, Problem, did_you_mean, nearest
 from megascale.job.describe import ROOT, Place, all_fields, expected, explain, find, is_text, show
 from megascale.job.document import Document, Path, dotted
+from megascale.job.schema import Command
 
 _NOT_SAID = "default_factory_not_called"
 
@@ -106,6 +107,8 @@ def _wrong_value(value: object, place: Place) -> tuple[str, str | None]:
         meaning = "defaults" if place.section else f"default {default}"
         return f"is empty, expected {wanted}", f"leave it out for the {meaning}" if default else None
     hint = _hint(value, wanted)
+    if isinstance(value, str) and place.section is Command:
+        hint = f"write {{args: [{', '.join(value.split())}]}}"
     if isinstance(value, int | float) and is_text(place):
         hint = f'write "{show(value)}" in quotes'
     return f"got {show(value)}, expected {wanted}", hint

@@ -38,3 +38,19 @@ def test_heavy_libraries_are_not_imported_for_help() -> None:
     )
     result = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_switches_are_shown_without_a_type() -> None:
+    for arguments in (("--help",), ("run", "--help"), ("job", "validate", "-h")):
+        shown = megascale(*arguments).stdout
+        assert "<bool>" not in shown
+        assert "-h" in shown
+    assert "<path>" in megascale("run", "--help").stdout
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_a_script_that_asks_the_program(shell: str) -> None:
+    script = megascale("completion", shell)
+    assert script.returncode == 0
+    assert f"complete_{shell}" in script.stdout
+    assert "--show-completion" not in megascale("--help").stdout

@@ -69,7 +69,7 @@ def text_of(renderable: Any) -> str:
 def test_the_live_view_shows_everything_a_person_watches() -> None:
     text = text_of(render(document()))
     for shown in (
-        *("12 / 200", "2.5000", "8,192", "40.0%", "measured on this CPU", "93.0%", "step 10", "attempt 2"),
+        *("12 / 200", "2.5000", "8,192", "40.0%", "of this CPU's peak", "93.0%", "step 10", "attempt 2"),
         *("node-0", "node-2", "unknown", "spare", "SIGKILL"),
     ):
         assert shown in text
@@ -79,7 +79,7 @@ def test_a_document_without_figures_yet_is_shown() -> None:
     empty = dict.fromkeys(("loss", "stepSeconds", "tokensPerSecond", "mfu", "goodput", "checkpointStep"))
     bare = document(**empty, state="assembling", nodes=[], incidents=[])
     assert "nodes are starting" in text_of(render(bare))
-    assert one_line(bare) == "quickstart assembling  step 12/200  restarts 1"
+    assert one_line(bare) == "quickstart assembling  step 12/200  1 restart"
 
 
 def test_a_loss_that_is_no_number_is_shown_as_such() -> None:
@@ -127,3 +127,47 @@ def test_plain_lines_are_flushed_as_they_come() -> None:
     lines = stream.getvalue().splitlines()
     assert lines[0].startswith("incident i-1")
     assert sum("step 1" in line for line in lines) == 1
+
+
+def test_lines_repeat_nothing_that_has_not_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("megascale.cli.view.time.monotonic", lambda: clock[0])
+    stream = io.StringIO()
+    view = LineView(stream)
+    waiting = document(state="assembling", incidents=[], step=0)
+    for changed in ({}, {}, {"state": "running"}, {"state": "running"}, {"state": "running", "step": 9}):
+        view.update(waiting | changed)
+        clock[0] += 60.0
+    said = [line.split("  ")[0:2] for line in stream.getvalue().splitlines()]
+    assert said == [
+        ["quickstart assembling", "step 0/200"],
+        ["quickstart running", "step 0/200"],
+        ["quickstart running", "step 9/200"],
+    ]
+
+
+def test_what_is_left_is_shown_while_steps_come() -> None:
+    shown = document(steps=20_000, microBatches={"perRank": 2, "samples": 4})
+    assert "1 h 23 min left  1 restart" in one_line(shown)
+    text = text_of(render(shown))
+    assert "1 h 23 min" in text
+    assert "2 x 4 samples" in text
+    assert "left" not in one_line(shown | {"state": "saving"})
+    assert one_line(shown | {"restarts": 2}).endswith("2 restarts")
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_nothing_is_cut_or_folded_on_a_narrow_terminal(width: int) -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, width=width)
+    console.print(render(document(microBatches={"perRank": 2, "samples": 4})))
+    console.print(render_summary(document(state="completed", incidents=[incident(outcome="recovered")])))
+    text = stream.getvalue()
+    assert "\u2026" not in text
+    lines = text.splitlines()
+    assert max(map(len, lines)) == width
+    for whole in (
+        *("node-0  ready    training  0     forward", "step time  MFU", "40.0% of this CPU's peak"),
+        *("restart in place", "detected", "recovered", "0.020 s", "0.50 s"),
+    ):
+        assert any(whole in line for line in lines), whole

@@ -93,7 +93,7 @@ def test_a_bad_document_is_an_error_unless_it_may_be_skipped(
     path = tmp_path / "a.jsonl"
     head = jsonl(TEXTS[:2])
     path.write_bytes(head + line + b"\n\n" + jsonl(TEXTS[2:4]))
-    with pytest.raises(DataError, match=rf"a\.jsonl: offset {len(head)}: .*{problem[:12]}.*skipBadDocuments"):
+    with pytest.raises(DataError, match=rf"a\.jsonl: line 3: .*{problem[:12]}.*skipBadDocuments"):
         prepare([str(path)], tmp_path / "x")
     said: list[str] = []
     made = prepare([str(path)], tmp_path / "x", recipe=Recipe(skip_bad=True), notify=said.append)

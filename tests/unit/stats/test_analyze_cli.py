@@ -28,10 +28,22 @@ def run(*arguments: str, stdin: str | None = None) -> str:
     return result.stdout
 
 
-def test_logs_json_has_one_object_per_record(tmp_path: Path) -> None:
+def test_logs_json_is_one_document(tmp_path: Path) -> None:
+    log = tmp_path / "rank-0.log"
+    log.write_text("")
+    assert json.loads(run("logs", str(log), "--json")) == {"records": []}
+    log.write_text(f"{XID}\nhello\n{XID}\n")
+    lines = run("logs", str(log), "--jsonl").splitlines()
+    assert json.loads(run("logs", str(log), "--json")) == {"records": [json.loads(line) for line in lines]}
+    rules = json.loads(run("rules", "--json"))["rules"]
+    assert len(rules) > 100
+    assert {"id", "class", "action", "pattern"} <= set(rules[0])
+
+
+def test_logs_jsonl_has_one_object_per_record(tmp_path: Path) -> None:
     log = tmp_path / "a.log"
     log.write_text(f"all is well\nMar  1 10:00:00 n-4 kernel: {XID}\n")
-    records = [json.loads(line) for line in run("logs", str(log), "--json").splitlines()]
+    records = [json.loads(line) for line in run("logs", str(log), "--jsonl").splitlines()]
     assert records[0] == {"record": 0, "class": "benign", "action": "none", "rule": None, "node": None}
     assert records[1]["record"] == 1
     assert (records[1]["class"], records[1]["action"], records[1]["node"]) == ("gpu", "replace_node", "n-4")
@@ -39,7 +51,7 @@ def test_logs_json_has_one_object_per_record(tmp_path: Path) -> None:
 
 def test_logs_from_standard_input_and_table() -> None:
     text = json.dumps({"text": XID, "node": "n-9"}) + "\n"
-    assert json.loads(run("logs", "-", "--json", stdin=text))["node"] == "n-9"
+    assert json.loads(run("logs", "-", "--jsonl", stdin=text))["node"] == "n-9"
     table = run("logs", "-", stdin=text)
     assert "xid-79" in table
     assert "1 records, 1 of them matter" in table
@@ -56,7 +68,7 @@ NCCL_TESTS = """# nThread 1 nGpus 1 minBytes 8 maxBytes 268435456 step: 2(factor
 
 
 def test_wrong_sums_slow_sizes_and_failures_of_nccl_tests_are_named() -> None:
-    found = [json.loads(line)["rule"] for line in run("logs", "-", "--json", stdin=NCCL_TESTS).splitlines()]
+    found = [json.loads(line)["rule"] for line in run("logs", "-", "--jsonl", stdin=NCCL_TESTS).splitlines()]
     named = ["nccl-tests-wrong", "nccl-tests-slow", "nccl-tests-verdict"]
     assert found == [None, None, *named, None]
     table = run("logs", "-", stdin=NCCL_TESTS)
@@ -81,12 +93,12 @@ def test_a_full_dev_shm_comes_with_its_cure() -> None:
 def test_rules_file_and_manifest_override(tmp_path: Path) -> None:
     rules = tmp_path / "rules.yaml"
     rules.write_text("- match: {rule: xid-79}\n  action: restart\n")
-    assert json.loads(run("logs", "-", "--json", "--rules", str(rules), stdin=XID))["action"] == "restart"
+    assert json.loads(run("logs", "-", "--jsonl", "--rules", str(rules), stdin=XID))["action"] == "restart"
     manifest = (ROOT / "examples" / "ddp.yaml").read_text()
     rules.write_text(
         f"{manifest}\n  logRules:\n    - {{id: bus, match: {{pattern: fallen off}}, action: replace_node}}\n"
     )
-    found = json.loads(run("logs", "-", "--json", "--rules", str(rules), stdin=XID))
+    found = json.loads(run("logs", "-", "--jsonl", "--rules", str(rules), stdin=XID))
     assert (found["rule"], found["action"], found["class"]) == ("bus", "replace_node", "host")
     assert run("rules", "--rules", str(rules)).splitlines()[0].split() == [
         "bus", "host", "replace_node", "cause", "spec.logRules",
@@ -107,10 +119,10 @@ def test_compressed_and_empty_logs(tmp_path: Path) -> None:
         run("logs", str(packed))
     accents = tmp_path / "latin1.log"
     accents.write_bytes(f"ger\xe4t: {XID}\n".encode("latin-1"))
-    assert json.loads(run("logs", str(accents), "--json"))["rule"] == "xid-79"
+    assert json.loads(run("logs", str(accents), "--jsonl"))["rule"] == "xid-79"
     empty = tmp_path / "empty.log"
     empty.touch()
-    assert run("logs", str(empty), "--json") == ""
+    assert run("logs", str(empty), "--jsonl") == ""
 
 
 def test_a_pipe_is_read_once(tmp_path: Path) -> None:
@@ -122,10 +134,10 @@ def test_a_pipe_is_read_once(tmp_path: Path) -> None:
 
 def test_journal_records_of_bystanders_trigger_nothing() -> None:
     record = {"MESSAGE": "Connection reset by peer", "_HOSTNAME": "n1", "SYSLOG_IDENTIFIER": "sshd"}
-    found = json.loads(run("logs", "-", "--json", stdin=json.dumps(record)))
+    found = json.loads(run("logs", "-", "--jsonl", stdin=json.dumps(record)))
     assert (found["action"], found["node"]) == ("none", "n1")
     record["SYSLOG_IDENTIFIER"] = "trainer"
-    assert json.loads(run("logs", "-", "--json", stdin=json.dumps(record)))["class"] == "network"
+    assert json.loads(run("logs", "-", "--jsonl", stdin=json.dumps(record)))["class"] == "network"
 
 
 def test_stragglers_from_csv(tmp_path: Path, traces: ModuleType) -> None:
