@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from megascale.cli.words import plural
 from megascale.errors import DataError, InputError
 
 if TYPE_CHECKING:
@@ -110,7 +111,8 @@ def stragglers(
         head = f"{verdict.kind:16} {verdict.node or '-':16} confidence {verdict.confidence:.2f}"
         typer.echo(f"{head}  {verdict.reason}")
     if not verdicts:
-        typer.echo(f"nothing stands out in {len(trace.steps)} steps of {len(trace.topology.ranks)} ranks")
+        steps, ranks = plural(len(trace.steps), "step"), plural(len(trace.topology.ranks), "rank")
+        typer.echo(f"nothing stands out in {steps} of {ranks}")
 
 
 @app.command("rules", epilog="Example: megascale analyze rules --json")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from megascale.cli.words import plural
 from megascale.errors import InputError, ManifestError, ManifestIssue
 
 if TYPE_CHECKING:
@@ -138,15 +139,15 @@ def _print_report(report: dict[str, Any]) -> None:
     for issue in report["issues"]:
         typer.echo(str(ManifestIssue(**issue)), err=True)
     count = len(report["issues"])
-    typer.echo(f"{report['file']}: {count} problem{'s' if count > 1 else ''}, nothing was started", err=True)
+    typer.echo(f"{report['file']}: {plural(count, 'problem')}, nothing was started", err=True)
 
 
 def _summary(job: TrainingJob) -> str:
     """One line of what a job would do."""
     spec = job.spec
-    spares = "spares as needed" if spec.spare_nodes == "auto" else f"{spec.spare_nodes} spare"
-    ranks = f"nodes {spec.nodes} x ranksPerNode {spec.ranks_per_node} = {spec.world_size} ranks"
-    text = f"job {job.metadata.name}: {spec.steps} steps on {ranks}, {spares}"
+    spares = "spares as needed" if spec.spare_nodes == "auto" else plural(spec.spare_nodes, "spare")
+    ranks = f"nodes {spec.nodes} x ranksPerNode {spec.ranks_per_node} = {plural(spec.world_size, 'rank')}"
+    text = f"job {job.metadata.name}: {plural(spec.steps, 'step')} on {ranks}, {spares}"
     megatron = spec.runtime.megatron
     if megatron is None:
         return text
@@ -161,7 +162,8 @@ def _summary(job: TrainingJob) -> str:
         " x ".join(f"{name} {size}" for name, size in sizes.items() if size > 1) or "one copy of the model"
     )
     ramp = f"{data.batch_ramp.start} to " if data.batch_ramp else ""
-    return f"{text}; {parts}; {ramp}{data.global_batch} samples of {data.sequence_length} tokens a step"
+    samples = f"{ramp}{plural(data.global_batch, 'sample')} of {plural(data.sequence_length, 'token')}"
+    return f"{text}; {parts}; {samples} a step"
 
 
 def _print_explained(explained: Explained) -> None:

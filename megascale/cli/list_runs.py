@@ -73,7 +73,8 @@ def _of_driver(folder: Path, found: Standing) -> dict[str, Any]:
         document = asyncio.run(watch_once(RunDir(folder), _ANSWER_S))
     except UnreachableError:
         return {}
-    return {name: document[name] for name in ("state", "reason", "step", "steps", "attempt")}
+    known = {name: document[name] for name in ("state", "reason", "step", "steps", "attempt")}
+    return known if document["step"] or found.steps is not None else known | {"steps": None}
 
 
 def _print_table(rows: list[dict[str, Any]], now: float) -> None:
@@ -84,7 +85,7 @@ def _print_table(rows: list[dict[str, Any]], now: float) -> None:
 
 
 def _cells(row: dict[str, Any], now: float) -> tuple[str, ...]:
-    step = "-" if row["step"] is None else f"{row['step']}/{row['steps'] or '?'}"
+    step = f"{row['step']}/{row['steps'] or '?'}" if row["step"] or row["steps"] else "-"
     age = "-" if row["startedAt"] is None else age_text(now - row["startedAt"])
     return row["job"], row["state"], step, str(row["attempt"] or "-"), age
 

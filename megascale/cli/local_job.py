@@ -43,7 +43,7 @@ class Standing:
         ended: whether the job ended, in `state`, because of `reason`.
         state: as in the status document, or `INTERRUPTED`, or `STARTING`.
         step: the newest step that was written to metrics.jsonl or the job record.
-        steps: the steps that the manifest asks for, None if it cannot be read.
+        steps: those that the manifest asks for; None if it cannot be read, and for a script that reports none.
         began: Unix seconds, 0.0 for a job whose driver has not begun.
     """
 
@@ -111,6 +111,7 @@ def standing(run: RunDir) -> Standing:
         state = str(record.state) if record else STARTING
     else:
         state = STARTING if is_locked(run.supervisor_lock) else INTERRUPTED
+    step = max(_last_step(run.metrics_file), record.best_step if record else 0)
     return Standing(
         name=run.root.resolve().name,
         folder=run.root,
@@ -118,8 +119,8 @@ def standing(run: RunDir) -> Standing:
         ended=ended,
         state=state,
         reason=record.finish_reason if record else "",
-        step=max(_last_step(run.metrics_file), record.best_step if record else 0),
-        steps=_steps(run),
+        step=step,
+        steps=_steps(run, step),
         attempt=record.attempt if record else 0,
         began=record.ledger.started_at if record else 0.0,
     )
@@ -225,10 +226,11 @@ def _last_step(metrics: Path) -> int:
     return 0
 
 
-def _steps(run: RunDir) -> int | None:
+def _steps(run: RunDir, step: int) -> int | None:
     from megascale.job import load_job
 
     try:
-        return load_job(run.job_file).spec.steps
+        spec = load_job(run.job_file).spec
     except ManifestError:
         return None
+    return None if spec.runtime.command is not None and not step else spec.steps

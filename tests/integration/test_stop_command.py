@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from local_runs import Jobs
@@ -35,6 +37,21 @@ spec:
 """
 
 
+FILES = Path(__file__).parents[2] / "docs" / "files.md"
+_STANDS_FOR = re.compile(r"<SHA-256>|<[a-z]+>|\b[SARLN]\b")
+
+
+def undescribed(root: Path) -> list[str]:
+    """Files of a run's folder that docs/files.md has no row for."""
+    rows = [line.split("|")[1] for line in FILES.read_text().splitlines() if line.startswith("| `")]
+    names = [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
+    patterns = [".+".join(map(re.escape, _STANDS_FOR.split(name))) for name in names]
+    patterns = [f"{pattern}.+" if pattern.endswith("/") else pattern for pattern in patterns]
+    found = sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
+    assert len(found) > 10
+    return [name for name in found if not any(re.fullmatch(pattern, name) for pattern in patterns)]
+
+
 def test_a_job_that_is_followed_and_stopped(jobs: Jobs) -> None:
     manifest = jobs.folder / "polite.yaml"
     manifest.write_text(MANIFEST)
@@ -60,5 +77,6 @@ def test_a_job_that_is_followed_and_stopped(jobs: Jobs) -> None:
     following.communicate(timeout=30)
     assert following.returncode == 0
     assert jobs.finish(owner, manifest).summary["state"] == "stopped"
+    assert undescribed(jobs.folder / "runs" / "polite") == []
     again = jobs.command("stop", "polite")
     assert (again.returncode, again.stderr) == (0, "")

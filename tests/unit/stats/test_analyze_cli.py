@@ -129,7 +129,7 @@ def test_a_pipe_is_read_once(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     with subprocess.Popen(["/bin/sh", "-c", f"echo '{XID}' > {pipe}"]):
-        assert json.loads(run("logs", str(pipe), "--json"))["rule"] == "xid-79"
+        assert json.loads(run("logs", str(pipe), "--jsonl"))["rule"] == "xid-79"
 
 
 def test_journal_records_of_bystanders_trigger_nothing() -> None:
