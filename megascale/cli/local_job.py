@@ -43,7 +43,7 @@ class Standing:
         ended: whether the job ended, in `state`, because of `reason`.
         state: as in the status document, or `INTERRUPTED`, or `STARTING`.
         step: the newest step that was written to metrics.jsonl or the job record.
-        steps: those that the manifest asks for; None if it cannot be read, and for a script that reports none.
+        steps: those that the manifest asks for; None if it cannot be read or a script reports none.
         began: Unix seconds, 0.0 for a job whose driver has not begun.
     """
 

@@ -73,7 +73,7 @@ async def stop_run(run: RunDir, reason: str, say: Callable[[str], None]) -> None
         elif not asked:
             await _ask(run, reason)
             asked = True
-            say(f"stopping {found.name}: saving a checkpoint first")
+            say(f"asked {found.name} to save and stop")
         else:
             await _follow(run, say)
         await asyncio.sleep(_LOOK_S)
