@@ -165,7 +165,9 @@ def milestones_text(incident: dict[str, Any]) -> str:
 
 def one_line(document: dict[str, Any]) -> str:
     """Progress in one plain line."""
-    parts = [f"{document['job']} {document['state']}", f"step {document['step']}/{document['steps']}"]
+    parts = [f"{document['job']} {document['state']}"]
+    if _knows_steps(document):
+        parts.append(f"step {document['step']}/{document['steps']}")
     if document.get("loss") is not None:
         parts.append(f"loss {_number(document['loss'], '.4f')}")
     if document.get("stepSeconds"):
@@ -175,7 +177,7 @@ def one_line(document: dict[str, Any]) -> str:
     if document.get("mfu"):
         parts.append(f"MFU {document['mfu']:.1%}")
     if document.get("goodput") is not None:
-        parts.append(f"goodput {document['goodput']:.1%}")
+        parts.append(f"goodput {_goodput(document)}")
     parts.append(f"restarts {document['restarts']}")
     return "  ".join(parts)
 
@@ -200,12 +202,33 @@ def _facts(document: dict[str, Any]) -> RenderableType:
     grid = Table.grid(padding=(0, 2))
     for _ in range(4):
         grid.add_column()
+    if _knows_steps(document):
+        _add_progress(grid, document)
+    grid.add_row("goodput", _goodput(document), "restarts", str(document["restarts"]))
+    if _knows_steps(document) or document.get("checkpointStep") is not None:
+        newest = _with_unit(document.get("checkpointStep"), "d", "", "step ")
+        grid.add_row("newest checkpoint", newest, "", "")
+    return grid
+
+
+def _knows_steps(document: dict[str, Any]) -> bool:
+    """Whether the ranks report steps; of a plain script nothing but its processes is known."""
+    return bool(document.get("reportsSteps", True))
+
+
+def _goodput(document: dict[str, Any]) -> str:
+    share = _number(document.get("goodput"), ".1%")
+    if _knows_steps(document) or document.get("goodput") is None:
+        return share
+    return f"at most {share} (no steps reported: lost work is not known)"
+
+
+def _add_progress(grid: Table, document: dict[str, Any]) -> None:
     step, steps = document["step"], document["steps"]
     grid.add_row("step", f"{step} / {steps}", "progress", ProgressBar(total=steps, completed=step, width=30))
-    loss = document.get("loss")
     grid.add_row(
         "loss",
-        _number(loss, ".4f"),
+        _number(document.get("loss"), ".4f"),
         "step time",
         _with_unit(document.get("stepSeconds"), ".3f", " s"),
     )
@@ -215,17 +238,11 @@ def _facts(document: dict[str, Any]) -> RenderableType:
         "MFU",
         f"{_with_unit(document.get('mfu'), '.1%', '')} {_basis(document)}",
     )
-    grid.add_row(
-        "goodput",
-        _number(document.get("goodput"), ".1%"),
-        "restarts",
-        str(document["restarts"]),
-    )
-    grid.add_row("newest checkpoint", _with_unit(document.get("checkpointStep"), "d", "", "step "), "", "")
-    return grid
 
 
 def _basis(document: dict[str, Any]) -> str:
+    if document.get("mfu") is None:
+        return ""
     peak = document.get("peakFlops")
     return "of the GPU's rated peak" if peak and peak >= _RATED_FROM_FLOPS else _MFU_BASIS
 
@@ -234,6 +251,7 @@ def _nodes(document: dict[str, Any]) -> RenderableType:
     table = Table(box=None, padding=(0, 2), header_style="dim")
     for name in ("node", "status", "role", "rank", "phase", "step", "step time", "MFU"):
         table.add_column(name)
+    known = _knows_steps(document)
     for node in document["nodes"]:
         style = "green" if node["status"] == "ready" else "red"
         head = (node["name"], Text(node["status"], style=style), node["role"])
@@ -241,8 +259,8 @@ def _nodes(document: dict[str, Any]) -> RenderableType:
             table.add_row(
                 *head,
                 str(rank["rank"]),
-                rank["phase"],
-                str(rank["step"]),
+                rank["phase"] if known else "running",
+                str(rank["step"]) if known else "",
                 _with_unit(rank["stepSeconds"] or None, ".3f", " s"),
                 _number(rank["mfu"], ".1%"),
             )
@@ -261,13 +279,15 @@ def _last_incident(incident: dict[str, Any]) -> RenderableType:
 def render_summary(document: dict[str, Any]) -> RenderableType:
     """The end of a run: what was reached, what went wrong and what it cost."""
     grid = Table.grid(padding=(0, 2))
-    grid.add_row("steps", f"{document.get('step', 0)} / {document.get('steps', 0)}")
-    grid.add_row("loss", _number(document.get("loss"), ".4f"))
-    grid.add_row("tokens/s", _number(document.get("tokensPerSecond"), ",.0f"))
-    grid.add_row("MFU", f"{_number(document.get('mfu'), '.1%')} {_basis(document)}")
-    grid.add_row("goodput", f"{_number(document.get('goodput'), '.1%')}  {_phases(document)}")
+    if _knows_steps(document):
+        grid.add_row("steps", f"{document.get('step', 0)} / {document.get('steps', 0)}")
+        grid.add_row("loss", _number(document.get("loss"), ".4f"))
+        grid.add_row("tokens/s", _number(document.get("tokensPerSecond"), ",.0f"))
+        grid.add_row("MFU", f"{_with_unit(document.get('mfu'), '.1%', '')} {_basis(document)}")
+    grid.add_row("goodput", f"{_goodput(document)}  {_phases(document)}")
     grid.add_row("restarts", str(document.get("restarts", 0)))
-    grid.add_row("newest checkpoint", _with_unit(document.get("checkpointStep"), "d", "", "step "))
+    if _knows_steps(document) or document.get("checkpointStep") is not None:
+        grid.add_row("newest checkpoint", _with_unit(document.get("checkpointStep"), "d", "", "step "))
     parts: list[RenderableType] = [grid]
     if document.get("reason"):
         parts.append(Text(document["reason"]))

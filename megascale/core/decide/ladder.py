@@ -11,6 +11,7 @@ from megascale.core.contract.policy import RecoveryOverride
 from megascale.core.contract.vocabulary import Action, Cause
 from megascale.core.decide.blame import WEIGHTS, blame_of, lemon_reason
 from megascale.core.decide.breakers import no_progress, spent_budget, spent_cause_budget
+from megascale.core.decide.program_starts import never_begins
 from megascale.core.state.context import StepContext
 from megascale.core.state.incidents import Fault
 
@@ -101,7 +102,6 @@ def _matches(override: RecoveryOverride, fault: Fault) -> bool:
 
 
 def _by_cause(ctx: StepContext, fault: Fault) -> Decision | None:
-    early = ctx.record.best_step == 0
     known = (
         (
             fault.cause == Cause.CHECKPOINT_CORRUPT,
@@ -123,25 +123,39 @@ def _by_cause(ctx: StepContext, fault: Fault) -> Decision | None:
             fault.action == "replace_node" and fault.node is not None,
             Decision(Action.REPLACE_NODE, f"{fault.rule or fault.category} is sure: no restart cures it"),
         ),
-        (
-            fault.action == "fail_job" and early,
-            Decision(
-                Action.FAIL_JOB, "it fails before its first step; restarting changes neither code nor data"
-            ),
-        ),
-        (
-            fault.consequence,
-            Decision(
-                Action.RESTART_IN_PLACE, "it only lost its peers; nobody is blamed before the first is known"
-            ),
-        ),
     )
-    return next((decision for holds, decision in known if holds), None)
+    for holds, decision in known:
+        if holds:
+            return decision
+    return _at_start(ctx, fault) or _as_consequence(fault)
+
+
+def _as_consequence(fault: Fault) -> Decision | None:
+    if not fault.consequence:
+        return None
+    return Decision(
+        Action.RESTART_IN_PLACE, "it only lost its peers; nobody is blamed before the first is known"
+    )
+
+
+def _at_start(ctx: StepContext, fault: Fault) -> Decision | None:
+    """Fail a job that has done nothing yet and whose code or data no restart changes."""
+    if fault.action != "fail_job":
+        return None
+    if ctx.policy.reports_steps and ctx.record.best_step == 0:
+        return Decision(
+            Action.FAIL_JOB, "it fails before its first step; restarting changes neither code nor data"
+        )
+    if not ctx.steps_are_known() and never_begins(ctx, fault):
+        return Decision(
+            Action.FAIL_JOB, "the program cannot begin; restarting changes neither code nor arguments"
+        )
+    return None
 
 
 def _by_node(ctx: StepContext, fault: Fault) -> Decision:
     node, weight = fault.node, WEIGHTS.get(fault.cause, 0.0)
-    if node is not None and fault.blames_node and weight:
+    if node is not None and fault.blames_node and weight and _can_compare(ctx):
         lemon = lemon_reason(ctx, node)
         if lemon:
             return Decision(Action.REPLACE_NODE, lemon)
@@ -154,6 +168,13 @@ def _by_node(ctx: StepContext, fault: Fault) -> Decision:
     return Decision(
         Action.RESTART_IN_PLACE, "restarting the processes on the same nodes is the cheapest cure"
     )
+
+
+def _can_compare(ctx: StepContext) -> bool:
+    """Whether failures tell anything of the node: neither steps nor other nodes may show that the program
+    works at all.
+    """
+    return ctx.steps_are_known() or len(ctx.record.assignment) > 1
 
 
 def _container_helps(ctx: StepContext, cause: Cause, node: str) -> bool:

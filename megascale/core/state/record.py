@@ -128,6 +128,7 @@ class Incident:
         fault_step: newest step before the fault; outcome: None while open.
         consequence: may be the consequence of a fault that is not known yet.
         blamed: node -> the blame that it was given for this incident, and when.
+        error: names the error that a rank ended with, apart from its numbers; "" = none.
     """
 
     id: str
@@ -144,6 +145,7 @@ class Incident:
     milestones: dict[Milestone, MilestoneTime] = field(default_factory=dict)
     outcome: str | None = None
     blamed: dict[str, Blame] = field(default_factory=dict)
+    error: str = ""
 
     def mark(self, milestone: Milestone, at: float, source: Source = Source.OBSERVED) -> None:
         """Note when `milestone` was reached; the first time counts."""
@@ -260,6 +262,7 @@ class JobRecord:
         launched_at: when the current attempt was launched, 0.0 = never.
         waiting_since: since when a launch waits for nodes, 0.0 = it does not.
         failures_in_row, failures_at_step: without a new step; of these, at the same step `failed_step`.
+        restarts_in_row: since the last progress, which the back-off counts.
         failures: faults charged to a budget over the job's life.
         shadowed: by detector, how often it would have acted.
         anomaly_step: step of the last jump of the loss that was acted on.
@@ -293,6 +296,7 @@ class JobRecord:
     failures_in_row: int = 0
     failures_at_step: int = 0
     failed_step: int = -1
+    restarts_in_row: int = 0
     best_step: int = 0
     clock: StepClock = field(default_factory=StepClock)
     saves: Saves = field(default_factory=Saves)

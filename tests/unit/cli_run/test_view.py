@@ -127,3 +127,16 @@ def test_plain_lines_are_flushed_as_they_come() -> None:
     lines = stream.getvalue().splitlines()
     assert lines[0].startswith("incident i-1")
     assert sum("step 1" in line for line in lines) == 1
+
+
+def test_what_is_not_known_of_a_script_without_steps_is_not_shown() -> None:
+    plain = document(reportsSteps=False, step=0, loss=None, mfu=None, checkpointStep=None)
+    for text in (text_of(render(plain)), one_line(plain), text_of(render_summary(plain))):
+        assert "at most 93.0%" in text
+        for absent in ("/ 200", "/200", "loss ", "MFU - ", "measured on this CPU", "checkpoint  "):
+            assert absent not in text
+
+
+def test_the_basis_of_an_mfu_is_only_named_beside_one() -> None:
+    assert "measured on this CPU" not in text_of(render_summary(document(mfu=None)))
+    assert "measured on this CPU" in text_of(render_summary(document()))
