@@ -15,6 +15,7 @@ from typing import Final
 
 from megascale.agent.command import command_environment, kill_strays, spawn
 from megascale.agent.config import AgentConfig
+from megascale.agent.host_note import HostNotes
 from megascale.agent.injected import Amend, amendment_of, leave_as_it_is
 from megascale.agent.logtail import CpuBudget, LineMatch, LogTail, rules_of
 from megascale.agent.manifests import Manifests
@@ -36,6 +37,8 @@ from megascale.rpc import megascale_pb2 as pb
 
 _TAIL_LINES: Final = 8
 _REAP_S: Final = 5.0
+_SIGNAL_CODES: Final = 128
+"""A shell leaves with 128 + the number of the signal that ended its program."""
 _LOG_CPU_SHARE: Final = 0.25
 _FLOOD_S: Final = 60.0
 _STORE_ERROR: Final = "DistStoreError"
@@ -86,6 +89,7 @@ class Ranks:
         self._store_attempt = 0
         self._store_port = 0
         self._amend: Amend = leave_as_it_is
+        self._host_notes = HostNotes(config.kernel_log)
         self._log_cpu = CpuBudget(_LOG_CPU_SHARE)
         self._flood_at = -math.inf
         self._to_unix = time.time() - time.monotonic()
@@ -156,6 +160,7 @@ class Ranks:
         await self._make_room()
         self.attempt, self.exits = order.attempt, []
         self._amend = amendment_of(job.spec.faults, self._run)
+        self._host_notes.begin()
         try:
             for folder in (self._run.logs(order.attempt), self._run.root / FLIGHT_RECORDS):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -262,6 +267,8 @@ class Ranks:
             report.signal = how.signal
         else:
             report.exit_code = how.code or 0
+        killed = signal.SIGKILL in (how.signal, (how.code or 0) - _SIGNAL_CODES)
+        report.host_note = self._host_notes.note(killed=killed, tail=report.log_tail)
         self._amend(entry.launch, report)
         return report
 

@@ -56,7 +56,7 @@ def run(
     if inject:
         job = with_faults(job, [parse_inject(text) for text in inject])
     rundir = RunDir(runs / job.metadata.name)
-    view = make_view(as_json=as_json)
+    view = make_view(rundir, as_json=as_json)
     with claim(rundir) as lock:
         if not lock.owned and fresh:
             raise InputError(f"{job.metadata.name} is running; stop it before --fresh")

@@ -16,6 +16,7 @@ from rich.text import Text
 from megascale.cli.stages import STAGE_LABELS
 from megascale.core.contract.vocabulary import FinishState, Milestone
 from megascale.core.state.record import JobState
+from megascale.observe.rundir import RunDir
 
 _PLAIN_EVERY_S: Final = 5.0
 _STATE_STYLE: Final = {
@@ -50,20 +51,24 @@ class View(Protocol):
     def __exit__(self, *_error: object) -> None: ...
 
 
-def make_view(*, as_json: bool) -> View:
-    """A live view where stdout is a terminal, else lines; on stderr where stdout is for JSON."""
+def make_view(run: RunDir, *, as_json: bool) -> View:
+    """A live view where stdout is a terminal, else lines; on stderr where stdout is for JSON.
+
+    Args:
+        run: the folder of the run, whose logs are named at incidents.
+    """
     if as_json:
-        return LineView(sys.stderr)
-    return LiveView() if sys.stdout.isatty() else LineView(sys.stdout)
+        return LineView(sys.stderr, run)
+    return LiveView(run) if sys.stdout.isatty() else LineView(sys.stdout, run)
 
 
 class LiveView:
     """A table that is redrawn in place."""
 
-    def __init__(self) -> None:
+    def __init__(self, run: RunDir) -> None:
         self._console = Console()
         self._live = Live(console=self._console, refresh_per_second=8, transient=True)
-        self._news = News()
+        self._news, self._run = News(run), run
 
     def note(self, text: str) -> None:
         self._console.print(Text(text, style="dim"))
@@ -75,6 +80,8 @@ class LiveView:
 
     def summary(self, document: dict[str, Any]) -> None:
         self._console.print(render_summary(document))
+        for line in last_words(document, self._run):
+            self._console.print(Text(line))
 
     def __enter__(self) -> Self:
         self._live.start()
@@ -87,9 +94,9 @@ class LiveView:
 class LineView:
     """One line per piece of news, and one every few seconds."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._news = News()
+    def __init__(self, stream: TextIO, run: RunDir) -> None:
+        self._stream, self._run = stream, run
+        self._news = News(run)
         self._shown_at = 0.0
         self._shown: tuple[Any, ...] = ()
 
@@ -108,6 +115,8 @@ class LineView:
 
     def summary(self, document: dict[str, Any]) -> None:
         Console(file=self._stream, width=110).print(render_summary(document))
+        for line in last_words(document, self._run):
+            self.note(line)
 
     def __enter__(self) -> Self:
         return self
@@ -119,7 +128,8 @@ class LineView:
 class News:
     """What has become known since the last document: incidents, recoveries, alerts."""
 
-    def __init__(self) -> None:
+    def __init__(self, run: RunDir) -> None:
+        self._run = run
         self._outcomes: dict[str, str] = {}
         self._alerted_at = 0.0
 
@@ -134,6 +144,7 @@ class News:
                 if incident["action"]:
                     action = incident["action"].replace("_", " ")
                     lines.append(f"  decision: {action}: {incident['decision']}")
+                lines += words_of(incident, self._run)
             if incident["outcome"] != "open" and known in (None, "open"):
                 lines.append(f"  {incident['id']} {incident['outcome']}: {milestones_text(incident)}")
         for alert in document.get("alerts", []):
@@ -141,6 +152,22 @@ class News:
                 self._alerted_at = alert["time"]
                 lines.append(f"alert: {alert['message']}")
         return lines
+
+
+def words_of(incident: dict[str, Any], run: RunDir) -> list[str]:
+    """What is known of an incident beside its reason: the last lines of the rank's log, and its path."""
+    lines = [f"  | {text}" for text in incident.get("evidence", ()) if text]
+    if incident.get("rank") is not None and incident.get("attempt"):
+        lines.append(f"  log: {run.rank_log(incident['attempt'], incident['rank'])}")
+    return lines
+
+
+def last_words(document: dict[str, Any], run: RunDir) -> list[str]:
+    """What to look at after a failed end: the last incident's lines and the path of its log."""
+    incidents = document.get("incidents")
+    if document.get("state") != FinishState.FAILED or not incidents:
+        return []
+    return [f"what {incidents[-1]['id']} left:", *words_of(incidents[-1], run)]
 
 
 def stage_durations(incident: dict[str, Any]) -> list[tuple[str, float]]:

@@ -149,6 +149,7 @@ def incident_document(incident: Incident) -> dict[str, Any]:
         "reason": incident.reason,
         "node": incident.node or "",
         "rank": incident.rank,
+        "attempt": incident.attempt,
         "action": incident.action or "",
         "decision": incident.decision,
         "outcome": incident.outcome or "open",

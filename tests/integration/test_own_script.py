@@ -170,3 +170,33 @@ def test_thresholds_are_changed_while_the_job_runs_and_nothing_else(folder: Jobs
     (changed,) = [event for event in run.events("SpecChanged") if event["policy"].get("hang_steps") == 9]
     assert not changed.get("restart", False)
     assert len(run.events("Launch")) == 1
+
+
+ENDS = """\
+import os, sys, time
+rank, attempt = int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+time.sleep(0.5)
+print("rank", rank, "attempt", attempt, flush=True)
+if rank == 1 and attempt < 2:
+    print("last words of attempt", attempt, flush=True)
+    sys.exit((143, 137)[attempt])
+time.sleep(1.0 if attempt < 2 else 0.0)
+"""
+
+
+def test_codes_that_mean_signals_are_told_with_the_last_lines_of_the_log(folder: Jobs) -> None:
+    (folder.folder / "ends.py").write_text(ENDS)
+    run = folder.finish(folder.start(manifest := write_manifest(folder, "ends", "ends.py", 10)), manifest)
+    assert run.code == 0, run.stderr
+    notice, killed = run.summary["incidents"]
+    assert notice["reason"] == "rank 1 on node-1 ended by SIGTERM (exit 143): its node is being taken away"
+    assert (notice["cause"], notice["action"]) == ("planned", "restart_in_place")
+    assert killed["reason"].startswith(
+        "rank 1 on node-1 ended by SIGKILL (exit 137), most likely out of memory"
+    )
+    assert run.summary["reportsSteps"] is False
+    shown = folder.command("events", "show", "ends").stdout
+    for text in (run.stderr, shown):
+        for attempt in (0, 1):
+            assert f"  | last words of attempt {attempt}" in text
+            assert f"log: runs/ends/logs/attempt-{attempt + 1}/rank-1.log" in text

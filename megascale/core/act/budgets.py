@@ -11,9 +11,15 @@ from megascale.core.state.incidents import Fault
 
 def note_failure(ctx: StepContext, fault: Fault) -> None:
     """Count a restart against the budget of its cause, and failures in a row at the same step."""
-    record, live = ctx.record, ctx.live
+    record = ctx.record
     record.restarts[fault.cause] = record.restarts.get(fault.cause, 0) + 1
     record.failures += 1
+    note_row(ctx, may_repeat=fault.cause in MAY_REPEAT)
+
+
+def note_row(ctx: StepContext, *, may_repeat: bool) -> None:
+    """Count a restart among those in a row, and if it may repeat, among those at the same step."""
+    record, live = ctx.record, ctx.live
     if not ctx.steps_are_known() and ctx.ran_s() >= RESET_S:
         record.restarts_in_row = 0
     record.restarts_in_row += 1
@@ -21,7 +27,7 @@ def note_failure(ctx: StepContext, fault: Fault) -> None:
         record.failures_in_row = record.failures_at_step = 0
         return
     record.failures_in_row += 1
-    if fault.cause in MAY_REPEAT:
+    if may_repeat:
         again = abs(live.step - record.failed_step) <= 1
         record.failures_at_step = record.failures_at_step + 1 if again else 1
         record.failed_step = live.step

@@ -201,7 +201,7 @@ def _forget_attempt(ctx: StepContext, step: int) -> None:
         or ctx.now - node.heard_until < _GONE_KEPT_S
         or name in record.excluded
     }
-    live.milestones, live.exits = Milestones(), {}
+    live.milestones, live.exits, live.left_first = Milestones(), {}, None
     record.saves.attempt_stall_s = record.saves.attempt_snapshot_s = 0.0
     live.phases, live.pace = PhaseBoard(), []
     live.stragglers, live.probes = None, {}

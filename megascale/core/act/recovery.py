@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from megascale.core.act.budgets import note_failure, take_back_failure
+from megascale.core.act.budgets import note_failure, note_row, take_back_failure
 from megascale.core.act.exclusion import add_blame, exclude, take_back_blame
 from megascale.core.act.lifecycle import assemble, finish, stop
 from megascale.core.act.lineage import roll_back
@@ -43,7 +43,9 @@ def charge(ctx: StepContext, fault: Fault, incident: Incident, decision: Decisio
         return Plan(PlanKind.FINISH, reason, FinishState.FAILED)
     node = fault.node
     lemon = node is not None and fault.blames_node and lemon_reason(ctx, node) is not None
-    if fault.cause not in FREE_OF_BUDGET:
+    if fault.cause == Cause.PLANNED and fault.rank is not None:
+        note_row(ctx, may_repeat=True)
+    elif fault.cause not in FREE_OF_BUDGET:
         note_failure(ctx, fault)
         if node is not None and fault.blames_node and not fault.node_gone:
             add_blame(ctx, node, fault.cause, incident)

@@ -12,7 +12,7 @@ RESET_S: Final = 600.0
 """A script that reports no steps has made progress if it ran so long, as a container has in Kubernetes."""
 _FIRST_S: Final = 1.0
 _DOUBLED_AT_MOST: Final = 16
-_CAUSES: Final = frozenset({Cause.CRASH, Cause.USER_CODE, Cause.LAUNCH_FAILED})
+_CAUSES: Final = frozenset({Cause.CRASH, Cause.USER_CODE, Cause.LAUNCH_FAILED, Cause.PLANNED})
 _ACTIONS: Final = frozenset({Action.RESTART_IN_PLACE, Action.RESTART_CONTAINER})
 
 

@@ -12,6 +12,7 @@ from megascale.core.contract.vocabulary import Action, Cause
 from megascale.core.decide.blame import WEIGHTS, blame_of, lemon_reason
 from megascale.core.decide.breakers import no_progress, spent_budget, spent_cause_budget
 from megascale.core.decide.program_starts import never_begins
+from megascale.core.decide.same_error import fails_wherever_it_runs, repeated_error
 from megascale.core.state.context import StepContext
 from megascale.core.state.incidents import Fault
 
@@ -31,22 +32,46 @@ class Decision:
 
 def decide(ctx: StepContext, fault: Fault) -> Decision:
     """The cheapest action that can cure `fault` and has budget left."""
+    if fault.cause == Cause.PLANNED and fault.rank is not None:
+        return _after_notice(ctx)
     if fault.cause in FREE_OF_BUDGET:
         return Decision(Action.REPLACE_NODE, f"{fault.reason}; no budget charged, no blame")
     return (
         _refused(ctx, fault)
         or _by_override(ctx, fault)
         or _by_settings(ctx, fault)
+        or _everywhere(ctx, fault)
         or _by_cause(ctx, fault)
         or _by_node(ctx, fault)
     )
+
+
+def _after_notice(ctx: StepContext) -> Decision:
+    """A rank was told to end: its node goes by itself if it is taken away, so the ranks are started again.
+
+    A program that always ends so is not started for ever.
+    """
+    stuck = no_progress(ctx)
+    if stuck:
+        return Decision(Action.FAIL_JOB, stuck)
+    return Decision(Action.RESTART_IN_PLACE, "planned: no budget charged, no blame")
+
+
+def _everywhere(ctx: StepContext, fault: Fault) -> Decision | None:
+    if not fault.everywhere:
+        return None
+    why = "the same error on several nodes is configuration or code: no node is at fault"
+    cure = f"; {fault.advice}" if fault.advice else ""
+    if fails_wherever_it_runs(ctx, fault):
+        return Decision(Action.FAIL_JOB, f"{why}, and no restart cures it{cure}")
+    return Decision(Action.RESTART_IN_PLACE, f"{why}{cure}")
 
 
 def _refused(ctx: StepContext, fault: Fault) -> Decision | None:
     spent = spent_budget(ctx) or spent_cause_budget(ctx, fault.cause)
     if spent:
         return Decision(Action.FAIL_JOB, spent)
-    stuck = no_progress(ctx)
+    stuck = no_progress(ctx) or repeated_error(ctx, fault)
     return _give_up(ctx, stuck) if stuck else None
 
 

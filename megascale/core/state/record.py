@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from megascale.core.contract.codec import Json
-from megascale.core.contract.events import RankEvidence
+from megascale.core.contract.events import RankEvidence, RankExited
 from megascale.core.contract.lineage import Commit
 from megascale.core.contract.policy import Policy
 from megascale.core.contract.vocabulary import (
@@ -364,6 +364,7 @@ class Live:
         cut_off_until: most nodes are silent; until then they are not taken for lost.
         pace: (step, productive seconds when it was completed), newest last.
         unpriced: how much work the last restart lost is not known before the next step.
+        left_first: the first rank that completed or left, while others may still work.
         snapshots: node -> the newest snapshots that all its ranks hold in memory, oldest first.
         evidence_id: the CollectEvidence that is being answered; asked: the nodes it is for.
         signals: recent hardware events and log lines that may explain a fault.
@@ -386,6 +387,7 @@ class Live:
     unpriced: bool = False
     milestones: Milestones = field(default_factory=Milestones)
     exits: dict[int, int] = field(default_factory=dict)
+    left_first: RankExited | None = None
     snapshots: dict[str, tuple[Commit, ...]] = field(default_factory=dict)
     evidence_id: str | None = None
     asked: frozenset[str] = frozenset()
