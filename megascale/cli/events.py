@@ -260,10 +260,20 @@ def _print_incident(story: IncidentStory, log: Path) -> None:
     typer.echo(f"  Outcome   {_outcome(incident)}\n\n  Stages, and how long each took:")
     for name, took_s, since_s, source in _stages(incident):
         typer.echo(f"    {name:<18} {_duration(took_s):>9}   {_duration(since_s):>9} since the fault{source}")
+    _print_stacks(story)
     if story.effects:
         typer.echo("\n  Done, in time since the fault:")
     for at, effect in story.effects.values():
         typer.echo(f"    {_duration(at - fault_at):>9}  {_effect(effect)}")
+
+
+def _print_stacks(story: IncidentStory) -> None:
+    if story.ranks:
+        typer.echo("\n  Stacks when the ranks were asked, innermost frame first:")
+    for number, rank in sorted(story.ranks.items()):
+        typer.echo(f"    rank {number}, after step {rank.step}, in {rank.phase or 'no phase'}")
+        for frame in rank.stack or ("no stack: the process was stopped or gone",):
+            typer.echo(f"      {frame}")
 
 
 def _log_of(incident: Incident, log: Path) -> Path | None:

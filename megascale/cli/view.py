@@ -131,6 +131,7 @@ class News:
     def __init__(self, run: RunDir) -> None:
         self._run = run
         self._outcomes: dict[str, str] = {}
+        self._decided: set[str] = set()
         self._alerted_at = 0.0
 
     def of(self, document: dict[str, Any]) -> list[str]:
@@ -141,9 +142,12 @@ class News:
             self._outcomes[incident["id"]] = incident["outcome"]
             if known is None:
                 lines.append(f"incident {incident['id']}: {incident['reason']}")
-                if incident["action"]:
-                    action = incident["action"].replace("_", " ")
-                    lines.append(f"  decision: {action}: {incident['decision']}")
+            if incident["action"] and incident["id"] not in self._decided:
+                self._decided.add(incident["id"])
+                if known is not None:
+                    lines.append(f"  {incident['id']} is found to be: {incident['reason']}")
+                action = incident["action"].replace("_", " ")
+                lines.append(f"  decision: {action}: {incident['decision']}")
                 lines += words_of(incident, self._run)
             if incident["outcome"] != "open" and known in (None, "open"):
                 lines.append(f"  {incident['id']} {incident['outcome']}: {milestones_text(incident)}")

@@ -117,7 +117,15 @@ def test_a_script_with_two_more_lines_has_progress_hang_detection_and_checkpoint
     run = folder.finish(process, manifest)
     assert run.code == 0, run.stderr
     (incident,) = run.summary["incidents"]
-    assert (incident["cause"], incident["outcome"]) == ("hang", "recovered")
+    assert (incident["cause"], incident["outcome"]) == ("hang", "recovered"), run.stderr
+    assert (incident["node"], incident["rank"]) == ("node-1", 1)
+    assert "rank 1 is in <module> (watched.py:" in incident["reason"]
+    assert "while 1 of 2 ranks wait in all_reduce" in incident["reason"]
+    assert "is found to be: rank 1 is in <module>" in run.stderr
+    shown = folder.command("events", "show", "watched", "--incident", incident["id"]).stdout
+    assert "Stacks when the ranks were asked" in shown
+    assert "    rank 1, after step 45" in shown
+    assert "      all_reduce (torch/distributed/" in shown
     assert run.events("Launch")[1]["resume"] == {"step": 40, "attempt": 1}
     assert "starts at 40 hello, ranks" in (run.folder / "logs" / "attempt-2" / "rank-0.log").read_text()
     assert (run.summary["step"], run.summary["checkpointStep"]) == (80, 80)
