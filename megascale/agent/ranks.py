@@ -19,9 +19,10 @@ from megascale.agent.host_note import HostNotes
 from megascale.agent.injected import Amend, amendment_of, leave_as_it_is
 from megascale.agent.logtail import CpuBudget, LineMatch, LogTail, rules_of
 from megascale.agent.manifests import Manifests
-from megascale.agent.processes import Child, Exit, kill_all, process_state, settled
+from megascale.agent.processes import Child, Exit, helpers, kill_all, process_state, settled
 from megascale.agent.segments import SegmentFeed
 from megascale.agent.stacks import stack_of
+from megascale.agent.strays import Strays
 from megascale.agent.zygote import write_launch
 from megascale.agent.zygote_client import Zygote, ZygoteError
 from megascale.checkpoint.snapshot import held
@@ -90,6 +91,7 @@ class Ranks:
         self._store_port = 0
         self._amend: Amend = leave_as_it_is
         self._host_notes = HostNotes(config.kernel_log)
+        self._strays = Strays(self._own_children)
         self._log_cpu = CpuBudget(_LOG_CPU_SHARE)
         self._flood_at = -math.inf
         self._to_unix = time.time() - time.monotonic()
@@ -292,6 +294,8 @@ class Ranks:
         """SIGKILL all ranks and forget those that were reaped; returns those that were not."""
         entries = list(self._ranks.values())
         await kill_all([entry.child for entry in entries], deadline_s)
+        if entries:
+            await asyncio.to_thread(self._strays.kill)
         if self._commands:
             await asyncio.to_thread(kill_strays, self._commands)
             self._commands = set()
@@ -300,6 +304,13 @@ class Ranks:
                 entry.file.close()
                 self._ranks.pop(entry.launch.rank, None)
         return list(self._ranks.values())
+
+    def _own_children(self) -> set[int]:
+        """Return the pids of the children that no rank left behind."""
+        known = {entry.child.pid for entry in self._ranks.values()}
+        known |= {self._store.pid} if self._store is not None else set()
+        known |= {self._zygote.pid} if self._zygote.pid is not None else set()
+        return known | helpers()
 
     async def _drop_store(self) -> None:
         if self._store is not None:

@@ -50,7 +50,7 @@ def wait_of(stack: Sequence[str]) -> Wait | None:
     inside = 0
     while inside < len(stack) and _file(stack[inside]).startswith(_LIBRARY):
         inside += 1
-    calls = [frame for frame in stack[:inside] if _name(frame) not in _WRAPPERS]
+    calls = [frame for frame in stack[:inside] if _name(frame).rpartition(".")[2] not in _WRAPPERS]
     return Wait(calls[-1] if calls else stack[0], stack[inside] if inside < len(stack) else "")
 
 

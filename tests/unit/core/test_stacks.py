@@ -14,7 +14,7 @@ BACKWARD = (
 FETCH = ("fetch_batch_from_storage (hang.py:9)", "<module> (hang.py:12)")
 REDUCE = (
     "all_reduce (torch/distributed/distributed_c10d.py:3002)",
-    "wrapper (torch/distributed/c10d_logger.py:81)",
+    "_exception_logger.<locals>.wrapper (torch/distributed/c10d_logger.py:81)",
     "train (train.py:40)",
 )
 BARRIER = (
