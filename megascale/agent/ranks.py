@@ -29,6 +29,8 @@ from megascale.checkpoint.snapshot import held
 from megascale.checkpoint.snapshot_folders import make_folders, snapshot_file
 from megascale.core.contract.lineage import Commit
 from megascale.core.rules import prefilter_of
+from megascale.data.loader_files import folder as loader_folder
+from megascale.data.loader_files import remove_ownerless
 from megascale.engine.context import RankLaunch
 from megascale.errors import FencedError, MegascaleError
 from megascale.job import TrainingJob
@@ -296,6 +298,7 @@ class Ranks:
         await kill_all([entry.child for entry in entries], deadline_s)
         if entries:
             await asyncio.to_thread(self._strays.kill)
+            await asyncio.to_thread(remove_ownerless, loader_folder())
         if self._commands:
             await asyncio.to_thread(kill_strays, self._commands)
             self._commands = set()

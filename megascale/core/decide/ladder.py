@@ -63,7 +63,7 @@ def _everywhere(ctx: StepContext, fault: Fault) -> Decision | None:
     why = "the same error on several nodes is configuration or code: no node is at fault"
     cure = f"; {fault.advice}" if fault.advice else ""
     if fails_wherever_it_runs(ctx, fault):
-        return Decision(Action.FAIL_JOB, f"{why}, and no restart cures it{cure}")
+        return _give_up(ctx, f"{why}, and no restart cures it{cure}")
     return Decision(Action.RESTART_IN_PLACE, f"{why}{cure}")
 
 
