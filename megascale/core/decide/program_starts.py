@@ -15,6 +15,11 @@ _CANNOT_BEGIN: Final = linear_pattern(
 
 
 def never_begins(ctx: StepContext, fault: Fault) -> bool:
-    """Whether the interpreter, an import or the command line refused, within the time of a start."""
+    """Whether the interpreter, an import or the command line refused, within the time of a start.
+
+    A rank that was killed, or lost its peers, did begin: what its log has is of a program that it started.
+    """
+    if not fault.error:
+        return False
     text = "\n".join((fault.reason, *fault.evidence))
     return ctx.ran_s() < ctx.policy.startup_s and _CANNOT_BEGIN.search(text)

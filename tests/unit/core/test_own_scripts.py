@@ -203,3 +203,11 @@ def test_restarts_in_a_row_wait_longer_and_a_new_step_ends_that() -> None:
     assert all(0.0 < wait <= bound for wait, bound in zip(waits[1:], (1, 2, 4, 8, 16), strict=True))
     report(core, core.record.launched_at + 1.0, 1, 1.0)
     assert core.record.restarts_in_row == 0
+
+
+def test_a_helper_that_cannot_begin_does_not_fail_the_job_of_a_rank_that_was_killed() -> None:
+    core = steady()
+    line = "ModuleNotFoundError: No module named 'setproctitle'"
+    core.step(ev.LogMatch("node-0", "user-exception", "user_code", "fail_job", line, 0, 1, 12.0), 12.0)
+    core.step(ev.RankExited("node-0", "a", 1, 0, signal=9, at=12.5, tail=(line,)), 12.5)
+    assert last_decision(core)[0] == "restart_in_place"
