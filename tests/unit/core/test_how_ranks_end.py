@@ -24,7 +24,7 @@ def ended(code=None, signal=None, tail=(), note="", **fields):
 
 
 def blame(job, node):
-    return blame_of(StepContext(job.record, job.core.live, job.core.policy, job.now), node)
+    return blame_of(StepContext(job.record, job.core.live, job.core.policy, job.now, job.now), node)
 
 
 # A rank leaves with 0 while others work
