@@ -31,7 +31,7 @@ def _parser() -> argparse.ArgumentParser:
     pod.add_argument("--token-file", type=Path, help="what authenticates this agent (default: RUN_DIR/token)")
     pod.add_argument("--ca-file", type=Path, help="certificates the driver's one must be signed by")
     pod.add_argument("--server-name", default="", help="name in the driver's certificate")
-    pod.add_argument("--host", default="127.0.0.1", help="address at which other nodes reach this one")
+    pod.add_argument("--host", help="address at which other nodes reach this one (default: loopback)")
     pod.add_argument("--pod", default="", help="name of the pod")
     pod.add_argument("--snapshot-root", type=Path, help="folder in memory for snapshots (default: /dev/shm)")
     pod.add_argument("--kernel-log", type=Path, help="kernel log of the node (in a pod: /dev/kmsg)")
@@ -49,7 +49,7 @@ def config_of(arguments: argparse.Namespace) -> AgentConfig:
         job_file=arguments.job_file or local.job_file,
         driver_file=arguments.driver_file or local.driver_file,
         token_file=arguments.token_file or local.token_file,
-        host=arguments.host,
+        host=arguments.host or local.host,
         trust=Trust(ca_file, arguments.server_name) if ca_file else None,
         pod=arguments.pod,
         snapshot_root=arguments.snapshot_root or local.snapshot_root,

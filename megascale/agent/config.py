@@ -12,7 +12,7 @@ import psutil
 from megascale.checkpoint.snapshot_folders import SHARED_MEMORY
 from megascale.errors import InputError
 from megascale.observe.rundir import RunDir
-from megascale.rpc.connect import Trust
+from megascale.rpc.connect import Trust, loopback_host
 
 KERNEL_LOG: Final = Path("/dev/kmsg")
 
@@ -49,7 +49,7 @@ class AgentConfig:
     def local(cls, root: Path, node: str) -> AgentConfig:
         """Return the configuration of a node of a local run with the run folder `root`."""
         run = RunDir(root)
-        return cls(run, node, run.job_file, run.driver_file, run.token_file)
+        return cls(run, node, run.job_file, run.driver_file, run.token_file, host=loopback_host())
 
     @property
     def interface(self) -> str:

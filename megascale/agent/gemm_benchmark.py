@@ -7,6 +7,8 @@ import contextlib
 import sys
 from typing import Final
 
+from megascale.agent.processes import noted_as_helper
+
 _CHECK: Final = "gemm"
 
 
@@ -33,9 +35,10 @@ async def node_speed(seconds: float, deadline_s: float) -> float:
         stderr=asyncio.subprocess.DEVNULL,
     )
     try:
-        async with asyncio.timeout(deadline_s):
-            out, _ = await process.communicate()
-            return float(out)
+        with noted_as_helper(process.pid):
+            async with asyncio.timeout(deadline_s):
+                out, _ = await process.communicate()
+                return float(out)
     except (TimeoutError, ValueError):
         return 0.0
     finally:

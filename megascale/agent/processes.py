@@ -7,10 +7,27 @@ import contextlib
 import os
 import select
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+_HELPERS: Final[set[int]] = set()
+
+
+@contextlib.contextmanager
+def noted_as_helper(pid: int) -> Iterator[None]:
+    """Count a child of this process as a part of the agent, not as something that a rank left behind."""
+    _HELPERS.add(pid)
+    try:
+        yield
+    finally:
+        _HELPERS.discard(pid)
+
+
+def helpers() -> frozenset[int]:
+    """Return the pids of the agent's helpers that run."""
+    return frozenset(_HELPERS)
 
 
 def process_state(pid: int) -> str:

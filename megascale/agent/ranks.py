@@ -15,18 +15,22 @@ from typing import Final
 
 from megascale.agent.command import command_environment, kill_strays, spawn
 from megascale.agent.config import AgentConfig
+from megascale.agent.host_note import HostNotes
 from megascale.agent.injected import Amend, amendment_of, leave_as_it_is
 from megascale.agent.logtail import CpuBudget, LineMatch, LogTail, rules_of
 from megascale.agent.manifests import Manifests
-from megascale.agent.processes import Child, Exit, kill_all, process_state, settled
+from megascale.agent.processes import Child, Exit, helpers, kill_all, process_state, settled
 from megascale.agent.segments import SegmentFeed
 from megascale.agent.stacks import stack_of
+from megascale.agent.strays import Strays
 from megascale.agent.zygote import write_launch
 from megascale.agent.zygote_client import Zygote, ZygoteError
 from megascale.checkpoint.snapshot import held
 from megascale.checkpoint.snapshot_folders import make_folders, snapshot_file
 from megascale.core.contract.lineage import Commit
 from megascale.core.rules import prefilter_of
+from megascale.data.loader_files import folder as loader_folder
+from megascale.data.loader_files import remove_ownerless
 from megascale.engine.context import RankLaunch
 from megascale.errors import FencedError, MegascaleError
 from megascale.job import TrainingJob
@@ -36,6 +40,8 @@ from megascale.rpc import megascale_pb2 as pb
 
 _TAIL_LINES: Final = 8
 _REAP_S: Final = 5.0
+_SIGNAL_CODES: Final = 128
+"""A shell leaves with 128 + the number of the signal that ended its program."""
 _LOG_CPU_SHARE: Final = 0.25
 _FLOOD_S: Final = 60.0
 _STORE_ERROR: Final = "DistStoreError"
@@ -86,6 +92,8 @@ class Ranks:
         self._store_attempt = 0
         self._store_port = 0
         self._amend: Amend = leave_as_it_is
+        self._host_notes = HostNotes(config.kernel_log)
+        self._strays = Strays(self._own_children)
         self._log_cpu = CpuBudget(_LOG_CPU_SHARE)
         self._flood_at = -math.inf
         self._to_unix = time.time() - time.monotonic()
@@ -156,6 +164,7 @@ class Ranks:
         await self._make_room()
         self.attempt, self.exits = order.attempt, []
         self._amend = amendment_of(job.spec.faults, self._run)
+        self._host_notes.begin()
         try:
             for folder in (self._run.logs(order.attempt), self._run.root / FLIGHT_RECORDS):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -262,6 +271,8 @@ class Ranks:
             report.signal = how.signal
         else:
             report.exit_code = how.code or 0
+        killed = signal.SIGKILL in (how.signal, (how.code or 0) - _SIGNAL_CODES)
+        report.host_note = self._host_notes.note(killed=killed, tail=report.log_tail)
         self._amend(entry.launch, report)
         return report
 
@@ -285,6 +296,9 @@ class Ranks:
         """SIGKILL all ranks and forget those that were reaped; returns those that were not."""
         entries = list(self._ranks.values())
         await kill_all([entry.child for entry in entries], deadline_s)
+        if entries:
+            await asyncio.to_thread(self._strays.kill)
+            await asyncio.to_thread(remove_ownerless, loader_folder())
         if self._commands:
             await asyncio.to_thread(kill_strays, self._commands)
             self._commands = set()
@@ -293,6 +307,13 @@ class Ranks:
                 entry.file.close()
                 self._ranks.pop(entry.launch.rank, None)
         return list(self._ranks.values())
+
+    def _own_children(self) -> set[int]:
+        """Return the pids of the children that no rank left behind."""
+        known = {entry.child.pid for entry in self._ranks.values()}
+        known |= {self._store.pid} if self._store is not None else set()
+        known |= {self._zygote.pid} if self._zygote.pid is not None else set()
+        return known | helpers()
 
     async def _drop_store(self) -> None:
         if self._store is not None:

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Final
 
+from megascale.agent.processes import noted_as_helper
+
 CHECK: Final = (sys.executable, "-m", "megascale.diagnose", "--light", "--local", "--json")
 
 
@@ -28,7 +30,8 @@ async def wrong_numbers(deadline_s: float, command: Sequence[str] = CHECK) -> st
         stderr=asyncio.subprocess.DEVNULL,
     )
     try:
-        out, _ = await asyncio.wait_for(process.communicate(), deadline_s)
+        with noted_as_helper(process.pid):
+            out, _ = await asyncio.wait_for(process.communicate(), deadline_s)
     except TimeoutError:
         return ""
     finally:

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Final
 
+from megascale.agent.processes import noted_as_helper
+
 _TIMEOUT_S: Final = 5.0
 _FRAMES: Final = 12
 
@@ -25,7 +27,8 @@ async def stack_of(pid: int) -> list[str]:
     except OSError as error:
         return [f"no stack: {program}: {error.strerror}"]
     try:
-        output, problem = await asyncio.wait_for(process.communicate(), _TIMEOUT_S)
+        with noted_as_helper(process.pid):
+            output, problem = await asyncio.wait_for(process.communicate(), _TIMEOUT_S)
     except TimeoutError:
         process.kill()
         await process.wait()

@@ -52,6 +52,11 @@ class Zygote:
         self._digest = ""
         self._lock = asyncio.Lock()
 
+    @property
+    def pid(self) -> int | None:
+        """The pid of the zygote, None if none was started."""
+        return self._process.pid if self._process is not None else None
+
     async def ensure(self) -> None:
         """Start a zygote, or replace one that has imported an older version of the code.
 

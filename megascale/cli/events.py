@@ -13,6 +13,7 @@ import typer
 from megascale.cli.words import plural
 from megascale.core.contract.vocabulary import Action, Milestone, Source
 from megascale.errors import InputError
+from megascale.observe.rundir import RunDir
 
 if TYPE_CHECKING:
     from megascale.cli.history import Attempt, EventLogFile, History, IncidentStory
@@ -105,9 +106,9 @@ def show(
     if as_json:
         sys.stdout.write(json.dumps(_document(history, incident)) + "\n")
     elif incident:
-        _print_incident(history.incidents[incident])
+        _print_incident(history.incidents[incident], file.path)
     else:
-        _print_history(history)
+        _print_history(history, file.path)
     _report_torn(file)
     for sentence in history.doubts():
         typer.echo(f"{file.path}: {sentence}", err=True)
@@ -197,13 +198,17 @@ def _attempt_document(attempt: Attempt) -> dict[str, Any]:
     }
 
 
-def _print_history(history: History) -> None:
+def _print_history(history: History, log: Path) -> None:
     incidents = plural(len(history.incidents), "incident")
     attempts = plural(len(history.attempts), "attempt")
     lives = plural(history.lives, "driver life", "driver lives")
     typer.echo(f"{history.job}: {incidents}, {attempts}, {lives}")
     for story in history.incidents.values():
         typer.echo(f"\n{_paragraph(story)}")
+        for line in story.evidence:
+            typer.echo(f"  | {line}")
+        if path := _log_of(story.incident, log):
+            typer.echo(f"  log: {path}")
     for incident_id in history.undone:
         typer.echo(f"\n{incident_id} (an earlier one of this name): its driver died before it did anything.")
     typer.echo("\nAttempts, in seconds since the start:")
@@ -238,7 +243,7 @@ def _paragraph(story: IncidentStory) -> str:
     )
 
 
-def _print_incident(story: IncidentStory) -> None:
+def _print_incident(story: IncidentStory, log: Path) -> None:
     incident = story.whole()
     fault_at = incident.milestones[Milestone.FAULT].at
     step = f"after step {incident.fault_step}" if incident.fault_step else "before the first step"
@@ -251,13 +256,32 @@ def _print_incident(story: IncidentStory) -> None:
         typer.echo(f"  Because   {incident.decision}")
     for line in incident.evidence:
         typer.echo(f"  Evidence  {line}")
+    if path := _log_of(incident, log):
+        typer.echo(f"  Log       {path}")
     typer.echo(f"  Outcome   {_outcome(incident)}\n\n  Stages, and how long each took:")
     for name, took_s, since_s, source in _stages(incident):
         typer.echo(f"    {name:<18} {_duration(took_s):>9}   {_duration(since_s):>9} since the fault{source}")
+    _print_stacks(story)
     if story.effects:
         typer.echo("\n  Done, in time since the fault:")
     for at, effect in story.effects.values():
         typer.echo(f"    {_duration(at - fault_at):>9}  {_effect(effect)}")
+
+
+def _print_stacks(story: IncidentStory) -> None:
+    if story.ranks:
+        typer.echo("\n  Stacks when the ranks were asked, innermost frame first:")
+    for number, rank in sorted(story.ranks.items()):
+        typer.echo(f"    rank {number}, after step {rank.step}, in {rank.phase or 'no phase'}")
+        for frame in rank.stack or ("no stack: the process was stopped or gone",):
+            typer.echo(f"      {frame}")
+
+
+def _log_of(incident: Incident, log: Path) -> Path | None:
+    """The log of the rank at fault, beside the event log; None if no rank is."""
+    if incident.rank is None or not incident.attempt:
+        return None
+    return RunDir(log.parent).rank_log(incident.attempt, incident.rank)
 
 
 def _stages(incident: Incident) -> list[tuple[str, float, float, str]]:

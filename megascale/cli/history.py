@@ -8,7 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from megascale.core.contract.effects import Effect, Finish, Kill, Launch
-from megascale.core.contract.events import Event, JobReport, NodeReport, RankExited
+from megascale.core.contract.events import (
+    Event,
+    Evidence,
+    JobReport,
+    NodeReport,
+    RankEvidence,
+    RankExited,
+)
 from megascale.core.eventlog import Entry, ForeignEntry, Header, parse_line
 from megascale.core.machine import CORE_VERSION, Core
 from megascale.core.state.record import Incident
@@ -87,6 +94,7 @@ class IncidentStory:
     decision: str = ""
     evidence: tuple[str, ...] = ()
     effects: dict[str, tuple[float, Effect]] = field(default_factory=dict)
+    ranks: dict[int, RankEvidence] = field(default_factory=dict)
 
     def note(self) -> None:
         """Keep the texts as long as they are whole."""
@@ -174,6 +182,8 @@ class History:
             if story is not None:
                 story.effects.setdefault(effect.effect_id, (entry.at, effect))
             self._follow(entry.at, effect)
+        if story is not None and isinstance(entry.event, Evidence):
+            story.ranks |= {rank.rank: rank for rank in entry.event.ranks}
         self._follow_steps(entry.event)
 
     def _meet(self, core: Core) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from megascale.core.contract.vocabulary import FinishState
-from megascale.errors import InputError, MegascaleError, UnreachableError
+from megascale.errors import InputError, UnreachableError
 
 if TYPE_CHECKING:
     from megascale.cli.supervisor import Supervisor
@@ -63,7 +62,7 @@ def run(
     if inject:
         job = with_faults(job, [parse_inject(text) for text in inject])
     rundir = RunDir(runs / job.metadata.name)
-    view = make_view(as_json=as_json)
+    view = make_view(rundir, as_json=as_json)
     with claim(rundir) as lock:
         if not lock.owned and fresh:
             raise InputError(f"{job.metadata.name} is running; stop it before --fresh")
@@ -128,6 +127,7 @@ def _prepare(rundir: RunDir, job: TrainingJob, view: View, *, fresh: bool) -> No
     from megascale.driver.record import read_record
     from megascale.job import resolved_yaml
     from megascale.observe.rundir import write_atomically
+    from megascale.rpc.connect import loopback_host
 
     check_program(job.spec)
     check_settings(job.spec)
@@ -141,7 +141,7 @@ def _prepare(rundir: RunDir, job: TrainingJob, view: View, *, fresh: bool) -> No
         write_atomically(rundir.job_file, resolved_yaml(job))
     except OSError as error:
         raise InputError(f"cannot write to {error.filename or rundir.root}: {error.strerror}") from error
-    _check_loopback()
+    loopback_host()
 
 
 def _note_resume(job: TrainingJob, rundir: RunDir, view: View) -> None:
@@ -184,15 +184,6 @@ def _check_space(root: Path) -> None:
         raise InputError(
             f"{root}: {free >> 20} MiB are free, at least {_MINIMUM_FREE_BYTES >> 20} are needed"
         )
-
-
-def _check_loopback() -> None:
-    """The driver and the ranks' store listen on free ports of the loopback interface."""
-    try:
-        with socket.create_server(("127.0.0.1", 0)):
-            pass
-    except OSError as error:
-        raise MegascaleError(f"cannot listen on 127.0.0.1: {error.strerror}") from error
 
 
 def _prepare_data(job: TrainingJob, view: View) -> None:

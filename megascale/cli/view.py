@@ -18,6 +18,7 @@ from megascale.cli.stages import STAGE_LABELS
 from megascale.cli.words import duration_text, plural
 from megascale.core.contract.vocabulary import FinishState, Milestone
 from megascale.core.state.record import JobState
+from megascale.observe.rundir import RunDir
 
 _PLAIN_EVERY_S: Final = 5.0
 _STATE_STYLE: Final = {
@@ -59,20 +60,24 @@ class View(Protocol):
     def __exit__(self, *_error: object) -> None: ...
 
 
-def make_view(*, as_json: bool) -> View:
-    """A live view where stdout is a terminal, else lines; on stderr where stdout is for JSON."""
+def make_view(run: RunDir, *, as_json: bool) -> View:
+    """A live view where stdout is a terminal, else lines; on stderr where stdout is for JSON.
+
+    Args:
+        run: the folder of the run, whose logs are named at incidents.
+    """
     if as_json:
-        return LineView(sys.stderr)
-    return LiveView() if sys.stdout.isatty() else LineView(sys.stdout)
+        return LineView(sys.stderr, run)
+    return LiveView(run) if sys.stdout.isatty() else LineView(sys.stdout, run)
 
 
 class LiveView:
     """A table that is redrawn in place."""
 
-    def __init__(self) -> None:
+    def __init__(self, run: RunDir) -> None:
         self._console = Console()
         self._live = Live(console=self._console, refresh_per_second=8, transient=True)
-        self._news = News()
+        self._news, self._run = News(run), run
 
     def note(self, text: str) -> None:
         self._console.print(Text(text, style="dim"))
@@ -84,6 +89,8 @@ class LiveView:
 
     def summary(self, document: dict[str, Any]) -> None:
         self._console.print(render_summary(document))
+        for line in last_words(document, self._run):
+            self._console.print(Text(line))
 
     def __enter__(self) -> Self:
         self._live.start()
@@ -96,9 +103,9 @@ class LiveView:
 class LineView:
     """One line per piece of news, and one every few seconds while steps come."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._news = News()
+    def __init__(self, stream: TextIO, run: RunDir) -> None:
+        self._stream, self._run = stream, run
+        self._news = News(run)
         self._shown_at = 0.0
         self._shown: tuple[Any, ...] = ()
         self._step = 0
@@ -119,6 +126,8 @@ class LineView:
 
     def summary(self, document: dict[str, Any]) -> None:
         Console(file=self._stream, width=110).print(render_summary(document))
+        for line in last_words(document, self._run):
+            self.note(line)
 
     def __enter__(self) -> Self:
         return self
@@ -130,8 +139,10 @@ class LineView:
 class News:
     """What has become known since the last document: incidents, recoveries, alerts."""
 
-    def __init__(self) -> None:
+    def __init__(self, run: RunDir) -> None:
+        self._run = run
         self._outcomes: dict[str, str] = {}
+        self._decided: set[str] = set()
         self._alerted_at = 0.0
 
     def of(self, document: dict[str, Any]) -> list[str]:
@@ -142,9 +153,13 @@ class News:
             self._outcomes[incident["id"]] = incident["outcome"]
             if known is None:
                 lines.append(f"incident {incident['id']}: {incident['reason']}")
-                if incident["action"]:
-                    action = incident["action"].replace("_", " ")
-                    lines.append(f"  decision: {action}: {incident['decision']}")
+            if incident["action"] and incident["id"] not in self._decided:
+                self._decided.add(incident["id"])
+                if known is not None:
+                    lines.append(f"  {incident['id']} is found to be: {incident['reason']}")
+                action = incident["action"].replace("_", " ")
+                lines.append(f"  decision: {action}: {incident['decision']}")
+                lines += words_of(incident, self._run)
             if incident["outcome"] != "open" and known in (None, "open"):
                 lines.append(f"  {incident['id']} {incident['outcome']}: {milestones_text(incident)}")
         for alert in document.get("alerts", []):
@@ -152,6 +167,22 @@ class News:
                 self._alerted_at = alert["time"]
                 lines.append(f"alert: {alert['message']}")
         return lines
+
+
+def words_of(incident: dict[str, Any], run: RunDir) -> list[str]:
+    """What is known of an incident beside its reason: the last lines of the rank's log, and its path."""
+    lines = [f"  | {text}" for text in incident.get("evidence", ()) if text]
+    if incident.get("rank") is not None and incident.get("attempt"):
+        lines.append(f"  log: {run.rank_log(incident['attempt'], incident['rank'])}")
+    return lines
+
+
+def last_words(document: dict[str, Any], run: RunDir) -> list[str]:
+    """What to look at after a failed end: the last incident's lines and the path of its log."""
+    incidents = document.get("incidents")
+    if document.get("state") != FinishState.FAILED or not incidents:
+        return []
+    return [f"what {incidents[-1]['id']} left:", *words_of(incidents[-1], run)]
 
 
 def stage_durations(incident: dict[str, Any]) -> list[tuple[str, float]]:
@@ -176,7 +207,9 @@ def milestones_text(incident: dict[str, Any]) -> str:
 
 def one_line(document: dict[str, Any]) -> str:
     """Progress in one plain line."""
-    parts = [f"{document['job']} {document['state']}", f"step {document['step']}/{document['steps']}"]
+    parts = [f"{document['job']} {document['state']}"]
+    if _knows_steps(document):
+        parts.append(f"step {document['step']}/{document['steps']}")
     if document.get("loss") is not None:
         parts.append(f"loss {_number(document['loss'], '.4f')}")
     if document.get("stepSeconds"):
@@ -186,7 +219,7 @@ def one_line(document: dict[str, Any]) -> str:
     if document.get("mfu"):
         parts.append(f"MFU {document['mfu']:.1%}")
     if document.get("goodput") is not None:
-        parts.append(f"goodput {document['goodput']:.1%}")
+        parts.append(f"goodput {_goodput(document)}")
     if (left := remaining_s(document)) is not None:
         parts.append(f"{duration_text(left)} left")
     parts.append(plural(document["restarts"], "restart"))
@@ -221,12 +254,35 @@ def _facts(document: dict[str, Any]) -> RenderableType:
     grid = Table.grid(padding=(0, 2))
     for _ in range(4):
         grid.add_column()
+    if _knows_steps(document):
+        _add_progress(grid, document)
+    grid.add_row("goodput", _goodput(document), "restarts", str(document["restarts"]))
+    if _knows_steps(document) or document.get("checkpointStep") is not None:
+        newest = _with_unit(document.get("checkpointStep"), "d", "", "step ")
+        grid.add_row("newest checkpoint", newest, "", "")
+    if _knows_steps(document):
+        _add_outlook(grid, document)
+    return grid
+
+
+def _knows_steps(document: dict[str, Any]) -> bool:
+    """Whether the ranks report steps; of a plain script nothing but its processes is known."""
+    return bool(document.get("reportsSteps", True))
+
+
+def _goodput(document: dict[str, Any]) -> str:
+    share = _number(document.get("goodput"), ".1%")
+    if _knows_steps(document) or document.get("goodput") is None:
+        return share
+    return f"at most {share} (no steps reported: lost work is not known)"
+
+
+def _add_progress(grid: Table, document: dict[str, Any]) -> None:
     step, steps = document["step"], document["steps"]
     grid.add_row("step", f"{step} / {steps}", "progress", ProgressBar(total=steps, completed=step, width=30))
-    loss = document.get("loss")
     grid.add_row(
         "loss",
-        _number(loss, ".4f"),
+        _number(document.get("loss"), ".4f"),
         "step time",
         _with_unit(document.get("stepSeconds"), ".3f", " s"),
     )
@@ -236,15 +292,6 @@ def _facts(document: dict[str, Any]) -> RenderableType:
         "MFU",
         f"{_with_unit(document.get('mfu'), '.1%', '')} {_basis(document)}",
     )
-    grid.add_row(
-        "goodput",
-        _number(document.get("goodput"), ".1%"),
-        "restarts",
-        str(document["restarts"]),
-    )
-    grid.add_row("newest checkpoint", _with_unit(document.get("checkpointStep"), "d", "", "step "), "", "")
-    _add_outlook(grid, document)
-    return grid
 
 
 def _add_outlook(grid: Table, document: dict[str, Any]) -> None:
@@ -254,6 +301,8 @@ def _add_outlook(grid: Table, document: dict[str, Any]) -> None:
 
 
 def _basis(document: dict[str, Any]) -> str:
+    if document.get("mfu") is None:
+        return ""
     peak = document.get("peakFlops")
     return "of the GPU's rated peak" if peak and peak >= _RATED_FROM_FLOPS else _MFU_BASIS
 
@@ -262,6 +311,7 @@ def _nodes(document: dict[str, Any]) -> RenderableType:
     table = Table(box=None, padding=(0, 1), header_style="dim")
     for name in ("node", "status", "role", "rank", "phase", "step", "step time", "MFU"):
         table.add_column(name, no_wrap=name != "node", overflow="fold")
+    known = _knows_steps(document)
     for node in document["nodes"]:
         style = "green" if node["status"] == "ready" else "red"
         head = (node["name"], Text(node["status"], style=style), node["role"])
@@ -269,8 +319,8 @@ def _nodes(document: dict[str, Any]) -> RenderableType:
             table.add_row(
                 *head,
                 str(rank["rank"]),
-                rank["phase"],
-                str(rank["step"]),
+                rank["phase"] if known else "running",
+                str(rank["step"]) if known else "",
                 _with_unit(rank["stepSeconds"] or None, ".3f", " s"),
                 _number(rank["mfu"], ".1%"),
             )
@@ -289,13 +339,15 @@ def _last_incident(incident: dict[str, Any]) -> RenderableType:
 def render_summary(document: dict[str, Any]) -> RenderableType:
     """The end of a run: what was reached, what went wrong and what it cost."""
     grid = Table.grid(padding=(0, 2))
-    grid.add_row("steps", f"{document.get('step', 0)} / {document.get('steps', 0)}")
-    grid.add_row("loss", _number(document.get("loss"), ".4f"))
-    grid.add_row("tokens/s", _number(document.get("tokensPerSecond"), ",.0f"))
-    grid.add_row("MFU", f"{_number(document.get('mfu'), '.1%')} {_basis(document)}")
-    grid.add_row("goodput", f"{_number(document.get('goodput'), '.1%')}  {_phases(document)}")
+    if _knows_steps(document):
+        grid.add_row("steps", f"{document.get('step', 0)} / {document.get('steps', 0)}")
+        grid.add_row("loss", _number(document.get("loss"), ".4f"))
+        grid.add_row("tokens/s", _number(document.get("tokensPerSecond"), ",.0f"))
+        grid.add_row("MFU", f"{_with_unit(document.get('mfu'), '.1%', '')} {_basis(document)}")
+    grid.add_row("goodput", f"{_goodput(document)}  {_phases(document)}")
     grid.add_row("restarts", str(document.get("restarts", 0)))
-    grid.add_row("newest checkpoint", _with_unit(document.get("checkpointStep"), "d", "", "step "))
+    if _knows_steps(document) or document.get("checkpointStep") is not None:
+        grid.add_row("newest checkpoint", _with_unit(document.get("checkpointStep"), "d", "", "step "))
     parts: list[RenderableType] = [grid]
     if document.get("reason"):
         parts.append(Text(document["reason"]))

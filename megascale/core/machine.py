@@ -182,6 +182,7 @@ _TIMERS: Final[dict[Timer, Callable[[StepContext], None]]] = {
     Timer.CHECK: numerics.on_check_overdue,
     Timer.APPLY_SPEC: commands.on_spec_due,
     Timer.GROW: node_changes.on_grow_due,
+    Timer.BACKOFF: effect_results.reassemble,
 }
 
 _HANDLERS: Final[dict[type, Callable[[StepContext, Any], None]]] = {

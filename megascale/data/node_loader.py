@@ -25,6 +25,7 @@ from typing import Final, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from megascale.data.loader_files import MEMORY, SOCKET, create_memory
 from megascale.data.ramp import BatchSizes
 from megascale.data.reading import Samples
 from megascale.errors import DataError, LoaderError
@@ -114,8 +115,7 @@ def start_loader(samples: Samples, batch: NodeBatch, prefix: Path, ranks: int, *
     try:
         for left in (memory, address):
             left.unlink(missing_ok=True)
-        with memory.open("xb") as stream:
-            os.posix_fallocate(stream.fileno(), 0, SLOTS * batch.slot_bytes)
+        owner = create_memory(memory, SLOTS * batch.slot_bytes)
         listener.bind(str(address))
     except OSError as error:
         raise DataError(
@@ -128,6 +128,7 @@ def start_loader(samples: Samples, batch: NodeBatch, prefix: Path, ranks: int, *
     if pid == 0:
         _serve(loader, listener, ranks, (memory, address))
     listener.close()
+    os.close(owner)  # the loader's own copy keeps the lock
     return pid
 
 
@@ -269,8 +270,8 @@ class NodeSamples:
 
 
 def _memory_path(prefix: Path) -> Path:
-    return prefix.with_name(f"{prefix.name}.data")
+    return prefix.with_name(f"{prefix.name}{MEMORY}")
 
 
 def _socket_path(prefix: Path) -> Path:
-    return prefix.with_name(f"{prefix.name}.sock")
+    return prefix.with_name(f"{prefix.name}{SOCKET}")

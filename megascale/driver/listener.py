@@ -12,6 +12,7 @@ import grpc
 from megascale.driver.ports import NotAdmittedError
 from megascale.errors import InputError, UnreachableError
 from megascale.observe.rundir import RunDir, write_atomically
+from megascale.rpc.connect import loopback_host
 
 
 def bind(
@@ -54,7 +55,7 @@ class LocalListener:
         self._token = run.ensure_token()
 
     async def open(self, server: grpc.aio.Server) -> str:
-        return bind(server, "127.0.0.1", None)
+        return bind(server, loopback_host(), None)
 
     async def announce(self, endpoint: str, term: int) -> None:
         address = {"endpoint": endpoint, "pid": os.getpid(), "term": term}

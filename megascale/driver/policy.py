@@ -98,6 +98,8 @@ def _with_recovery(policy: Policy, spec: JobSpec) -> Policy:
         max_restarts=recovery.max_restarts,
         budgets=dict(recovery.budgets),
         no_progress_limit=recovery.no_progress_limit,
+        minimum_run_s=float(recovery.minimum_run_seconds),
+        backoff_limit_s=float(recovery.backoff_limit_seconds),
         acquire_tries=recovery.node_request_tries,
         shrink_after_s=float(recovery.shrink_after_seconds),
         grow_after_s=float(recovery.grow_after_seconds),

@@ -63,6 +63,7 @@ class StatusBoard:
             "attempt": record.attempt,
             "step": max(core.live.step, record.best_step if record.finish_state else 0),
             "steps": core.policy.steps,
+            "reportsSteps": reports_steps(core),
             "loss": self._newest_loss(),
             "stepSeconds": leader.step_seconds if leader else None,
             "tokensPerSecond": self._tokens_per_second(),
@@ -130,6 +131,11 @@ class StatusBoard:
         }
 
 
+def reports_steps(core: Core) -> bool:
+    """Return whether steps are known; without them goodput counts all time that ranks ran, an upper bound."""
+    return core.policy.reports_steps or max(core.live.step, core.record.best_step) > 0
+
+
 def goodput_seconds(core: Core, now: float) -> dict[str, float]:
     """Return phase -> seconds spent in it, including the current phase up to `now` (Unix seconds)."""
     ledger = core.record.ledger
@@ -155,6 +161,7 @@ def incident_document(incident: Incident) -> dict[str, Any]:
         "reason": incident.reason,
         "node": incident.node or "",
         "rank": incident.rank,
+        "attempt": incident.attempt,
         "action": incident.action or "",
         "decision": incident.decision,
         "outcome": incident.outcome or "open",

@@ -9,7 +9,7 @@ from typing import Any
 
 from megascale.core.machine import Core
 from megascale.core.state.goodput import GoodputPhase
-from megascale.driver.status import goodput_seconds, incident_document, incidents_of
+from megascale.driver.status import goodput_seconds, incident_document, incidents_of, reports_steps
 from megascale.job import TrainingJob
 
 
@@ -34,6 +34,7 @@ def summarise(
         "reason": record.finish_reason,
         "step": int(last.get("step", 0)),
         "steps": core.policy.steps,
+        "reportsSteps": reports_steps(core),
         "loss": last.get("loss"),
         "restarts": sum(record.restarts.values()),
         "goodput": seconds.get(GoodputPhase.PRODUCTIVE, 0.0) / wall if wall else None,

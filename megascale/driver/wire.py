@@ -225,6 +225,7 @@ def exit_event(link: AgentLink, exited: pb.RankExit) -> ev.RankExited:
         error_detail=detail if isinstance(detail, dict) else {},
         tail=tuple(exited.log_tail),
         injected=exited.injected,
+        host_note=exited.host_note,
     )
 
 

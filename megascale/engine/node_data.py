@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import tempfile
-from pathlib import Path
-from typing import Final
-
+from megascale.data.loader_files import loader_prefix, remove_ownerless
 from megascale.data.node_loader import NodeBatch, NodeSamples, start_loader
 from megascale.data.reading import Samples, open_samples
 from megascale.engine.context import RankLaunch
 from megascale.engine.plan import Plan
 from megascale.model.layout import RankCoordinates
-
-_TMPFS: Final = Path("/dev/shm")  # noqa: S108 - the prefix differs by user, run and node
 
 
 class NodeData:
@@ -36,6 +29,7 @@ class NodeData:
             self._direct = open_samples(data, plan.position)
         if self.shared and self._direct is not None:
             first_step = launch.resume.step + 1 if launch.resume else 1
+            remove_ownerless(self._prefix.parent)
             start_loader(self._direct, self._batch, self._prefix, ranks, first_step=first_step)
 
     def connect(self) -> Samples:
@@ -67,13 +61,3 @@ def _node_batch(launch: RankLaunch, plan: Plan) -> NodeBatch:
         data_size=plan.layout.data,
         with_documents=plan.megatron.model.within_documents or not data.loss_across_documents,
     )
-
-
-def loader_prefix(run_dir: Path, node: str, attempt: int) -> Path:
-    """Prefix of the socket and the memory file of a node's loader, one per run, node and attempt.
-
-    It is a hash because the path of a socket has at most 107 bytes.
-    """
-    folder = _TMPFS if os.access(_TMPFS, os.W_OK) else Path(tempfile.gettempdir())
-    name = f"{run_dir.absolute()}/{node}/{attempt}"
-    return folder / f"megascale-loader-{os.getuid()}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"

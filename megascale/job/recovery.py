@@ -69,7 +69,16 @@ class Recovery(Section):
     """Restarts by cause; one more failure of that cause fails the job. Causes: crash, user_code, hang,
     node_lost, hardware, straggler, numerics, checkpoint_corrupt, launch_failed."""
     no_progress_limit: Count = 3
-    """Failures in a row at the same step, or three times as many without a new step, that fail the job."""
+    """Failures in a row at the same step, or three times as many without a new step, that fail the job. Of a
+    script that reports no steps: failures in a row within minimumRunSeconds of a start, or three times as
+    many with the same error."""
+    minimum_run_seconds: Seconds = 5
+    """A script that reports no steps failed at its start if it ended sooner than this; noProgressLimit says
+    how often in a row it may."""
+    backoff_limit_seconds: Annotated[int, Field(ge=0, le=3600)] = 30
+    """The first restart after progress follows at once. Each one after it waits a random part of a time that
+    begins at 1 s, doubles, and is at most this long; 0 = never wait. A step that was not completed before, or
+    10 minutes without a failure of a script that reports no steps, counts as progress."""
     node_request_tries: Count = 60
     """Unsuccessful requests for nodes in a row that fail the job. A refused request is repeated after 5 s,
     later after up to a minute; one that brings no node counts as unsuccessful after health.startupSeconds."""

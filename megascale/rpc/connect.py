@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -101,3 +102,18 @@ def channel_to(address: DriverAddress, trust: Trust | None = None) -> grpc.aio.C
 
 def stub_on(channel: grpc.aio.Channel) -> DriverStub:
     return DriverStub(channel)  # type: ignore[no-untyped-call]
+
+
+def loopback_host() -> str:
+    """Return the loopback address of this machine: 127.0.0.1, or ::1 where there is no IPv4.
+
+    Raises:
+        UnreachableError: neither can be listened on.
+    """
+    for host, family in (("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)):
+        try:
+            with socket.create_server((host, 0), family=family):
+                return host
+        except OSError as error:
+            problem = error
+    raise UnreachableError(f"cannot listen on 127.0.0.1 or ::1: {problem.strerror}") from problem

@@ -118,7 +118,7 @@ class Report(_message.Message):
     def __init__(self, ranks: _Optional[_Iterable[_Union[RankStatus, _Mapping]]] = ...) -> None: ...
 
 class RankExit(_message.Message):
-    __slots__ = ("rank", "attempt", "exit_code", "signal", "at", "step", "exit_report", "log_tail", "injected")
+    __slots__ = ("rank", "attempt", "exit_code", "signal", "at", "step", "exit_report", "log_tail", "injected", "host_note")
     RANK_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     EXIT_CODE_FIELD_NUMBER: _ClassVar[int]
@@ -128,6 +128,7 @@ class RankExit(_message.Message):
     EXIT_REPORT_FIELD_NUMBER: _ClassVar[int]
     LOG_TAIL_FIELD_NUMBER: _ClassVar[int]
     INJECTED_FIELD_NUMBER: _ClassVar[int]
+    HOST_NOTE_FIELD_NUMBER: _ClassVar[int]
     rank: int
     attempt: int
     exit_code: int
@@ -137,7 +138,8 @@ class RankExit(_message.Message):
     exit_report: str
     log_tail: _containers.RepeatedScalarFieldContainer[str]
     injected: bool
-    def __init__(self, rank: _Optional[int] = ..., attempt: _Optional[int] = ..., exit_code: _Optional[int] = ..., signal: _Optional[int] = ..., at: _Optional[float] = ..., step: _Optional[int] = ..., exit_report: _Optional[str] = ..., log_tail: _Optional[_Iterable[str]] = ..., injected: _Optional[bool] = ...) -> None: ...
+    host_note: str
+    def __init__(self, rank: _Optional[int] = ..., attempt: _Optional[int] = ..., exit_code: _Optional[int] = ..., signal: _Optional[int] = ..., at: _Optional[float] = ..., step: _Optional[int] = ..., exit_report: _Optional[str] = ..., log_tail: _Optional[_Iterable[str]] = ..., injected: _Optional[bool] = ..., host_note: _Optional[str] = ...) -> None: ...
 
 class LogMatch(_message.Message):
     __slots__ = ("rank", "attempt", "rule", "category", "action", "line", "at")

@@ -25,7 +25,14 @@ _TIMER_OF: Final = {
     JobState.LAUNCHING: (Timer.STARTUP,),
     JobState.STOPPING: (Timer.KILL,),
     JobState.SAVING: (Timer.SAVE, Timer.LEAVING),
-    JobState.ASSEMBLING: (Timer.SHRINK, Timer.ACQUIRE_RETRY, Timer.ACQUIRED, Timer.RECONNECT, Timer.CHECK),
+    JobState.ASSEMBLING: (
+        Timer.SHRINK,
+        Timer.ACQUIRE_RETRY,
+        Timer.ACQUIRED,
+        Timer.RECONNECT,
+        Timer.CHECK,
+        Timer.BACKOFF,
+    ),
 }
 
 

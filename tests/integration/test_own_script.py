@@ -117,7 +117,15 @@ def test_a_script_with_two_more_lines_has_progress_hang_detection_and_checkpoint
     run = folder.finish(process, manifest)
     assert run.code == 0, run.stderr
     (incident,) = run.summary["incidents"]
-    assert (incident["cause"], incident["outcome"]) == ("hang", "recovered")
+    assert (incident["cause"], incident["outcome"]) == ("hang", "recovered"), run.stderr
+    assert (incident["node"], incident["rank"]) == ("node-1", 1)
+    assert "rank 1 is in <module> (watched.py:" in incident["reason"]
+    assert "while 1 of 2 ranks wait in all_reduce" in incident["reason"]
+    assert "is found to be: rank 1 is in <module>" in run.stderr
+    shown = folder.command("events", "show", "watched", "--incident", incident["id"]).stdout
+    assert "Stacks when the ranks were asked" in shown
+    assert "    rank 1, after step 45" in shown
+    assert "      all_reduce (torch/distributed/" in shown
     assert run.events("Launch")[1]["resume"] == {"step": 40, "attempt": 1}
     assert "starts at 40 hello, ranks" in (run.folder / "logs" / "attempt-2" / "rank-0.log").read_text()
     assert (run.summary["step"], run.summary["checkpointStep"]) == (80, 80)
@@ -170,3 +178,33 @@ def test_thresholds_are_changed_while_the_job_runs_and_nothing_else(folder: Jobs
     (changed,) = [event for event in run.events("SpecChanged") if event["policy"].get("hang_steps") == 9]
     assert not changed.get("restart", False)
     assert len(run.events("Launch")) == 1
+
+
+ENDS = """\
+import os, sys, time
+rank, attempt = int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+time.sleep(0.5)
+print("rank", rank, "attempt", attempt, flush=True)
+if rank == 1 and attempt < 2:
+    print("last words of attempt", attempt, flush=True)
+    sys.exit((143, 137)[attempt])
+time.sleep(1.0 if attempt < 2 else 0.0)
+"""
+
+
+def test_codes_that_mean_signals_are_told_with_the_last_lines_of_the_log(folder: Jobs) -> None:
+    (folder.folder / "ends.py").write_text(ENDS)
+    run = folder.finish(folder.start(manifest := write_manifest(folder, "ends", "ends.py", 10)), manifest)
+    assert run.code == 0, run.stderr
+    notice, killed = run.summary["incidents"]
+    assert notice["reason"] == "rank 1 on node-1 ended by SIGTERM (exit 143): its node is being taken away"
+    assert (notice["cause"], notice["action"]) == ("planned", "restart_in_place")
+    assert killed["reason"].startswith(
+        "rank 1 on node-1 ended by SIGKILL (exit 137), most likely out of memory"
+    )
+    assert run.summary["reportsSteps"] is False
+    shown = folder.command("events", "show", "ends").stdout
+    for text in (run.stderr, shown):
+        for attempt in (0, 1):
+            assert f"  | last words of attempt {attempt}" in text
+            assert f"log: runs/ends/logs/attempt-{attempt + 1}/rank-1.log" in text

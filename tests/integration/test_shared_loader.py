@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from local_runs import Jobs, Run, wait_until
 
-from megascale.engine.node_data import loader_prefix
+from megascale.data.loader_files import loader_prefix
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
 

@@ -19,8 +19,7 @@ def save_and_stop(ctx: StepContext, plan: Plan) -> None:
     A plan that is already under way stays if it is stronger: finish over suspend over relaunch.
     """
     record = ctx.record
-    unwatched = not ctx.policy.reports_steps and record.best_step == 0
-    if record.state is JobState.RUNNING and not unwatched:
+    if record.state is JobState.RUNNING and ctx.steps_are_known():
         record.state, record.plan = JobState.SAVING, plan
         ctx.clear_deadline(Timer.HANG, Timer.GROW, Timer.LEAVING)
         ctx.drop_pending(fx.SaveNow)

@@ -50,6 +50,9 @@ def assemble(ctx: StepContext) -> None:
     if ctx.policy.suspend:
         suspend(ctx, "spec.suspend is set")
         return
+    if Timer.BACKOFF in record.deadlines:
+        replenish(ctx)
+        return
     if node_checks.is_under_way(ctx):
         return
     if nothing_trusted(ctx):
@@ -198,7 +201,7 @@ def _forget_attempt(ctx: StepContext, step: int) -> None:
         or ctx.now - node.heard_until < _GONE_KEPT_S
         or name in record.excluded
     }
-    live.milestones, live.exits = Milestones(), {}
+    live.milestones, live.exits, live.left_first = Milestones(), {}, None
     record.saves.attempt_stall_s = record.saves.attempt_snapshot_s = 0.0
     live.phases, live.pace = PhaseBoard(), []
     live.stragglers, live.probes = None, {}
@@ -272,7 +275,7 @@ def suspend(ctx: StepContext, reason: str) -> None:
     record.suspended_by_spec = ctx.policy.suspend
     record.ledger.switch(GoodputPhase.SUSPENDED, ctx.now)
     node_checks.end(ctx)
-    ctx.clear_deadline(Timer.SHRINK, Timer.ACQUIRE_RETRY, Timer.ACQUIRED, Timer.APPLY_SPEC)
+    ctx.clear_deadline(Timer.SHRINK, Timer.ACQUIRE_RETRY, Timer.ACQUIRED, Timer.APPLY_SPEC, Timer.BACKOFF)
     ctx.drop_pending(fx.Acquire)
     record.outstanding, record.waiting_since, record.refusals = 0, 0.0, 0
     close_incident(ctx, f"suspended: {reason}")
@@ -302,6 +305,6 @@ def reopen(ctx: StepContext) -> None:
     record.distrusted, record.tainted = [], {}
     record.finish_state, record.finish_reason = None, ""
     record.restarts, record.outstanding, record.refusals = {}, 0, 0
-    record.failures_in_row = record.failures_at_step = 0
+    record.failures_in_row = record.failures_at_step = record.restarts_in_row = 0
     record.spec = replace(record.spec, waiting=None, previous=None, before=None)
     assemble(ctx)

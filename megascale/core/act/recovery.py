@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from megascale.core.act.budgets import note_failure, take_back_failure
+from megascale.core.act.budgets import note_failure, note_row, take_back_failure
 from megascale.core.act.exclusion import add_blame, exclude, take_back_blame
 from megascale.core.act.lifecycle import assemble, finish, stop
 from megascale.core.act.lineage import roll_back
 from megascale.core.act.specs import revert
 from megascale.core.contract import effects as fx
-from megascale.core.contract.vocabulary import Action, Cause, FinishState, Milestone, PlanKind
+from megascale.core.contract.vocabulary import Action, Cause, FinishState, Milestone, PlanKind, Timer
 from megascale.core.decide.attribution import explained
+from megascale.core.decide.backoff import backoff_s
 from megascale.core.decide.blame import lemon_reason
 from megascale.core.decide.ladder import FREE_OF_BUDGET, Decision, decide
 from megascale.core.state.context import StepContext
@@ -42,7 +43,9 @@ def charge(ctx: StepContext, fault: Fault, incident: Incident, decision: Decisio
         return Plan(PlanKind.FINISH, reason, FinishState.FAILED)
     node = fault.node
     lemon = node is not None and fault.blames_node and lemon_reason(ctx, node) is not None
-    if fault.cause not in FREE_OF_BUDGET:
+    if fault.cause == Cause.PLANNED and fault.rank is not None:
+        note_row(ctx, may_repeat=True)
+    elif fault.cause not in FREE_OF_BUDGET:
         note_failure(ctx, fault)
         if node is not None and fault.blames_node and not fault.node_gone:
             add_blame(ctx, node, fault.cause, incident)
@@ -66,7 +69,19 @@ def charge(ctx: StepContext, fault: Fault, incident: Incident, decision: Decisio
         roll_back(ctx, incident, fault.commits)
     elif decision.action == Action.REVERT_SPEC:
         revert(ctx, incident)
+    _back_off(ctx, incident)
     return Plan(PlanKind.RELAUNCH, f"{incident.id}: {incident.reason}")
+
+
+def _back_off(ctx: StepContext, incident: Incident) -> None:
+    """Hold the relaunch off if it follows others without progress between them."""
+    ctx.clear_deadline(Timer.BACKOFF)
+    if incident.action is None:
+        return
+    wait_s = backoff_s(ctx, incident.cause, incident.action)
+    if wait_s > 0:
+        ctx.set_deadline(Timer.BACKOFF, wait_s)
+        incident.decision += f"; after a back-off of {wait_s:.1f} s"
 
 
 def reattribute(ctx: StepContext, fault: Fault) -> None:

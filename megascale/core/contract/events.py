@@ -116,6 +116,7 @@ class RankExited:
         exit_code, signal: one of them is set.
         error_type, error_message: of the rank's exit report, None and "" when it left none.
         tail: last lines of its log, bounded by the agent.
+        host_note: what its machine says that may explain the end, such as processes killed for memory.
         at: when it ended; injected: by the job's own `faults`.
     """
 
@@ -132,6 +133,7 @@ class RankExited:
     error_detail: dict[str, Json] = field(default_factory=dict)
     tail: tuple[str, ...] = ()
     injected: bool = False
+    host_note: str = ""
 
 
 @dataclass(frozen=True, slots=True)

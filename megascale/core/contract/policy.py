@@ -82,6 +82,8 @@ class Policy:
         max_restarts: over the job; budgets: per cause.
         no_progress_limit: so many failures in a row at the same step fail the job, as do three times as
             many without a new step.
+        minimum_run_s: an attempt of a script that reports no steps failed at its start if it ended sooner.
+        backoff_limit_s: the longest wait before a restart that follows others, 0 = never wait.
         overrides: exceptions to the recovery ladder, first match wins.
         log_rules: what log lines mean, ahead of the built-in rules.
         node_blame_limit: blame at which a node is replaced and not restarted again.
@@ -134,6 +136,8 @@ class Policy:
     max_restarts: int = 100
     budgets: dict[str, int] = field(default_factory=dict)
     no_progress_limit: int = 3
+    minimum_run_s: float = 5.0
+    backoff_limit_s: float = 30.0
     overrides: tuple[RecoveryOverride, ...] = ()
     log_rules: tuple[LogRuleSpec, ...] = ()
     node_blame_limit: float = 2.5

@@ -78,6 +78,7 @@ class Timer(enum.StrEnum):
     CHECK = "check"
     APPLY_SPEC = "applySpec"
     GROW = "grow"
+    BACKOFF = "backoff"
 
 
 class PlanKind(enum.StrEnum):

@@ -34,6 +34,8 @@ def no_progress(ctx: StepContext) -> str | None:
     """Why restarting again is pointless, None if it is not."""
     record, limit = ctx.record, ctx.policy.no_progress_limit
     step = record.best_step + 1
+    if not ctx.steps_are_known():
+        return _no_life(ctx)
     if record.failures_at_step >= limit:
         return f"{record.failures_at_step} restarts in a row failed before step {step} was completed"
     if record.failures_in_row >= _ANYWHERE * limit:
@@ -41,6 +43,22 @@ def no_progress(ctx: StepContext) -> str | None:
             f"{record.failures_in_row} failures in a row, at various steps, before step {step} was completed"
         )
     return None
+
+
+def got_past_its_start(ctx: StepContext) -> bool:
+    """Whether the attempt of a script that reports no steps ran long enough to have done some work."""
+    return not ctx.steps_are_known() and ctx.ran_s() >= ctx.policy.minimum_run_s
+
+
+def _no_life(ctx: StepContext) -> str | None:
+    """As `no_progress`, of a script that reports no steps: it is judged by the time that it ran."""
+    failures, policy = ctx.record.failures_in_row, ctx.policy
+    if failures < policy.no_progress_limit or got_past_its_start(ctx):
+        return None
+    return (
+        f"{failures} restarts in a row failed within {policy.minimum_run_s:g} s of their start "
+        "(recovery.minimumRunSeconds)"
+    )
 
 
 def exclusion_bound(ctx: StepContext) -> str | None:

@@ -11,6 +11,8 @@ from megascale.core.contract.policy import RecoveryOverride
 from megascale.core.contract.vocabulary import Action, Cause
 from megascale.core.decide.blame import WEIGHTS, blame_of, lemon_reason
 from megascale.core.decide.breakers import no_progress, spent_budget, spent_cause_budget
+from megascale.core.decide.program_starts import never_begins
+from megascale.core.decide.same_error import fails_wherever_it_runs, repeated_error
 from megascale.core.state.context import StepContext
 from megascale.core.state.incidents import Fault
 
@@ -30,22 +32,46 @@ class Decision:
 
 def decide(ctx: StepContext, fault: Fault) -> Decision:
     """The cheapest action that can cure `fault` and has budget left."""
+    if fault.cause == Cause.PLANNED and fault.rank is not None:
+        return _after_notice(ctx)
     if fault.cause in FREE_OF_BUDGET:
         return Decision(Action.REPLACE_NODE, f"{fault.reason}; no budget charged, no blame")
     return (
         _refused(ctx, fault)
         or _by_override(ctx, fault)
         or _by_settings(ctx, fault)
+        or _everywhere(ctx, fault)
         or _by_cause(ctx, fault)
         or _by_node(ctx, fault)
     )
+
+
+def _after_notice(ctx: StepContext) -> Decision:
+    """A rank was told to end: its node goes by itself if it is taken away, so the ranks are started again.
+
+    A program that always ends so is not started for ever.
+    """
+    stuck = no_progress(ctx)
+    if stuck:
+        return Decision(Action.FAIL_JOB, stuck)
+    return Decision(Action.RESTART_IN_PLACE, "planned: no budget charged, no blame")
+
+
+def _everywhere(ctx: StepContext, fault: Fault) -> Decision | None:
+    if not fault.everywhere:
+        return None
+    why = "the same error on several nodes is configuration or code: no node is at fault"
+    cure = f"; {fault.advice}" if fault.advice else ""
+    if fails_wherever_it_runs(ctx, fault):
+        return _give_up(ctx, f"{why}, and no restart cures it{cure}")
+    return Decision(Action.RESTART_IN_PLACE, f"{why}{cure}")
 
 
 def _refused(ctx: StepContext, fault: Fault) -> Decision | None:
     spent = spent_budget(ctx) or spent_cause_budget(ctx, fault.cause)
     if spent:
         return Decision(Action.FAIL_JOB, spent)
-    stuck = no_progress(ctx)
+    stuck = no_progress(ctx) or repeated_error(ctx, fault)
     return _give_up(ctx, stuck) if stuck else None
 
 
@@ -101,7 +127,6 @@ def _matches(override: RecoveryOverride, fault: Fault) -> bool:
 
 
 def _by_cause(ctx: StepContext, fault: Fault) -> Decision | None:
-    early = ctx.record.best_step == 0
     known = (
         (
             fault.cause == Cause.CHECKPOINT_CORRUPT,
@@ -123,25 +148,39 @@ def _by_cause(ctx: StepContext, fault: Fault) -> Decision | None:
             fault.action == "replace_node" and fault.node is not None,
             Decision(Action.REPLACE_NODE, f"{fault.rule or fault.category} is sure: no restart cures it"),
         ),
-        (
-            fault.action == "fail_job" and early,
-            Decision(
-                Action.FAIL_JOB, "it fails before its first step; restarting changes neither code nor data"
-            ),
-        ),
-        (
-            fault.consequence,
-            Decision(
-                Action.RESTART_IN_PLACE, "it only lost its peers; nobody is blamed before the first is known"
-            ),
-        ),
     )
-    return next((decision for holds, decision in known if holds), None)
+    for holds, decision in known:
+        if holds:
+            return decision
+    return _at_start(ctx, fault) or _as_consequence(fault)
+
+
+def _as_consequence(fault: Fault) -> Decision | None:
+    if not fault.consequence:
+        return None
+    return Decision(
+        Action.RESTART_IN_PLACE, "it only lost its peers; nobody is blamed before the first is known"
+    )
+
+
+def _at_start(ctx: StepContext, fault: Fault) -> Decision | None:
+    """Fail a job that has done nothing yet and whose code or data no restart changes."""
+    if fault.action != "fail_job":
+        return None
+    if ctx.policy.reports_steps and ctx.record.best_step == 0:
+        return Decision(
+            Action.FAIL_JOB, "it fails before its first step; restarting changes neither code nor data"
+        )
+    if not ctx.steps_are_known() and never_begins(ctx, fault):
+        return Decision(
+            Action.FAIL_JOB, "the program cannot begin; restarting changes neither code nor arguments"
+        )
+    return None
 
 
 def _by_node(ctx: StepContext, fault: Fault) -> Decision:
     node, weight = fault.node, WEIGHTS.get(fault.cause, 0.0)
-    if node is not None and fault.blames_node and weight:
+    if node is not None and fault.blames_node and weight and _can_compare(ctx):
         lemon = lemon_reason(ctx, node)
         if lemon:
             return Decision(Action.REPLACE_NODE, lemon)
@@ -154,6 +193,13 @@ def _by_node(ctx: StepContext, fault: Fault) -> Decision:
     return Decision(
         Action.RESTART_IN_PLACE, "restarting the processes on the same nodes is the cheapest cure"
     )
+
+
+def _can_compare(ctx: StepContext) -> bool:
+    """Whether failures tell anything of the node: neither steps nor other nodes may show that the program
+    works at all.
+    """
+    return ctx.steps_are_known() or len(ctx.record.assignment) > 1
 
 
 def _container_helps(ctx: StepContext, cause: Cause, node: str) -> bool:

@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 
 from megascale.core.contract.events import RankEvidence
 from megascale.core.contract.vocabulary import RankPhase
+from megascale.core.decide.stacks import stack_suspects
 
 _STATES: Final[dict[str | None, str]] = {
     "T": "is stopped by a signal",
@@ -31,12 +32,16 @@ _Groups = dict[_Group, list[tuple[str, RankEvidence]]]
 
 @dataclass(frozen=True, slots=True)
 class Suspect:
-    """A rank (None: a whole node) that may hold up the job; `sure` = enough to act at once."""
+    """A rank (None: a whole node) that may hold up the job; `sure` = enough to act at once.
 
-    node: str
+    `node` is None where it is not known on which side the fault is.
+    """
+
+    node: str | None
     rank: int | None
     why: str
     sure: bool
+    by_stack: bool = False
 
 
 def suspects(
@@ -45,8 +50,9 @@ def suspects(
     """Suspects, surest first; empty = inconclusive.
 
     A stopped or missing process is positive evidence. So is a rank that entered fewer collectives than all
-    others of its pipeline stage: they wait for it inside one that it never reached. A rank in
-    uninterruptible sleep, or in another phase than most, is named but not sure.
+    others of its pipeline stage: they wait for it inside one that it never reached. A rank whose stack is
+    outside of a collective while the others wait in one, or in another one than theirs, is named but not
+    sure, since it may be slow; so is one in uninterruptible sleep, or in another phase than most.
 
     Args:
         ranks, stages: size of the job and number of its pipeline stages, whose ranks are consecutive.
@@ -63,10 +69,15 @@ def suspects(
     by_stage: dict[int, _Groups] = defaultdict(dict)
     for group, members in groups.items():
         by_stage[group.stage][group] = members
-    for suspect in (*(s for peers in by_stage.values() for s in _behind(peers)), *_elsewhere(groups)):
+    stages_found = by_stage.values()
+    for suspect in (
+        *(s for peers in stages_found for s in _behind(peers)),
+        *(s for peers in stages_found for s in _by_stack(peers)),
+        *_elsewhere(groups),
+    ):
         if suspect.rank is not None:
             named.setdefault(suspect.rank, suspect)
-    return sorted(named.values(), key=lambda s: (not s.sure, s.rank))
+    return sorted(named.values(), key=lambda s: (not s.sure, not s.by_stack, s.rank))
 
 
 def _alike(evidence: Mapping[str, Sequence[RankEvidence]], ranks: int, stages: int) -> _Groups:
@@ -101,6 +112,13 @@ def _behind(peers: _Groups) -> list[Suspect]:
             sure=sure,
         )
         for node, rank in behind
+    ]
+
+
+def _by_stack(peers: _Groups) -> list[Suspect]:
+    everyone = sorted((each for members in peers.values() for each in members), key=lambda each: each[1].rank)
+    return [
+        Suspect(node, rank, why, sure=False, by_stack=True) for node, rank, why in stack_suspects(everyone)
     ]
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import signal
+from datetime import UTC, datetime
 from typing import Final
 
 from megascale.core.act.lifecycle import stop
 from megascale.core.act.recovery import reattribute, respond
 from megascale.core.contract.events import RankExited
 from megascale.core.contract.lineage import Commit
-from megascale.core.contract.vocabulary import Cause, FinishState, PlanKind, Source, Timer
+from megascale.core.contract.vocabulary import Cause, FinishState, Milestone, PlanKind, Source, Timer
 from megascale.core.decide.attribution import EXPLAINABLE, MACHINE, explained
+from megascale.core.decide.same_error import error_name, seen_elsewhere, shared_error
 from megascale.core.rules import RuleSet, Verdict, classify_text, rule_set
 from megascale.core.state.context import StepContext
 from megascale.core.state.incidents import Fault
@@ -18,6 +20,8 @@ from megascale.core.state.record import JobState, Plan
 
 EXIT_COMPLETED: Final = 0
 EXIT_SAVED_AND_LEFT: Final = 76
+_SIGNAL_CODES: Final = 128
+_SAME_TIME_S: Final = 0.5
 _ECHOES: Final = (
     "connection closed by peer",
     "connection reset by peer",
@@ -42,18 +46,22 @@ def on_exited(ctx: StepContext, event: RankExited) -> None:
     if not ctx.ranks_active() or event.rank in ctx.live.exits:
         return
     if event.exit_code in (EXIT_COMPLETED, EXIT_SAVED_AND_LEFT):
-        _left(ctx, event.rank, event.exit_code)
-    else:
-        respond(ctx, fault_of(event, rule_set(ctx.policy.log_rules)))
+        _left(ctx, event, event.exit_code)
+        return
+    fault = fault_of(event, rule_set(ctx.policy.log_rules))
+    if fault.consequence and ctx.live.left_first is not None:
+        fault = left_early(ctx.live.left_first, fault.reason)
+    respond(ctx, seen_elsewhere(ctx, fault))
 
 
-def _left(ctx: StepContext, rank: int, exit_code: int) -> None:
+def _left(ctx: StepContext, event: RankExited, exit_code: int) -> None:
     """A rank completed, or saved and left; the others have to follow within `startup_s`."""
     record, exits = ctx.record, ctx.live.exits
     if not exits:
+        ctx.live.left_first = event if exit_code == EXIT_COMPLETED else None
         ctx.clear_deadline(Timer.HANG)
         ctx.set_deadline(Timer.LEAVING, ctx.policy.startup_s)
-    exits[rank] = exit_code
+    exits[event.rank] = exit_code
     if len(exits) < record.ranks:
         return
     if all(code == EXIT_COMPLETED for code in exits.values()):
@@ -82,8 +90,9 @@ def _left_unasked(ctx: StepContext) -> None:
 
 def on_leaving_overdue(ctx: StepContext) -> None:
     """Some ranks completed or left long ago, the others did not follow."""
-    ended = len(ctx.live.exits)
-    reason = (
+    ended, first = len(ctx.live.exits), ctx.live.left_first
+    reason = f"{_left_with(first)} while its peers still worked; " if first else ""
+    reason += (
         f"{ended} of {ctx.record.ranks} ranks ended, the others did not within {ctx.policy.startup_s:g} s"
     )
     respond(ctx, Fault(Cause.HANG, reason, at=ctx.now))
@@ -91,13 +100,35 @@ def on_leaving_overdue(ctx: StepContext) -> None:
 
 def _maybe_reattribute(ctx: StepContext, event: RankExited) -> None:
     incident = ctx.record.incident
-    if incident is None or event.exit_code in (EXIT_COMPLETED, EXIT_SAVED_AND_LEFT):
+    if incident is None or event.exit_code == EXIT_SAVED_AND_LEFT or incident.cause not in EXPLAINABLE:
         return
-    if not incident.consequence or incident.cause not in EXPLAINABLE:
+    if event.exit_code == EXIT_COMPLETED:
+        if incident.consequence and event.at <= incident.milestones[Milestone.FAULT].at + _SAME_TIME_S:
+            reattribute(ctx, left_early(event, incident.reason))
         return
-    fault = explained(ctx, fault_of(event, rule_set(ctx.policy.log_rules)))
-    if not fault.consequence:
-        reattribute(ctx, fault)
+    fault = fault_of(event, rule_set(ctx.policy.log_rules))
+    if incident.consequence and not (fault := explained(ctx, fault)).consequence:
+        reattribute(ctx, seen_elsewhere(ctx, fault))
+    elif fault.error and fault.error == incident.error and incident.node not in (None, fault.node):
+        reattribute(ctx, shared_error(fault, (incident.node or "", event.node)))
+
+
+def left_early(event: RankExited, victim: str) -> Fault:
+    """The fault of a rank that left well while others needed it; `victim` is what one of them said."""
+    return Fault(
+        Cause.USER_CODE,
+        f"{_left_with(event)} while its peers still worked",
+        node=event.node,
+        rank=event.rank,
+        at=event.at,
+        evidence=(*event.tail[-2:], victim),
+        blameless=True,
+    )
+
+
+def _left_with(event: RankExited) -> str:
+    at = datetime.fromtimestamp(event.at, UTC).strftime("%H:%M:%S UTC")
+    return f"rank {event.rank} on {event.node} left with code {event.exit_code} at {at}"
 
 
 def _damaged(event: RankExited) -> tuple[Commit, ...] | None:
@@ -113,8 +144,9 @@ def fault_of(event: RankExited, rules: RuleSet) -> Fault:
     verdict = _verdict(event, rules)
     echo = _is_echo(event, text, verdict)
     commits: tuple[Commit, ...] | None = None
-    if event.signal is not None:
-        cause, reason = Cause.CRASH, f"{where} was killed by {_signal_name(event.signal)}"
+    ended_by = signal_of(event)
+    if ended_by is not None:
+        cause, reason = _by_signal(event, ended_by)
     elif event.error_type == "CheckpointCorruptError":
         cause, reason, commits = Cause.CHECKPOINT_CORRUPT, f"{where}: {_first_line(text)}", _damaged(event)
     elif echo:
@@ -126,26 +158,49 @@ def fault_of(event: RankExited, rules: RuleSet) -> Fault:
     else:
         said = f": {_first_line(verdict.line)}" if verdict.action == "fail_job" else ""
         cause, reason = Cause.CRASH, f"{where} exited with code {event.exit_code}{said}"
+    advice = _advice(rules, verdict)
+    told = (event.host_note, advice) if ended_by != signal.SIGTERM else ()
     return Fault(
         cause,
-        f"{reason}{_advice(rules, verdict)}",
+        "; ".join((reason, *(text for text in told if text))),
         node=event.node,
         rank=event.rank,
         at=event.at,
         source=Source.INJECTED if event.injected else Source.OBSERVED,
         consequence=echo,
         evidence=event.tail[-3:],
-        action=verdict.action if event.signal is None else None,
+        action=verdict.action if ended_by is None else None,
         rule=verdict.rule,
         category=verdict.category,
         error_type=event.error_type,
+        error="" if echo or ended_by is not None else error_name(verdict.line or text),
+        advice="; ".join(text for text in told if text),
+        blameless=verdict.action == "fail_job" and verdict.category in MACHINE,
         commits=commits,
     )
 
 
+def signal_of(event: RankExited) -> int | None:
+    """The signal that ended the rank, or a program that it waited for: a shell leaves with 128 + signal."""
+    if event.signal is not None or event.exit_code is None or event.error_type:
+        return event.signal
+    number = event.exit_code - _SIGNAL_CODES
+    return number if number in signal.valid_signals() and number > 0 else None
+
+
+def _by_signal(event: RankExited, number: int) -> tuple[Cause, str]:
+    where, name = f"rank {event.rank} on {event.node}", _signal_name(number)
+    how = f"ended by {name} (exit {event.exit_code})" if event.signal is None else f"was killed by {name}"
+    if number == signal.SIGTERM:
+        return Cause.PLANNED, f"{where} {how}: its node is being taken away"
+    if number == signal.SIGKILL and (event.signal is None or event.host_note):
+        how += ", most likely out of memory"
+    return Cause.CRASH, f"{where} {how}"
+
+
 def _advice(rules: RuleSet, verdict: Verdict) -> str:
     rule = rules.named(verdict.rule) if verdict.rule is not None else None
-    return f"; {rule.advice}" if rule is not None and rule.advice else ""
+    return rule.advice if rule is not None else ""
 
 
 def _verdict(event: RankExited, rules: RuleSet) -> Verdict:
@@ -155,8 +210,9 @@ def _verdict(event: RankExited, rules: RuleSet) -> Verdict:
 
 def _is_echo(event: RankExited, text: str, verdict: Verdict) -> bool:
     """Whether the rank may only have lost its peers; a watchdog aborts, and says so in the log."""
-    if event.signal is not None:
-        return event.signal == signal.SIGABRT and verdict.scope == "consequence"
+    ended_by = signal_of(event)
+    if ended_by is not None:
+        return ended_by == signal.SIGABRT and verdict.scope == "consequence"
     if event.error_type == "CheckpointCorruptError":
         return False
     says_so = event.error_type in _ECHO_TYPES or any(word in text.lower() for word in _ECHOES)

@@ -137,6 +137,10 @@ def _explains_open_incident(ctx: StepContext, fault: Fault) -> bool:
         return False
     if incident.cause not in EXPLAINABLE or fault.node not in ctx.record.assignment:
         return False
+    if fault.category == "oom" and fault.node == incident.node and not incident.consequence:
+        for line in fault.evidence:
+            incident.add_evidence(line)  # the exit itself says more: which rank, and how it ended
+        return False
     recent = ctx.now - incident.milestones[Milestone.FAULT].at <= ctx.policy.attribution_after_s
     return recent and (incident.consequence or incident.node in (None, fault.node))
 

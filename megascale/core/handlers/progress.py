@@ -116,7 +116,7 @@ def begin_running(ctx: StepContext) -> None:
 def begin_unwatched(ctx: StepContext) -> None:
     """A plain script runs once its ranks are started, and has recovered then if it reports no steps."""
     begin_running(ctx)
-    if ctx.record.best_step == 0:
+    if not ctx.steps_are_known():
         close_incident(ctx, "recovered")
 
 

@@ -126,6 +126,14 @@ class StepContext:
             JobState.SAVING,
         )
 
+    def steps_are_known(self) -> bool:
+        """Whether steps are a measure of progress: a plain script may report none."""
+        return self.policy.reports_steps or self.record.best_step > 0
+
+    def ran_s(self) -> float:
+        """Seconds since the launch of the current attempt."""
+        return self.now - self.record.launched_at
+
     def holds_ranks(self, node: str) -> bool:
         """Whether the node is one that the current attempt runs on."""
         return self.ranks_active() and node in self._assigned()

@@ -29,6 +29,10 @@ class Fault:
         consequence: may be the consequence of another rank's fault (a broken collective).
         action, rule, category: what the log rules say of the event or line behind it, None = nothing.
         error_type: of the rank's exit report.
+        error: names the error apart from numbers and ranks; "" = none.
+        advice: what a person can do about it.
+        blameless: the node is sound, whatever happened on it.
+        everywhere: other nodes had the same error.
         commits: checkpoints that are no longer trusted; None = if it comes to a roll-back, the newest.
     """
 
@@ -45,6 +49,10 @@ class Fault:
     rule: str | None = None
     category: str | None = None
     error_type: str | None = None
+    error: str = ""
+    advice: str = ""
+    blameless: bool = False
+    everywhere: bool = False
     commits: tuple[Commit, ...] | None = None
 
     @property
@@ -53,7 +61,8 @@ class Fault:
 
         Storage faults do count: a failing disk shows on the same node again, a shared file system on any.
         """
-        return self.node is not None and not self.consequence and self.category != "network"
+        sound = self.blameless or self.consequence or self.category == "network"
+        return self.node is not None and not sound
 
 
 def open_incident(ctx: StepContext, fault: Fault) -> Incident:
@@ -94,7 +103,7 @@ def relabel(incident: Incident, fault: Fault) -> None:
     """Change the incident to `fault`, which turned out to be behind it."""
     incident.add_evidence(f"first seen as: {incident.reason}")
     incident.cause, incident.reason = fault.cause, fault.reason[:TEXT_KEPT]
-    incident.consequence = fault.consequence
+    incident.consequence, incident.error = fault.consequence, fault.error
     incident.node, incident.rank = fault.node, fault.rank
     if fault.at and fault.at < incident.milestones[Milestone.DETECTED].at:
         incident.milestones[Milestone.FAULT] = MilestoneTime(fault.at, fault.source)
@@ -133,6 +142,7 @@ def _new(ctx: StepContext, fault: Fault) -> Incident:
         attempt=record.attempt,
         fault_step=ctx.live.step,
         consequence=fault.consequence,
+        error=fault.error,
     )
     record.next_incident += 1
     incident.mark(Milestone.FAULT, min(fault.at or ctx.now, ctx.now), fault.source)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from megascale.core.contract.codec import Json
-from megascale.core.contract.events import RankEvidence
+from megascale.core.contract.events import RankEvidence, RankExited
 from megascale.core.contract.lineage import Commit
 from megascale.core.contract.policy import Policy
 from megascale.core.contract.vocabulary import (
@@ -128,6 +128,7 @@ class Incident:
         fault_step: newest step before the fault; outcome: None while open.
         consequence: may be the consequence of a fault that is not known yet.
         blamed: node -> the blame that it was given for this incident, and when.
+        error: names the error that a rank ended with, apart from its numbers; "" = none.
     """
 
     id: str
@@ -144,6 +145,7 @@ class Incident:
     milestones: dict[Milestone, MilestoneTime] = field(default_factory=dict)
     outcome: str | None = None
     blamed: dict[str, Blame] = field(default_factory=dict)
+    error: str = ""
 
     def mark(self, milestone: Milestone, at: float, source: Source = Source.OBSERVED) -> None:
         """Note when `milestone` was reached; the first time counts."""
@@ -260,6 +262,7 @@ class JobRecord:
         launched_at: when the current attempt was launched, 0.0 = never.
         waiting_since: since when a launch waits for nodes, 0.0 = it does not.
         failures_in_row, failures_at_step: without a new step; of these, at the same step `failed_step`.
+        restarts_in_row: since the last progress, which the back-off counts.
         failures: faults charged to a budget over the job's life.
         shadowed: by detector, how often it would have acted.
         anomaly_step: step of the last jump of the loss that was acted on.
@@ -293,6 +296,7 @@ class JobRecord:
     failures_in_row: int = 0
     failures_at_step: int = 0
     failed_step: int = -1
+    restarts_in_row: int = 0
     best_step: int = 0
     clock: StepClock = field(default_factory=StepClock)
     saves: Saves = field(default_factory=Saves)
@@ -360,6 +364,7 @@ class Live:
         cut_off_until: most nodes are silent; until then they are not taken for lost.
         pace: (step, productive seconds when it was completed), newest last.
         unpriced: how much work the last restart lost is not known before the next step.
+        left_first: the first rank that completed or left, while others may still work.
         snapshots: node -> the newest snapshots that all its ranks hold in memory, oldest first.
         evidence_id: the CollectEvidence that is being answered; asked: the nodes it is for.
         signals: recent hardware events and log lines that may explain a fault.
@@ -382,6 +387,7 @@ class Live:
     unpriced: bool = False
     milestones: Milestones = field(default_factory=Milestones)
     exits: dict[int, int] = field(default_factory=dict)
+    left_first: RankExited | None = None
     snapshots: dict[str, tuple[Commit, ...]] = field(default_factory=dict)
     evidence_id: str | None = None
     asked: frozenset[str] = frozenset()

@@ -97,6 +97,7 @@ def test_a_node_is_as_fast_as_its_slowest_device(
 class EndsMeanwhile:
     """A process that ends after the deadline and before it is killed."""
 
+    pid = 0
     returncode: int | None = None
 
     async def communicate(self) -> tuple[bytes, bytes]:

@@ -44,6 +44,7 @@ def test_a_check_that_cannot_be_started_is_an_error() -> None:
 class EndsMeanwhile:
     """A process that ends after the deadline and before it is killed."""
 
+    pid = 0
     returncode: int | None = None
 
     async def communicate(self) -> tuple[bytes, bytes]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from megascale.cli.view import LineView, News, one_line, render, render_summary, stage_durations
+from megascale.observe.rundir import RunDir
 
 
 def incident(**changes: Any) -> dict[str, Any]:
@@ -60,6 +62,9 @@ def document(**changes: Any) -> dict[str, Any]:
     } | changes
 
 
+RUN = RunDir(Path("runs/quickstart"))
+
+
 def text_of(renderable: Any) -> str:
     stream = io.StringIO()
     Console(file=stream, width=110).print(renderable)
@@ -87,7 +92,7 @@ def test_a_loss_that_is_no_number_is_shown_as_such() -> None:
 
 
 def test_an_incident_is_news_once_when_it_opens_and_once_when_it_ends() -> None:
-    news = News()
+    news = News(RUN)
     assert news.of(document())[0] == "incident i-1: rank 1 on node-1 was killed by SIGKILL"
     assert news.of(document()) == []
     (line,) = news.of(document(incidents=[incident(outcome="recovered")]))
@@ -97,7 +102,7 @@ def test_an_incident_is_news_once_when_it_opens_and_once_when_it_ends() -> None:
 
 
 def test_each_alert_is_news_once() -> None:
-    news = News()
+    news = News(RUN)
     alert = {"time": 5.0, "message": "step 3: No space left"}
     quiet = document(incidents=[], alerts=[alert])
     assert news.of(quiet) == ["alert: step 3: No space left"]
@@ -121,7 +126,7 @@ def test_the_summary_names_state_costs_and_incidents() -> None:
 
 def test_plain_lines_are_flushed_as_they_come() -> None:
     stream = io.StringIO()
-    with LineView(stream) as view:
+    with LineView(stream, RUN) as view:
         view.update(document())
         view.update(document(step=13))
     lines = stream.getvalue().splitlines()
@@ -133,7 +138,7 @@ def test_lines_repeat_nothing_that_has_not_changed(monkeypatch: pytest.MonkeyPat
     clock = [100.0]
     monkeypatch.setattr("megascale.cli.view.time.monotonic", lambda: clock[0])
     stream = io.StringIO()
-    view = LineView(stream)
+    view = LineView(stream, RUN)
     waiting = document(state="assembling", incidents=[], step=0)
     for changed in ({}, {}, {"state": "running"}, {"state": "running"}, {"state": "running", "step": 9}):
         view.update(waiting | changed)
@@ -171,3 +176,38 @@ def test_nothing_is_cut_or_folded_on_a_narrow_terminal(width: int) -> None:
         *("restart in place", "detected", "recovered", "0.020 s", "0.50 s"),
     ):
         assert any(whole in line for line in lines), whole
+
+
+def test_what_is_not_known_of_a_script_without_steps_is_not_shown() -> None:
+    plain = document(reportsSteps=False, step=0, loss=None, mfu=None, checkpointStep=None)
+    for text in (text_of(render(plain)), one_line(plain), text_of(render_summary(plain))):
+        assert "at most 93.0%" in text
+        for absent in ("/ 200", "/200", "loss ", "MFU - ", "of this CPU's peak", "checkpoint  "):
+            assert absent not in text
+
+
+def test_the_basis_of_an_mfu_is_only_named_beside_one() -> None:
+    assert "of this CPU's peak" not in text_of(render_summary(document(mfu=None)))
+    assert "of this CPU's peak" in text_of(render_summary(document()))
+
+
+def test_an_incident_is_told_with_the_last_lines_of_the_log_and_its_path() -> None:
+    crashed = incident(attempt=2, evidence=["Traceback", "ValueError: bad sample"])
+    lines = News(RUN).of(document(incidents=[crashed]))
+    assert lines[2:5] == [
+        "  | Traceback",
+        "  | ValueError: bad sample",
+        "  log: runs/quickstart/logs/attempt-2/rank-1.log",
+    ]
+    assert not [line for line in News(RUN).of(document(incidents=[incident(rank=None)])) if "log:" in line]
+
+
+def test_a_failed_end_says_where_to_look() -> None:
+    crashed = incident(attempt=2, evidence=["ValueError: bad sample"])
+    for state, shown in (("failed", True), ("completed", False)):
+        stream = io.StringIO()
+        LineView(stream, RUN).summary(document(state=state, incidents=[incident(id="i-0"), crashed]))
+        text = stream.getvalue()
+        assert ("what i-1 left:" in text) == shown
+        assert ("| ValueError: bad sample" in text) == shown
+        assert ("rank-1.log" in text) == shown

@@ -252,7 +252,7 @@ def start() -> Start:
     """A started job: start(nodes, **policy); its agents have not joined."""
 
     def begin(nodes: int = 2, **policy: Any) -> Script:
-        settings = {"nodes": nodes, "min_nodes": nodes, "steps": 1000, **policy}
+        settings = {"nodes": nodes, "min_nodes": nodes, "steps": 1000, "backoff_limit_s": 0.0, **policy}
         return Script(Core(Policy(**settings))).driver_starts()
 
     return begin

@@ -7,6 +7,8 @@ import pytest
 from megascale.core.act.budgets import note_failure, take_back_failure
 from megascale.core.act.exclusion import add_blame, take_back_blame
 from megascale.core.contract.policy import Policy
+from megascale.core.contract.vocabulary import Action, Cause
+from megascale.core.decide.backoff import backoff_s
 from megascale.core.decide.blame import blame_of, lemon_reason
 from megascale.core.decide.breakers import exclusion_bound, no_progress, spent_budget, spent_cause_budget
 from megascale.core.decide.ladder import decide
@@ -92,13 +94,46 @@ def test_taking_back_a_failure_undoes_it_and_never_counts_below_none():
     assert record.restarts == {"hang": 0, "crash": 0}
 
 
-@pytest.mark.parametrize(("ran_s", "in_row"), [(100.0, 3), (100.5, 1)])
-def test_a_script_without_steps_made_progress_if_it_ran_longer_than_a_startup_takes(ran_s, in_row):
-    ctx = context(reports_steps=False, startup_s=100.0)
+@pytest.mark.parametrize(("ran_s", "in_row"), [(99.5, 3), (100.0, 0)])
+def test_a_script_without_steps_made_progress_if_it_got_past_its_start(ran_s, in_row):
+    ctx = context(reports_steps=False, minimum_run_s=100.0)
     ctx.record.failures_in_row = ctx.record.failures_at_step = 2
-    ctx.live.progress_at = NOW - ran_s
+    ctx.record.launched_at = NOW - ran_s
     note_failure(ctx, Fault("crash", "why"))
     assert ctx.record.failures_in_row == in_row
+
+
+@pytest.mark.parametrize(("ran_s", "in_row"), [(599.0, 3), (600.0, 1)])
+def test_ten_minutes_without_a_failure_end_the_backoff_of_a_script_without_steps(ran_s, in_row):
+    ctx = context(reports_steps=False)
+    ctx.record.restarts_in_row = 2
+    ctx.record.launched_at = NOW - ran_s
+    note_failure(ctx, Fault("crash", "why"))
+    assert ctx.record.restarts_in_row == in_row
+
+
+def test_the_first_restart_follows_at_once_and_later_ones_wait_a_bounded_random_time():
+    ctx = context(backoff_limit_s=30.0)
+    waits = {}
+    for in_row in range(1, 40):
+        ctx.record.restarts_in_row = in_row
+        waits[in_row] = []
+        for ctx.record.attempt in range(200):
+            waits[in_row].append(backoff_s(ctx, Cause.CRASH, Action.RESTART_IN_PLACE))
+    assert set(waits[1]) == {0.0}
+    for in_row, bound in ((2, 1.0), (3, 2.0), (6, 16.0), (7, 30.0), (39, 30.0)):
+        assert 0.0 <= min(waits[in_row]) < 0.2 * bound
+        assert 0.8 * bound < max(waits[in_row]) <= bound
+        assert sum(waits[in_row]) / 200 == pytest.approx(bound / 2, rel=0.2)
+
+
+def test_only_restarts_on_the_same_nodes_wait():
+    ctx = context(backoff_limit_s=30.0)
+    ctx.record.restarts_in_row, ctx.record.attempt = 9, 1
+    assert backoff_s(ctx, Cause.LAUNCH_FAILED, Action.RESTART_CONTAINER) > 0.0
+    assert backoff_s(ctx, Cause.CRASH, Action.REPLACE_NODE) == 0.0
+    assert backoff_s(ctx, Cause.NODE_LOST, Action.RESTART_IN_PLACE) == 0.0
+    assert backoff_s(context(backoff_limit_s=0.0), Cause.CRASH, Action.RESTART_IN_PLACE) == 0.0
 
 
 def test_ranks_that_report_steps_make_progress_only_by_steps():

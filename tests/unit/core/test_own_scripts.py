@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from megascale.core.contract import events as ev
 from megascale.core.contract.policy import Policy
+from megascale.core.contract.vocabulary import Timer
 from megascale.core.machine import Core
 from megascale.core.state.record import JobState
 
@@ -99,3 +100,114 @@ def test_a_script_that_starts_over_loses_everything() -> None:
     seconds = _restarted(told=40, resumed=0)
     assert seconds["productive"] <= 1.0
     assert seconds["lostWork"] >= 40.0
+
+
+BAD_SAMPLE = "ValueError: bad sample in shard 7"
+
+
+def steady(**changes: object) -> Core:
+    """As `launched`, without heartbeats: a node may be silent for as long as it likes."""
+    return launched(silence_s=1e6, **changes)
+
+
+def crash(core: Core, now: float, line: str = BAD_SAMPLE) -> None:
+    """The only rank fails at `now`, and the next attempt is launched, after a back-off if there is one."""
+    core.step(ev.RankExited("node-0", "a", core.record.attempt, 0, exit_code=1, at=now, tail=(line,)), now)
+    (kill,) = [name for name, pending in core.record.pending.items() if pending.kind == "Kill"]
+    core.step(ev.EffectDone(kill, {}), now + 0.1)
+    due = core.next_deadline()
+    if core.record.state is JobState.ASSEMBLING and due is not None:
+        core.step(ev.Tick(), due)
+    if core.record.state is JobState.LAUNCHING:
+        _answer_launch(core, core.record.launched_at + 0.1)
+
+
+def last_decision(core: Core) -> tuple[str | None, str]:
+    incident = core.record.incident or core.record.incidents[-1]
+    return incident.action, incident.decision
+
+
+def test_a_script_that_tells_nothing_is_restarted_after_an_exception() -> None:
+    core = steady()
+    crash(core, 40.0)
+    assert core.record.state is JobState.RUNNING
+    action, decision = last_decision(core)
+    assert action == "restart_in_place"
+    assert "first step" not in decision
+
+
+def test_a_script_that_works_for_some_seconds_each_time_may_go_on_until_its_budget_is_spent() -> None:
+    core = steady(max_restarts=12)
+    for attempt in range(1, 13):
+        assert core.record.attempt == attempt
+        assert core.record.assignment == ("node-0",)
+        crash(core, core.record.launched_at + 8.0, line=f"worker {'abcdefghijklm'[attempt]} gave up")
+    crash(core, core.record.launched_at + 8.0)
+    assert core.record.finish_reason.endswith("all 12 restarts of recovery.maxRestarts are used")
+
+
+def test_a_script_that_ends_at_its_start_is_given_up_with_the_field_that_says_so() -> None:
+    core = steady(minimum_run_s=6.0)
+    for _ in range(5):  # the first attempt was answered late and ran long enough
+        crash(core, core.record.launched_at + 5.5)
+    assert core.record.state is JobState.FINISHED
+    assert "3 restarts in a row failed within 6 s of their start (recovery.minimumRunSeconds)" in (
+        core.record.finish_reason
+    )
+
+
+def test_an_attempt_that_works_is_not_given_up_for_those_before_it_that_did_not() -> None:
+    core = steady(minimum_run_s=6.0)
+    for ran_s in (1.0, 1.0, 1.0, 3600.0):
+        crash(core, core.record.launched_at + ran_s)
+    assert core.record.state is JobState.RUNNING
+    assert core.record.failures_in_row == 0
+
+
+def test_a_program_that_cannot_begin_fails_the_job_at_once() -> None:
+    for line in (
+        "python: can't open file '/work/trian.py': [Errno 2] No such file or directory",
+        "ModuleNotFoundError: No module named 'trainer'",
+        "train.py: error: unrecognized arguments: --lr-typo",
+    ):
+        core = steady()
+        crash(core, 12.0, line)
+        assert core.record.state is JobState.FINISHED, line
+        assert "first step" not in core.record.finish_reason
+
+
+def test_an_import_that_fails_after_the_start_is_restarted() -> None:
+    core = steady(startup_s=60.0)
+    crash(core, 75.0, "ModuleNotFoundError: No module named 'exporter'")
+    assert core.record.state is JobState.RUNNING
+
+
+def test_restarts_in_a_row_wait_longer_and_a_new_step_ends_that() -> None:
+    core = steady(backoff_limit_s=30.0)
+    waits = []
+    for _ in range(6):
+        now = core.record.launched_at + 8.0
+        core.step(ev.RankExited("node-0", "a", core.record.attempt, 0, signal=9, at=now), now)
+        due = core.record.deadlines.get(Timer.BACKOFF)
+        waits.append(due - now if due else 0.0)
+        (kill,) = [name for name, pending in core.record.pending.items() if pending.kind == "Kill"]
+        core.step(ev.EffectDone(kill, {}), now)
+        if due:
+            assert core.record.state is JobState.ASSEMBLING
+            core.step(ev.NodeReport("node-0", "a"), now)
+            assert core.record.state is JobState.ASSEMBLING
+            assert "after a back-off of" in last_decision(core)[1]
+            core.step(ev.Tick(), due)
+        _answer_launch(core, core.record.launched_at + 0.1)
+    assert waits[0] == 0.0
+    assert all(0.0 < wait <= bound for wait, bound in zip(waits[1:], (1, 2, 4, 8, 16), strict=True))
+    report(core, core.record.launched_at + 1.0, 1, 1.0)
+    assert core.record.restarts_in_row == 0
+
+
+def test_a_helper_that_cannot_begin_does_not_fail_the_job_of_a_rank_that_was_killed() -> None:
+    core = steady()
+    line = "ModuleNotFoundError: No module named 'setproctitle'"
+    core.step(ev.LogMatch("node-0", "user-exception", "user_code", "fail_job", line, 0, 1, 12.0), 12.0)
+    core.step(ev.RankExited("node-0", "a", 1, 0, signal=9, at=12.5, tail=(line,)), 12.5)
+    assert last_decision(core)[0] == "restart_in_place"

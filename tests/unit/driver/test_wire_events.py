@@ -42,6 +42,7 @@ EXIT = pb.RankExit(
     exit_report=REPORT,
     log_tail=["last"],
     injected=True,
+    host_note="kernel: Out of memory",
 )
 LOG = pb.LogMatch(
     rank=1, attempt=4, rule="oom", category="host", action="restart_in_place", line="oom", at=5.0

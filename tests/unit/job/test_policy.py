@@ -48,6 +48,8 @@ FROM_MANIFEST: list[tuple[str, dict[str, Any], Any]] = [
     ("max_restarts", {"recovery": {"maxRestarts": 7}}, 7),
     ("budgets", {"recovery": {"budgets": {"hang": 2}}}, {"hang": 2}),
     ("no_progress_limit", {"recovery": {"noProgressLimit": 7}}, 7),
+    ("minimum_run_s", {"recovery": {"minimumRunSeconds": 21}}, 21.0),
+    ("backoff_limit_s", {"recovery": {"backoffLimitSeconds": 21}}, 21.0),
     (
         "overrides",
         {"recovery": {"overrides": [{"match": {"class": "gpu", "message": "a.b"}, "action": "fail_job"}]}},
