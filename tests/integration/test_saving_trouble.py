@@ -22,17 +22,27 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(tmp_path)], check=True)
 
 
-def test_full_disk_does_not_stop_training(jobs: Jobs, undisturbed: Run, tiny_disk: Path) -> None:
+def test_a_job_whose_last_state_cannot_be_saved_trains_to_its_end_and_fails(
+    jobs: Jobs, undisturbed: Run, tiny_disk: Path
+) -> None:
     manifest = jobs.manifest("full")
-    text = manifest.read_text().replace("everySteps: 5", f"everySteps: 5, uri: {tiny_disk}/checkpoints")
-    manifest.write_text(text)
+    checkpoint = f"everySteps: 5, saveSeconds: 3, uri: {tiny_disk}/checkpoints"
+    manifest.write_text(manifest.read_text().replace("everySteps: 5", checkpoint))
     run = jobs.run(manifest)
-    assert run.code == 0, run.stderr
+    assert run.code == 1, run.stderr
     assert run.losses() == undisturbed.losses()
-    assert run.summary["checkpointStep"] is None
+    assert (run.summary["state"], run.summary["checkpointStep"]) == ("failed", None)
+    assert run.summary["reason"].startswith(
+        "failed to save: all 30 steps are done, but the state after step 30"
+    )
     alerts = run.events("LogMatch")
-    assert {alert["rule"] for alert in alerts} == {"checkpointSaveFailed"}
+    assert {alert["rule"] for alert in alerts} == {"checkpointSaveFailed", "lastSaveFailed"}
     assert "No space left" in alerts[0]["line"]
+
+    subprocess.run(["mount", "-o", "remount,size=64m", str(tiny_disk)], check=True)
+    again = jobs.run(manifest)
+    assert again.code == 0, again.stderr
+    assert (again.summary["state"], again.summary["checkpointStep"]) == ("completed", 30)
 
 
 def test_kill_while_saving_falls_back_to_the_commit_before(jobs: Jobs, undisturbed: Run) -> None:
