@@ -115,13 +115,21 @@ def is_locked(path: Path) -> bool:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` so that a reader and a crash see either the old or the new text."""
+    """Replace `path` so that a reader and a crash see either the old or the new text.
+
+    Raises:
+        OSError: it cannot be written, e.g. because the disk is full; the old text stays.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w") as handle:
+            handle.write(text)
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
