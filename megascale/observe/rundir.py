@@ -99,6 +99,11 @@ class RunDir:
         return token
 
 
+def log_part(path: Path, part: int) -> Path:
+    """The `part`-th file, counted from 0, of a log whose first file is `path`: rank-3.log, rank-3.1.log..."""
+    return path.with_name(f"{path.stem}.{part}{path.suffix}") if part else path
+
+
 def is_locked(path: Path) -> bool:
     """Whether a process holds an exclusive flock on the file; False if there is no file."""
     try:
