@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from megascale.observe.lines import LineFile
 from megascale.observe.rankfile import Control, Phase, RankFile
 from megascale.observe.rundir import RunDir
 
@@ -103,7 +104,8 @@ class Reporter:
         self._first_step_at = 0.0
         self._last_step_at = 0.0
         run = RunDir(path.parent.parent)
-        self._metrics, self._job = run.metrics_file, run.root.name
+        self._metrics = LineFile(run.metrics_file) if record.rank == 0 else None
+        self._job = run.root.name
         self.file.update(pid=os.getpid())
 
     def enter(self, phase: Phase) -> Phase:
@@ -132,19 +134,20 @@ class Reporter:
             loaded_at=self._first_step_at,
             first_step_at=self._first_step_at,
         )
-        if self._rank == 0:
-            self._append({"step": step, "loss": loss, "gradNorm": grad_norm, "tokens": tokens}, seconds)
+        if self._metrics is not None:
+            self._append(
+                self._metrics, {"step": step, "loss": loss, "gradNorm": grad_norm, "tokens": tokens}, seconds
+            )
         self.pending.clear()
 
-    def _append(self, values: dict[str, Any], seconds: float) -> None:
+    def _append(self, metrics: LineFile, values: dict[str, Any], seconds: float) -> None:
         line = {"job": self._job, **self._stamp, "rank": self._rank, **self.pending, **values}
         line |= {"stepSeconds": seconds, "time": time.time()}
         finite = {
             key: None if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in line.items()
         }
-        with self._metrics.open("ab", buffering=0) as stream:
-            stream.write(json.dumps(finite, allow_nan=False).encode() + b"\n")
+        metrics.append(json.dumps(finite, allow_nan=False))
 
 
 @functools.cache

@@ -8,9 +8,10 @@ import logging
 from pathlib import Path
 from typing import Final
 
+from megascale.agent.ranklog import PARTS
 from megascale.checkpoint.storage import LocalStorage, open_storage
 from megascale.errors import InputError, UnreachableError
-from megascale.observe.rundir import RunDir
+from megascale.observe.rundir import RunDir, log_part
 from megascale.offload import StorageThread
 
 log = logging.getLogger(__name__)
@@ -26,7 +27,8 @@ class LogUploader:
     """Appends new data of `logs/attempt-<A>/rank-<R>.log` and `metrics.jsonl` to files in the store.
 
     A copy is always a prefix of its source, so its size in the store is the offset to continue from. Only
-    logs of the newest two attempts are copied, at most 4 MiB of a file per round and 256 MiB in all.
+    logs of the newest two attempts are copied, at most 4 MiB of a file per round, and of a rank's log in an
+    attempt the first four files.
 
     Args:
         uri: checkpoint URI.
@@ -75,7 +77,9 @@ class LogUploader:
         found = [
             (path, path.relative_to(self._run.root).as_posix())
             for attempt in attempts[-_ATTEMPTS:]
-            for path in sorted(attempt.glob("rank-*.log"))
+            for first in sorted(attempt.glob("rank-*.log"))
+            if "." not in first.stem
+            for path in (log_part(first, part) for part in range(PARTS))
         ]
         return [*found, (self._run.metrics_file, f"metrics/{self._name}.jsonl")]
 

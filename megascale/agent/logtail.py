@@ -1,14 +1,14 @@
-"""Follows a rank's log file: classifies new lines, and returns the last lines for exit reports."""
+"""Follows what a rank prints: classifies new lines, and returns the last lines for exit reports."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from megascale.core.rules import LineClassifier, RuleSet, prefilter_of, rule_set
@@ -20,6 +20,7 @@ _BUILTIN: Final = rule_set()
 _ALERTS: Final = re.compile(rb"^" + re.escape(ALERT_PREFIX) + rb".*$", re.MULTILINE)
 _READ_BYTES: Final = 256 * 1024
 _BACKLOG_BYTES: Final = 4 << 20
+_NEWEST_BYTES: Final = 64 * 1024
 _BURST_S: Final = 0.1
 _LINE_BYTES: Final = 2000
 _MATCHES_PER_READ: Final = 16
@@ -64,22 +65,38 @@ class CpuBudget:
 
 
 class LogTail:
-    """Reads data appended to a log file since the last call, at most 256 KiB per call.
+    """Keeps the newest output of a rank, to be classified and for exit reports. `feed` may run in a thread.
 
     Attributes:
         skipped_bytes: data that was not classified, because there was too much of it; grows.
     """
 
-    def __init__(
-        self, path: Path, rules: RuleSet = _BUILTIN, cpu: Callable[[], float] = time.thread_time
-    ) -> None:
-        self.path = path
+    def __init__(self, rules: RuleSet = _BUILTIN, cpu: Callable[[], float] = time.thread_time) -> None:
         self.skipped_bytes = 0
-        self._offset = 0
+        self._lock = threading.Lock()
+        self._backlog, self._newest = bytearray(), bytearray()
         self._rest = b""
         self._cpu = cpu
         self._prefilter = prefilter_of(rules)
         self._classifier = LineClassifier(rules)
+
+    def feed(self, raw: bytes) -> None:
+        """Take what the rank printed; of a longer backlog than 4 MiB only the end is kept."""
+        with self._lock:
+            self._newest += raw
+            if len(self._newest) > 2 * _NEWEST_BYTES:
+                del self._newest[:-_NEWEST_BYTES]
+            self._backlog += raw
+            if len(self._backlog) > _BACKLOG_BYTES:
+                self.skipped_bytes += len(self._backlog) - _READ_BYTES
+                del self._backlog[:-_READ_BYTES]
+                self._rest = b""
+
+    def take_skipped(self) -> int:
+        """Return `skipped_bytes` and set it to 0."""
+        with self._lock:
+            skipped, self.skipped_bytes = self.skipped_bytes, 0
+        return skipped
 
     def new_matches(self, cpu_s: float = math.inf) -> list[LineMatch]:
         """Return new lines whose rule has an action: at most 16 per call, alerts of the rank first.
@@ -102,36 +119,24 @@ class LogTail:
             if len(matches) == _MATCHES_PER_READ:
                 break  # more are not reported
             if done < len(lines) and self._cpu() - began >= cpu_s:
-                self.skipped_bytes += len(lines) - done
+                with self._lock:
+                    self.skipped_bytes += len(lines) - done
                 break
         return matches
 
     def _new_lines(self) -> bytes:
-        """Read on and return whole lines; of a longer backlog than 4 MiB only the end is read."""
-        try:
-            with self.path.open("rb") as handle:
-                size = handle.seek(0, 2)
-                if size - self._offset > _BACKLOG_BYTES:
-                    self.skipped_bytes += size - _READ_BYTES - self._offset
-                    self._offset, self._rest = size - _READ_BYTES, b""
-                handle.seek(self._offset)
-                raw = handle.read(_READ_BYTES)
-        except FileNotFoundError:
-            return b""
-        self._offset += len(raw)
-        lines, newline, rest = (self._rest + raw).rpartition(b"\n")
-        self._rest = rest[-_LINE_BYTES:]
+        """Return whole lines of at most 256 KiB that were not returned before."""
+        with self._lock:
+            raw = bytes(self._backlog[:_READ_BYTES])
+            del self._backlog[:_READ_BYTES]
+            lines, newline, rest = (self._rest + raw).rpartition(b"\n")
+            self._rest = rest[-_LINE_BYTES:]
         return lines + newline
 
     def last_lines(self, count: int) -> list[str]:
-        """Return the last `count` non-empty lines of the file, without MegaScale's alert lines."""
-        try:
-            with self.path.open("rb") as handle:
-                handle.seek(0, 2)
-                handle.seek(max(0, handle.tell() - count * _LINE_BYTES))
-                raw = handle.read()
-        except FileNotFoundError:
-            return []
+        """Return the last `count` non-empty lines, at most 64 KiB, without MegaScale's alert lines."""
+        with self._lock:
+            raw = bytes(self._newest[-min(_NEWEST_BYTES, count * _LINE_BYTES) :])
         lines = [line for line in raw.splitlines() if line.strip() and not line.startswith(ALERT_PREFIX)]
         return [line.decode(errors="replace")[:_LINE_BYTES] for line in lines[-count:]]
 

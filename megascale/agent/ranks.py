@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 import os
@@ -20,6 +21,7 @@ from megascale.agent.injected import Amend, amendment_of, leave_as_it_is
 from megascale.agent.logtail import CpuBudget, LineMatch, LogTail, rules_of
 from megascale.agent.manifests import Manifests
 from megascale.agent.processes import Child, Exit, helpers, kill_all, process_state, settled
+from megascale.agent.ranklog import RankLog
 from megascale.agent.segments import SegmentFeed
 from megascale.agent.stacks import stack_of
 from megascale.agent.strays import Strays
@@ -44,6 +46,7 @@ _SIGNAL_CODES: Final = 128
 """A shell leaves with 128 + the number of the signal that ended its program."""
 _LOG_CPU_SHARE: Final = 0.25
 _FLOOD_S: Final = 60.0
+_JOIN_S: Final = 1.0
 _STORE_ERROR: Final = "DistStoreError"
 """What ranks raise that lose their store; the driver restarts them and blames no node."""
 
@@ -59,7 +62,7 @@ class Rank:
     launch: RankLaunch
     child: Child
     file: RankFile
-    log: LogTail
+    log: RankLog
 
 
 class Ranks:
@@ -231,21 +234,27 @@ class Ranks:
     async def _start(self, launch: RankLaunch, job: TrainingJob) -> None:
         record = RankRecord(term=launch.term, attempt=launch.attempt, rank=launch.rank)
         file = RankFile.create(launch.rank_file, record)
-        log = self._run.rank_log(launch.attempt, launch.rank)
-        command = job.spec.runtime.command
-        if command is None:
-            pid = await self._zygote.fork_rank(launch, log)
-        else:
-            write_launch(launch)
-            environment = command_environment(launch, command.env)
-            if launch.rank == 0:
-                log.write_text("".join(f"{line}\n" for line in explain(job.spec.network)))
-            self._commands.add(launch.rank_file)
-            pid = await _spawned(list(command.args), environment, log)
+        log = RankLog(self._run.rank_log(launch.attempt, launch.rank), LogTail(rules_of(job)))
+        with contextlib.ExitStack() as undo:
+            undo.callback(log.close)
+            pid = await self._started(launch, job, log)
+            undo.pop_all()
         child = Child(pid, lambda _child, how: self._ended(entry, how))
-        entry = Rank(launch, child, file, LogTail(log, rules_of(job)))
+        entry = Rank(launch, child, file, log)
         self._ranks[launch.rank] = entry
         child.watch()
+
+    async def _started(self, launch: RankLaunch, job: TrainingJob, log: RankLog) -> int:
+        """Start the process of a rank and return its pid."""
+        command = job.spec.runtime.command
+        if command is None:
+            return await self._zygote.fork_rank(launch, log.inlet)
+        write_launch(launch)
+        environment = command_environment(launch, command.env)
+        if launch.rank == 0:
+            log.inlet.write_text("".join(f"{line}\n" for line in explain(job.spec.network)))
+        self._commands.add(launch.rank_file)
+        return await _spawned(list(command.args), environment, log.inlet)
 
     def _ended(self, entry: Rank, how: Exit) -> None:
         if entry.child.killed:
@@ -258,6 +267,7 @@ class Ranks:
         self._on_exit(report)
 
     def _exit_report(self, entry: Rank, how: Exit) -> pb.RankExit:
+        entry.log.drain()
         left = entry.file.read_exit_report()
         report = pb.RankExit(
             rank=entry.launch.rank,
@@ -265,7 +275,7 @@ class Ranks:
             at=time.time(),
             step=entry.file.read().step,
             exit_report=json.dumps(left) if left else "",
-            log_tail=entry.log.last_lines(_TAIL_LINES),
+            log_tail=entry.log.tail.last_lines(_TAIL_LINES),
         )
         if how.signal is not None:
             report.signal = how.signal
@@ -302,10 +312,12 @@ class Ranks:
         if self._commands:
             await asyncio.to_thread(kill_strays, self._commands)
             self._commands = set()
-        for entry in entries:
-            if entry.child.ended.is_set():
-                entry.file.close()
-                self._ranks.pop(entry.launch.rank, None)
+        ended = [entry for entry in entries if entry.child.ended.is_set()]
+        for entry in ended:
+            entry.file.close()
+            entry.log.close()
+            self._ranks.pop(entry.launch.rank, None)
+        await asyncio.to_thread(_join, [entry.log for entry in ended])
         return list(self._ranks.values())
 
     def _own_children(self) -> set[int]:
@@ -377,26 +389,27 @@ class Ranks:
         for number, entry in enumerate(entries):
             began = time.thread_time()
             cpu_s = max(0.0, self._log_cpu.refill()) / (len(entries) - number)
-            found += [_log_match(entry.launch, match) for match in entry.log.new_matches(cpu_s)]
+            found += [_log_match(entry.launch, match) for match in entry.log.tail.new_matches(cpu_s)]
             self._log_cpu.spend(time.thread_time() - began)
-        return found + self._floods(entries)
+        return found + self._losses(entries)
 
-    def _floods(self, entries: list[Rank]) -> list[pb.LogMatch]:
-        skipped = [(entry, entry.log.skipped_bytes) for entry in entries if entry.log.skipped_bytes]
-        if not skipped or time.monotonic() - self._flood_at < _FLOOD_S:
+    def _losses(self, entries: list[Rank]) -> list[pb.LogMatch]:
+        """Say once a minute what of the logs was left out, in reading and in writing."""
+        lost = [entry for entry in entries if entry.log.tail.skipped_bytes or entry.log.unwritten_bytes]
+        if not lost or time.monotonic() - self._flood_at < _FLOOD_S:
             return []
         self._flood_at = time.monotonic()
-        for entry, _ in skipped:
-            entry.log.skipped_bytes = 0
-        total = sum(count for _, count in skipped)
-        names = ", ".join(str(entry.launch.rank) for entry, _ in skipped[:8])
-        line = f"{total} bytes of the logs of ranks {names} were not classified: they print too much"
-        return [_log_match(skipped[0][0].launch, LineMatch("logFlood", "framework", "alert", line))]
+        skipped = [(entry, entry.log.tail.take_skipped()) for entry in lost]
+        unwritten = [(entry, entry.log.take_unwritten()) for entry in lost]
+        return [
+            *_loss("logFlood", skipped, "were not classified: they print too much"),
+            *_loss("logNotWritten", unwritten, "could not be written: the disk of the run's folder is full"),
+        ]
 
     def last_lines(self, rank: int, count: int) -> list[str]:
         """Return the last `count` lines of a rank's log, [] for an unknown rank."""
         entry = self._ranks.get(rank)
-        return entry.log.last_lines(count) if entry else []
+        return entry.log.tail.last_lines(count) if entry else []
 
     def segments(self) -> pb.SegmentTimes | None:
         """Return the ranks' compute times of the steps since the last call, None if there were none."""
@@ -421,6 +434,24 @@ class Ranks:
             stack=stack,
             collectives=record.collectives or -1,
         )
+
+
+def _join(logs: list[RankLog]) -> None:
+    """Wait until the logs are in their files; strays that hold a pipe open are waited for a second in all."""
+    end = time.monotonic() + _JOIN_S
+    for log in logs:
+        log.join(max(0.0, end - time.monotonic()))
+
+
+def _loss(rule: str, lost: list[tuple[Rank, int]], what: str) -> list[pb.LogMatch]:
+    """Return an alert about bytes of logs, none if there are none."""
+    lost = [(entry, count) for entry, count in lost if count]
+    if not lost:
+        return []
+    total = sum(count for _, count in lost)
+    names = ", ".join(str(entry.launch.rank) for entry, _ in lost[:8])
+    line = f"{total} bytes of the logs of ranks {names} {what}"
+    return [_log_match(lost[0][0].launch, LineMatch(rule, "framework", "alert", line))]
 
 
 def _log_match(launch: RankLaunch, match: LineMatch) -> pb.LogMatch:

@@ -9,6 +9,7 @@ agent is notified of their exit, and they survive a replacement of the zygote.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import json
@@ -129,12 +130,14 @@ def _run(launch: RankLaunch, rank_file: RankFile) -> int:
     try:
         code = run_rank(launch, rank_file)
     except BaseException as error:  # noqa: BLE001 - the process ends here; report every error
-        traceback.print_exc()
         detail = {name: getattr(error, name) for name in ("step", "attempt", "tier") if hasattr(error, name)}
         rank_file.write_exit_report({"type": type(error).__name__, "message": str(error), "detail": detail})
+        with contextlib.suppress(OSError):  # the disk of the log is full
+            traceback.print_exc()
         code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
     return code
 
 

@@ -16,7 +16,7 @@ from megascale.core.contract.events import (
     RankEvidence,
     RankExited,
 )
-from megascale.core.eventlog import Entry, ForeignEntry, Header, parse_line
+from megascale.core.eventlog import Entry, ForeignEntry, Gap, Header, parse_line
 from megascale.core.machine import CORE_VERSION, Core
 from megascale.core.state.record import Incident
 from megascale.errors import InputError
@@ -29,7 +29,7 @@ class EventLogFile:
         self.path = path
         self.torn: list[int] = []
 
-    def __iter__(self) -> Iterator[tuple[int, Header | Entry | ForeignEntry]]:
+    def __iter__(self) -> Iterator[tuple[int, Header | Entry | ForeignEntry | Gap]]:
         """Line numbers with the parsed lines.
 
         Raises:
@@ -117,12 +117,13 @@ class History:
     """Everything that a log holds, in order of time.
 
     Attempts and effects are those that were recorded; incidents come from running the events through the
-    core again.
+    core again, up to where events are missing.
 
     Attributes:
         undone: incidents that a driver decided on and died before its record held them; nothing came of them.
         other_versions: versions of the core that recorded some of the log, other than this one.
         foreign: number of lines of a kind that is not known.
+        missing: number of events that could not be written.
     """
 
     def __init__(self, log: EventLogFile) -> None:
@@ -134,6 +135,7 @@ class History:
         self.undone: list[str] = []
         self.other_versions: set[int] = set()
         self.foreign = 0
+        self.missing = 0
         self.end: tuple[float, Finish] | None = None
         core: Core | None = None
         for _, item in log:
@@ -141,8 +143,13 @@ class History:
                 core = self._begin_life(item, log.path)
             elif isinstance(item, ForeignEntry):
                 self.foreign += 1
+            elif isinstance(item, Gap):
+                self.missing += item.events
+                core = None
             elif core is not None:
                 self._take(core, item)
+            else:
+                self._follow_entry(item)
 
     def doubts(self) -> Iterator[str]:
         """Why what is shown may not be what happened, a sentence each."""
@@ -153,6 +160,8 @@ class History:
             )
         if self.foreign:
             yield f"lines that this version cannot read, left out: {self.foreign}"
+        if self.missing:
+            yield f"events that could not be written, e.g. because the disk was full: {self.missing}"
 
     def _begin_life(self, header: Header, path: Path) -> Core:
         core = core_of(header, path)
@@ -181,9 +190,13 @@ class History:
         for effect in entry.effects:
             if story is not None:
                 story.effects.setdefault(effect.effect_id, (entry.at, effect))
-            self._follow(entry.at, effect)
         if story is not None and isinstance(entry.event, Evidence):
             story.ranks |= {rank.rank: rank for rank in entry.event.ranks}
+        self._follow_entry(entry)
+
+    def _follow_entry(self, entry: Entry) -> None:
+        for effect in entry.effects:
+            self._follow(entry.at, effect)
         self._follow_steps(entry.event)
 
     def _meet(self, core: Core) -> None:

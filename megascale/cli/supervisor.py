@@ -82,6 +82,8 @@ class Supervisor:
             else:
                 return
             code = self._driver.wait() if self._driver else None
+            if code == 0 and self._last.get("state") in _ENDED:
+                return  # the job was stopped, and the disk has no room for the summary
             how = deaths.died(loop.time(), code, self._progress())
             self._view.note(f"{how}; starting the next one, training goes on")
 
@@ -93,7 +95,7 @@ class Supervisor:
                 await asyncio.sleep(_RETRY_S)
             elif await self.driver_comes():
                 self._view.note("the driver was replaced; attached to the next one")
-            elif self._run.summary_file.exists():
+            elif self._run.summary_file.exists() or self._last.get("state") in _ENDED:
                 return
             else:
                 raise UnreachableError(
@@ -246,5 +248,6 @@ class Supervisor:
         try:
             summary: dict[str, Any] = json.loads(self._run.summary_file.read_text())
         except (FileNotFoundError, ValueError):
-            return {**self._last, "state": "interrupted"} if self._lock.owned else self._last
+            ended = self._last.get("state") in _ENDED
+            return {**self._last, "state": "interrupted"} if self._lock.owned and not ended else self._last
         return summary

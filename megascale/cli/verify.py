@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from megascale.cli.history import EventLogFile, core_of
-from megascale.core.eventlog import ForeignEntry, Header, Mismatch, replay
+from megascale.core.eventlog import ForeignEntry, Gap, Header, Mismatch, replay
 from megascale.core.machine import CORE_VERSION, Core
 from megascale.errors import InputError
 
@@ -18,6 +18,7 @@ class Verdict:
     Attributes:
         other_versions: driver lives that were recorded by another version of the core, by version.
         foreign: where a life stops being verified because a line is of a kind that is not known: line, kinds.
+        gap: where a life stops being verified because events could not be written: line, their number.
     """
 
     lives: int = 0
@@ -26,6 +27,7 @@ class Verdict:
     mismatch: Mismatch | None = None
     other_versions: dict[int, int] = field(default_factory=dict)
     foreign: tuple[int, tuple[str, ...]] | None = None
+    gap: tuple[int, int] | None = None
 
     def counts(self) -> dict[str, int]:
         """For JSON."""
@@ -39,6 +41,9 @@ class Verdict:
         if self.foreign:
             line, kinds = self.foreign
             yield f"not verified from line {line} on: this version does not know {', '.join(kinds)}"
+        if self.gap:
+            line, events = self.gap
+            yield f"not verified from line {line} on: {events} events could not be written"
 
 
 def verify(log: EventLogFile) -> Verdict:
@@ -51,6 +56,9 @@ def verify(log: EventLogFile) -> Verdict:
     for number, item, mismatch in replay(log, lambda header: _begin_life(verdict, header, log)):
         if isinstance(item, ForeignEntry):
             verdict.foreign = verdict.foreign or (number, item.kinds)
+            continue
+        if isinstance(item, Gap):
+            verdict.gap = verdict.gap or (number, item.events)
             continue
         verdict.mismatch = mismatch
         if mismatch is not None:

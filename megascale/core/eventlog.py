@@ -27,6 +27,7 @@ SCHEMA_VERSION: Final = 1
 _EVENTS: Final[dict[str, Any]] = {kind.__name__: kind for kind in ev.Event.__args__}
 _to_text: Final = json.JSONEncoder(separators=(",", ":")).encode
 _EFFECTS: Final[dict[str, Any]] = {kind.__name__: kind for kind in fx.Effect.__args__}
+_GAP: Final = "EventsMissing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,14 @@ class ForeignEntry:
 
     at: float
     kinds: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Stands for `events` entries that could not be written, e.g. because the disk was full."""
+
+    at: float
+    events: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +97,9 @@ def header_line(header: Header) -> str:
     return _to_text({"header": {**versions, **cast(dict[str, Json], encode(header))}})
 
 
-def entry_line(entry: Entry) -> str:
+def entry_line(entry: Entry | Gap) -> str:
+    if isinstance(entry, Gap):
+        return _to_text({"at": entry.at, "event": {"kind": _GAP, "events": entry.events}})
     line: dict[str, Any] = {"at": entry.at, "event": tagged(entry.event)}
     if entry.waited_s:
         line["waited_s"] = entry.waited_s
@@ -97,7 +108,7 @@ def entry_line(entry: Entry) -> str:
     return _to_text(line)
 
 
-def parse_line(line: str) -> Header | Entry | ForeignEntry:
+def parse_line(line: str) -> Header | Entry | ForeignEntry | Gap:
     """One line of the log.
 
     Raises:
@@ -110,6 +121,8 @@ def parse_line(line: str) -> Header | Entry | ForeignEntry:
     if "header" in data:
         return _parse_header(data["header"])
     event, effects = data["event"], data.get("effects", ())
+    if event.get("kind") == _GAP:
+        return Gap(float(data["at"]), int(event["events"]))
     unknown = [*_unknown_kinds((event,), _EVENTS), *_unknown_kinds(effects, _EFFECTS)]
     if unknown:
         return ForeignEntry(float(data["at"]), tuple(unknown))
@@ -134,11 +147,12 @@ def _untagged(kinds: dict[str, Any], data: dict[str, Json]) -> Any:  # noqa: ANN
 
 
 def replay(
-    items: Iterable[tuple[int, Header | Entry | ForeignEntry]], restore: Callable[[Header], Core | None]
-) -> Iterator[tuple[int, Entry | ForeignEntry, Mismatch | None]]:
+    items: Iterable[tuple[int, Header | Entry | ForeignEntry | Gap]],
+    restore: Callable[[Header], Core | None],
+) -> Iterator[tuple[int, Entry | ForeignEntry | Gap, Mismatch | None]]:
     """Run a log through the core again; yields each entry's line number, the entry, and how it differs.
 
-    After an entry of a kind that is not known, the rest of that driver life is left out.
+    After an entry of a kind that is not known, and after a gap, the rest of that driver life is left out.
 
     Args:
         restore: returns the core as it was when a driver life began, None to leave that life out.
@@ -147,7 +161,7 @@ def replay(
     for number, item in items:
         if isinstance(item, Header):
             core = restore(item)
-        elif core is not None and isinstance(item, ForeignEntry):
+        elif core is not None and isinstance(item, ForeignEntry | Gap):
             core = None
             yield number, item, None
         elif core is not None and isinstance(item, Entry):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Sequence
 from typing import Any, Final
 
 import grpc
 
 from megascale.checkpoint.store import CheckpointStore
+from megascale.core.contract import effects as fx
 from megascale.core.contract import events as ev
 from megascale.core.contract.lineage import Commit
 from megascale.core.contract.names import short_revision
@@ -34,6 +34,7 @@ from megascale.driver.segments import SegmentBoard
 from megascale.driver.service import Service
 from megascale.driver.status import StatusBoard
 from megascale.driver.summary import counted_steps, summarise
+from megascale.driver.writer import DecisionWriter
 from megascale.errors import FencedError, InputError, UnreachableError, first_error
 from megascale.fleet.base import SlotEvent
 from megascale.job import TrainingJob, from_json, revision_of
@@ -45,14 +46,14 @@ from megascale.rpc.megascale_pb2_grpc import add_DriverServicer_to_server
 
 log = logging.getLogger(__name__)
 
-_RETRY_S: Final = 0.5
-_RETRY_LIMIT_S: Final = 4.0
 _FIRST_SCAN_S: Final = 10.0
 _METRICS_S: Final = 60.0
 _NOTICED_S: Final = 0.05
 _COMMANDS: Final = frozenset(
     {Command.EVICT, Command.RELEASE, Command.SAVE, Command.STOP, Command.SUSPEND, Command.RESUME}
 )
+_STOPPING: Final = (fx.SaveNow, fx.Kill, fx.Release, fx.Finish, fx.Page)
+"""Effects that need no record: a successor that knows nothing of them finds a job without ranks."""
 _NEEDS_NODE: Final = frozenset({Command.EVICT, Command.RELEASE})
 
 
@@ -81,6 +82,8 @@ class Driver:
         self.board = StatusBoard(job, self.core, self.links, self._inbox)
         self._store = StorageThread("the checkpoint store")
         self._pauses = PauseWatch()
+        self._writer = DecisionWriter(ports.log, self._write_record, self._say)
+        self._held: list[fx.Effect] = []
         self._segments = SegmentBoard()
         self._executor = EffectExecutor(
             self.links,
@@ -203,12 +206,10 @@ class Driver:
         effects = self.core.step(event, now, waited_s)
         self._ports.log_context.attempt = record.attempt
         entry = Entry(now, event, tuple(effects), waited_s)
-        late_s = await self._write(lambda: self._ports.log.append(entry))
+        is_stored, late_s = await self._writer.write(entry, must_store=self.core.must_store)
         if self.core.must_store:
-            late_s += await self._write(self._write_record)
             self.changed.set()
-        for effect in effects:
-            self._executor.start(effect, tasks)
+        self._start(effects, tasks, is_stored=is_stored)
         # A queued event may reopen the job, so stop only when the inbox is empty.
         if record.state is JobState.FINISHED and not record.pending and not self._inbox:
             self.done.set()
@@ -220,26 +221,20 @@ class Driver:
         referred = self.revisions.referred(self.core.record.spec)
         await self._ports.record.write(self.core.snapshot(), referred)
 
-    async def _write(self, write: Callable[[], Awaitable[None]]) -> float:
-        """Write the record or log, retrying until it succeeds; returns the seconds it took.
-
-        While the disk is full or the record's store is unreachable, decisions wait and training continues.
-        """
-        began, tries = time.monotonic(), 0
-        while True:
-            try:
-                await write()
-            except (OSError, UnreachableError) as error:
-                if not tries:
-                    self.board.alert(
-                        f"the driver cannot write its record or log ({error}); decisions wait for it"
-                    )
-                    self.changed.set()
-                tries += 1
-                delay_s = min(_RETRY_LIMIT_S, _RETRY_S * 2 ** min(tries, 8))
-                await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))
+    def _start(self, effects: Sequence[fx.Effect], tasks: asyncio.TaskGroup, *, is_stored: bool) -> None:
+        """Start the effects and those held before; without a record, only what stops the job."""
+        pending = self.core.record.pending
+        waiting = [effect for effect in self._held if effect.effect_id in pending]
+        self._held = []
+        for effect in (*waiting, *effects):
+            if is_stored or isinstance(effect, _STOPPING):
+                self._executor.start(effect, tasks)
             else:
-                return time.monotonic() - began
+                self._held.append(effect)
+
+    def _say(self, text: str) -> None:
+        self.board.alert(text)
+        self.changed.set()
 
     def attach(self, link: AgentLink, message: pb.AgentMessage) -> bool:
         """Register an agent's new stream and post its node to the core.
@@ -374,6 +369,8 @@ class Driver:
         """Queue a command of a user; returns whether it was accepted, and a message that gives the reason."""
         if request.command not in _COMMANDS:
             return False, f"unknown command {request.command!r}; known: {', '.join(sorted(_COMMANDS))}"
+        if request.command == Command.STOP:
+            self._writer.give_way()
         known = {*self.core.live.nodes, *self.core.record.excluded}
         if request.command in _NEEDS_NODE and request.node not in known:
             return False, f"no node {request.node!r}; known: {', '.join(sorted(known))}"
@@ -383,14 +380,19 @@ class Driver:
         return True, "accepted"
 
     async def _finish(self) -> None:
-        """Release every node, then write the summary file, whose presence means that the job has ended."""
+        """Release every node, then write the summary file, whose presence means that the job has ended.
+
+        If it cannot be written after a person asked to stop, the driver's exit code 0 has to do.
+        """
         try:
             await self._ports.fleet.close()
         finally:
             files = StorageThread("the run folder")
             steps = await self._counted_steps(files)
             text = json.dumps(summarise(self._job, self.core, steps, time.time()), indent=2)
-            await self._write(lambda: files.call(lambda: write_atomically(self._run.summary_file, text)))
+            await self._writer.until_written(
+                lambda: files.call(lambda: write_atomically(self._run.summary_file, text))
+            )
 
     async def _counted_steps(self, files: StorageThread) -> dict[int, dict[str, Any]]:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
-from megascale.core.eventlog import Entry, Header, entry_line, header_line
+from megascale.core.eventlog import Entry, Gap, Header, entry_line, header_line
 from megascale.observe.rundir import RunDir
 from megascale.offload import StorageThread
 
@@ -34,12 +34,12 @@ class EventLog:
     async def begin(self, header: Header, term: int) -> None:  # noqa: ARG002 - all terms share the file
         await self._disk.call(lambda: self._append(header_line(header), sync=True))
 
-    async def append(self, entry: Entry) -> None:
+    async def append(self, entry: Entry | Gap) -> None:
         """Append one entry; raises OSError if it cannot be written whole, e.g. because the disk is full."""
         line = entry_line(entry)
 
         def write() -> None:
-            self._append(line, sync=bool(entry.effects))
+            self._append(line, sync=isinstance(entry, Entry) and bool(entry.effects))
 
         await self._disk.call(write)
 

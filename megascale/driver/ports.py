@@ -11,7 +11,7 @@ from typing import Protocol
 
 import grpc
 
-from megascale.core.eventlog import Entry, Header
+from megascale.core.eventlog import Entry, Gap, Header
 from megascale.driver.record import RecordStore
 from megascale.driver.running import RunningDriver
 from megascale.errors import MegascaleError
@@ -33,11 +33,11 @@ class EventSink(Protocol):
             OSError: the header cannot be written.
         """
 
-    async def append(self, entry: Entry) -> None:
+    async def append(self, entry: Entry | Gap) -> None:
         """Write one event and its effects; called before the effects are executed.
 
         Raises:
-            OSError: the entry cannot be written; the driver retries and makes no decisions meanwhile.
+            OSError: the entry cannot be written. One with effects is tried again, another one left out.
         """
 
     async def close(self) -> None:

@@ -137,12 +137,27 @@ def reports_steps(core: Core) -> bool:
 
 
 def goodput_seconds(core: Core, now: float) -> dict[str, float]:
-    """Return phase -> seconds spent in it, including the current phase up to `now` (Unix seconds)."""
+    """Return phase -> seconds spent in it, including the current phase up to `now` (Unix seconds).
+
+    While no step comes, the time beyond the learnt bound of a step counts as detection: it is not productive,
+    and a fault that is found later is charged with it.
+    """
     ledger = core.record.ledger
     seconds = dict(ledger.seconds)
     if ledger.started_at and core.record.state is not JobState.FINISHED and now > ledger.since:
         seconds[ledger.phase] = seconds.get(ledger.phase, 0.0) + now - ledger.since
+        idle_s = min(_idle_s(core, now), seconds.get(GoodputPhase.PRODUCTIVE, 0.0))
+        if ledger.phase is GoodputPhase.PRODUCTIVE and idle_s:
+            seconds[GoodputPhase.PRODUCTIVE] -= idle_s
+            seconds[GoodputPhase.DETECTION] = seconds.get(GoodputPhase.DETECTION, 0.0) + idle_s
     return seconds
+
+
+def _idle_s(core: Core, now: float) -> float:
+    """Seconds beyond the learnt bound of a step in which none was completed; 0.0 if there is no bound."""
+    live, policy = core.live, core.policy
+    bound_s = core.record.clock.bound_s((), steps=policy.hang_steps, margin_s=policy.hang_margin_s)
+    return 0.0 if bound_s is None else max(0.0, now - max(live.progress_at, live.quiet_until) - bound_s)
 
 
 def incidents_of(core: Core) -> list[Incident]:

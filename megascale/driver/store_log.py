@@ -8,7 +8,7 @@ from collections import deque
 from typing import Final
 
 from megascale.checkpoint.storage import open_storage
-from megascale.core.eventlog import Entry, Header, entry_line, header_line
+from megascale.core.eventlog import Entry, Gap, Header, entry_line, header_line
 from megascale.driver.running import RunningDriver
 from megascale.offload import StorageThread
 
@@ -42,7 +42,7 @@ class StoreLog:
         self._name = f"events/{term}.jsonl"
         self._add(header_line(header))
 
-    async def append(self, entry: Entry) -> None:
+    async def append(self, entry: Entry | Gap) -> None:
         self._add(entry_line(entry))
 
     def _add(self, line: str) -> None:

@@ -26,16 +26,17 @@ def summarise(
     seconds = goodput_seconds(core, now)
     wall = sum(seconds.values())
     newest = max(record.commits, default=None)
-    last = steps[max(steps)] if steps else {}
+    recorded = max(steps, default=0)
+    step = max(recorded, core.live.step, record.best_step)
     busy = sum(float(line["stepSeconds"]) for line in steps.values())
     return {
         "job": job.metadata.name,
         "state": record.finish_state or str(record.state),
         "reason": record.finish_reason,
-        "step": int(last.get("step", 0)),
+        "step": step,
         "steps": core.policy.steps,
         "reportsSteps": reports_steps(core),
-        "loss": last.get("loss"),
+        "loss": steps[recorded].get("loss") if steps and recorded == step else None,
         "restarts": sum(record.restarts.values()),
         "goodput": seconds.get(GoodputPhase.PRODUCTIVE, 0.0) / wall if wall else None,
         "goodputSeconds": {str(phase): round(s, 3) for phase, s in seconds.items()},

@@ -23,17 +23,22 @@ from megascale.optim.schedules import scheduled_rate
 EXIT_COMPLETED: Final = 0
 EXIT_SAVED: Final = 76
 """The rank saved a checkpoint and stopped on request."""
+EXIT_UNSAVED: Final = 77
+"""The rank stopped, at the last step or on request, and the state after its last step could not be saved."""
 
 
 class Saver(Protocol):
     """Saves durable checkpoints."""
 
-    def save(self, step: int) -> float:
+    def save(self, step: int) -> bool:
         """Save the state of all ranks after `step`; collective. A failure only raises an alert.
 
         Returns:
-            Seconds this rank was blocked.
+            Whether it is saved; the same on all ranks.
         """
+
+    def save_again(self, step: int) -> bool:
+        """Try again, for a bounded time, what `save` failed to do; otherwise as `save`."""
 
 
 class Snapshotter(Protocol):
@@ -137,9 +142,11 @@ class Loop:
                 result = self._step(self._state.step + 1)
                 wants_save, wants_exit = (vote > 0 for vote in result.votes)
                 saves = wants_save or wants_exit or self._is_save_due()
-                if saves:
-                    self._save()
-                if wants_exit and self._state.step < self._plan.spec.steps:
+                is_done = self._state.step == self._plan.spec.steps
+                saved = self._save(is_last=is_done or wants_exit) if saves else True
+                if not saved and (is_done or wants_exit):
+                    return EXIT_UNSAVED
+                if wants_exit and not is_done:
                     return EXIT_SAVED
                 garbage.after(self._state.step, saved=saves)
         return EXIT_COMPLETED
@@ -237,7 +244,14 @@ class Loop:
                 snapshot_attempt=self._launch.attempt,
             )
 
-    def _save(self) -> None:
-        self._enter(Phase.CHECKPOINT, f"save {self._state.step}")
-        self._stall += self._saver.save(self._state.step)
+    def _save(self, *, is_last: bool) -> bool:
+        """Save; the last state of this launch, which no later save covers, is tried again."""
+        step, began = self._state.step, time.monotonic()
+        self._enter(Phase.CHECKPOINT, f"save {step}")
+        saved = self._saver.save(step)
+        if is_last and not saved:
+            self._report(phase=Phase.SAVING_AGAIN)
+            saved = self._saver.save_again(step)
+        self._stall += time.monotonic() - began
         self._report(phase=Phase.IDLE, stall_seconds=self._stall)
+        return saved

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+from megascale.observe.lines import LineFile
 
 
 def _exact(value: Any) -> Any:  # noqa: ANN401 - JSON values
@@ -22,15 +23,13 @@ def _exact(value: Any) -> Any:  # noqa: ANN401 - JSON values
 
 
 class MetricsLog:
-    """Appends one JSON line per step, each in one write, so that lines of two attempts never interleave."""
+    """Appends one JSON line per step; while the disk is full, lines are left out."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._lines = LineFile(path)
 
     def append(self, record: dict[str, Any]) -> None:
-        line = json.dumps({key: _exact(value) for key, value in record.items()}, allow_nan=False)
-        os.write(self._descriptor, line.encode() + b"\n")
+        self._lines.append(json.dumps({key: _exact(value) for key, value in record.items()}, allow_nan=False))
 
     def __enter__(self) -> Self:
         return self
@@ -41,4 +40,4 @@ class MetricsLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        os.close(self._descriptor)
+        self._lines.close()

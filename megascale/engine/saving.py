@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from typing import Final
 
 import torch
 from torch import distributed
@@ -19,6 +21,9 @@ from megascale.engine.state import EngineState
 from megascale.errors import CheckpointSaveError
 from megascale.observe.alerts import alert
 from megascale.observe.rankfile import RankFile
+
+_FIRST_PAUSE_S: Final = 1.0
+_LONGEST_PAUSE_S: Final = 15.0
 
 
 def store_of(launch: RankLaunch, plan: Plan) -> CheckpointStore:
@@ -63,12 +68,11 @@ class Checkpointer:
         if len(restored.rank_states) == self._launch.world_size:
             restore_rng(restored.rank_states[self._launch.rank]["rng"])
 
-    def save(self, step: int) -> float:
-        """Save and commit the state after `step`; returns the seconds this rank was blocked.
+    def save(self, step: int) -> bool:
+        """Save and commit the state after `step`; returns whether that succeeded, the same on all ranks.
 
         A save that fails raises an alert and leaves training untouched.
         """
-        start = time.monotonic()
         launch = self._launch
         layout = self._state.groups.layout
         position = self._plan.position_after(step)
@@ -97,11 +101,18 @@ class Checkpointer:
         except CheckpointSaveError as error:
             if launch.rank == 0:
                 alert("checkpointSaveFailed", f"step {step}: {error}")
-            return time.monotonic() - start
+            return False
         self._rank_file.update(saved_step=step, saved_attempt=launch.attempt)
         if launch.rank == 0:
             self._prune()
-        return time.monotonic() - start
+        return True
+
+    def save_again(self, step: int) -> bool:
+        """Try to save for `checkpoint.saveSeconds`, with pauses of 1 to 15 seconds, as `save` does."""
+        limit_s = float(self._plan.spec.checkpoint.save_seconds)
+        if self._launch.rank == 0:
+            alert("lastSaveFailed", f"no later save covers step {step}: it is tried again for {limit_s:g} s")
+        return until_saved(lambda: self.save(step), self._agree, limit_s)
 
     def _agree(self, ok: bool) -> bool:
         """Whether `ok` is True on all ranks; collective."""
@@ -114,3 +125,25 @@ class Checkpointer:
         pruned = self._store.prune(keep, self._launch.lineage, self._launch.attempt)
         if pruned.problems:
             alert("checkpointPruneFailed", pruned.summary())
+
+
+def until_saved(
+    save: Callable[[], bool],
+    agree: Callable[[bool], bool],
+    limit_s: float,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> bool:
+    """Call `save` after growing pauses until it succeeds; returns False once `limit_s` seconds have passed.
+
+    Args:
+        agree: collective AND over all ranks, which give up together.
+    """
+    end, pause_s = clock() + limit_s, _FIRST_PAUSE_S
+    while agree(clock() + pause_s <= end):
+        sleep(pause_s)
+        if save():
+            return True
+        pause_s = min(_LONGEST_PAUSE_S, 2.0 * pause_s)
+    return False

@@ -111,7 +111,9 @@ class Checkpoint(Section):
     and of a save, then, from the next launch on, at the interval at which the least work is expected to be
     lost (Young's formula), spending at most 1% of the time on saving."""
     save_seconds: Seconds = 120
-    """Ranks that are asked to save before a stop have this long; after it they are stopped without saving."""
+    """Saving the state after the last step, or before a stop, may take this long and is tried again if it
+    fails. After that ranks that were asked to stop are stopped without saving, and a job that has done all
+    its steps fails; run again, it goes on from its newest checkpoint."""
     keep: Count = 3
     """Number of checkpoints that are kept; older ones are deleted."""
     memory: MemoryTier = MemoryTier()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from typing import Final
@@ -16,6 +17,8 @@ def alert(kind: str, message: str) -> None:
         kind: camelCase name of the class of alert, such as "checkpointSaveFailed".
         message: what happened, for people.
     """
-    # One write, so that lines of several writers to the same log do not mix.
-    sys.stderr.write(f"{PREFIX}{json.dumps({'kind': kind, 'message': message})}\n")
-    sys.stderr.flush()
+    # One write, so that lines of several writers to the same log do not mix. A log that takes no more lines
+    # must not end the rank.
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"{PREFIX}{json.dumps({'kind': kind, 'message': message})}\n")
+        sys.stderr.flush()

@@ -47,6 +47,7 @@ class Phase(enum.IntEnum):
     CHECKPOINT = 6
     EVALUATION = 7
     IDLE = 8
+    SAVING_AGAIN = 9
 
 
 class Control(enum.IntEnum):

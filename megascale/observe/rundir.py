@@ -99,6 +99,11 @@ class RunDir:
         return token
 
 
+def log_part(path: Path, part: int) -> Path:
+    """The `part`-th file, counted from 0, of a log whose first file is `path`: rank-3.log, rank-3.1.log..."""
+    return path.with_name(f"{path.stem}.{part}{path.suffix}") if part else path
+
+
 def is_locked(path: Path) -> bool:
     """Whether a process holds an exclusive flock on the file; False if there is no file."""
     try:
@@ -115,13 +120,21 @@ def is_locked(path: Path) -> bool:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` so that a reader and a crash see either the old or the new text."""
+    """Replace `path` so that a reader and a crash see either the old or the new text.
+
+    Raises:
+        OSError: it cannot be written, e.g. because the disk is full; the old text stays.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w") as handle:
+            handle.write(text)
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from megascale.core.act.lifecycle import finish, stop, suspend
@@ -47,7 +48,8 @@ def save(ctx: StepContext, reason: str, *, then_stop: bool) -> None:
 
 def on_save_overdue(ctx: StepContext) -> None:
     """Kill the ranks, which did not save and exit in time; the job goes on from the newest commit."""
-    stop(ctx, ctx.record.plan or Plan(PlanKind.RELAUNCH, "save timed out"))
+    plan = ctx.record.plan or Plan(PlanKind.RELAUNCH, "save timed out")
+    stop(ctx, replace(plan, reason=f"{plan.reason}; the ranks were stopped before they had saved"))
 
 
 def call_off_suspension(ctx: StepContext) -> None:

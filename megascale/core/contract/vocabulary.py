@@ -108,7 +108,7 @@ class Detector(enum.StrEnum):
 
 
 class RankPhase(enum.StrEnum):
-    """What a rank is doing, by its own account."""
+    """What a rank is doing, by its own account. SAVING_AGAIN: the last save failed and is tried again."""
 
     STARTUP = "startup"
     COMPILE = "compile"
@@ -119,6 +119,7 @@ class RankPhase(enum.StrEnum):
     CHECKPOINT = "checkpoint"
     EVALUATION = "evaluation"
     IDLE = "idle"
+    SAVING_AGAIN = "saving_again"
 
 
 class Tier(enum.StrEnum):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
 
 from megascale.core.act.lifecycle import stop
 from megascale.core.act.recovery import reattribute, respond
+from megascale.core.contract import effects as fx
 from megascale.core.contract.events import RankExited
 from megascale.core.contract.lineage import Commit
 from megascale.core.contract.vocabulary import Cause, FinishState, Milestone, PlanKind, Source, Timer
@@ -20,6 +22,7 @@ from megascale.core.state.record import JobState, Plan
 
 EXIT_COMPLETED: Final = 0
 EXIT_SAVED_AND_LEFT: Final = 76
+EXIT_UNSAVED: Final = 77
 _SIGNAL_CODES: Final = 128
 _SAME_TIME_S: Final = 0.5
 _ECHOES: Final = (
@@ -45,7 +48,7 @@ def on_exited(ctx: StepContext, event: RankExited) -> None:
         return
     if not ctx.ranks_active() or event.rank in ctx.live.exits:
         return
-    if event.exit_code in (EXIT_COMPLETED, EXIT_SAVED_AND_LEFT):
+    if event.exit_code is not None and _is_orderly(ctx, event):
         _left(ctx, event, event.exit_code)
         return
     fault = fault_of(event, rule_set(ctx.policy.log_rules))
@@ -54,8 +57,15 @@ def on_exited(ctx: StepContext, event: RankExited) -> None:
     respond(ctx, seen_elsewhere(ctx, fault))
 
 
+def _is_orderly(ctx: StepContext, event: RankExited) -> bool:
+    """Whether a rank left as agreed with the others; own scripts do not know EXIT_UNSAVED."""
+    return event.exit_code in (EXIT_COMPLETED, EXIT_SAVED_AND_LEFT) or (
+        event.exit_code == EXIT_UNSAVED and ctx.policy.reports_steps
+    )
+
+
 def _left(ctx: StepContext, event: RankExited, exit_code: int) -> None:
-    """A rank completed, or saved and left; the others have to follow within `startup_s`."""
+    """A rank completed, or left as agreed; the others have to follow within `startup_s`."""
     record, exits = ctx.record, ctx.live.exits
     if not exits:
         ctx.live.left_first = event if exit_code == EXIT_COMPLETED else None
@@ -64,7 +74,9 @@ def _left(ctx: StepContext, event: RankExited, exit_code: int) -> None:
     exits[event.rank] = exit_code
     if len(exits) < record.ranks:
         return
-    if all(code == EXIT_COMPLETED for code in exits.values()):
+    if EXIT_UNSAVED in exits.values() and ctx.policy.reports_steps:
+        _left_unsaved(ctx, max(event.step, ctx.live.step))
+    elif all(code == EXIT_COMPLETED for code in exits.values()):
         done = (
             f"all {ctx.policy.steps} steps are done" if ctx.policy.reports_steps else "all ranks ended well"
         )
@@ -73,6 +85,28 @@ def _left(ctx: StepContext, event: RankExited, exit_code: int) -> None:
         stop(ctx, record.plan)
     else:
         _left_unasked(ctx)
+
+
+def _left_unsaved(ctx: StepContext, step: int) -> None:
+    """The ranks could not save the state after `step`: a job that has done its steps is not complete."""
+    plan, steps = ctx.record.plan, ctx.policy.steps
+    if plan is not None and step < steps:
+        stop(ctx, replace(plan, reason=f"{plan.reason}; {_unsaved(ctx, step)}"))
+    elif step < steps:
+        _left_unasked(ctx)
+    else:
+        reason = (
+            f"failed to save: all {steps} steps are done, but {_unsaved(ctx, step)}; make room where "
+            "checkpoints are kept and run the job again, which goes on from there"
+        )
+        ctx.emit(fx.Page, f"job fails: {reason}")
+        stop(ctx, Plan(PlanKind.FINISH, reason, FinishState.FAILED))
+
+
+def _unsaved(ctx: StepContext, step: int) -> str:
+    newest = max(ctx.record.commits, default=None)
+    kept = f"the newest checkpoint is of step {newest.step}" if newest else "there is no checkpoint"
+    return f"the state after step {step} was not saved within {ctx.policy.save_s:g} s, and {kept}"
 
 
 def _left_unasked(ctx: StepContext) -> None:
@@ -100,7 +134,9 @@ def on_leaving_overdue(ctx: StepContext) -> None:
 
 def _maybe_reattribute(ctx: StepContext, event: RankExited) -> None:
     incident = ctx.record.incident
-    if incident is None or event.exit_code == EXIT_SAVED_AND_LEFT or incident.cause not in EXPLAINABLE:
+    if incident is None or incident.cause not in EXPLAINABLE:
+        return
+    if event.exit_code != EXIT_COMPLETED and _is_orderly(ctx, event):
         return
     if event.exit_code == EXIT_COMPLETED:
         if incident.consequence and event.at <= incident.milestones[Milestone.FAULT].at + _SAME_TIME_S:

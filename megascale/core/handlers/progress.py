@@ -11,7 +11,7 @@ from megascale.core.act.specs import prove
 from megascale.core.contract import effects as fx
 from megascale.core.contract.events import CommitDone, JobReport, NodeReport, RankProgress, SnapshotReady
 from megascale.core.contract.lineage import Commit
-from megascale.core.contract.vocabulary import Action, Cause, Milestone, Timer
+from megascale.core.contract.vocabulary import Action, Cause, Milestone, RankPhase, Timer
 from megascale.core.handlers import numerics
 from megascale.core.handlers.membership import heard, heard_all
 from megascale.core.state.context import StepContext
@@ -232,6 +232,8 @@ def _arm_hang(ctx: StepContext) -> None:
         return
     if bound is None and not policy.reports_steps:
         return
+    if bound is not None and RankPhase.SAVING_AGAIN in live.phases.current():
+        bound += 2.0 * policy.save_s
     since = max(live.progress_at, live.quiet_until)
     ctx.record.deadlines[Timer.HANG] = since + (policy.startup_s if bound is None else bound)
 

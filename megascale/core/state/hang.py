@@ -24,7 +24,10 @@ _PHASE_FLOOR_S: Final = {
     RankPhase.EVALUATION: 1800.0,
     RankPhase.DATA: 120.0,
     RankPhase.IDLE: 600.0,
+    RankPhase.SAVING_AGAIN: 0.0,
 }
+_NOT_LEARNT: Final = RankPhase.SAVING_AGAIN
+"""Ranks bound this phase themselves, by `checkpoint.saveSeconds`."""
 
 
 @dataclass(slots=True)
@@ -42,7 +45,7 @@ class StepClock:
 
     def observe_phase(self, phase: RankPhase, seconds: float) -> None:
         """Learn how long a phase took without a step being completed."""
-        if phase in _PHASE_FLOOR_S:
+        if phase in _PHASE_FLOOR_S and phase is not _NOT_LEARNT:
             self._learn(phase, seconds)
 
     def observe_launch(self, tier: Tier, seconds: float) -> None:

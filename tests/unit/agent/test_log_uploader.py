@@ -14,7 +14,7 @@ import pytest
 
 from megascale.agent import log_uploader as module
 from megascale.agent.log_uploader import LogUploader
-from megascale.observe.rundir import RunDir
+from megascale.observe.rundir import RunDir, log_part
 
 
 class Stage:
@@ -55,12 +55,15 @@ def test_the_newest_two_attempts_are_copied(stage: Stage) -> None:
     for attempt in (2, 9, 10):
         for rank in (0, 1):
             stage.log(attempt, rank, f"{attempt}, {rank}\n")
+    for part in (2, 9):
+        log_part(stage.run.rank_log(10, 0), part).write_text(f"part {part}\n")
     (stage.run.logs(10) / "other.log").write_text("not a rank's\n")
     asyncio.run(stage.uploader.close())
     assert stage.copied == {
         "logs/attempt-9/rank-0.log": "9, 0\n",
         "logs/attempt-9/rank-1.log": "9, 1\n",
         "logs/attempt-10/rank-0.log": "10, 0\n",
+        "logs/attempt-10/rank-0.2.log": "part 2\n",
         "logs/attempt-10/rank-1.log": "10, 1\n",
         "metrics/q-0-1.jsonl": "line 1\n",
     }

@@ -274,7 +274,7 @@ def test_a_rank_that_ends_by_itself_is_told_with_what_it_left(tmp_path: Path) ->
         await stage.launch()
         stage.file(1).update(step=8)
         stage.file(1).write_exit_report(DAMAGED)
-        stage.run.rank_log(4, 3).write_text("".join(f"line {n}\n" for n in range(20)))
+        stage.ranks._ranks[3].log.inlet.write_text("".join(f"line {n}\n" for n in range(20)))
         os.kill(stage.ranks.report().ranks[1].pid, signal.SIGTERM)
         while not stage.told:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
@@ -402,9 +402,9 @@ def test_a_store_or_an_older_attempt_that_does_not_end_is_waited_for_for_5_s(
 def test_log_lines_that_mean_something_name_their_rank(tmp_path: Path) -> None:
     async def scenario(stage: Stage) -> None:
         await stage.launch()
-        stage.run.rank_log(4, 3).write_text(
-            "RuntimeError: CUDA error: an illegal memory access was encountered\n"
-        )
+        log = stage.ranks._ranks[3].log
+        log.inlet.write_text("RuntimeError: CUDA error: an illegal memory access was encountered\n")
+        log.drain()
         (match,) = stage.ranks.log_matches()
         assert (match.rank, match.attempt, match.category) == (3, 4, "user_code")
         verdict = LineClassifier(rule_set()).feed(match.line)

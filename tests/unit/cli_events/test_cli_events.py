@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from megascale.cli.events import app
 from megascale.core.contract.effects import Kill
-from megascale.core.eventlog import Entry, Header, entry_line, header_line, parse_line
+from megascale.core.eventlog import Entry, Gap, Header, entry_line, header_line, parse_line
 from megascale.errors import InputError
 
 CRASH = """\
@@ -188,6 +188,23 @@ def test_lines_of_a_kind_that_is_not_known_end_the_verification(make_log: MakeLo
     _, err = run("replay", log)
     assert "not verified from line 6 on: this version does not know MoonRose" in err
     assert "lines that this version cannot read, left out: 1" in run("show", log)[1]
+
+
+def test_missing_events_are_counted_and_nothing_is_made_up_of_what_follows(make_log: MakeLog) -> None:
+    """All events of the crash but those with effects are missing, as while a disk is full."""
+
+    def without_beats(lines: list[str]) -> list[str]:
+        crash = next(index for index, line in enumerate(lines) if "RankExited" in line)
+        rest = [line for line in lines[crash + 1 :] if "effects" in line]
+        return [*lines[:crash], entry_line(Gap(50.0, 17)), *rest]
+
+    path = make_log(edit=without_beats)
+    out, err = run("replay", path, "--json")
+    assert json.loads(out)["ok"]
+    assert "17 events could not be written" in err
+    out, err = run("show", path)
+    assert "0 incidents, 3 attempts" in out
+    assert "disk was full: 17" in err
 
 
 def test_every_incident_is_told_in_a_paragraph(make_log: MakeLog) -> None:

@@ -94,6 +94,42 @@ def test_failed_save_order_does_not_wait_for_the_deadline(running):
     assert job.state is JobState.STOPPING
 
 
+def test_job_whose_last_state_is_not_saved_fails_and_goes_on_when_it_is_run_again(running):
+    job = running(2, steps=10)
+    job.commit(1).train(9).all_exit(77)
+    assert job.state is JobState.STOPPING
+    job.done(fx.Kill)
+    assert job.record.finish_state == "failed"
+    assert job.record.finish_reason.startswith("failed to save: all 10 steps are done, but the state after")
+    assert "the newest checkpoint is of step 1" in job.record.finish_reason
+    job.heard(fx.Launch)
+    job.done(fx.Finish).command("reopen").join("n-0", "n-1")
+    assert job.resumed_from() == Commit(1, 1)
+
+
+def test_stop_whose_state_is_not_saved_says_so(running):
+    job = running(2)
+    job.train(3).command("stop").all_exit(77).done(fx.Kill)
+    assert job.record.finish_state == "stopped"
+    assert "the state after step 4 was not saved" in job.record.finish_reason
+    assert "there is no checkpoint" in job.record.finish_reason
+
+
+def test_stop_that_is_given_up_says_that_nothing_was_saved(running):
+    job = running(2, save_s=30.0).command("stop").wait(31.0).done(fx.Kill)
+    assert "stopped before they had saved" in job.record.finish_reason
+
+
+def test_trying_again_to_save_is_no_hang_while_its_bound_lasts(running):
+    job = running(2, steps=30, save_s=120.0)
+    job.train(29).heartbeat("n-0", "n-1", phase="saving_again")
+    job.heartbeats = lambda: job.heartbeat("n-0", "n-1", phase="saving_again")
+    job.wait(200.0)
+    assert job.state is JobState.RUNNING
+    job.wait(100.0)
+    assert job.incident.cause == "hang"
+
+
 def test_suspend_and_resume(running):
     job = running(2)
     job.train(4).command("suspend").commit(5).all_exit(76).done(fx.Kill)

@@ -304,27 +304,108 @@ def test_a_commit_is_written_to_the_record(stage: Stage) -> None:
 @pytest.mark.parametrize(
     "error", [OSError(28, "No space left on device"), UnreachableError("the API server is away")]
 )
-def test_a_write_that_fails_is_tried_again_and_people_are_told_once(
+def test_a_decision_that_cannot_be_written_is_tried_again_and_people_are_told(
     stage: Stage, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slept: list[float] = []
 
-    async def sleep(seconds: float) -> None:
-        slept.append(seconds)
+    async def pause(longest_s: float) -> None:
+        slept.append(longest_s)
 
-    monkeypatch.setattr(module.asyncio, "sleep", sleep)
-    monkeypatch.setattr(module.random, "uniform", lambda _low, high: high)
+    monkeypatch.setattr(stage.driver._writer, "_pause", pause)
 
     async def scenario() -> None:
         stage.world.failures = [error] * 5
         await stage.apply(ev.DriverStarted(7))
         assert stage.world.written == [("log", "DriverStarted"), ("record", None)]
         assert len(stage.world.carried_out) == 1
-        (alert,) = stage.driver.board.document()["alerts"]
-        assert f"the driver cannot write its record or log ({error}); decisions wait" in alert["message"]
+        began, ended = (alert["message"] for alert in stage.driver.board.document()["alerts"])
+        assert f"the driver cannot write its record or log ({error}); decisions wait" in began
+        assert ended == "the driver can write its record and log again"
 
     in_loop(scenario)
     assert slept == [1.0, 2.0, 4.0, 4.0, 4.0]
+
+
+class FullDisk(World):
+    """Nothing can be written."""
+
+    async def append(self, _entry: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    async def write(self, _snapshot: Any, _revisions: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+
+def full(stage: Stage) -> FullDisk:
+    disk = FullDisk()
+    stage.driver._writer._log = cast(Any, disk)
+    stage.driver._ports = dataclasses.replace(stage.driver._ports, record=cast(Any, disk))
+    return disk
+
+
+def test_what_decides_nothing_does_not_wait_for_a_full_disk(stage: Stage) -> None:
+    async def scenario() -> None:
+        for event in (ev.DriverStarted(7), ev.NodeJoined("n0", "a")):
+            await stage.apply(event)
+        full(stage)
+        async with asyncio.timeout(5.0):
+            for _ in range(3):
+                await stage.apply(ev.NodeReport("n0", "a"))
+        (alert,) = (alert["message"] for alert in stage.driver.board.document()["alerts"])
+        assert "training goes on, and events are left out of the log (1 so far)" in alert
+
+    in_loop(scenario)
+
+
+def test_a_stop_is_carried_out_although_nothing_can_be_written(stage: Stage) -> None:
+    """A decision of before waits, and is dropped; what stops the job needs no record."""
+
+    async def scenario() -> None:
+        driver, world = stage.driver, stage.world
+        tasks = cast(Any, None)
+        for event in (ev.DriverStarted(7), ev.NodeJoined("n0", "a"), ev.NodeJoined("n1", "a")):
+            await stage.apply(event)
+        kinds = [type(effect) for effect in world.carried_out]
+        assert fx.Launch in kinds
+        full(stage)
+        driver.post(ev.EffectFailed(_id_of(world, fx.Launch), "no", ("n0",)))
+        async with asyncio.timeout(10.0):
+            pumping = asyncio.create_task(driver._pump(tasks))
+            while driver.core.record.state is not JobState.STOPPING:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.05)
+            assert not [effect for effect in world.carried_out if isinstance(effect, fx.Kill)]
+            assert driver.command(pb.CommandRequest(command="stop", reason="enough"))[0]
+            while fx.Kill not in map(type, world.carried_out):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            driver.post(ev.EffectDone(_id_of(world, fx.Kill), {}))
+            while fx.Finish not in map(type, world.carried_out):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            pumping.cancel()
+        assert driver.core.record.finish_state is FinishState.STOPPED
+
+    in_loop(scenario)
+
+
+def test_a_job_that_has_ended_while_nothing_can_be_written_is_let_go_by_a_stop(stage: Stage) -> None:
+    async def scenario() -> None:
+        stage.driver.core.record.state = JobState.FINISHED
+        stage.driver.core.record.finish_state = FinishState.COMPLETED
+        ok, _ = stage.driver.command(pb.CommandRequest(command="stop"))
+        assert not ok
+
+        async def fails() -> None:
+            raise OSError(28, "No space left on device")
+
+        async with asyncio.timeout(5.0):
+            assert not await stage.driver._writer.until_written(fails)
+
+    in_loop(scenario)
+
+
+def _id_of(world: World, kind: type) -> str:
+    return next(effect.effect_id for effect in world.carried_out if isinstance(effect, kind))
 
 
 def test_a_superseded_driver_does_not_try_again(stage: Stage) -> None:
@@ -352,9 +433,8 @@ def test_effects_that_a_write_made_late_have_their_full_time(
 ) -> None:
     """The write of a decision is late; that of the pause itself, and of a beat, is of no interest."""
 
-    async def write(work: Callable[[], Awaitable[None]]) -> float:
-        await work()
-        return late_s / 2
+    async def write(_entry: Any, *, must_store: bool) -> tuple[bool, float]:
+        return True, late_s
 
     told: list[ev.Event] = []
     step = stage.driver.core.step
@@ -363,7 +443,7 @@ def test_effects_that_a_write_made_late_have_their_full_time(
         told.append(event)
         return step(event, now, waited_s)
 
-    monkeypatch.setattr(stage.driver, "_write", write)
+    monkeypatch.setattr(stage.driver._writer, "write", write)
     monkeypatch.setattr(stage.driver.core, "step", watched)
     beat = ev.NodeReport("n0", "a")
     posted: list[ev.Event] = [ev.DriverStarted(7), beat, ev.LogMatch("n0", "r", "gpu", "none", "line")]

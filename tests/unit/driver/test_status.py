@@ -286,3 +286,18 @@ def test_a_summary_without_steps_has_no_rates(stage: Stage) -> None:
     assert (found["goodput"], found["checkpointStep"], found["reason"]) == (None, None, "")
     no_peak = {1: {"step": 1, "loss": 1.0, "stepSeconds": 0.0, "tokens": 1, "flops": 1.0, "peakFlops": 0.0}}
     assert summarise(JOB, stage.core, no_peak, 140.0)["mfu"] is None
+
+
+def test_time_beyond_the_bound_of_a_step_is_not_productive() -> None:
+    """Steps of 2 s, the last one at 100.0: a hang is suspected after 3 of them and 10 s."""
+    core = Core(Policy(nodes=2, steps=10))
+    core.record.state = JobState.RUNNING
+    core.record.ledger = Ledger(phase=GoodputPhase.PRODUCTIVE, since=90.0, started_at=1.0)
+    core.record.ledger.seconds = {GoodputPhase.PRODUCTIVE: 40.0, GoodputPhase.DETECTION: 1.0}
+    core.live.progress_at = 100.0
+    assert goodput_seconds(core, 130.0) == {"productive": 80.0, "detection": 1.0}  # nothing is learnt yet
+    core.record.clock.durations_s = [2.0] * 8
+    assert goodput_seconds(core, 116.0) == {"productive": 66.0, "detection": 1.0}
+    assert goodput_seconds(core, 130.0) == {"productive": 66.0, "detection": 15.0}
+    core.record.ledger.phase = GoodputPhase.RECOVERY
+    assert goodput_seconds(core, 130.0) == {"productive": 40.0, "detection": 1.0, "recovery": 40.0}
