@@ -18,6 +18,7 @@ from typing import Any, Final, cast
 
 from megascale.core.contract import effects as fx
 from megascale.core.contract import events as ev
+from megascale.core.contract.bounded_json import parse_json
 from megascale.core.contract.codec import Json, decode, encode
 from megascale.core.contract.policy import Policy
 from megascale.core.machine import CORE_VERSION, Core
@@ -93,20 +94,18 @@ def parse_line(line: str) -> Header | Entry | ForeignEntry:
     """One line of the log.
 
     Raises:
-        ValueError: the line is torn, or its schema is newer than this version reads.
+        ValueError: the line is torn, of a newer schema than this version reads, or holds other values.
     """
-    try:
-        data = json.loads(line)
-    except RecursionError as error:
-        raise ValueError("its JSON is nested too deeply") from error
+    data: Any = parse_json(line)
     if "header" in data:
         return _parse_header(data["header"])
+    at: float = decode(float, data["at"])
     event, effects = data["event"], data.get("effects", ())
     unknown = [*_unknown_kinds((event,), _EVENTS), *_unknown_kinds(effects, _EFFECTS)]
     if unknown:
-        return ForeignEntry(float(data["at"]), tuple(unknown))
+        return ForeignEntry(at, tuple(unknown))
     decoded = tuple(_untagged(_EFFECTS, effect) for effect in effects)
-    return Entry(float(data["at"]), _untagged(_EVENTS, event), decoded)
+    return Entry(at, _untagged(_EVENTS, event), decoded)
 
 
 def _parse_header(data: dict[str, Json]) -> Header:
