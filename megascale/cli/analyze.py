@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from megascale.cli.output import echo
 from megascale.errors import DataError, InputError
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def logs(
     if as_json:
         for name in files:
             for found in _classify(name, table):
-                typer.echo(json.dumps(_as_json(found) | ({"file": name} if len(files) > 1 else {})))
+                echo(json.dumps(_as_json(found) | ({"file": name} if len(files) > 1 else {})))
         return
     _print_summary(files, table)
 
@@ -94,13 +95,13 @@ def stragglers(
                 for verdict in verdicts
             ],
         }
-        typer.echo(json.dumps(document, indent=2))
+        echo(json.dumps(document, indent=2))
         return
     for verdict in verdicts:
         head = f"{verdict.kind:16} {verdict.node or '-':16} confidence {verdict.confidence:.2f}"
-        typer.echo(f"{head}  {verdict.reason}")
+        echo(f"{head}  {verdict.reason}")
     if not verdicts:
-        typer.echo(f"nothing stands out in {len(trace.steps)} steps of {len(trace.topology.ranks)} ranks")
+        echo(f"nothing stands out in {len(trace.steps)} steps of {len(trace.topology.ranks)} ranks")
 
 
 @app.command("rules", epilog="Example: megascale analyze rules --json")
@@ -111,9 +112,9 @@ def list_rules(rules: RulesOption = None, as_json: JsonFlag = False) -> None:
         facts = {"id": rule.id, "class": rule.category, "action": rule.action, "scope": rule.scope}
         if as_json:
             more = {"pattern": rule.pattern.pattern, "source": rule.source, "example": rule.example}
-            typer.echo(json.dumps(facts | more))
+            echo(json.dumps(facts | more))
         else:
-            typer.echo(f"{rule.id:24} {rule.category:10} {rule.action:13} {rule.scope:12} {rule.source}")
+            echo(f"{rule.id:24} {rule.category:10} {rule.action:13} {rule.scope:12} {rule.source}")
 
 
 def _load_rules(path: Path | None) -> RuleSet:
@@ -173,8 +174,9 @@ def _as_json(found: RecordVerdict) -> dict[str, Any]:
 
 
 def _print_summary(files: list[str], table: RuleSet) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from megascale.cli.safe_console import safe_console
 
     counts: Counter[str] = Counter()
     first: dict[str, Any] = {}
@@ -191,7 +193,7 @@ def _print_summary(files: list[str], table: RuleSet) -> None:
             if verdict.node:
                 nodes.setdefault(verdict.rule, Counter())[verdict.node] += 1
     if not counts:
-        typer.echo(f"{total:,} records, nothing but benign lines")
+        echo(f"{total:,} records, nothing but benign lines")
         return
     shown = Table("class", "action", "scope", "rule", "records", "nodes", "first line")
     order = sorted(counts, key=lambda rule: (-first[rule].weight, -counts[rule]))
@@ -207,8 +209,8 @@ def _print_summary(files: list[str], table: RuleSet) -> None:
             names,
             verdict.line.strip()[:100],
         )
-    Console(width=None if sys.stdout.isatty() else 160).print(shown)
-    typer.echo(f"{total:,} records, {sum(counts.values()):,} of them matter")
+    safe_console(width=None if sys.stdout.isatty() else 160).print(shown)
+    echo(f"{total:,} records, {sum(counts.values()):,} of them matter")
 
 
 def _read_trace(name: str) -> Trace:

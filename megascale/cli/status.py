@@ -12,8 +12,10 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from megascale.cli.output import echo
 from megascale.core.contract.vocabulary import Command
 from megascale.errors import InputError, UnreachableError
+from megascale.observe.text import shown
 
 STATUS_EPILOG: Final = "Examples: megascale status quickstart | megascale status runs/quickstart --json"
 EVICT_EPILOG: Final = 'Example: megascale evict node-1 --job quickstart --reason "fan noise"'
@@ -29,15 +31,14 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print the status document.")] = False,
 ) -> None:
     """Show a job's nodes, ranks, progress and incidents. Exit code 3 when its driver does not answer."""
-    from rich.console import Console
-
+    from megascale.cli.safe_console import safe_console
     from megascale.cli.view import render
 
     document = _live_or_last(_find(runs, job))
     if as_json:
         sys.stdout.write(json.dumps(document) + "\n")
     else:
-        Console().print(render(document))
+        safe_console().print(render(shown(document)))
 
 
 def evict(
@@ -59,7 +60,7 @@ def evict(
     reply = asyncio.run(_command(_find(runs, job), request))
     if not reply.ok:
         raise InputError(reply.message)
-    typer.echo(f"{node} is being evicted", err=True)
+    echo(f"{node} is being evicted", err=True)
 
 
 def _find(runs: Path, job: str) -> Path:

@@ -6,16 +6,18 @@ import sys
 import time
 from typing import Any, Final, Protocol, Self, TextIO
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from megascale.cli.safe_console import safe_console
 from megascale.cli.stages import STAGE_LABELS
 from megascale.core.contract.vocabulary import FinishState, Milestone
 from megascale.core.state.record import JobState
+from megascale.observe.text import shown, shown_text
 
 _PLAIN_EVERY_S: Final = 5.0
 _STATE_STYLE: Final = {
@@ -61,7 +63,7 @@ class LiveView:
     """A table that is redrawn in place."""
 
     def __init__(self) -> None:
-        self._console = Console()
+        self._console = safe_console()
         self._live = Live(console=self._console, refresh_per_second=8, transient=True)
         self._news = News()
 
@@ -69,12 +71,13 @@ class LiveView:
         self._console.print(Text(text, style="dim"))
 
     def update(self, document: dict[str, Any]) -> None:
+        document = shown(document)
         for line in self._news.of(document):
             self._console.print(Text(line, style="yellow"))
         self._live.update(render(document))
 
     def summary(self, document: dict[str, Any]) -> None:
-        self._console.print(render_summary(document))
+        self._console.print(render_summary(shown(document)))
 
     def __enter__(self) -> Self:
         self._live.start()
@@ -94,10 +97,11 @@ class LineView:
         self._shown: tuple[Any, ...] = ()
 
     def note(self, text: str) -> None:
-        self._stream.write(text + "\n")
+        self._stream.write(shown_text(text) + "\n")
         self._stream.flush()
 
     def update(self, document: dict[str, Any]) -> None:
+        document = shown(document)
         for line in self._news.of(document):
             self.note(line)
         head = (document["state"], document["attempt"])
@@ -107,7 +111,7 @@ class LineView:
             self._shown, self._shown_at = head, now
 
     def summary(self, document: dict[str, Any]) -> None:
-        Console(file=self._stream, width=110).print(render_summary(document))
+        safe_console(file=self._stream, width=110).print(render_summary(shown(document)))
 
     def __enter__(self) -> Self:
         return self

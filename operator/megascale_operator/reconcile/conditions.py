@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from megascale.core.api import FinishState
+from megascale.observe.text import one_line
 from megascale_operator.kube.clock import stamp
 from megascale_operator.kube.resources import Obj
 from megascale_operator.reconcile.job import Job
@@ -151,7 +152,7 @@ def _rendered(job: Job, condition: Condition, now: float) -> Obj:
         "type": condition.type,
         "status": condition.status,
         "reason": condition.reason,
-        "message": condition.message[:_MAX_MESSAGE],
+        "message": one_line(condition.message, _MAX_MESSAGE),
         "observedGeneration": job.generation,
         "lastTransitionTime": stamp(now) if flipped else before["lastTransitionTime"],
     }

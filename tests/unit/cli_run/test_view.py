@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import re
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from megascale.cli.view import LineView, News, one_line, render, render_summary, stage_durations
+from megascale.cli.view import LineView, LiveView, News, one_line, render, render_summary, stage_durations
 
 
 def incident(**changes: Any) -> dict[str, Any]:
@@ -127,3 +128,37 @@ def test_plain_lines_are_flushed_as_they_come() -> None:
     lines = stream.getvalue().splitlines()
     assert lines[0].startswith("incident i-1")
     assert sum("step 1" in line for line in lines) == 1
+
+
+EVIL = "[/red]\x1b]0;owned\x07\x9b2J\u202e"
+
+
+def hostile_document() -> dict[str, Any]:
+    rank = {"rank": 0, "pid": 7, "step": 12, "phase": EVIL, "stepSeconds": 0.25, "mfu": 0.4}
+    found = incident(reason=EVIL, decision=EVIL, action=EVIL, outcome=EVIL, node=EVIL, evidence=[EVIL])
+    return document(
+        job=EVIL,
+        state=EVIL,
+        loss=EVIL,
+        reason=EVIL,
+        nodes=[{"name": EVIL, "status": EVIL, "role": EVIL, "ranks": [rank]}],
+        incidents=[found],
+        alerts=[{"time": 5.0, "message": EVIL + "\nincident i-9: forged"}],
+    )
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_hostile_texts_are_shown_and_do_nothing(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
+    stream = io.StringIO()
+    if terminal:
+        monkeypatch.setattr("sys.stdout", stream)
+    view = LiveView() if terminal else LineView(stream)
+    with view:
+        view.update(hostile_document())
+        view.note(EVIL)
+        view.summary(hostile_document())
+    out = stream.getvalue()
+    assert "[/red]" in out
+    assert "\\x1b]0;owned" in out
+    assert not re.search("[\x1b\x07\x9b\u202e]", out)
+    assert "\nincident i-9" not in out
