@@ -18,7 +18,7 @@ from megascale.errors import CheckpointCorruptError
 
 FORMAT_VERSION: Final = 1
 
-Size = Annotated[int, Field(ge=0)]
+Size = Annotated[int, Field(ge=0, lt=1 << 62)]
 Dims = tuple[Size, ...]
 
 
@@ -34,8 +34,8 @@ class _Document(BaseModel):
 class CommitId(_Document):
     """A commit as JSON."""
 
-    attempt: int
-    step: int
+    attempt: Size
+    step: Size
 
     @classmethod
     def of(cls, commit: Commit | None) -> CommitId | None:

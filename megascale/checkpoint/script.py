@@ -25,6 +25,7 @@ from torch import distributed
 from megascale.checkpoint.pieces import Piece
 from megascale.checkpoint.restore import restore
 from megascale.checkpoint.save import save as save_pieces
+from megascale.checkpoint.soundness import ITEM_BYTES
 from megascale.checkpoint.store import CheckpointStore
 from megascale.core.contract.lineage import Commit
 from megascale.errors import CheckpointSaveError, InputError
@@ -101,6 +102,7 @@ def load() -> dict[str, Any] | None:
 
     Raises:
         CheckpointCorruptError: the checkpoint does not match its checksums.
+        InputError: its state names a tensor that it does not hold.
     """
     launch = _launch()
     if launch is None or launch.resume is None:
@@ -163,7 +165,7 @@ def _unpack(packed: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Any:  #
         found = tensors.get(content)
         shape = tuple(packed["shape"])
         if found is None:
-            return torch.empty(shape, dtype=getattr(torch, packed["dtype"]))
+            return _empty(content, shape, packed["dtype"])
         return found.view(shape)
     if kind == "dict":
         return {key: _unpack(item, tensors) for key, item in content}
@@ -171,6 +173,14 @@ def _unpack(packed: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Any:  #
         items = [_unpack(item, tensors) for item in content]
         return items if kind == "list" else tuple(items)
     return float(content) if kind == "float" else content
+
+
+def _empty(path: str, shape: tuple[int, ...], dtype: str) -> torch.Tensor:
+    """A tensor without elements, which no box of a checkpoint holds."""
+    if math.prod(shape) or dtype not in ITEM_BYTES:
+        raise InputError(f"{path}: the checkpoint has no values for a {dtype} tensor of shape {list(shape)}")
+    empty: torch.Tensor = torch.empty(shape, dtype=getattr(torch, dtype))
+    return empty
 
 
 def _agree(ok: bool) -> bool:

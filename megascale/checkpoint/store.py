@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from pydantic import ValidationError
 
 from megascale.checkpoint.manifest import CommitRecord, Manifest, parse_manifest
+from megascale.checkpoint.soundness import problems_of
 from megascale.checkpoint.storage import open_storage
 from megascale.core.contract.lineage import Commit, Lineage, is_on_lineage
 from megascale.errors import CheckpointCorruptError, CheckpointSaveError, UnreachableError
 
 COMMITS = "commits"
 _COMMIT_NAME = re.compile(r"^(\d+)\.(\d+)\.json$")
+_COMMIT_BYTES: Final = 1 << 16
+_MANIFEST_BYTES: Final = 1 << 30
+_PROBLEMS: Final = 3
+"""Named of a manifest that contradicts itself."""
 _STEP_NAME = re.compile(r"^step-(\d+)$")
 _ATTEMPT_NAME = re.compile(r"^attempt-(\d+)$")
 
@@ -102,7 +109,7 @@ class CheckpointStore:
         """
         name = commit_name(commit)
         try:
-            record = CommitRecord.model_validate_json(self._read(name, commit))
+            record = CommitRecord.model_validate_json(self._read(name, commit, _COMMIT_BYTES))
         except ValidationError as error:
             raise _corrupt(f"{name}: damaged: {error.errors()[0]['msg']}", commit) from error
         if record.commit != commit:
@@ -113,12 +120,17 @@ class CheckpointStore:
         """Read the manifest of a commit and compare it with the digest in the commit file.
 
         Raises:
-            CheckpointCorruptError: either file is missing or damaged.
+            CheckpointCorruptError: either file is missing or damaged, or the manifest contradicts itself.
             UnreachableError: the file system returns an error.
         """
         record = self.record(commit)
         name = f"{folder_of(commit)}/manifest.json"
-        return parse_manifest(self._read(name, commit), record, str(self.storage.path(name)))
+        path = str(self.storage.path(name))
+        manifest = parse_manifest(self._read(name, commit, _MANIFEST_BYTES), record, path)
+        problems = list(itertools.islice(problems_of(manifest), _PROBLEMS))
+        if problems:
+            raise _corrupt(f"{path}: {'; '.join(problems)}", commit)
+        return manifest
 
     def publish(self, manifest: bytes, record: CommitRecord) -> None:
         """Write the manifest and create the commit file, which makes the checkpoint exist.
@@ -196,8 +208,13 @@ class CheckpointStore:
         except OSError as error:
             raise UnreachableError(f"cannot list {self.storage.path(folder)}: {error.strerror}") from error
 
-    def _read(self, name: str, commit: Commit) -> bytes:
+    def _read(self, name: str, commit: Commit, most_bytes: int) -> bytes:
         try:
+            size = self.storage.size(name)
+            if size > most_bytes:
+                raise _corrupt(
+                    f"{self.storage.path(name)}: has {size} bytes, expected at most {most_bytes}", commit
+                )
             return self.storage.read(name)
         except FileNotFoundError as error:
             raise _corrupt(f"{self.storage.path(name)}: the file is missing", commit) from error

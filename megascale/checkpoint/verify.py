@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 
-from megascale.checkpoint.manifest import StoredBox, incomplete_tensor
+from megascale.checkpoint.manifest import StoredBox
 from megascale.checkpoint.shards import ShardReader
+from megascale.checkpoint.soundness import is_tiled
 from megascale.checkpoint.store import CheckpointStore, folder_of
 from megascale.core.contract.lineage import Commit
 from megascale.errors import CheckpointCorruptError
@@ -40,10 +41,12 @@ def verify(store: CheckpointStore, commit: Commit) -> VerifyReport:
         manifest = store.manifest(commit)
     except CheckpointCorruptError as error:
         return VerifyReport(commit, 0, 0, [Damage(str(error), None)])
-    damages = []
-    problem = incomplete_tensor(manifest.tensors)
-    if problem:
-        damages.append(Damage(f"{folder_of(commit)}/manifest.json: {problem}", None))
+    path = store.storage.path(f"{folder_of(commit)}/manifest.json")
+    damages = [
+        Damage(f"{path}: boxes overlap and leave a part of the tensor out", name)
+        for name, tensor in manifest.tensors.items()
+        if not is_tiled(tensor)
+    ]
     boxes: dict[int, list[tuple[StoredBox, str]]] = defaultdict(list)
     for name, tensor in manifest.tensors.items():
         for box in tensor.boxes:

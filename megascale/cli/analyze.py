@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from megascale.cli.output import echo
 from megascale.cli.words import plural
 from megascale.errors import DataError, InputError
 
@@ -105,14 +106,14 @@ def stragglers(
                 for verdict in verdicts
             ],
         }
-        typer.echo(json.dumps(document, indent=2))
+        echo(json.dumps(document, indent=2))
         return
     for verdict in verdicts:
         head = f"{verdict.kind:16} {verdict.node or '-':16} confidence {verdict.confidence:.2f}"
-        typer.echo(f"{head}  {verdict.reason}")
+        echo(f"{head}  {verdict.reason}")
     if not verdicts:
         steps, ranks = plural(len(trace.steps), "step"), plural(len(trace.topology.ranks), "rank")
-        typer.echo(f"nothing stands out in {steps} of {ranks}")
+        echo(f"nothing stands out in {steps} of {ranks}")
 
 
 @app.command("rules", epilog="Example: megascale analyze rules --json")
@@ -120,10 +121,10 @@ def list_rules(rules: RulesOption = None, as_json: JsonFlag = False) -> None:
     """List the rules in the order in which they are tried."""
     table = _load_rules(rules)
     if as_json:
-        typer.echo(json.dumps({"rules": [_rule_document(rule) for rule in table.rules]}, indent=2))
+        echo(json.dumps({"rules": [_rule_document(rule) for rule in table.rules]}, indent=2))
         return
     for rule in table.rules:
-        typer.echo(f"{rule.id:24} {rule.category:10} {rule.action:13} {rule.scope:12} {rule.source}")
+        echo(f"{rule.id:24} {rule.category:10} {rule.action:13} {rule.scope:12} {rule.source}")
 
 
 def _rule_document(rule: LogRule) -> dict[str, Any]:
@@ -147,13 +148,13 @@ def _print_records(files: list[str], table: RuleSet, *, as_lines: bool) -> None:
     )
     if as_lines:
         for line in found:
-            typer.echo(line)
+            echo(line)
         return
     separator = '{"records": ['
     for line in found:
-        typer.echo(f"{separator}\n{line}", nl=False)
+        sys.stdout.write(f"{separator}\n{line}")
         separator = ","
-    typer.echo("\n]}" if separator == "," else f"{separator}]}}")
+    sys.stdout.write("\n]}\n" if separator == "," else f"{separator}]}}\n")
 
 
 def _load_rules(path: Path | None) -> RuleSet:
@@ -260,28 +261,28 @@ class _Summary:
 
 
 def _print_summary(files: list[str], table: RuleSet) -> None:
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
+
+    from megascale.cli.safe_console import safe_console
 
     summary = _Summary()
     for name in files:
         for found in _classify(name, table):
             summary.add(found.verdict)
     if not summary.counts:
-        typer.echo(f"{summary.total:,} records, nothing but benign lines")
+        echo(f"{summary.total:,} records, nothing but benign lines")
         return
     shown = Table("class", "action", "scope", "rule", "records", "nodes", "first line")
     for row in summary.rows():
-        shown.add_row(*map(escape, row))
-    Console(width=None if sys.stdout.isatty() else 160).print(shown)
+        shown.add_row(*row)
+    safe_console(width=None if sys.stdout.isatty() else 160).print(shown)
     for text in summary.advice(table):
-        typer.echo(text)
+        echo(text)
     matter = sum(summary.counts.values()) - summary.unexplained
     unknown = (
         f", {summary.unexplained:,} look like errors that no rule explains" if summary.unexplained else ""
     )
-    typer.echo(f"{summary.total:,} records, {matter:,} of them matter{unknown}")
+    echo(f"{summary.total:,} records, {matter:,} of them matter{unknown}")
 
 
 def _read_trace(name: str) -> Trace:

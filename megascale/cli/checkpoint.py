@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from megascale.cli.output import echo
 from megascale.errors import InputError
 
 if TYPE_CHECKING:
@@ -67,17 +68,15 @@ def list_(target: Target, as_json: JsonFlag = False) -> None:
             "checkpoints": rows,
             "damaged": place.scan.damaged,
         }
-        typer.echo(json.dumps(document, indent=2))
+        echo(json.dumps(document, indent=2))
         return
     _print_rows(rows)
     for line in place.scan.damaged:
-        typer.echo(f"ignored: {line}", err=True)
+        echo(f"ignored: {line}", err=True)
     if not rows:
-        typer.echo(f"no checkpoints in {place.store.uri}", err=True)
+        echo(f"no checkpoints in {place.store.uri}", err=True)
     elif not place.from_record:
-        typer.echo(
-            f"no job record here: lineage taken from the commits, up to attempt {place.attempt}", err=True
-        )
+        echo(f"no job record here: lineage taken from the commits, up to attempt {place.attempt}", err=True)
 
 
 @app.command(
@@ -112,10 +111,10 @@ def verify(
             "checkpoints": [_as_json(report) for report in reports],
             "damaged": damaged,
         }
-        typer.echo(json.dumps(document, indent=2))
+        echo(json.dumps(document, indent=2))
     else:
         for line in damaged:
-            typer.echo(f"DAMAGED  {line}")
+            echo(f"DAMAGED  {line}")
     if not sound:
         raise typer.Exit(1)
 
@@ -171,8 +170,9 @@ def _derived(store: CheckpointStore) -> _Place:
 
 
 def _print_rows(rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from megascale.cli.safe_console import safe_console
 
     table = Table(box=None)
     for title in ("STEP", "ATTEMPT", "LINEAGE", "SIZE", "FILES", "AGE", "RESUMED FROM"):
@@ -191,17 +191,15 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
             f"step {parent['step']}, attempt {parent['attempt']}" if parent else "scratch",
         )
     if rows:
-        Console().print(table)
+        safe_console().print(table)
 
 
 def _print_report(report: VerifyReport, seconds: float) -> None:
     name = _name(report.commit)
     if not report.damages:
-        typer.echo(
-            f"sound    {name}: {report.boxes_read} boxes, {_size(report.bytes_read)} in {seconds:.1f} s"
-        )
+        echo(f"sound    {name}: {report.boxes_read} boxes, {_size(report.bytes_read)} in {seconds:.1f} s")
     for damage in report.damages:
-        typer.echo(f"DAMAGED  {name}: {damage.message}" + (f" ({damage.tensor})" if damage.tensor else ""))
+        echo(f"DAMAGED  {name}: {damage.message}" + (f" ({damage.tensor})" if damage.tensor else ""))
 
 
 def _as_json(report: VerifyReport) -> dict[str, Any]:

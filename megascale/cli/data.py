@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +12,10 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from megascale.cli.output import echo
+
 _LINE_EVERY_S: Final = 30.0
+
 app = typer.Typer(no_args_is_help=True, help="Make token files from text and look into them.")
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
@@ -68,11 +70,11 @@ def prepare(
         )
     facts = prepared.description
     if as_json:
-        typer.echo(json.dumps({"prefix": str(output), "made": prepared.made} | described(facts), indent=2))
+        echo(json.dumps({"prefix": str(output), "made": prepared.made} | described(facts), indent=2))
         return
     verb = "made" if prepared.made else "is there already, reused (--force makes it again)"
     left_out = f", {facts.skipped:,} documents left out" if facts.skipped else ""
-    typer.echo(f"{output}: {verb}: {facts.files:,} files, {facts.tokens:,} tokens{left_out}")
+    echo(f"{output}: {verb}: {facts.files:,} files, {facts.tokens:,} tokens{left_out}")
 
 
 @app.command(
@@ -102,7 +104,7 @@ def train_tokenizer(
         size = train_bpe(
             paths, output, vocab_size, globs=glob or ("*",), text_key=text_key, on_progress=on_progress
         )
-    typer.echo(f"{output}: {size:,} tokens; use it with --tokenizer {output} and model.vocabSize {size}")
+    echo(f"{output}: {size:,} tokens; use it with --tokenizer {output} and model.vocabSize {size}")
 
 
 @app.command(epilog="Example: megascale data info data/python-stdlib")
@@ -129,27 +131,33 @@ def info(
         "binBytes": indexed.tokens.nbytes,
     } | (described(description) if description else {})
     if as_json:
-        typer.echo(json.dumps(document, indent=2))
+        echo(json.dumps(document, indent=2))
         return
     for name, value in document.items():
         shown = (
             " ".join(value) if isinstance(value, list) else f"{value:,}" if isinstance(value, int) else value
         )
-        typer.echo(f"{name:12} {shown}")
-    typer.echo("index and tokens fit together")
+        echo(f"{name:12} {shown}")
+    echo("index and tokens fit together")
 
 
 @contextlib.contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     """A callback (bytes done, bytes in all) behind a bar on stderr; plain lines when that is no terminal."""
-    from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
+    from megascale.cli.safe_console import safe_console
+
+    console = safe_console(stderr=True)
     if not console.is_terminal:
         yield _plain_lines(title)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(title, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
@@ -169,4 +177,4 @@ def _plain_lines(title: str, clock: Callable[[], float] = time.monotonic) -> Cal
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr)
+    echo(line, err=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from megascale.cli.output import echo
 from megascale.errors import InputError
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def diagnose(
         limits = Limits(total_s=timeout_s, pair_s=pair_timeout_s, at_once=at_once)
     report = asyncio.run(_together(nodes, simulate, _faults(inject or [], simulate), token_file, limits))
     if as_json:
-        typer.echo(json.dumps(report.document(), indent=2))
+        echo(json.dumps(report.document(), indent=2))
     else:
         show_fleet(report)
     raise typer.Exit(EXIT_CODES[report.verdict])
@@ -123,7 +124,7 @@ def _check_here(
             )
         )
     if as_json:
-        typer.echo(json.dumps(report.document(), indent=2))
+        echo(json.dumps(report.document(), indent=2))
     else:
         show_node(report)
     raise typer.Exit(1 if report.verdict == "convicted" else 0)

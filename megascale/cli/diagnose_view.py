@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -19,6 +19,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from megascale.cli.safe_console import safe_console
 from megascale.diagnose.checks import Check, NodeReport
 from megascale.diagnose.fleet import FleetReport
 
@@ -57,12 +58,12 @@ def progress() -> Iterator[Report]:
         return
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=safe_console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=None)
         yield lambda what, done, total: bar.update(
             task, description=what, completed=done, total=total or None
@@ -90,7 +91,7 @@ def show_fleet(report: FleetReport) -> None:
 
 
 def _print(body: RenderableType, before: str, verdict: str, meaning: str) -> None:
-    console = Console()
+    console = safe_console()
     console.print(body)
     console.print(Text.assemble(before, (verdict, _STYLES.get(verdict, "bold red")), ": ", meaning))
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from megascale.cli.output import echo
+
 if TYPE_CHECKING:
     from megascale.diagnose.nic import Finding
 
@@ -35,15 +37,17 @@ def report(findings: list[Finding], *, as_json: bool) -> None:
 
     if as_json:
         document = {"verdict": verdict(findings), "findings": [dataclasses.asdict(f) for f in findings]}
-        typer.echo(json.dumps(document, indent=2))
+        echo(json.dumps(document, indent=2))
     else:
-        from rich.console import Console
         from rich.table import Column, Table
+        from rich.text import Text
+
+        from megascale.cli.safe_console import safe_console
 
         table = Table("check", "status", "value", Column("what to change", overflow="fold"), box=None)
         for finding in findings:
             style = _STYLES[finding.status]
-            table.add_row(finding.check, f"[{style}]{finding.status}", finding.value, finding.advice)
-        Console().print(table)
+            table.add_row(finding.check, Text(finding.status, style=style), finding.value, finding.advice)
+        safe_console().print(table)
     if verdict(findings) == "change":
         raise typer.Exit(1)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from megascale.cli.output import echo
 from megascale.cli.words import plural
 from megascale.core.contract.vocabulary import Action, Milestone, Source
 from megascale.errors import InputError
@@ -79,7 +80,7 @@ def replay(
         _print_verdict(path, verdict)
     _report_torn(file)
     for sentence in verdict.skipped():
-        typer.echo(f"{path}: {sentence}", err=True)
+        echo(f"{path}: {sentence}", err=True)
     if verdict.mismatch:
         raise typer.Exit(1)
 
@@ -111,7 +112,7 @@ def show(
         _print_history(history, file.path)
     _report_torn(file)
     for sentence in history.doubts():
-        typer.echo(f"{file.path}: {sentence}", err=True)
+        echo(f"{file.path}: {sentence}", err=True)
 
 
 def find_log(log: str, runs: Path) -> Path:
@@ -129,7 +130,7 @@ def find_log(log: str, runs: Path) -> Path:
 
 def _report_torn(file: EventLogFile) -> None:
     for number in file.torn:
-        typer.echo(
+        echo(
             f"{file.path}:{number}: an incomplete line, left out: the driver died while writing it", err=True
         )
 
@@ -141,14 +142,14 @@ def _print_verdict(path: Path, verdict: Verdict) -> None:
     )
     mismatch = verdict.mismatch
     if mismatch is None:
-        typer.echo(f"{done}: every decision comes out as recorded")
+        echo(f"{done}: every decision comes out as recorded")
         return
-    typer.echo(f"{path}:{mismatch.line}: another decision comes out ({done} before it were the same)")
+    echo(f"{path}:{mismatch.line}: another decision comes out ({done} before it were the same)")
     document = _mismatch_document(mismatch)
-    typer.echo(f"  event     {json.dumps(document['event'])}")
+    echo(f"  event     {json.dumps(document['event'])}")
     for name in ("recorded", "replayed"):
         for effect in document[name] or ["nothing"]:
-            typer.echo(f"  {name:<9} {effect if isinstance(effect, str) else json.dumps(effect)}")
+            echo(f"  {name:<9} {effect if isinstance(effect, str) else json.dumps(effect)}")
 
 
 def _mismatch_document(mismatch: Mismatch) -> dict[str, Any]:
@@ -202,21 +203,21 @@ def _print_history(history: History, log: Path) -> None:
     incidents = plural(len(history.incidents), "incident")
     attempts = plural(len(history.attempts), "attempt")
     lives = plural(history.lives, "driver life", "driver lives")
-    typer.echo(f"{history.job}: {incidents}, {attempts}, {lives}")
+    echo(f"{history.job}: {incidents}, {attempts}, {lives}")
     for story in history.incidents.values():
-        typer.echo(f"\n{_paragraph(story)}")
+        echo(f"\n{_paragraph(story)}")
         for line in story.evidence:
-            typer.echo(f"  | {line}")
+            echo(f"  | {line}")
         if path := _log_of(story.incident, log):
-            typer.echo(f"  log: {path}")
+            echo(f"  log: {path}")
     for incident_id in history.undone:
-        typer.echo(f"\n{incident_id} (an earlier one of this name): its driver died before it did anything.")
-    typer.echo("\nAttempts, in seconds since the start:")
+        echo(f"\n{incident_id} (an earlier one of this name): its driver died before it did anything.")
+    echo("\nAttempts, in seconds since the start:")
     for attempt in history.attempts.values():
-        typer.echo(f"  {_attempt_line(attempt, history.began_at)}")
+        echo(f"  {_attempt_line(attempt, history.began_at)}")
     if history.end:
         at, finish = history.end
-        typer.echo(f"  {at - history.began_at:>9.1f}  {finish.state}: {finish.reason}")
+        echo(f"  {at - history.began_at:>9.1f}  {finish.state}: {finish.reason}")
 
 
 def _attempt_line(attempt: Attempt, began_at: float) -> str:
@@ -247,34 +248,34 @@ def _print_incident(story: IncidentStory, log: Path) -> None:
     incident = story.whole()
     fault_at = incident.milestones[Milestone.FAULT].at
     step = f"after step {incident.fault_step}" if incident.fault_step else "before the first step"
-    typer.echo(f"{incident.id}: {incident.reason}\n")
-    typer.echo(f"  What      {_kind(incident)}, in attempt {incident.attempt}, {step}")
-    typer.echo(f"  When      {_time(fault_at)}, {incident.milestones[Milestone.FAULT].source}")
-    typer.echo(f"  Noticed   {_detection(incident)}")
+    echo(f"{incident.id}: {incident.reason}\n")
+    echo(f"  What      {_kind(incident)}, in attempt {incident.attempt}, {step}")
+    echo(f"  When      {_time(fault_at)}, {incident.milestones[Milestone.FAULT].source}")
+    echo(f"  Noticed   {_detection(incident)}")
     if incident.action:
-        typer.echo(f"  Decided   {_action(incident)}")
-        typer.echo(f"  Because   {incident.decision}")
+        echo(f"  Decided   {_action(incident)}")
+        echo(f"  Because   {incident.decision}")
     for line in incident.evidence:
-        typer.echo(f"  Evidence  {line}")
+        echo(f"  Evidence  {line}")
     if path := _log_of(incident, log):
-        typer.echo(f"  Log       {path}")
-    typer.echo(f"  Outcome   {_outcome(incident)}\n\n  Stages, and how long each took:")
+        echo(f"  Log       {path}")
+    echo(f"  Outcome   {_outcome(incident)}\n\n  Stages, and how long each took:")
     for name, took_s, since_s, source in _stages(incident):
-        typer.echo(f"    {name:<18} {_duration(took_s):>9}   {_duration(since_s):>9} since the fault{source}")
+        echo(f"    {name:<18} {_duration(took_s):>9}   {_duration(since_s):>9} since the fault{source}")
     _print_stacks(story)
     if story.effects:
-        typer.echo("\n  Done, in time since the fault:")
+        echo("\n  Done, in time since the fault:")
     for at, effect in story.effects.values():
-        typer.echo(f"    {_duration(at - fault_at):>9}  {_effect(effect)}")
+        echo(f"    {_duration(at - fault_at):>9}  {_effect(effect)}")
 
 
 def _print_stacks(story: IncidentStory) -> None:
     if story.ranks:
-        typer.echo("\n  Stacks when the ranks were asked, innermost frame first:")
+        echo("\n  Stacks when the ranks were asked, innermost frame first:")
     for number, rank in sorted(story.ranks.items()):
-        typer.echo(f"    rank {number}, after step {rank.step}, in {rank.phase or 'no phase'}")
+        echo(f"    rank {number}, after step {rank.step}, in {rank.phase or 'no phase'}")
         for frame in rank.stack or ("no stack: the process was stopped or gone",):
-            typer.echo(f"      {frame}")
+            echo(f"      {frame}")
 
 
 def _log_of(incident: Incident, log: Path) -> Path | None:

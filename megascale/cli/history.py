@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from megascale.core.contract.effects import Effect, Finish, Kill, Launch
 from megascale.core.contract.events import (
@@ -20,6 +21,8 @@ from megascale.core.eventlog import Entry, ForeignEntry, Gap, Header, parse_line
 from megascale.core.machine import CORE_VERSION, Core
 from megascale.core.state.record import Incident
 from megascale.errors import InputError
+
+_LINE_CHARACTERS: Final = 1 << 24
 
 
 class EventLogFile:
@@ -37,7 +40,10 @@ class EventLogFile:
         """
         self.torn, begun = [], False
         with self.path.open(encoding="utf-8", errors="replace") as file:
-            for number, raw in enumerate(file, start=1):
+            lines = iter(lambda: file.readline(_LINE_CHARACTERS + 1), "")
+            for number, raw in enumerate(lines, start=1):
+                if len(raw) > _LINE_CHARACTERS:
+                    raise self._refused(number, f"has more than {_LINE_CHARACTERS} bytes, as no event has")
                 try:
                     item = parse_line(raw)
                 except json.JSONDecodeError:

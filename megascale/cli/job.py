@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from megascale.cli.output import echo
 from megascale.cli.words import plural
 from megascale.errors import InputError, ManifestError, ManifestIssue
 
@@ -57,7 +58,7 @@ def validate(
     reports = [_check(file, changes or [], runs if here else None) for file in files]
     if as_json:
         document = {"valid": not any(report["issues"] for report in reports), "files": reports}
-        typer.echo(json.dumps(document, indent=2))
+        echo(json.dumps(document, indent=2))
     for report in reports if not as_json else ():
         _print_report(report)
     if any(report["issues"] for report in reports):
@@ -70,7 +71,7 @@ def schema() -> None:
     from megascale.job import TrainingJob
 
     document = {"$schema": "https://json-schema.org/draft/2020-12/schema"} | TrainingJob.model_json_schema()
-    typer.echo(json.dumps(document, indent=2))
+    echo(json.dumps(document, indent=2))
 
 
 @app.command(
@@ -89,7 +90,7 @@ def explain(
     if as_json:
         document = dataclasses.asdict(explained.field)
         document["fields"] = [dataclasses.asdict(child) for child in explained.children]
-        typer.echo(json.dumps(document, indent=2))
+        echo(json.dumps(document, indent=2))
     else:
         _print_explained(explained)
 
@@ -129,17 +130,17 @@ def _inspect(job: TrainingJob, runs: Path) -> dict[str, Any]:
 
 def _print_report(report: dict[str, Any]) -> None:
     if report["valid"]:
-        typer.echo(f"{report['file']}: valid: {report['summary']}")
+        echo(f"{report['file']}: valid: {report['summary']}")
     here = report.get("here", {})
     for key, title in (("notes", "note"), ("checked", "checked"), ("notChecked", "not checked")):
         for line in here.get(key, ()):
-            typer.echo(f"  {title}: {line}")
+            echo(f"  {title}: {line}")
     if report["valid"]:
         return
     for issue in report["issues"]:
-        typer.echo(str(ManifestIssue(**issue)), err=True)
+        echo(str(ManifestIssue(**issue)), err=True)
     count = len(report["issues"])
-    typer.echo(f"{report['file']}: {plural(count, 'problem')}, nothing was started", err=True)
+    echo(f"{report['file']}: {plural(count, 'problem')}, nothing was started", err=True)
 
 
 def _summary(job: TrainingJob) -> str:
@@ -168,21 +169,21 @@ def _summary(job: TrainingJob) -> str:
 
 def _print_explained(explained: Explained) -> None:
     field, width = explained.field, min(shutil.get_terminal_size().columns, 100)
-    typer.echo(f"FIELD:    {field.path} <{field.type}>")
+    echo(f"FIELD:    {field.path} <{field.type}>")
     if not explained.children:
-        typer.echo(f"ALLOWED:  {field.expected}")
+        echo(f"ALLOWED:  {field.expected}")
     if field.path != "TrainingJob":
-        typer.echo(f"DEFAULT:  {'none, the field is required' if field.default is None else field.default}")
-    typer.echo(f"\n{_indented(field.description, '  ', width)}")
+        echo(f"DEFAULT:  {'none, the field is required' if field.default is None else field.default}")
+    echo(f"\n{_indented(field.description, '  ', width)}")
     if explained.children:
-        typer.echo("\nFIELDS:")
+        echo("\nFIELDS:")
     for child in explained.children:
         name = child.path.rpartition(".")[2]
         default = "required" if child.default is None else f"default {child.default}"
-        typer.echo(f"  {name} <{child.type}>, {default}")
-        typer.echo(_indented(child.description, "      ", width))
+        echo(f"  {name} <{child.type}>, {default}")
+        echo(_indented(child.description, "      ", width))
         if not child.fields and child.expected not in _OBVIOUS:
-            typer.echo(f"      Allowed: {child.expected}")
+            echo(f"      Allowed: {child.expected}")
 
 
 def _indented(text: str, indent: str, width: int) -> str:

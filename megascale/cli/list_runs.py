@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from megascale.cli.local_job import RunsOption
+from megascale.cli.output import echo
 from megascale.errors import InputError, UnreachableError
 
 if TYPE_CHECKING:
@@ -34,11 +35,11 @@ def list_runs(
 
     rows = [row_of(folder) for folder in run_folders(runs)]
     if as_json:
-        typer.echo(json.dumps({"runs": rows}, indent=2))
+        echo(json.dumps({"runs": rows}, indent=2))
     elif rows:
         _print_table(rows, time.time())
     else:
-        typer.echo(f"no runs in {runs}/", err=True)
+        echo(f"no runs in {runs}/", err=True)
 
 
 def row_of(folder: Path) -> dict[str, Any]:
@@ -81,7 +82,7 @@ def _print_table(rows: list[dict[str, Any]], now: float) -> None:
     cells = [("JOB", "STATE", "STEP", "ATTEMPT", "AGE"), *(_cells(row, now) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for line in cells:
-        typer.echo("   ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+        echo("   ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
 
 
 def _cells(row: dict[str, Any], now: float) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
@@ -13,7 +14,10 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, Final
 import typer
 
 from megascale.cli.local_job import JobArgument, RunsOption
+from megascale.cli.output import echo
 from megascale.errors import InputError
+from megascale.observe.rundir import log_part
+from megascale.observe.text import shown_text
 
 if TYPE_CHECKING:
     from megascale.observe.rundir import RunDir
@@ -150,6 +154,7 @@ class LogPrinter:
         self, run: RunDir, ranks: frozenset[int], out: BinaryIO, say: Callable[[str], None], tail: int | None
     ) -> None:
         self.run, self._ranks, self._out, self._say, self._tail = run, ranks, out, say, tail
+        self._fit = _shown_line if out.isatty() else bytes
         self._attempt = 0
         self._readers: dict[int, LineReader] = {}
 
@@ -187,25 +192,40 @@ class LogPrinter:
     def _write(self, rank: int, lines: Iterator[bytes]) -> None:
         prefix = f"rank {rank}: ".encode() if len(self._readers) > 1 else b""
         for line in lines:
-            self._out.write(prefix + line + b"\n")
+            self._out.write(prefix + self._fit(line) + b"\n")
         self._out.flush()
 
 
 class LineReader:
-    """Reads a growing file line by line; a line of more than 64 KiB comes in pieces.
+    """Reads a growing log line by line, from part to part; a line of more than 64 KiB comes in pieces.
 
     Args:
-        tail: number of last lines to begin with, None for all; at most 4 MiB are searched for them.
+        first: the log's first part; `log_part` names the others, of which some may have been deleted.
+        tail: number of last lines of the newest part to begin with, None for all; at most 4 MiB are searched
+            for them.
     """
 
-    def __init__(self, path: Path, tail: int | None = None) -> None:
-        self._path = path
-        self._at = _start_of_tail(path, tail) if tail is not None else 0
+    def __init__(self, first: Path, tail: int | None = None) -> None:
+        self._first = first
+        self._part = (later_parts(first, 0) or [0])[-1] if tail is not None else 0
+        self._at = _start_of_tail(self._path, tail) if tail is not None else 0
         self._partial = b""
+
+    @property
+    def _path(self) -> Path:
+        return log_part(self._first, self._part)
 
     def new_lines(self) -> Iterator[bytes]:
         """Whole lines that were added since the last call."""
-        with self._path.open("rb") as file:
+        # A part gets no more lines once there is a later one.
+        later = later_parts(self._first, self._part)
+        yield from self._lines_of_part()
+        for part in later:
+            self._part, self._at = part, 0
+            yield from self._lines_of_part()
+
+    def _lines_of_part(self) -> Iterator[bytes]:
+        with contextlib.suppress(FileNotFoundError), self._path.open("rb") as file:
             file.seek(self._at)
             while data := file.read(_READ_BYTES):
                 self._at += len(data)
@@ -221,6 +241,15 @@ class LineReader:
             yield partial
 
 
+def later_parts(first: Path, part: int) -> list[int]:
+    """Return the numbers of a log's parts after `part` that exist, in order."""
+    found = (
+        path.name.removeprefix(f"{first.stem}.").removesuffix(first.suffix)
+        for path in first.parent.glob(f"{first.stem}.*{first.suffix}")
+    )
+    return sorted(int(number) for number in found if number.isdigit() and int(number) > part)
+
+
 def _start_of_tail(path: Path, lines: int) -> int:
     with path.open("rb") as file:
         end = file.seek(0, os.SEEK_END)
@@ -232,9 +261,14 @@ def _start_of_tail(path: Path, lines: int) -> int:
     return start + at if lines else end
 
 
+def _shown_line(line: bytes) -> bytes:
+    """The line without what would steer a terminal."""
+    return shown_text(line.decode(errors="replace")).encode()
+
+
 def _listed(numbers: list[int]) -> str:
     return ", ".join(map(str, numbers))
 
 
 def _say(text: str) -> None:
-    typer.echo(text, err=True)
+    echo(text, err=True)

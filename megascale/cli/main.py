@@ -27,6 +27,7 @@ from megascale.cli import (
     stop,
 )
 from megascale.cli.help_texts import tidy_help
+from megascale.cli.output import echo
 from megascale.errors import MegascaleError
 
 app = typer.Typer(
@@ -61,10 +62,10 @@ def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
 ) -> None:
     if version:
-        typer.echo(f"megascale {metadata.version('megascale')}")
+        echo(f"megascale {metadata.version('megascale')}")
         raise typer.Exit
     if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+        echo(context.get_help())
 
 
 def _mount_others() -> None:
@@ -81,7 +82,7 @@ def main() -> None:
         tidy_help(program)
         program()
     except MegascaleError as error:
-        sys.stderr.write(f"megascale: {error}\n")
+        echo(f"megascale: {error}", err=True)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         sys.stderr.close()

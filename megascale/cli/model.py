@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from megascale.cli.output import echo
 from megascale.errors import InputError
 
 if TYPE_CHECKING:
@@ -42,13 +43,13 @@ def list_presets(as_json: JsonFlag = False) -> None:
             }
         )
     if as_json:
-        typer.echo(json.dumps(rows, indent=2))
+        echo(json.dumps(rows, indent=2))
         return
-    typer.echo(f"{'preset':10} {'parameters':>10} {'layers':>6} {'hidden':>6} {'heads':>5}  block")
+    echo(f"{'preset':10} {'parameters':>10} {'layers':>6} {'hidden':>6} {'heads':>5}  block")
     for row in rows:
         experts = f", {row['experts']} experts" if row["experts"] else ""
         sizes = f"{row['numLayers']:>6} {row['hiddenSize']:>6} {row['attentionHeads']:>5}"
-        typer.echo(f"{row['preset']:10} {_short(row['parameters']):>10} {sizes}  {row['block']}{experts}")
+        echo(f"{row['preset']:10} {_short(row['parameters']):>10} {sizes}  {row['block']}{experts}")
 
 
 @app.command(
@@ -108,7 +109,7 @@ def show(
         optimizer=optimizer,
         gpus_per_node=gpus_per_node,
     )
-    typer.echo(json.dumps(document, indent=2) if as_json else _text(document))
+    echo(json.dumps(document, indent=2) if as_json else _text(document))
 
 
 def _shape(preset: str, **changes: Any) -> ModelShape:  # noqa: ANN401 - fields of a manifest's model

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from megascale.cli.output import echo
 from megascale.errors import InputError
 
 if TYPE_CHECKING:
@@ -33,12 +34,12 @@ def explain(
     variables = environment(network, Path("runs") / job.metadata.name)
     if as_json:
         document = {"transportSeconds": network.transport_seconds, "environment": variables}
-        typer.echo(json.dumps(document, indent=2))
+        echo(json.dumps(document, indent=2))
         return
     for line in lines_of(network):
-        typer.echo(line)
+        echo(line)
     for name, value in variables.items():
-        typer.echo(f"  {name}={value}")
+        echo(f"  {name}={value}")
 
 
 @app.command(
@@ -77,9 +78,9 @@ def collisions(
         return
     found = estimate(flows or 0, uplinks, speedup)
     if as_json:
-        typer.echo(json.dumps(dataclasses.asdict(found)))
+        echo(json.dumps(dataclasses.asdict(found)))
         return
-    typer.echo(f"{flows} flows over {uplinks} uplinks of {speedup:g} x a downlink's speed: {_shares(found)}")
+    echo(f"{flows} flows over {uplinks} uplinks of {speedup:g} x a downlink's speed: {_shares(found)}")
 
 
 def _shares(found: Collisions) -> str:
@@ -121,11 +122,11 @@ def _print_placement(
     if as_json:
         parts = {name: dataclasses.asdict(part) for name, part in found.items()}
         document = {"switches": parts, "slowedFlows": slowed, "slowedFlowsInOrderOfSwitches": best}
-        typer.echo(json.dumps(document, indent=2))
+        echo(json.dumps(document, indent=2))
         return
     for name, part in found.items():
-        typer.echo(f"{name}: {part.flows} flows over {uplinks} uplinks: {_shares(part)}")
-    typer.echo(
+        echo(f"{name}: {part.flows} flows over {uplinks} uplinks: {_shares(part)}")
+    echo(
         f"{sum(given.values())} flows leave switches, {slowed:.1f} of them slowed; with nodes in the order "
         f"of their switches {sum(sorted_flows.values())} and {best:.1f}"
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from megascale.cli.output import echo
 from megascale.errors import InputError
 
 if TYPE_CHECKING:
@@ -88,23 +89,23 @@ def _list(*, as_json: bool) -> None:
 
     found = [(name, load(name).title) for name in names()]
     if as_json:
-        typer.echo(json.dumps([{"name": name, "title": title} for name, title in found]))
+        echo(json.dumps([{"name": name, "title": title} for name, title in found]))
         return
     for name, title in found:
-        typer.echo(f"{name:18} {title}")
+        echo(f"{name:18} {title}")
 
 
 def _run(scenario: Scenario, policies: list[str], seeds: range, stretches: list[float]) -> list[Variant]:
-    from rich.console import Console
     from rich.progress import Progress
 
+    from megascale.cli.safe_console import safe_console
     from megascale.sim.compare import run_variants
     from megascale.sim.scenario import under_policy
 
     for policy in policies:
         under_policy(scenario, policy)
     total = len(policies) * len(seeds) * len(stretches)
-    with Progress(console=Console(file=sys.stderr), transient=True) as progress:
+    with Progress(console=safe_console(file=sys.stderr), transient=True) as progress:
         task = progress.add_task(f"simulating {scenario.name}", total=total)
         return run_variants(
             scenario,
@@ -116,14 +117,13 @@ def _run(scenario: Scenario, policies: list[str], seeds: range, stretches: list[
 
 
 def _show(scenario: Scenario, variants: list[Variant], seed: int, *, as_json: bool) -> None:
-    from rich.console import Console
-
+    from megascale.cli.safe_console import safe_console
     from megascale.sim.report import overview
 
     if as_json:
-        typer.echo(json.dumps(_document(scenario, variants, seed)))
+        echo(json.dumps(_document(scenario, variants, seed)))
     else:
-        Console().print(overview(scenario, variants))
+        safe_console().print(overview(scenario, variants))
 
 
 def _document(scenario: Scenario, variants: list[Variant], seed: int) -> dict[str, Any]:
@@ -185,7 +185,7 @@ def _write(folder: Path, scenario: Scenario, variant: Variant, seed: int) -> Non
         (folder / "result.json").write_text(json.dumps(result.to_json(), indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise InputError(f"--output {folder}: cannot be written: {error}") from error
-    typer.echo(f"wrote timeline.html, result.json and events.jsonl to {folder}", err=True)
+    echo(f"wrote timeline.html, result.json and events.jsonl to {folder}", err=True)
 
 
 def _detailed(scenario: Scenario, seed: int, *, as_json: bool) -> None:
@@ -193,7 +193,7 @@ def _detailed(scenario: Scenario, seed: int, *, as_json: bool) -> None:
 
     measured = measure(scenario, seed)
     if as_json:
-        typer.echo(json.dumps(measured.to_json()))
+        echo(json.dumps(measured.to_json()))
         return
     for line in measured.to_text():
-        typer.echo(line)
+        echo(line)

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from megascale.cli.local_job import OptionalJobArgument, RunsOption
+from megascale.cli.output import echo
 from megascale.core.contract.vocabulary import Command
 from megascale.errors import InputError
+from megascale.observe.text import shown
 
 if TYPE_CHECKING:
     from megascale.observe.rundir import RunDir
@@ -30,9 +32,8 @@ def status(
 
     Exit code 3 when nothing of a job that has not ended runs, or its driver does not answer.
     """
-    from rich.console import Console
-
     from megascale.cli.local_job import check_live, ended_text, find_run, standing, watch_once
+    from megascale.cli.safe_console import safe_console
     from megascale.cli.view import render, render_summary
 
     run = find_run(runs, job)
@@ -41,12 +42,12 @@ def status(
         check_live(run)
         document, show = asyncio.run(watch_once(run)), render
     else:
-        typer.echo(ended_text(found), err=True)
+        echo(ended_text(found), err=True)
         document, show = _summary(run), render_summary
     if as_json:
         sys.stdout.write(json.dumps(document) + "\n")
     elif document:
-        Console().print(show(document))
+        safe_console().print(show(shown(document)))
 
 
 def evict(
@@ -74,7 +75,7 @@ def evict(
     reply = asyncio.run(command(run, request))
     if not reply.ok:
         raise InputError(reply.message)
-    typer.echo(f"{node} is being evicted", err=True)
+    echo(f"{node} is being evicted", err=True)
 
 
 def _summary(run: RunDir) -> dict[str, Any]:

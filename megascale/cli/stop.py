@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from megascale.cli.local_job import INTERRUPTED, JobArgument, RunsOption
+from megascale.cli.output import echo
 from megascale.core.contract.vocabulary import Command, FinishState
 from megascale.errors import MegascaleError, UnreachableError
 
@@ -42,14 +43,14 @@ def stop(
         try:
             asyncio.run(stop_run(run, reason, _say))
         except KeyboardInterrupt:
-            typer.echo(f"{found.name} is still stopping", err=True)
+            echo(f"{found.name} is still stopping", err=True)
             raise typer.Exit(130) from None
         found = standing(run)
     if as_json:
         sys.stdout.write(json.dumps(_document(run, found.state)) + "\n")
     else:
         resume = f"; resume: megascale run {run.job_file}" if found.state == FinishState.STOPPED else ""
-        typer.echo(f"{ended_text(found)}{resume}")
+        echo(f"{ended_text(found)}{resume}")
     if not was_ended and found.state == FinishState.FAILED:
         raise typer.Exit(MegascaleError.exit_code)
 
@@ -112,7 +113,7 @@ async def _follow(run: RunDir, say: Callable[[str], None]) -> None:
 
 
 def _say(text: str) -> None:
-    typer.echo(text, err=True)
+    echo(text, err=True)
 
 
 def _document(run: RunDir, state: str) -> dict[str, Any]:

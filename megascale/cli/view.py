@@ -6,7 +6,7 @@ import sys
 import time
 from typing import Any, Final, Protocol, Self, TextIO
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.padding import Padding
 from rich.panel import Panel
@@ -14,11 +14,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from megascale.cli.safe_console import safe_console
 from megascale.cli.stages import STAGE_LABELS
 from megascale.cli.words import duration_text, plural
 from megascale.core.contract.vocabulary import FinishState, Milestone
 from megascale.core.state.record import JobState
 from megascale.observe.rundir import RunDir
+from megascale.observe.text import shown, shown_text
 
 _PLAIN_EVERY_S: Final = 5.0
 _STATE_STYLE: Final = {
@@ -75,7 +77,7 @@ class LiveView:
     """A table that is redrawn in place."""
 
     def __init__(self, run: RunDir) -> None:
-        self._console = Console()
+        self._console = safe_console()
         self._live = Live(console=self._console, refresh_per_second=8, transient=True)
         self._news, self._run = News(run), run
 
@@ -83,12 +85,13 @@ class LiveView:
         self._console.print(Text(text, style="dim"))
 
     def update(self, document: dict[str, Any]) -> None:
+        document = shown(document)
         for line in self._news.of(document):
             self._console.print(Text(line, style="yellow"))
         self._live.update(render(document))
 
     def summary(self, document: dict[str, Any]) -> None:
-        self._console.print(render_summary(document))
+        self._console.print(render_summary(shown(document)))
         for line in last_words(document, self._run):
             self._console.print(Text(line))
 
@@ -111,10 +114,11 @@ class LineView:
         self._step = 0
 
     def note(self, text: str) -> None:
-        self._stream.write(text + "\n")
+        self._stream.write(shown_text(text) + "\n")
         self._stream.flush()
 
     def update(self, document: dict[str, Any]) -> None:
+        document = shown(document)
         for line in self._news.of(document):
             self.note(line)
         head = (document["state"], document["attempt"])
@@ -125,7 +129,7 @@ class LineView:
             self._shown, self._shown_at, self._step = head, now, document["step"]
 
     def summary(self, document: dict[str, Any]) -> None:
-        Console(file=self._stream, width=110).print(render_summary(document))
+        safe_console(file=self._stream, width=110).print(render_summary(shown(document)))
         for line in last_words(document, self._run):
             self.note(line)
 

@@ -1,6 +1,7 @@
 """What shells and the operator use of the core; everything else in `megascale.core` is its own affair."""
 
 from megascale.core.contract import effects, events
+from megascale.core.contract.bounded_json import parse_json
 from megascale.core.contract.codec import Json
 from megascale.core.contract.effects import Effect
 from megascale.core.contract.events import Event
@@ -42,4 +43,5 @@ __all__ = [
     "Tier",
     "effects",
     "events",
+    "parse_json",
 ]

@@ -19,6 +19,7 @@ from typing import Any, Final, cast
 
 from megascale.core.contract import effects as fx
 from megascale.core.contract import events as ev
+from megascale.core.contract.bounded_json import parse_json
 from megascale.core.contract.codec import Json, decode, encode
 from megascale.core.contract.policy import Policy
 from megascale.core.machine import CORE_VERSION, Core
@@ -112,23 +113,21 @@ def parse_line(line: str) -> Header | Entry | ForeignEntry | Gap:
     """One line of the log.
 
     Raises:
-        ValueError: the line is torn, or its schema is newer than this version reads.
+        ValueError: the line is torn, of a newer schema than this version reads, or holds other values.
     """
-    try:
-        data = json.loads(line)
-    except RecursionError as error:
-        raise ValueError("its JSON is nested too deeply") from error
+    data: Any = parse_json(line)
     if "header" in data:
         return _parse_header(data["header"])
+    at: float = decode(float, data["at"])
     event, effects = data["event"], data.get("effects", ())
     if event.get("kind") == _GAP:
-        return Gap(float(data["at"]), int(event["events"]))
+        return Gap(at, decode(int, event["events"]))
     unknown = [*_unknown_kinds((event,), _EVENTS), *_unknown_kinds(effects, _EFFECTS)]
     if unknown:
-        return ForeignEntry(float(data["at"]), tuple(unknown))
+        return ForeignEntry(at, tuple(unknown))
     decoded = tuple(_untagged(_EFFECTS, effect) for effect in effects)
-    waited_s = float(data.get("waited_s", 0.0))
-    return Entry(float(data["at"]), _untagged(_EVENTS, event), decoded, waited_s)
+    waited_s: float = decode(float, data.get("waited_s", 0.0))
+    return Entry(at, _untagged(_EVENTS, event), decoded, waited_s)
 
 
 def _parse_header(data: dict[str, Json]) -> Header:

@@ -12,13 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from megascale.core.contract.bounded_json import parse_json
 from megascale.errors import DataError
 
 _CHUNK_BYTES: Final = 1 << 22
-_COMPRESSED_BYTES: Final = 1 << 16  # at most a thousandfold when decompressed
-_MAX_LINE_BYTES: Final = 1 << 30
+_INPUT_BYTES: Final = {".gz": 1 << 16, ".zst": 1 << 12}
+"""Read at once: 1032 times as many bytes at most come out of gzip, 128 KiB for 4 bytes out of Zstandard."""
+_MAX_DOCUMENT_BYTES: Final = 1 << 28
+_MAX_GROWTH: Final = 1000
+_GROWTH_FREE_BYTES: Final = 1 << 26
 _JSONL: Final = frozenset({".jsonl", ".ndjson"})
-_COMPRESSED: Final = frozenset({".gz", ".zst"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,19 +93,33 @@ def _line_at(path: Path, offset: int) -> int:
     return line
 
 
+def whole(document: Document) -> bytes:
+    """The text of a document in one piece.
+
+    Raises:
+        DataError: it has more bytes than a document may have.
+    """
+    text = bytearray()
+    for piece in document.pieces:
+        text += piece
+        if len(text) > _MAX_DOCUMENT_BYTES:
+            raise _too_long(Path(document.where), "the document")
+    return bytes(text)
+
+
 def _from_json(line: bytes, text_key: str) -> tuple[Iterator[bytes], str]:
     """The text of a line and what is wrong with it, "" = nothing."""
     problem = ""
     text: Any = None
     try:
-        found = json.loads(line)
+        found: Any = parse_json(line)
         text = found.get(text_key) if isinstance(found, dict) else None
         if not isinstance(found, dict):
             problem = f"is a JSON {type(found).__name__}, expected an object with {text_key!r}"
         elif text_key in found and not isinstance(text, str):
             problem = f"has no text under {text_key!r}, but a JSON {type(text).__name__}"
         elif text_key not in found:
-            keys = ", ".join(map(repr, list(found)[:5])) or "none"
+            keys = ", ".join(repr(key)[:60] for key in list(found)[:5]) or "none"
             problem = f"has no text under {text_key!r}; its keys: {keys}"
     except ValueError as error:
         problem = f"is not JSON: {_reason(error)}"
@@ -132,25 +149,39 @@ def _lines(span: Span, on_read: Callable[[int], None]) -> Iterator[tuple[int, by
         if at:
             stream.seek(at - 1)
             at += len(stream.readline()) - 1
-        while at < span.end and (line := stream.readline(_MAX_LINE_BYTES)):
+        while at < span.end and (line := stream.readline(_MAX_DOCUMENT_BYTES + 1)):
+            if len(line) > _MAX_DOCUMENT_BYTES:
+                raise _too_long(span.path, f"the line at offset {at}")
             yield at, line
             at += len(line)
             on_read(len(line))
 
 
 def _split(path: Path, pieces: Iterator[bytes]) -> Iterator[bytes]:
-    rest = b""
+    number, rest = 1, bytearray()
     for piece in pieces:
-        *lines, rest = (rest + piece).split(b"\n")
-        yield from lines
-        if len(rest) > _MAX_LINE_BYTES:
-            raise DataError(f"{path}: has a line of more than {_MAX_LINE_BYTES >> 30} GiB")
+        first, *others = piece.split(b"\n")
+        rest += first
+        for line in others:
+            if len(rest) > _MAX_DOCUMENT_BYTES:
+                break
+            yield bytes(rest)
+            number, rest = number + 1, bytearray(line)
+        if len(rest) > _MAX_DOCUMENT_BYTES:
+            raise _too_long(path, f"line {number}")
     if rest:
-        yield rest
+        yield bytes(rest)
+
+
+def _too_long(path: Path, what: str) -> DataError:
+    return DataError(
+        f"{path}: {what} has more than {_MAX_DOCUMENT_BYTES} bytes, the most that a document may have;"
+        " split it, or leave the file out"
+    )
 
 
 def _pieces(span: Span, on_read: Callable[[int], None]) -> Iterator[bytes]:
-    if span.path.suffix in _COMPRESSED:
+    if span.path.suffix in _INPUT_BYTES:
         yield from _decompressed(span.path, on_read)
         return
     with span.path.open("rb") as stream:
@@ -160,11 +191,15 @@ def _pieces(span: Span, on_read: Callable[[int], None]) -> Iterator[bytes]:
 
 
 def _decompressed(path: Path, on_read: Callable[[int], None]) -> Iterator[bytes]:
-    """Contents of a .gz or .zst file with any number of members."""
+    """Contents of a .gz or .zst file with any number of members.
+
+    Raises:
+        DataError: the file is damaged or cut short, or grows beyond what text does.
+    """
     make, errors = _decompressor(path)
-    at, member = 0, make()
+    at, grown, member = 0, 0, make()
     with path.open("rb") as stream:
-        while raw := stream.read(_COMPRESSED_BYTES):
+        while raw := stream.read(_INPUT_BYTES[path.suffix]):
             pending = raw
             while pending:
                 if member.eof:
@@ -173,6 +208,9 @@ def _decompressed(path: Path, on_read: Callable[[int], None]) -> Iterator[bytes]
                     piece = member.decompress(pending)
                 except errors as error:
                     raise DataError(f"{path}: damaged at or after offset {at}: {error}") from error
+                grown += len(piece)
+                if grown > _GROWTH_FREE_BYTES + _MAX_GROWTH * (at + len(raw)):
+                    raise _grows(path, at + len(raw), grown)
                 if piece:
                     yield piece
                 pending = member.unused_data if member.eof else b""
@@ -180,6 +218,14 @@ def _decompressed(path: Path, on_read: Callable[[int], None]) -> Iterator[bytes]
             on_read(len(raw))
     if at and not member.eof:
         raise DataError(f"{path}: is cut short: it ends at offset {at}, within a compressed block")
+
+
+def _grows(path: Path, at: int, grown: int) -> DataError:
+    return DataError(
+        f"{path}: the {at} bytes up to offset {at} decompress to {grown} bytes or more, expected at most"
+        f" {_MAX_GROWTH} times as many, because no text shrinks so far;"
+        " decompress the file yourself if it is sound, or leave it out"
+    )
 
 
 def _decompressor(path: Path) -> tuple[Callable[[], Any], type[Exception]]:
@@ -193,4 +239,4 @@ def _decompressor(path: Path) -> tuple[Callable[[], Any], type[Exception]]:
 
 
 def _inner_suffix(path: Path) -> str:
-    return Path(path.stem).suffix if path.suffix in _COMPRESSED else path.suffix
+    return Path(path.stem).suffix if path.suffix in _INPUT_BYTES else path.suffix

@@ -21,7 +21,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from megascale.data.documents import Document, Span, read_documents
+from megascale.core.contract.bounded_json import parse_json
+from megascale.core.contract.codec import decode
+from megascale.data.documents import Document, Span, read_documents, whole
 from megascale.data.indexed import IndexedWriter, bin_path, idx_path
 from megascale.data.tokenizer import Tokenizer, open_tokenizer
 from megascale.errors import DataError
@@ -209,7 +211,7 @@ def _encoded(document: Document, tokenizer: Tokenizer) -> Iterator[tuple[int, ND
         for piece in document.pieces:
             yield len(piece), tokenizer.encode(piece)
         return
-    text = b"".join(document.pieces)
+    text = whole(document)
     try:
         yield len(text), tokenizer.encode(text)
     except UnicodeDecodeError as error:
@@ -219,7 +221,7 @@ def _encoded(document: Document, tokenizer: Tokenizer) -> Iterator[tuple[int, ND
 
 def _facts(folder: Path, index: int) -> PartFacts | None:
     try:
-        return PartFacts(**json.loads((folder / f"{index}.json").read_bytes()))
+        return decode(PartFacts, parse_json((folder / f"{index}.json").read_bytes()))
     except (FileNotFoundError, ValueError):  # not made, or empty after a power failure
         return None
 

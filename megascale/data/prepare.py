@@ -21,6 +21,8 @@ from typing import Any, Final
 import numpy as np
 from pydantic.alias_generators import to_camel
 
+from megascale.core.contract.bounded_json import parse_json
+from megascale.core.contract.codec import decode
 from megascale.data.indexed import IndexedTokens, bin_path, idx_path, write_index
 from megascale.data.parts import BYTES, PartFacts, Recipe, make_parts, plan_digest, plan_parts
 from megascale.data.sources import find_files
@@ -115,8 +117,8 @@ def describe(prefix: Path) -> Description | None:
     """
     path = json_path(prefix)
     try:
-        fields = json.loads(path.read_bytes())
-        return Description(**{_SNAKE[name]: value for name, value in fields.items()})
+        found: Any = parse_json(path.read_bytes())
+        return decode(Description, {_SNAKE[name]: value for name, value in found.items()})
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError) as error:

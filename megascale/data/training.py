@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from megascale.data.documents import Span, read_documents
+from megascale.data.documents import Span, read_documents, whole
 from megascale.data.prepare import OnProgress
 from megascale.data.sources import find_files
 from megascale.data.tokenizer import END_TEXT, tokenizers_library
@@ -65,7 +65,7 @@ def _texts(files: Sequence[Path], text_key: str, on_progress: OnProgress) -> Ite
 
     for path, size in zip(files, sizes, strict=True):
         for document in read_documents(Span(path, 0, size), text_key, on_read):
-            text = b"".join(document.pieces).decode(errors="replace")
+            text = whole(document).decode(errors="replace")
             if text:
                 count += 1
                 yield text

@@ -7,6 +7,7 @@ import types
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
@@ -102,6 +103,7 @@ def is_text(place: Place) -> bool:
     return _type_name(place.annotation) == "string"
 
 
+@cache
 def all_fields() -> Mapping[str, Sequence[str]]:
     """Field name -> dotted paths where the schema has it, outermost first."""
     found: dict[str, list[str]] = {}

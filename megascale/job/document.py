@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
+from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent, DocumentStartEvent, NodeEvent
 from ruamel.yaml.nodes import Node, ScalarNode, SequenceNode
 from ruamel.yaml.reader import ReaderError
 
@@ -18,7 +18,7 @@ from megascale.job.scalars import RefusedScalarError, read_plain
 Path = tuple[str | int, ...]
 
 MAX_BYTES: Final = 1_000_000
-_MAX_VALUES: Final = 100_000
+_MAX_VALUES: Final = 10_000
 _MAX_DEPTH: Final = 64
 _TAG: Final = "tag:yaml.org,2002:"
 _COLLECTION_TAGS: Final = frozenset({f"{_TAG}map", f"{_TAG}seq"})
@@ -91,7 +91,7 @@ def parse(text: str, file: str, *, takes_text: Callable[[Path], bool | None] = l
 def _compose(text: str, file: str) -> list[Node]:
     """Node graphs of the documents that are not empty."""
     try:
-        _bound_depth(text, file)
+        _bound_size(text, file)
         nodes = list(YAML(typ="safe", pure=True).compose_all(text))
     except ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
@@ -110,11 +110,15 @@ def _compose(text: str, file: str) -> list[Node]:
     return [node for node in nodes if not _is_empty(node)]
 
 
-def _bound_depth(text: str, file: str) -> None:
-    """Refuse documents nested too deeply. Parsing does not recurse; composing does, and would exhaust the
-    stack."""
-    depth = 0
+def _bound_size(text: str, file: str) -> None:
+    """Refuse documents nested too deeply, or with too many values. Parsing does not recurse; composing does,
+    and would exhaust the stack."""
+    depth = nodes = 0
     for event in YAML(typ="safe", pure=True).parse(text):
+        nodes += isinstance(event, NodeEvent | DocumentStartEvent)
+        if nodes > 2 * _MAX_VALUES:  # names of fields are nodes too
+            line = event.start_mark.line + 1
+            raise _unreadable(file, f"holds more than {_MAX_VALUES} values", line)
         if isinstance(event, CollectionStartEvent):
             depth += 1
         elif isinstance(event, CollectionEndEvent):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_origin
+from typing import Any, Final, Literal, get_origin
 
 from pydantic import ValidationError
 from pydantic.alias_generators import to_camel
@@ -15,14 +15,19 @@ from megascale.job.document import Document, Path, dotted
 from megascale.job.schema import Command
 
 _NOT_SAID = "default_factory_not_called"
+_MOST_DETAILS: Final = 100
 
 
 def issues_of(error: ValidationError, source: Document, root: Place = ROOT) -> list[ManifestIssue]:
-    """One issue per wrong field, in the order of the file; `root` is what `source` should be."""
+    """One issue per wrong field, in the order of the file; `root` is what `source` should be.
+
+    Of more than a hundred it names the first, and their number.
+    """
     found: dict[Path, ManifestIssue] = {}
     # rules between fields mislead while a field of the file could not be read
     unsaid = {_NOT_SAID, PROBLEMS} if source.issues else {_NOT_SAID}
     details = [detail for detail in error.errors(include_url=False) if detail["type"] not in unsaid]
+    left_out, details = len(details) - _MOST_DETAILS, details[:_MOST_DETAILS]
     explained = {path for detail in details for path in _meant_fields(detail, root)}
     for detail in details:
         if detail["type"] == "missing" and tuple(detail["loc"]) in explained:
@@ -31,7 +36,13 @@ def issues_of(error: ValidationError, source: Document, root: Place = ROOT) -> l
             issue = ManifestIssue(dotted(path), message, source.file or None, source.line_of(path), hint)
             if not any(path[: len(known)] == known for known in source.issues):
                 found.setdefault(path, issue)
-    return sorted(found.values(), key=lambda issue: issue.line or 0)
+    issues = sorted(found.values(), key=lambda issue: issue.line or 0)
+    if left_out > 0:
+        message = f"{left_out} more fields are wrong; correct those above first"
+        issues.append(
+            ManifestIssue("file", message, source.file or None, issues[-1].line if issues else None)
+        )
+    return issues
 
 
 def _meant_fields(detail: ErrorDetails, root: Place) -> list[Path]:

@@ -14,6 +14,8 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Final, TextIO
 
+from megascale.observe.text import shown_text
+
 MESSAGE_CHARACTERS: Final = 4096
 TRACEBACK_CHARACTERS: Final = 16384
 _FIELDS: Final = ("job", "attempt", "rank", "node")
@@ -62,7 +64,7 @@ class PlainFormatter(logging.Formatter):
             f"{at} {record.levelname} {getattr(record, 'component', record.name)}{fields}: {_message(record)}"
         )
         traceback = _traceback(self, record)
-        return f"{line}\n{traceback}" if traceback else line
+        return shown_text(f"{line}\n{traceback}" if traceback else line)
 
 
 class JsonFormatter(logging.Formatter):

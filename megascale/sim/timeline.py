@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from typing import Final
 
 from megascale.core.state.goodput import GoodputPhase
+from megascale.observe.text import as_html
 from megascale.sim.campaign import Ledger
 from megascale.sim.failures import DAY_S, FALSE_HANG, FALSE_SILENCE
 from megascale.sim.result import Result
@@ -40,7 +40,7 @@ def page(scenario: Scenario, policy: str, ledger: Ledger, result: Result) -> str
         f"{labels}{bars}{marks}</svg>"
     )
     title = f"{scenario.title}, policy {policy}"
-    return _PAGE.format(title=html.escape(title), summary=_summary(result), legend=_legend(result), svg=svg)
+    return _PAGE.format(title=as_html(title), summary=_summary(result), legend=_legend(result), svg=svg)
 
 
 def _top(day: int) -> int:
@@ -76,7 +76,7 @@ def _marks(ledger: Ledger) -> list[str]:
         day = int(since // DAY_S)
         x, y = _x(since - day * DAY_S), _top(day) - 2
         false = injection.kind in (FALSE_HANG, FALSE_SILENCE)
-        text = html.escape(f"{injection.kind} on {injection.node} {injection.incident}")
+        text = as_html(f"{injection.kind} on {injection.node} {injection.incident}")
         marks.append(
             f'<path d="M{x:.1f} {y + 5} l-3 -5 h6 z" class="{"false" if false else "fault"}">'
             f"<title>{text}</title></path>"

@@ -117,10 +117,17 @@ def _decode(kind: Any, data: Json) -> Any:  # noqa: ANN401
     if isinstance(kind, type) and issubclass(kind, enum.StrEnum) and isinstance(data, str):
         return as_member(kind, data)
     if kind is float and isinstance(data, int | float | str):
-        return float(data)
+        return _as_float(data)
     if kind is Any or (isinstance(kind, type) and isinstance(data, kind)):
         return data
     raise ValueError(f"expected {getattr(kind, '__name__', kind)}, got {data!r}")
+
+
+def _as_float(data: float | str) -> float:
+    try:
+        return float(data)
+    except OverflowError as error:
+        raise ValueError("a number of more than 308 digits") from error
 
 
 def _decode_optional(options: list[Any], data: Json) -> Any:  # noqa: ANN401

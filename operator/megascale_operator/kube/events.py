@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from megascale.errors import MegascaleError
+from megascale.observe.text import one_line
 from megascale_operator.kube.api import KubeApi
 from megascale_operator.kube.clock import Clock, stamp
 from megascale_operator.kube.errors import NotFoundError
@@ -45,7 +46,7 @@ class EventRecorder:
         Args:
             kind: the Event's type, Normal or Warning.
         """
-        message, now = message[:_MAX_MESSAGE], self._clock.utc()
+        message, now = one_line(message, _MAX_MESSAGE), self._clock.utc()
         namespace = namespace_of(obj) or _CLUSTER_SCOPED_NAMESPACE
         key = (str(obj["metadata"].get("uid", "")), reason, message)
         recorded = self._recorded.get(key)

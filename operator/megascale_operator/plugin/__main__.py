@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from megascale.errors import MegascaleError
+from megascale.observe.text import one_line, shown_text
 
 _NOT_PASSED: Final = ("convicted", "unknown", "skipped")
 
@@ -179,7 +180,7 @@ def _report(document: Any, lines: list[str], *, as_json: bool) -> None:  # noqa:
     if as_json:
         sys.stdout.write(json.dumps(document) + "\n")
     else:
-        sys.stdout.writelines(f"{line}\n" for line in lines)
+        sys.stdout.writelines(f"{one_line(line)}\n" for line in lines)
 
 
 def main() -> None:
@@ -187,7 +188,7 @@ def main() -> None:
     try:
         app()
     except MegascaleError as error:
-        sys.stderr.write(f"kubectl megascale: {error}\n")
+        sys.stderr.write(f"kubectl megascale: {shown_text(str(error))}\n")
         sys.exit(error.exit_code)
     except ModuleNotFoundError as error:
         sys.stderr.write(f"kubectl megascale: no module {error.name}: pip install 'megascale[kubernetes]'\n")

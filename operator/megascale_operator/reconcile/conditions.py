@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from megascale.core.api import FinishState
+from megascale.observe.text import one_line
 from megascale_operator.kube.clock import stamp
 from megascale_operator.kube.resources import Obj
 from megascale_operator.reconcile.invalid_spec import INVALID, MAX_MESSAGE, SPEC_VALID
@@ -158,7 +159,7 @@ def _rendered(job: Job, condition: Condition, now: float) -> Obj:
         "type": condition.type,
         "status": condition.status,
         "reason": condition.reason,
-        "message": condition.message[:MAX_MESSAGE],
+        "message": one_line(condition.message, MAX_MESSAGE),
         "observedGeneration": job.newest_generation if of_newest else job.generation,
         "lastTransitionTime": stamp(now) if flipped else before["lastTransitionTime"],
     }

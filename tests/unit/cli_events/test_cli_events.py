@@ -278,3 +278,32 @@ def test_text_that_the_record_shortens_is_told_whole(make_log: MakeLog) -> None:
 def test_help_has_examples() -> None:
     for command in ("replay", "show"):
         assert f"megascale events {command}" in run(command, "--help")[0]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"at": ' + "[" * 50_000 + "]" * 50_000 + "}", "nested more than 64 levels deep"),
+        ('{"at": 1, "event": {"kind": "Tick", "x": ' + "[" * 80 + "]" * 80 + "}}", "nested more than 64"),
+        ('{"at": 1' + "0" * 400 + ', "event": {"kind": "Tick"}}', "a number of more than 308 digits"),
+        ('{"at": {}, "event": {"kind": "Tick"}}', "can read"),
+        ("[]", "can read"),
+        ("5", "can read"),
+    ],
+    ids=["deep", "deep inside", "digits", "time", "list", "number"],
+)
+@pytest.mark.parametrize("command", ["replay", "show"])
+def test_hostile_lines_are_refused_with_their_number(
+    make_log: MakeLog, line: str, words: str, command: str
+) -> None:
+    log = make_log(edit=lambda lines: [*lines[:5], line, *lines[5:]])
+    with pytest.raises(InputError, match=rf":6: .*{words}"):
+        run(command, log)
+
+
+def test_a_line_without_an_end_is_not_read_whole(make_log: MakeLog) -> None:
+    log = make_log()
+    with log.open("r+b") as handle:
+        handle.truncate(1 << 40)  # sparse
+    with pytest.raises(InputError, match="has more than 16777216 bytes"):
+        run("replay", log)

@@ -137,6 +137,21 @@ def test_a_tail_is_the_last_lines(tmp_path: Path, text: str, tail: int, lines: l
     assert [*reader.new_lines(), *reader.rest()] == lines
 
 
+def test_a_log_is_read_from_part_to_part_though_some_were_deleted(tmp_path: Path) -> None:
+    first = tmp_path / "rank-1.log"
+    first.write_bytes(b"a\nb\n")
+    reader = LineReader(first)
+    assert list(reader.new_lines()) == [b"a", b"b"]
+    with first.open("ab") as log:
+        log.write(b"c\n")
+    (tmp_path / "rank-1.3.log").write_bytes(b"d\n")
+    (tmp_path / "rank-1.10.log").write_bytes(b"e\nf")
+    (tmp_path / "rank-11.1.log").write_bytes(b"another rank\n")
+    assert list(reader.new_lines()) == [b"c", b"d", b"e"]
+    assert list(reader.rest()) == [b"f"]
+    assert list(LineReader(first, tail=2).new_lines()) == [b"e"]
+
+
 def test_a_line_without_end_does_not_fill_the_memory(tmp_path: Path) -> None:
     (tmp_path / "log").write_bytes(b"x" * (1 << 20))
     assert max(map(len, LineReader(tmp_path / "log").new_lines())) <= 320 * 1024

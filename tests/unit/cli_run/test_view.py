@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from megascale.cli.view import LineView, News, one_line, render, render_summary, stage_durations
+from megascale.cli.view import LineView, LiveView, News, one_line, render, render_summary, stage_durations
 from megascale.observe.rundir import RunDir
 
 
@@ -211,3 +212,37 @@ def test_a_failed_end_says_where_to_look() -> None:
         assert ("what i-1 left:" in text) == shown
         assert ("| ValueError: bad sample" in text) == shown
         assert ("rank-1.log" in text) == shown
+
+
+EVIL = "[/red]\x1b]0;owned\x07\x9b2J\u202e"
+
+
+def hostile_document() -> dict[str, Any]:
+    rank = {"rank": 0, "pid": 7, "step": 12, "phase": EVIL, "stepSeconds": 0.25, "mfu": 0.4}
+    found = incident(reason=EVIL, decision=EVIL, action=EVIL, outcome=EVIL, node=EVIL, evidence=[EVIL])
+    return document(
+        job=EVIL,
+        state=EVIL,
+        loss=EVIL,
+        reason=EVIL,
+        nodes=[{"name": EVIL, "status": EVIL, "role": EVIL, "ranks": [rank]}],
+        incidents=[found],
+        alerts=[{"time": 5.0, "message": EVIL + "\nincident i-9: forged"}],
+    )
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_hostile_texts_are_shown_and_do_nothing(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
+    stream = io.StringIO()
+    if terminal:
+        monkeypatch.setattr("sys.stdout", stream)
+    view = LiveView(RUN) if terminal else LineView(stream, RUN)
+    with view:
+        view.update(hostile_document())
+        view.note(EVIL)
+        view.summary(hostile_document())
+    out = stream.getvalue()
+    assert "[/red]" in out
+    assert "\\x1b]0;owned" in out
+    assert not re.search("[\x1b\x07\x9b\u202e]", out)
+    assert "\nincident i-9" not in out

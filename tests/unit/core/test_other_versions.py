@@ -208,5 +208,5 @@ def test_lines_of_unknown_kinds_are_told_apart_from_damage() -> None:
 
 
 def test_a_line_that_is_nested_too_deeply_is_refused_like_any_other_damage() -> None:
-    with pytest.raises(ValueError, match="nested too deeply"):
+    with pytest.raises(ValueError, match="nested more than 64 levels"):
         parse_line("[" * 100_000)

@@ -704,3 +704,26 @@ def test_choices_that_do_not_go_together(
         )
     found = {issue.path: issue.message for issue in caught.value.issues}
     assert message in found[f"spec.runtime.megatron.{path}"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{" + ",".join(f"a{n}: 1" for n in range(90_000)) + "}", "holds more than 10000 values"),
+        ("[" + "1," * 199_000 + "1]", "holds more than 10000 values"),
+        ("---\na: 1\n" * 50_000, "holds more than 10000 values"),
+    ],
+    ids=["fields", "items", "documents"],
+)
+@pytest.mark.timeout(30)
+def test_files_with_many_values_are_refused_early(text: str, message: str) -> None:
+    (issue,) = issues(text)
+    assert message in issue.message
+    assert issue.line is not None
+
+
+@pytest.mark.timeout(30)
+def test_of_many_wrong_fields_the_first_hundred_are_named() -> None:
+    found = issues(BASE + "".join(f"  wrong{n}: 1\n" for n in range(4000)))
+    assert len(found) == 101
+    assert found[-1].message == "3900 more fields are wrong; correct those above first"

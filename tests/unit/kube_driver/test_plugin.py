@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -279,3 +281,19 @@ def test_a_check_is_waited_for(
     assert code == 1
     assert "1 passed, 1 convicted" in out
     assert "convicted w-2: compute 40% below" in out
+
+
+def test_texts_of_nodes_do_not_steer_the_terminal(
+    known_job: KubeStage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evil = "\x1b]0;owned\x07\x9b2J\u202e\nforged"
+    hostile = replace(INCIDENT, reason=evil, decision=evil, evidence=[evil])
+    record = JobRecord(term=2, attempt=3, state=JobState.ASSEMBLING, incidents=[hostile])
+    document = {"version": 1, "job": NAME, "term": 2, "core": encode(record)}
+    path = known_job.map_path(names.record_map(NAME))
+    known_job.api.merge(path, {"data": {"record.json": json.dumps(document)}})
+    for command in ("incidents", "why", "status"):
+        code, out, _ = run(known_job, capsys, monkeypatch, command, NAME)
+        assert code == 0
+        assert not re.search("[\x1b\x07\x9b\u202e]|^forged", out, re.MULTILINE)
+        assert "\\x1b]0;owned" in out or command == "status"

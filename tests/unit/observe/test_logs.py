@@ -16,6 +16,7 @@ from megascale.observe.logs import (
     MESSAGE_CHARACTERS,
     TRACEBACK_CHARACTERS,
     LogContext,
+    PlainFormatter,
     configure_logs,
     log_last_error,
 )
@@ -136,3 +137,8 @@ def test_an_interrupt_is_no_error_of_the_program(capsys: pytest.CaptureFixture[s
     log_last_error(KeyboardInterrupt, KeyboardInterrupt(), None)
     assert stream.getvalue() == ""
     assert "KeyboardInterrupt" in capsys.readouterr().err
+
+
+def test_plain_lines_do_not_steer_a_terminal() -> None:
+    record = logging.LogRecord("x", logging.WARNING, "x.py", 1, "agent %s left", ("\x1b[2J\x9bn",), None)
+    assert PlainFormatter().format(record).endswith(": agent \\x1b[2J\\x9bn left")

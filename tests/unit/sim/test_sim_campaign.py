@@ -189,6 +189,7 @@ def test_estimate_has_an_interval() -> None:
 def test_timeline_shows_phases_and_faults(small: tuple[Scenario, Ledger, Result]) -> None:
     scenario, ledger, result = small
     drawn = page(scenario, "ours", ledger, result)
+    assert "&lt;b&gt;\\x1b" in page(scenario, "<b>\x1b", ledger, result)
     assert drawn.count("<rect") >= len(ledger.phases) - 1
     assert drawn.count("<path") == len(ledger.injections)
     assert "http" not in drawn.replace("http-equiv", "")
