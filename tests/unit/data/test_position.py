@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megascale.data.indexed import IndexedWriter, bin_path, idx_path
@@ -86,6 +86,7 @@ def data(folder: Path, weights: dict[str, float]) -> Data:
     )
 
 
+@settings(deadline=None)
 @given(
     blends=st.lists(
         st.dictionaries(st.sampled_from("xyz"), st.sampled_from([0.001, 1.0, 2.0, 5.0]), min_size=1),
