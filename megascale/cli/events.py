@@ -77,7 +77,7 @@ def replay(
         document = {"log": str(path), "ok": verdict.mismatch is None, **verdict.counts()}
         sys.stdout.write(json.dumps({**document, "tornLines": file.torn, "mismatch": found}) + "\n")
     else:
-        _print_verdict(path, verdict)
+        _print_verdict(file, verdict)
     _report_torn(file)
     for sentence in verdict.skipped():
         echo(f"{path}: {sentence}", err=True)
@@ -131,11 +131,11 @@ def find_log(log: str, runs: Path) -> Path:
 def _report_torn(file: EventLogFile) -> None:
     for number in file.torn:
         echo(
-            f"{file.path}:{number}: an incomplete line, left out: the driver died while writing it", err=True
+            f"{file.where(number)}: an incomplete line, left out: the driver died while writing it", err=True
         )
 
 
-def _print_verdict(path: Path, verdict: Verdict) -> None:
+def _print_verdict(file: EventLogFile, verdict: Verdict) -> None:
     done = (
         f"{plural(verdict.events, 'event')} of {plural(verdict.lives, 'driver life', 'driver lives')}, "
         f"{plural(verdict.effects, 'effect')}"
@@ -144,7 +144,7 @@ def _print_verdict(path: Path, verdict: Verdict) -> None:
     if mismatch is None:
         echo(f"{done}: every decision comes out as recorded")
         return
-    echo(f"{path}:{mismatch.line}: another decision comes out ({done} before it were the same)")
+    echo(f"{file.where(mismatch.line)}: another decision comes out ({done} before it were the same)")
     document = _mismatch_document(mismatch)
     echo(f"  event     {json.dumps(document['event'])}")
     for name in ("recorded", "replayed"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,16 +22,24 @@ from megascale.core.eventlog import Entry, ForeignEntry, Gap, Header, parse_line
 from megascale.core.machine import CORE_VERSION, Core
 from megascale.core.state.record import Incident
 from megascale.errors import InputError
+from megascale.observe.rundir import log_part, log_parts
 
 _LINE_CHARACTERS: Final = 1 << 24
 
 
 class EventLogFile:
-    """Reads an event log line by line; `torn` are the lines that a killed driver left incomplete."""
+    """Reads an event log line by line, over all its files.
+
+    Attributes:
+        path: its first file.
+        torn: the lines that a killed driver left incomplete.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.torn: list[int] = []
+        self._parts = [path, *(log_part(path, part) for part in log_parts(path))]
+        self._begins: list[int] = []
 
     def __iter__(self) -> Iterator[tuple[int, Header | Entry | ForeignEntry | Gap]]:
         """Line numbers with the parsed lines.
@@ -39,31 +48,44 @@ class EventLogFile:
             InputError: not an event log, or a line that is not its driver's last is damaged.
         """
         self.torn, begun = [], False
-        with self.path.open(encoding="utf-8", errors="replace") as file:
-            lines = iter(lambda: file.readline(_LINE_CHARACTERS + 1), "")
-            for number, raw in enumerate(lines, start=1):
-                if len(raw) > _LINE_CHARACTERS:
-                    raise self._refused(number, f"has more than {_LINE_CHARACTERS} bytes, as no event has")
-                try:
-                    item = parse_line(raw)
-                except json.JSONDecodeError:
-                    self.torn.append(number)
-                    continue
-                except (ValueError, KeyError, TypeError, AttributeError) as error:
-                    problem = f"not a line that this version (core {CORE_VERSION}) can read: {error}"
-                    raise self._refused(number, problem) from error
-                # what a driver was writing when it died is followed by its successor's header, or nothing
-                if self.torn[-1:] == [number - 1] and not isinstance(item, Header):
-                    raise self._refused(number - 1, "damaged in the middle of a driver's life")
-                if not begun and not isinstance(item, Header):
-                    raise self._refused(number, "an event log begins with a header")
-                begun = True
-                yield number, item
+        for number, raw in enumerate(self._lines(), start=1):
+            if len(raw) > _LINE_CHARACTERS:
+                raise self._refused(number, f"has more than {_LINE_CHARACTERS} bytes, as no event has")
+            try:
+                item = parse_line(raw)
+            except json.JSONDecodeError:
+                self.torn.append(number)
+                continue
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                problem = f"not a line that this version (core {CORE_VERSION}) can read: {error}"
+                raise self._refused(number, problem) from error
+            # what a driver was writing when it died is followed by its successor's header, or nothing
+            if self.torn[-1:] == [number - 1] and not isinstance(item, Header):
+                raise self._refused(number - 1, "damaged in the middle of a driver's life")
+            if not begun and not isinstance(item, Header):
+                raise self._refused(number, "an event log begins with a header")
+            begun = True
+            yield number, item
         if not begun:
             raise self._refused(1, "not an event log; expected the events.jsonl of a run")
 
+    def _lines(self) -> Iterator[str]:
+        """The lines of all files of the log, in order."""
+        self._begins, count = [], 0
+        for path in self._parts:
+            self._begins.append(count)
+            with path.open(encoding="utf-8", errors="replace") as file:
+                while raw := file.readline(_LINE_CHARACTERS + 1):
+                    count += 1
+                    yield raw
+
+    def where(self, number: int) -> str:
+        """File and line of a line that is counted over all files."""
+        part = max(0, bisect.bisect_left(self._begins, number) - 1)
+        return f"{self._parts[part]}:{number - (self._begins[part] if self._begins else 0)}"
+
     def _refused(self, number: int, problem: str) -> InputError:
-        return InputError(f"{self.path}:{number}: {problem}")
+        return InputError(f"{self.where(number)}: {problem}")
 
 
 def core_of(header: Header, path: Path) -> Core:
@@ -173,7 +195,7 @@ class History:
         core = core_of(header, path)
         if not header.decides_alike:
             self.other_versions.add(header.core_version)
-        self.job, self.lives = header.job, self.lives + 1
+        self.job, self.lives = header.job, self.lives + (not header.continues)
         for incident_id in [i for i in self.incidents if _number(i) >= core.record.next_incident]:
             del self.incidents[incident_id]
             self.undone.append(incident_id)

@@ -79,7 +79,7 @@ def _begin_life(verdict: Verdict, header: Header, log: EventLogFile) -> Core | N
         version = header.core_version
         verdict.other_versions[version] = verdict.other_versions.get(version, 0) + 1
         return None
-    verdict.lives += 1
+    verdict.lives += not header.continues
     return core_of(header, log.path)
 
 

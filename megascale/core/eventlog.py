@@ -63,13 +63,14 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """The start of a driver life."""
+    """The start of a driver life, or of a part of one: `continues` says that the same driver goes on."""
 
     job: str
     policy: Policy
     snapshot: Json
     core_version: int = CORE_VERSION
     schema_version: int = SCHEMA_VERSION
+    continues: bool = False
 
     @property
     def decides_alike(self) -> bool:

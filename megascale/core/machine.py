@@ -99,6 +99,27 @@ class Core:
         data = encode(self.record)
         return packed(data, self.record) if isinstance(data, dict) else data
 
+    def start_over(self) -> Json:
+        """Forget what agents reported, as the restart of a driver does; returns the snapshot that is left.
+
+        The next `step` must be `DriverStarted`.
+        """
+        snapshot = self.snapshot()
+        fresh = Core.restore(self.policy, snapshot)
+        self.record, self.live, self._now = fresh.record, fresh.live, 0.0
+        return snapshot
+
+    @property
+    def is_undisturbed(self) -> bool:
+        """Whether ranks train and nothing is under way, so that `start_over` costs nothing but statistics."""
+        record = self.record
+        return (
+            record.state is JobState.RUNNING
+            and record.incident is None
+            and not record.pending
+            and not self.live.exits
+        )
+
     @classmethod
     def restore(cls, policy: Policy, snapshot: Json) -> Core:
         """The inverse of `snapshot`.

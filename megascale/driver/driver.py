@@ -190,6 +190,22 @@ class Driver:
             gap_s = max(self._pauses.take(), late_s)
             late_s = await self._apply(ev.DriverPaused(gap_s), tasks) if gap_s else 0.0
             late_s = max(late_s, await self._apply(event, tasks))
+            if (self._ports.log.is_full or self._writer.has_gap) and self.core.is_undisturbed:
+                await self._begin_part(tasks)
+
+    async def _begin_part(self, tasks: asyncio.TaskGroup) -> None:
+        """Take over from itself: the event log goes on with a header from which it can be replayed."""
+        header = Header(self._job.metadata.name, self.core.policy, self.core.snapshot(), continues=True)
+        if not await self._writer.begin_part(header, self.term):
+            return
+        self.core.start_over()
+        await self._apply(ev.DriverStarted(self.term), tasks)
+        for link in self.links:
+            ranks = list(link.report.ranks)
+            numbers = tuple(rank.rank for rank in ranks)
+            joined = ev.NodeJoined(link.node, link.incarnation, link.attempt, numbers, link.labels)
+            for event in (joined, wire.report_event(link, ranks)):
+                await self._apply(event, tasks)
 
     async def _next_event(self) -> ev.Event:
         deadline = self.core.next_deadline()
@@ -253,7 +269,9 @@ class Driver:
         # Before NodeJoined: the next launch may start as soon as the node has joined, and uses them.
         for event in wire.snapshot_events(link.node, message.hello.snapshots):
             self.post(event)
-        self.post(wire.joined_event(link, message, self._ports.fleet.labels(link.node)))
+        joined = wire.joined_event(link, message, self._ports.fleet.labels(link.node))
+        link.labels = joined.labels
+        self.post(joined)
         return True
 
     def detach(self, link: AgentLink) -> None:

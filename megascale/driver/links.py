@@ -33,6 +33,7 @@ class AgentLink:
     Attributes:
         address: host name or IP address at which other nodes reach this node's ranks.
         pod: name of the agent's pod, "" if it does not run in one.
+        labels: of the node, from the agent and the fleet.
         report: the newest report of the agent.
         attempt: the attempt of the agent's newest message.
         heard_at: monotonic time of the agent's newest message, in seconds.
@@ -40,6 +41,7 @@ class AgentLink:
 
     def __init__(self, node: str, incarnation: str, address: str, pod: str = "") -> None:
         self.node, self.incarnation, self.address, self.pod = node, incarnation, address, pod
+        self.labels: dict[str, str] = {}
         self.report = pb.Report()
         self.attempt = 0
         self.heard_at = time.monotonic()

@@ -24,7 +24,14 @@ class NotAdmittedError(MegascaleError):
 
 
 class EventSink(Protocol):
-    """Stores the event log."""
+    """Stores the event log.
+
+    Attributes:
+        is_full: the driver should `begin` again soon: only a header may be the first line of the next file.
+    """
+
+    @property
+    def is_full(self) -> bool: ...
 
     async def begin(self, header: Header, term: int) -> None:
         """Write the header, the first line of the log of the driver with this term.

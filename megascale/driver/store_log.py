@@ -27,7 +27,10 @@ class StoreLog:
 
     Attributes:
         dropped: number of discarded lines.
+        is_full: never; a term has one file.
     """
+
+    is_full = False
 
     def __init__(self, uri: str) -> None:
         self._storage = open_storage(uri)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from megascale.core.eventlog import Entry, Gap
+from megascale.core.eventlog import Entry, Gap, Header
 from megascale.driver.ports import EventSink
 from megascale.errors import UnreachableError
 
@@ -27,6 +27,9 @@ class DecisionWriter:
     Args:
         write_record: writes the newest job record.
         alert: takes a text for people: when an outage begins, once a minute while it lasts, and at its end.
+
+    Attributes:
+        has_gap: entries are missing since `begin_part`, so what follows cannot be verified.
     """
 
     def __init__(
@@ -40,6 +43,7 @@ class DecisionWriter:
     ) -> None:
         self._log, self._write_record, self._alert = log, write_record, alert
         self._clock, self._wall = clock, wall
+        self.has_gap = False
         self._missing = 0
         self._record_is_due = False
         self._alerted: dict[str, float] = {}
@@ -67,10 +71,25 @@ class DecisionWriter:
             self._alert("the driver can write its record and log again")
         return not self._record_is_due, self._clock() - began
 
-    async def _append(self, entry: Entry) -> None:
+    async def begin_part(self, header: Header, term: int) -> bool:
+        """Write a header, tried once; returns whether it is written."""
+
+        async def begin() -> None:
+            await self._tell_missing()
+            await self._log.begin(header, term)
+
+        if not await self.until_written(begin, holds=False):
+            return False
+        self.has_gap = False
+        return True
+
+    async def _tell_missing(self) -> None:
         if self._missing:
             await self._log.append(Gap(self._wall(), self._missing))
-            self._missing = 0
+            self.has_gap, self._missing = True, 0
+
+    async def _append(self, entry: Entry) -> None:
+        await self._tell_missing()
         await self._log.append(entry)
 
     async def until_written(self, write: Callable[[], Awaitable[None]], *, holds: bool = True) -> bool:

@@ -104,6 +104,13 @@ def log_part(path: Path, part: int) -> Path:
     return path.with_name(f"{path.stem}.{part}{path.suffix}") if part else path
 
 
+def log_parts(path: Path) -> list[int]:
+    """The numbers of the files that a log has besides its first, in order."""
+    names = (found.name for found in path.parent.glob(f"{path.stem}.*{path.suffix}"))
+    numbers = (name[len(path.stem) + 1 : -len(path.suffix)] for name in names)
+    return sorted(int(number) for number in numbers if number.isdigit())
+
+
 def is_locked(path: Path) -> bool:
     """Whether a process holds an exclusive flock on the file; False if there is no file."""
     try:

@@ -122,6 +122,21 @@ def test_lines_torn_by_two_dying_drivers_before_the_next_header(make_log: MakeLo
     assert len(found["tornLines"]) == 2
 
 
+def test_a_log_in_several_files_is_read_in_order(make_log: MakeLog) -> None:
+    """Files are sorted by number, not by name, and a line is named by its own file."""
+    path = make_log(CRASH + DRIVER_DIES)
+    whole = [run(command, path, "--json")[0] for command in ("replay", "show")]
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:20]))
+    for part in range(1, 12):
+        end = 20 + 5 * part if part < 11 else len(lines)
+        (path.parent / f"events.{part}.jsonl").write_text("".join(lines[15 + 5 * part : end]))
+    assert [run(command, path, "--json")[0] for command in ("replay", "show")] == whole
+    (path.parent / "events.10.jsonl").write_text('{"at": 1.0}\n')
+    with pytest.raises(InputError, match=r"events\.10\.jsonl:1: not a line that this version"):
+        run("replay", path)
+
+
 def test_damage_in_the_middle_is_refused(make_log: MakeLog) -> None:
     log = make_log(edit=lambda lines: [*lines[:5], lines[5][:20], *lines[6:]])
     with pytest.raises(InputError, match=r"events\.jsonl:6: damaged"):

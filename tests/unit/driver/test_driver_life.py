@@ -50,6 +50,8 @@ JOB = job_of()
 class World:
     """What a driver needs of its environment; `calls` are in the order in which they came."""
 
+    is_full = False
+
     def __init__(self) -> None:
         self.calls: list[Any] = []
         self.events: list[ev.Event] = []

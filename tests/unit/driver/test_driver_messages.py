@@ -43,6 +43,8 @@ def job_of(nodes: int = 2) -> TrainingJob:
 class World:
     """Record, log and fleet of a driver, all in memory; the first `failures` writes fail."""
 
+    is_full = False
+
     def __init__(self) -> None:
         self.failures: list[Exception] = []
         self.written: list[Any] = []

@@ -19,9 +19,12 @@ from simulated.agent import SimulatedAgent
 from simulated.world import Pace, World
 
 from megascale.agent.config import AgentConfig
+from megascale.cli.history import EventLogFile, History
+from megascale.cli.verify import verify
 from megascale.core.contract import events as ev
 from megascale.core.contract.codec import Json
-from megascale.core.state.record import JobState
+from megascale.core.eventlog import Entry, Gap, Header
+from megascale.core.state.record import JobState, NodeStatus
 from megascale.driver.driver import Driver
 from megascale.driver.listener import LocalListener, bind
 from megascale.driver.log import EventLog
@@ -30,7 +33,7 @@ from megascale.driver.record import LocalRecord
 from megascale.errors import FencedError, InputError, UnreachableError
 from megascale.fleet.base import Health, SlotEvent
 from megascale.job import load_job
-from megascale.observe.rundir import RunDir
+from megascale.observe.rundir import RunDir, log_parts
 
 SILENCE_S = 4
 
@@ -84,6 +87,7 @@ def drive(
     scenario: Callable[[Driver, Record], Awaitable[None]],
     services: Sequence[BackgroundService] = (),
     fleet: Fleet | None = None,
+    log: EventLog | None = None,
 ) -> None:
     """Run `scenario` beside a driver of two nodes that train."""
     run = RunDir(folder)
@@ -95,7 +99,7 @@ def drive(
 
     async def main() -> None:
         record = Record(run, "j")
-        ports = DriverPorts(record, fleet or Fleet(), LocalListener(run), EventLog(run), services)
+        ports = DriverPorts(record, fleet or Fleet(), LocalListener(run), log or EventLog(run), services)
         driver = await Driver.take_over(run, load_job(run.job_file), ports)
         world = World(Pace(0.05, 0.05, 0.1), 10**6)
         async with asyncio.timeout(100.0):
@@ -142,6 +146,44 @@ def test_what_passed_while_decisions_waited_is_held_against_nobody(tmp_path: Pat
     assert (kinds.count("DriverStarted"), kinds.count("DriverPaused")) == (1, 1)
     assert max(line.get("waited_s", 0.0) for line in lines) > SILENCE_S
     assert mismatches(map(json.dumps, lines)) == []
+
+
+class FlakyLog(EventLog):
+    """A log whose disk can be full."""
+
+    away = False
+
+    async def append(self, entry: Entry | Gap) -> None:
+        if self.away:
+            raise OSError(28, "No space left on device")
+        await super().append(entry)
+
+
+def test_a_log_in_several_files_is_verified_as_a_whole_and_again_after_a_gap(tmp_path: Path) -> None:
+    log = FlakyLog(RunDir(tmp_path), part_bytes=20_000)
+
+    async def scenario(driver: Driver, _record: Record) -> None:
+        await until(lambda: len(log_parts(tmp_path / "events.jsonl")) >= 2)
+        log.away = True
+        step = driver.core.live.step
+        await until(lambda: driver.core.live.step > step + 5)
+        log.away = False
+        await until(lambda: len(log_parts(tmp_path / "events.jsonl")) >= 4)
+        assert driver.core.record.state is JobState.RUNNING
+        assert driver.core.record.incidents == []
+        assert {node.status for node in driver.core.live.nodes.values()} == {NodeStatus.READY}
+
+    drive(tmp_path, scenario, log=log)
+    file = EventLogFile(tmp_path / "events.jsonl")
+    items = [item for _, item in file]
+    gaps = [index for index, item in enumerate(items) if isinstance(item, Gap)]
+    assert gaps
+    assert any(isinstance(item, Header) and item.continues for item in items[gaps[0] : gaps[0] + 3])
+    verdict = verify(file)
+    assert (verdict.lives, verdict.mismatch) == (1, None)
+    skipped = len([item for item in items if isinstance(item, Entry)]) - verdict.events
+    assert skipped <= 2 * len(gaps)
+    assert History(file).lives == 1
 
 
 def test_a_driver_that_was_superseded_ends(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from megascale.driver.log import EventLog
 from megascale.driver.ports import NotAdmittedError
 from megascale.driver.record import RECORD_VERSION, LocalRecord, read_record
 from megascale.errors import FencedError, InputError, UnreachableError
-from megascale.observe.rundir import RunDir
+from megascale.observe.rundir import RunDir, log_part
 
 HEADER = Header("j", Policy(), None)
 QUIET = Entry(10.0, ev.Tick(), ())
@@ -197,6 +197,56 @@ def test_only_what_is_acted_on_has_to_be_on_the_disk_first(
     asyncio.run(scenario())
     lines = run.events_file.read_text().splitlines()
     assert lines == [header_line(HEADER), entry_line(QUIET), entry_line(BUSY)]
+
+
+def test_a_full_file_is_followed_by_one_that_begins_with_a_header(run: RunDir) -> None:
+    """The first and the newest two files stay; a successor goes on with the newest."""
+
+    def files() -> dict[str, list[str]]:
+        return {path.name: path.read_text().splitlines() for path in run.root.glob("events*")}
+
+    async def scenario() -> None:
+        log = EventLog(run, part_bytes=len(header_line(HEADER)) + 10, parts=3)
+        for _ in range(5):
+            await log.begin(HEADER, 1)
+            assert not log.is_full
+            await log.append(QUIET)
+            assert log.is_full
+            await log.append(BUSY)
+        await log.close()
+        log = EventLog(run, part_bytes=1 << 20)
+        await log.begin(HEADER, 2)
+        await log.close()
+
+    asyncio.run(scenario())
+    part = [header_line(HEADER), entry_line(QUIET), entry_line(BUSY)]
+    assert files() == {
+        "events.jsonl": part,
+        "events.3.jsonl": part,
+        "events.4.jsonl": [*part, header_line(HEADER)],
+    }
+
+
+def test_a_next_file_without_room_for_its_header_is_tried_again(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = os.write
+
+    async def scenario() -> None:
+        log = EventLog(run, part_bytes=10)
+        await log.begin(HEADER, 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(log_module.os, "write", lambda descriptor, raw: write(descriptor, raw[:7]))
+            with pytest.raises(OSError, match="the event log could not be written whole"):
+                await log.begin(HEADER, 1)
+        assert log.is_full
+        await log.append(QUIET)
+        await log.begin(HEADER, 1)
+        await log.close()
+
+    asyncio.run(scenario())
+    assert run.events_file.read_text().splitlines() == [header_line(HEADER), entry_line(QUIET)]
+    assert log_part(run.events_file, 1).read_text().splitlines() == [header_line(HEADER)]
 
 
 def test_a_log_that_ends_whole_is_gone_on_with(run: RunDir) -> None:
