@@ -43,6 +43,7 @@ class RankLog:
         self.tail, self.unwritten_bytes = tail, 0
         self._path, self._part_bytes, self._parts = path, part_bytes, parts
         self._part, self._size, self._file, self._missing = 0, 0, -1, 0
+        self._ends_line = True
         self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         with contextlib.suppress(OSError):  # the user's limit for pipes is reached: it stays at 64 KiB
             fcntl.fcntl(self._write, _F_SETPIPE_SZ, _PIPE_BYTES)
@@ -107,22 +108,40 @@ class RankLog:
             return raw
 
     def _store(self, raw: bytes) -> None:
-        """Write to the newest file; what does not fit on the disk is left out."""
-        if self._missing:
-            raw = b"\n[%d bytes of this log could not be written]\n" % self._missing + raw
-        written = 0
+        """Write to the newest file, and go on in a new one where a line ends."""
+        room = self._room(raw)
+        if room:
+            self._append(raw[:room])
+        if room < len(raw):
+            self._append(raw[room:], begins_part=True)
+
+    def _room(self, raw: bytes) -> int:
+        """How much of it belongs into the newest file; a line may make it twice as long as it should be."""
+        if self._file < 0:
+            return 0
+        if self._size < self._part_bytes:
+            return len(raw)
+        if self._ends_line:
+            return 0
+        end = raw.find(b"\n") + 1
+        return end or (len(raw) if self._size < 2 * self._part_bytes else 0)
+
+    def _append(self, raw: bytes, *, begins_part: bool = False) -> None:
+        """Append to a file; what does not fit on the disk is left out."""
+        note = b"\n[%d bytes of this log could not be written]\n" % self._missing if self._missing else b""
+        text, written = note + raw, 0
         try:
-            if self._file < 0 or self._size >= self._part_bytes:
+            if begins_part:
                 self._next_part()
-            while written < len(raw):
-                written += os.write(self._file, raw[written:])
+            while written < len(text):
+                written += os.write(self._file, text[written:])
         except OSError:
-            self._missing += len(raw) - written
             with self._lock:
-                self.unwritten_bytes += len(raw) - written
-        else:
-            self._missing = 0
+                self.unwritten_bytes += min(len(raw), len(text) - written)
+        lost = min(len(raw), len(text) - written)
+        self._missing = lost if written >= len(note) else self._missing + lost
         self._size += written
+        self._ends_line = text[:written].endswith(b"\n")
 
     def _next_part(self) -> None:
         part = self._part + 1 if self._file >= 0 else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import time
@@ -26,7 +27,11 @@ def ended(log: RankLog) -> None:
 
 
 def texts(folder: Path) -> dict[str, str]:
-    return {file.name: file.read_text() for file in sorted(folder.glob("rank-*"))}
+    found = {}
+    for file in sorted(folder.glob("rank-*")):
+        with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+            found[file.name] = file.read_text()
+    return found
 
 
 def test_what_a_process_prints_is_in_the_file_and_in_the_tail(path: Path) -> None:
@@ -51,6 +56,21 @@ def test_the_first_and_the_newest_files_of_a_long_log_are_kept(path: Path) -> No
         "rank-3.log": "line of 0\n",
         "rank-3.5.log": "line of 5\n",
         "rank-3.6.log": "line of 6\n",
+    }
+
+
+def test_a_file_ends_with_a_line_unless_there_is_none(path: Path) -> None:
+    log = RankLog(path, LogTail(), part_bytes=10, parts=9)
+    with log.inlet.open("wb", buffering=0) as pipe:
+        for written, piece in enumerate((b"half of a line", b", its end\nnext", b"x" * 20, b"y"), start=1):
+            pipe.write(piece)
+            while sum(len(text) for text in texts(path.parent).values()) < sum((14, 14, 20, 1)[:written]):
+                time.sleep(0.01)
+    ended(log)
+    assert texts(path.parent) == {
+        "rank-3.log": "half of a line, its end\n",
+        "rank-3.1.log": "next" + "x" * 20,
+        "rank-3.2.log": "y",
     }
 
 
