@@ -311,7 +311,7 @@ def test_a_stream_that_ends_while_something_is_sent_is_left_to_its_reader(
             raise error
 
     async def scenario(stage: Stage, _port: int) -> None:
-        stage.link.disconnected.clear()
+        stage.link._accepts = True
         stage.link.send(pb.AgentMessage())
         await asyncio.wait_for(stage.link._write(cast(Any, Ended())), 5.0)
 
