@@ -67,9 +67,15 @@ def run(
         if not lock.owned and fresh:
             raise InputError(f"{job.metadata.name} is running; stop it before --fresh")
         supervisor = Supervisor(rundir, view, lock)
-        if lock.owned:
+        if not lock.owned:
+            finished = _attach(supervisor, rundir, job, view)
+        elif not fresh and supervisor.driver_lives():
+            # It outlived its `megascale run`, and the ranks run by the manifest that it has.
+            _apply_changes(rundir, job, view)
+            finished = None
+        else:
             _prepare(rundir, job, view, fresh=fresh)
-        finished = finished_summary(rundir, job) if lock.owned else _attach(supervisor, rundir, job, view)
+            finished = finished_summary(rundir, job)
         if finished is not None:
             at = f" at step {finished['step']}" if finished["step"] else ""
             view.note(f"{job.metadata.name} is complete{at}; --fresh starts over")

@@ -71,11 +71,11 @@ class Supervisor:
         loop, deaths = asyncio.get_running_loop(), DriverDeaths(self._run.root / "logs" / "driver.log")
         while True:
             deaths.born(loop.time(), self._progress())
-            if not self._driver_lives():
+            if not self.driver_lives():
                 self._start_driver()
             while not await self._watch():
                 self._lock.check_folder()
-                if not self._driver_lives():
+                if not self.driver_lives():
                     break
                 # Closing, or killed and not yet gone: it answers nobody, and each try costs a channel.
                 await asyncio.sleep(_RETRY_S)
@@ -91,7 +91,7 @@ class Supervisor:
         """Watch the drivers that the owner of the lock starts, until the job has ended."""
         while not await self._watch():
             self._lock.check_folder()
-            if self._driver_lives():
+            if self.driver_lives():
                 await asyncio.sleep(_RETRY_S)
             elif await self.driver_comes():
                 self._view.note("the driver was replaced; attached to the next one")
@@ -109,10 +109,10 @@ class Supervisor:
         Raises:
             JobFailedError: the run's folder was removed.
         """
-        while not self._driver_lives():
+        while not self.driver_lives():
             self._lock.check_folder()
             if not is_locked(self._run.supervisor_lock):
-                return self._driver_lives()
+                return self.driver_lives()
             await asyncio.sleep(_LOOK_S)
         return True
 
@@ -132,7 +132,8 @@ class Supervisor:
                 start_new_session=True,
             )
 
-    def _driver_lives(self) -> bool:
+    def driver_lives(self) -> bool:
+        """Whether a driver of this run's job runs, of this `megascale run` or of an earlier one."""
         if self._driver is not None:
             return self._driver.poll() is None
         address = read_address(self._run.driver_file)

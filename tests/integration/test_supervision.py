@@ -153,3 +153,22 @@ def test_a_driver_that_cannot_run_ends_the_run_with_the_reason(jobs: Jobs) -> No
     assert "the driver cannot run this job: " in err
     assert "record.json is damaged; start over with --fresh" in err
     assert "node-0 still running: they save a checkpoint and leave" in err
+
+
+def test_a_driver_that_outlived_its_run_keeps_its_manifest(jobs: Jobs) -> None:
+    job = Endless(jobs, "outlived")
+    owner = job.start()
+    owner.kill()
+    owner.wait(timeout=10)
+    stored = job.run.job_file.read_bytes()
+    job.manifest.write_text(job.manifest.read_text().replace("steps: 100000", "steps: 5"))
+    refused = jobs.start(job.manifest)
+    _, error = refused.communicate(timeout=60)
+    assert refused.returncode == 2, error
+    assert "is running with another manifest" in error
+    assert job.run.job_file.read_bytes() == stored
+    job.manifest.write_text(MANIFEST.format(name="outlived"))
+    adopted = job.start()
+    job.end()
+    _, error = adopted.communicate(timeout=60)
+    assert adopted.returncode == 0, error

@@ -72,7 +72,7 @@ class Watching(Supervisor):
         self.watched = 0
         self.looked = asyncio.Event()
 
-    def _driver_lives(self) -> bool:
+    def driver_lives(self) -> bool:
         return self.lives.pop(0) if len(self.lives) > 1 else self.lives[0]
 
     async def _watch(self) -> bool:
