@@ -121,7 +121,9 @@ class DecisionWriter:
         if now - self._alerted.get(kind, -_ALERT_S) < _ALERT_S:
             return
         self._alerted[kind] = now
-        if holds:
+        if holds and self._gave_way.is_set():
+            self._alert(f"{what}; the job is stopped without it")
+        elif holds:
             self._alert(f"{what}; decisions wait for it and training goes on; make room, or stop the job")
         else:
             self._alert(

@@ -111,4 +111,16 @@ def test_nothing_waits_any_more_once_the_job_is_to_stop() -> None:
         disk.full = False
         assert (await disk.writer.write(BUSY, must_store=True))[0] is True
 
-    assert play(scenario).log == [Gap(99.0, 2), BUSY]
+    disk = play(scenario)
+    assert disk.log == [Gap(99.0, 2), BUSY]
+    assert "decisions wait" in disk.said[0]
+
+
+def test_a_stop_is_not_said_to_wait() -> None:
+    async def scenario(disk: Disk) -> None:
+        disk.full = True
+        disk.writer.give_way()
+        await disk.writer.write(BUSY, must_store=True)
+
+    (said,) = play(scenario).said
+    assert said.endswith("the job is stopped without it")
