@@ -65,7 +65,7 @@ class _NoFleet:
 
 
 class _TlsListener(LocalListener):
-    """The run's token over TLS."""
+    """The tokens of a local run over TLS."""
 
     def __init__(self, run: RunDir, key: bytes, certificate: bytes) -> None:
         super().__init__(run)
@@ -127,8 +127,10 @@ async def _play(folder: Path, nodes: int) -> None:
     trust = Trust(folder / "ca.crt", NAME)
     agents = []
     for number in range(nodes):
-        files = (run.job_file, run.driver_file, run.token_file)
-        config = AgentConfig(run, f"node-{number}", *files, trust=trust)
+        name = f"node-{number}"
+        run.renew_agent_token(name)
+        files = (run.job_file, run.driver_file, run.agent_token_file(name))
+        config = AgentConfig(run, name, *files, trust=trust)
         agents.append(asyncio.create_task(SimulatedAgent(config, world, RANKS, HEARTBEAT_S).run()))
         if number % 32 == 31:
             await asyncio.sleep(0.1)

@@ -28,7 +28,9 @@ def _parser() -> argparse.ArgumentParser:
     pod = parser.add_argument_group("in a pod")
     pod.add_argument("--job-file", type=Path, help="the manifest (default: RUN_DIR/job.yaml)")
     pod.add_argument("--driver-file", type=Path, help="the driver's address (default: RUN_DIR/driver.json)")
-    pod.add_argument("--token-file", type=Path, help="what authenticates this agent (default: RUN_DIR/token)")
+    pod.add_argument(
+        "--token-file", type=Path, help="what authenticates this agent (default: RUN_DIR/agents/NODE.token)"
+    )
     pod.add_argument("--ca-file", type=Path, help="certificates the driver's one must be signed by")
     pod.add_argument("--server-name", default="", help="name in the driver's certificate")
     pod.add_argument("--host", help="address at which other nodes reach this one (default: loopback)")

@@ -49,7 +49,8 @@ class AgentConfig:
     def local(cls, root: Path, node: str) -> AgentConfig:
         """Return the configuration of a node of a local run with the run folder `root`."""
         run = RunDir(root)
-        return cls(run, node, run.job_file, run.driver_file, run.token_file, host=loopback_host())
+        token_file = run.agent_token_file(node)
+        return cls(run, node, run.job_file, run.driver_file, token_file, host=loopback_host())
 
     @property
     def interface(self) -> str:

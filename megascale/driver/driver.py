@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import time
 from collections.abc import Sequence
 from typing import Any, Final
@@ -22,6 +23,7 @@ from megascale.core.eventlog import Entry, Header
 from megascale.core.machine import Core
 from megascale.core.state.record import JobState
 from megascale.driver import wire
+from megascale.driver.border import Border, RefusedMessageError
 from megascale.driver.executor import EffectExecutor
 from megascale.driver.inbox import Inbox
 from megascale.driver.links import AgentLink, Links
@@ -35,7 +37,7 @@ from megascale.driver.service import Service
 from megascale.driver.status import StatusBoard
 from megascale.driver.summary import counted_steps, summarise
 from megascale.driver.writer import DecisionWriter
-from megascale.errors import FencedError, InputError, UnreachableError, first_error
+from megascale.errors import InputError, UnreachableError, first_error
 from megascale.fleet.base import SlotEvent
 from megascale.job import TrainingJob, from_json, revision_of
 from megascale.observe.rundir import RunDir, write_atomically
@@ -49,6 +51,9 @@ log = logging.getLogger(__name__)
 _FIRST_SCAN_S: Final = 10.0
 _METRICS_S: Final = 60.0
 _NOTICED_S: Final = 0.05
+_CONFIRM_S: Final = 5.0
+_REFUSED_S: Final = 60.0
+_REFUSED_NODES: Final = 1024
 _COMMANDS: Final = frozenset(
     {Command.EVICT, Command.RELEASE, Command.SAVE, Command.STOP, Command.SUSPEND, Command.RESUME}
 )
@@ -69,7 +74,7 @@ class Driver:
     def __init__(self, run: RunDir, job: TrainingJob, ports: DriverPorts, claim: Claim) -> None:
         self.done = asyncio.Event()
         self.changed = asyncio.Event()
-        self._ended, self._fenced = asyncio.Event(), False
+        self._ended = asyncio.Event()
         self._run, self._ports = run, ports
         self.term = claim.term
         self.revisions = Revisions(claim.revisions)
@@ -84,6 +89,9 @@ class Driver:
         self._pauses = PauseWatch()
         self._writer = DecisionWriter(ports.log, self._write_record, self._say)
         self._held: list[fx.Effect] = []
+        self._border = Border(self.core)
+        self._doubted = asyncio.Event()
+        self._refused_at: dict[str, float] = {}
         self._segments = SegmentBoard()
         self._executor = EffectExecutor(
             self.links,
@@ -147,6 +155,7 @@ class Driver:
                 serving = [tasks.create_task(each.run(self)) for each in self._ports.background_services]
                 serving.append(tasks.create_task(self._pauses.run()))
                 serving.append(tasks.create_task(self._pump(tasks)))
+                serving.append(tasks.create_task(self._confirm_term()))
                 await self._ended.wait()
                 for task in serving:
                     task.cancel()
@@ -155,8 +164,6 @@ class Driver:
             raise first_error(problems) from problems
         finally:
             await self._close(server)
-        if self._fenced:
-            raise FencedError(f"a driver with a higher term than {self.term} took over")
 
     async def _open(self, server: grpc.aio.Server) -> None:
         """Start the server and the fleet, then scan the store for commits that no agent will report."""
@@ -171,11 +178,6 @@ class Driver:
         await server.stop(grace=0.5)
         await self._ports.log.close()
         await self._ports.record.close()
-
-    def fence(self) -> None:
-        """Stop the driver because a message carried a higher term; `run` then raises FencedError."""
-        self._fenced = True
-        self._ended.set()
 
     def post(self, event: ev.Event) -> None:
         """Queue an event for the core."""
@@ -255,9 +257,15 @@ class Driver:
     def attach(self, link: AgentLink, message: pb.AgentMessage) -> bool:
         """Register an agent's new stream and post its node to the core.
 
-        Returns False, and registers nothing, if the driver is fenced.
+        Returns False, and registers nothing, if the message cannot be true.
         """
-        if not self._is_current(message.fence):
+        if not self._is_current(link, message.fence):
+            return False
+        try:
+            self._border.check_hello(message)
+            self.links.check_identity(link)
+        except RefusedMessageError as error:
+            self._refuse(link, error)
             return False
         link.attempt = message.fence.attempt
         nodes = self.core.policy.nodes + self.core.policy.spare_nodes
@@ -279,8 +287,13 @@ class Driver:
         self.links.detach(link)
 
     def receive(self, link: AgentLink, message: pb.AgentMessage) -> None:
-        """Handle one message of an attached agent; a fenced driver ignores it."""
-        if not self._is_current(message.fence):
+        """Handle one message of an attached agent; one that cannot be true is ignored."""
+        if not self._is_current(link, message.fence):
+            return
+        try:
+            self._check(link, message)
+        except RefusedMessageError as error:
+            self._refuse(link, error)
             return
         link.attempt, link.heard_at = message.fence.attempt, time.monotonic()
         match message.WhichOneof("body"):
@@ -302,11 +315,51 @@ class Driver:
             case "segments":
                 self._on_segments(message.segments)
 
-    def _is_current(self, fence: pb.Fence) -> bool:
-        """Return whether this driver is not fenced; fences it if the sender has seen a higher term."""
+    def _is_current(self, link: AgentLink, fence: pb.Fence) -> bool:
+        """Return whether this driver may act on a message; has the record read if the sender names a higher
+        term, and ignores what it sends, because the record alone says who is the driver."""
         if fence.term > self.term:
-            self.fence()
-        return not self._fenced
+            self._refuse(link, f"it has seen a driver of term {fence.term}, this one is of term {self.term}")
+            self._doubted.set()
+            return False
+        return True
+
+    async def _confirm_term(self) -> None:
+        """Read the record whenever an agent names a higher term.
+
+        Raises:
+            FencedError: the record has a higher term too.
+        """
+        while True:
+            await self._doubted.wait()
+            self._doubted.clear()
+            try:
+                await self._ports.record.confirm()
+            except (OSError, UnreachableError) as error:
+                log.warning("whether another driver took over is not known: %s", error)
+            await asyncio.sleep(_CONFIRM_S)
+
+    def _check(self, link: AgentLink, message: pb.AgentMessage) -> None:
+        """Raise RefusedMessageError unless the message can be true; drop ranks of other attempts."""
+        self._border.check_attempt(message.fence.attempt)
+        if message.WhichOneof("body") != "report":
+            self._border.check_other(link.node, message, time.time())
+        elif message.fence.attempt == self.core.record.attempt:
+            elapsed_s = time.monotonic() - link.heard_at
+            before = link.report if link.attempt == message.fence.attempt else pb.Report()
+            self._border.check_report(link.node, message, before, elapsed_s, time.time())
+        else:
+            del message.report.ranks[:]
+
+    def _refuse(self, link: AgentLink, problem: object) -> None:
+        """Ignore a message; an alert says so, at most once a minute for a node."""
+        now = time.monotonic()
+        if now - self._refused_at.get(link.node, -math.inf) >= _REFUSED_S:
+            self._refused_at[link.node] = now
+            if len(self._refused_at) > _REFUSED_NODES:
+                self._refused_at.pop(next(iter(self._refused_at)))
+            self.board.alert(f"a message of {link.node} is ignored: {problem}")
+            log.warning("a message of %s is ignored: %s", link.node, problem)
 
     def _on_report(self, link: AgentLink, report: pb.Report) -> None:
         link.report = report

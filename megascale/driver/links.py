@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
+from megascale.driver.border import RefusedMessageError
 from megascale.errors import MegascaleError
 from megascale.rpc import megascale_pb2 as pb
 
@@ -109,6 +110,18 @@ class Links:
 
     def get(self, node: str) -> AgentLink | None:
         return self._links.get(node)
+
+    def check_identity(self, link: AgentLink) -> None:
+        """Check that no other agent of the link's node is connected.
+
+        Raises:
+            RefusedMessageError: one is, and was heard within the last 6 seconds.
+        """
+        older = self._links.get(link.node)
+        if older is not None and older.incarnation != link.incarnation and older.is_heard:
+            raise RefusedMessageError(
+                f"fence.incarnation is {link.incarnation}, expected {older.incarnation}, whose stream is open"
+            )
 
     def attach(self, link: AgentLink) -> None:
         """Register a link; an older link of the same node is closed."""

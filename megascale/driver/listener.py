@@ -6,13 +6,18 @@ import hmac
 import ipaddress
 import json
 import os
+from typing import Final
 
 import grpc
 
+from megascale.driver.border import NODE_NAME
 from megascale.driver.ports import NotAdmittedError
 from megascale.errors import InputError, UnreachableError
 from megascale.observe.rundir import RunDir, write_atomically
+from megascale.offload import StorageThread
 from megascale.rpc.connect import loopback_host
+
+_READ_S: Final = 5.0
 
 
 def bind(
@@ -48,11 +53,12 @@ def is_loopback(host: str) -> bool:
 
 
 class LocalListener:
-    """Implements `Listener` for a local run: agents and users share the run's token."""
+    """Implements `Listener` for a local run: users have the run's token, and each agent that of its node."""
 
     def __init__(self, run: RunDir) -> None:
         self._run = run
         self._token = run.ensure_token()
+        self._files = StorageThread("the run folder")
 
     async def open(self, server: grpc.aio.Server) -> str:
         return bind(server, loopback_host(), None)
@@ -61,6 +67,20 @@ class LocalListener:
         address = {"endpoint": endpoint, "pid": os.getpid(), "term": term}
         write_atomically(self._run.driver_file, json.dumps(address))
 
-    async def admit(self, token: str, node: str) -> None:  # noqa: ARG002 - one token for agents and people
-        if not hmac.compare_digest(token, self._token):
-            raise NotAdmittedError("the token is not this run's")
+    async def admit(self, token: str, node: str) -> None:
+        expected = await self._agent_token(node) if node else self._token
+        if not expected or not hmac.compare_digest(token.encode(), expected.encode()):
+            whose = f"that of the agent of {node!r:.100}" if node else "this run's"
+            raise NotAdmittedError(f"the token is not {whose}")
+
+    async def _agent_token(self, node: str) -> str:
+        """The token of a node's agent, "" if the fleet started none."""
+        if not NODE_NAME.fullmatch(node):
+            return ""
+        path = self._run.agent_token_file(node)
+        try:
+            return (await self._files.call(path.read_text, _READ_S)).strip()
+        except FileNotFoundError:
+            return ""
+        except (OSError, UnreachableError) as error:
+            raise NotAdmittedError(f"the token of {node} cannot be read: {error}") from error

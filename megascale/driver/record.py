@@ -66,6 +66,14 @@ class RecordStore(Protocol):
             FencedError: a driver of a higher term took over.
         """
 
+    async def confirm(self) -> None:
+        """Read who holds the record.
+
+        Raises:
+            FencedError: a driver of a higher term does.
+            OSError, UnreachableError: it cannot be read.
+        """
+
 
 class LocalRecord:
     """Implements `RecordStore` with a file and flock."""
@@ -111,6 +119,9 @@ class LocalRecord:
         for path in self._revision_files():
             if path.stem not in revisions:
                 path.unlink(missing_ok=True)
+
+    async def confirm(self) -> None:
+        """Do nothing: no other driver can claim the record while this one has its lock."""
 
     async def close(self) -> None:
         os.close(self._lock)

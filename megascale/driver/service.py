@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from typing import Final
 
@@ -58,7 +57,7 @@ class Service(DriverServicer):
         await self._authenticate(context)
         while True:
             done = self._driver.done.is_set()
-            yield pb.JobStatus(document=json.dumps(self._driver.board.document()).encode())
+            yield pb.JobStatus(document=self._driver.board.document_text())
             if done:
                 return
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import deque
 from typing import Any, Final
@@ -14,9 +15,13 @@ from megascale.core.state.record import Incident, JobState, NodeStatus
 from megascale.driver.inbox import Inbox
 from megascale.driver.links import Links
 from megascale.job import TrainingJob
+from megascale.observe.text import one_line
 from megascale.rpc import megascale_pb2 as pb
+from megascale.rpc.connect import STATUS_BYTES
 
 _RATE_WINDOW: Final = 40
+_ALERT_CHARACTERS: Final = 500
+_NODES_LISTED: Final = 2000
 
 
 class StatusBoard:
@@ -29,8 +34,8 @@ class StatusBoard:
         self._loss: Any = None
 
     def alert(self, message: str) -> None:
-        """Add a message to the status; the newest 20 are kept."""
-        self._alerts.append({"time": time.time(), "message": message})
+        """Add a message to the status, at most 500 characters of it; the newest 20 are kept."""
+        self._alerts.append({"time": time.time(), "message": one_line(message, _ALERT_CHARACTERS)})
 
     def sample(self, rank: pb.RankStatus) -> None:
         """Record the rank's progress, from which the token rate is computed."""
@@ -47,6 +52,20 @@ class StatusBoard:
             "excluded": {name: exclusion.reason for name, exclusion in record.excluded.items()},
             "incidents": [incident_document(incident) for incident in incidents_of(self._core)],
         }
+
+    def document_text(self) -> bytes:
+        """Return the document as JSON of at most `STATUS_BYTES`.
+
+        Where it would be longer, ranks are left out, then all nodes but the first and incidents but the
+        newest.
+        """
+        document = self.document()
+        text = json.dumps(document)
+        for trim in (_leave_out_ranks, _leave_out_more):
+            if len(text) > STATUS_BYTES:
+                trim(document)
+                text = json.dumps(document)
+        return text.encode()
 
     def overview(self) -> dict[str, Any]:
         """Return the document without its nodes, exclusions and incidents."""
@@ -134,6 +153,18 @@ class StatusBoard:
 def reports_steps(core: Core) -> bool:
     """Return whether steps are known; without them goodput counts all time that ranks ran, an upper bound."""
     return core.policy.reports_steps or max(core.live.step, core.record.best_step) > 0
+
+
+def _leave_out_ranks(document: dict[str, Any]) -> None:
+    for node in document["nodes"]:
+        node["ranks"] = []
+
+
+def _leave_out_more(document: dict[str, Any]) -> None:
+    document["nodesLeftOut"] = max(0, len(document["nodes"]) - _NODES_LISTED)
+    document["nodes"] = document["nodes"][:_NODES_LISTED]
+    document["excluded"] = dict(list(document["excluded"].items())[:_NODES_LISTED])
+    document["incidents"] = document["incidents"][-1:]
 
 
 def goodput_seconds(core: Core, now: float) -> dict[str, float]:

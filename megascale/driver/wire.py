@@ -7,13 +7,13 @@ compares the list with the messages.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from megascale.core.contract import effects as fx
 from megascale.core.contract import events as ev
+from megascale.core.contract.bounded_json import parse_json
 from megascale.core.contract.codec import as_member
 from megascale.core.contract.lineage import Commit
 from megascale.core.contract.vocabulary import Command, RankPhase
@@ -229,10 +229,13 @@ def exit_event(link: AgentLink, exited: pb.RankExit) -> ev.RankExited:
     )
 
 
+_REPORT_DEPTH: Final = 16  # less than `bounded_json.MAX_DEPTH`, because the event log holds it in an event
+
+
 def _exit_report(raw: str) -> dict[str, Any]:
     """Parse the report that a failed rank wrote; {} if it is missing or not a JSON object."""
     try:
-        report = json.loads(raw) if raw else {}
+        report = parse_json(raw, _REPORT_DEPTH) if raw else {}
     except ValueError:
         return {}
     return report if isinstance(report, dict) else {}

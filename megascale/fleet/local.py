@@ -105,6 +105,7 @@ class LocalFleet:
         await self._files.call(lambda: write_atomically(self._run.fleet_file, text))
 
     def _spawn(self, node: str) -> _Slot:
+        self._run.renew_agent_token(node)
         log = self._run.root / "logs" / f"agent-{node}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -140,6 +141,7 @@ class LocalFleet:
 
     async def release(self, node: str) -> None:
         await self._end(node)
+        await self._files.call(lambda: self._run.agent_token_file(node).unlink(missing_ok=True))
         await asyncio.to_thread(remove_folders, self._run.root, only=node)
 
     async def _end(self, node: str) -> None:

@@ -59,7 +59,7 @@ class RunDir:
 
     @property
     def agents(self) -> Path:
-        """One `<node>.json` per agent that was started."""
+        """One `<node>.json` and `<node>.token` per agent that was started."""
         return self.root / "agents"
 
     @property
@@ -87,16 +87,29 @@ class RunDir:
             return str(self.root / "checkpoints")
         return uri if urlsplit(uri).scheme else str(Path(uri).absolute())
 
+    def agent_token_file(self, node: str) -> Path:
+        return self.agents / f"{node}.token"
+
+    def renew_agent_token(self, node: str) -> str:
+        """A new token for the agent of a node, readable by its owner only; those before are not valid."""
+        self.agents.mkdir(parents=True, exist_ok=True)
+        path = self.agent_token_file(node)
+        path.unlink(missing_ok=True)
+        return _write_token(path)
+
     def ensure_token(self) -> str:
-        """The run's token, made once, readable by its owner only."""
+        """The token of the run's users, made once, readable by its owner only."""
         try:
-            descriptor = os.open(self.token_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            return _write_token(self.token_file)
         except FileExistsError:
             return self.token_file.read_text().strip()
-        token = secrets.token_urlsafe(32)
-        with os.fdopen(descriptor, "w") as handle:
-            handle.write(token)
-        return token
+
+
+def _write_token(path: Path) -> str:
+    token = secrets.token_urlsafe(32)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as handle:
+        handle.write(token)
+    return token
 
 
 def log_part(path: Path, part: int) -> Path:

@@ -14,7 +14,13 @@ from megascale.errors import UnreachableError
 from megascale.rpc.megascale_pb2_grpc import DriverStub
 
 METADATA_KEY: Final = "authorization"
+STATUS_BYTES: Final = 4 << 20
+"""Most bytes of a status document."""
+_TO_DRIVER_BYTES: Final = 2 << 20
+_FROM_DRIVER_BYTES: Final = 4 * STATUS_BYTES
 CHANNEL_OPTIONS: Final = (
+    ("grpc.max_send_message_length", _TO_DRIVER_BYTES),
+    ("grpc.max_receive_message_length", _FROM_DRIVER_BYTES),
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
@@ -25,6 +31,9 @@ CHANNEL_OPTIONS: Final = (
     ("grpc.enable_retries", 0),
 )
 SERVER_OPTIONS: Final = (
+    ("grpc.max_receive_message_length", _TO_DRIVER_BYTES),
+    ("grpc.max_send_message_length", _FROM_DRIVER_BYTES),
+    ("grpc.max_metadata_size", 32 << 10),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),

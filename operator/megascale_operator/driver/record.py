@@ -116,6 +116,9 @@ class KubernetesRecord:
         body = {**self._object, "data": data}
         self._object = await self._api.replace(CONFIG_MAPS, body, self._namespace)
 
+    async def confirm(self) -> None:
+        await self._look_again()
+
     async def close(self) -> None:
         """Do nothing: the next driver takes over by raising the term, without a lock."""
 

@@ -100,6 +100,7 @@ def play(folder: Path, scenario: Callable[[Driver], Awaitable[None]], context: L
     """The exit code of an agent whose driver follows the scenario."""
     config = AgentConfig.local(folder, "n0")
     config.job_file.write_text(resolved_yaml(job_of("sleep 60")))
+    config.token_file.parent.mkdir()
     config.token_file.write_text("secret\n")
 
     async def main() -> int:

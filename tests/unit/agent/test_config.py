@@ -46,7 +46,7 @@ def interface_of(host: str) -> str:
 
 def test_an_agent_of_a_local_run_finds_its_files_in_the_run_folder() -> None:
     config, run = AgentConfig.local(Path("runs/q"), "n3"), RunDir(Path("runs/q"))
-    assert config == AgentConfig(run, "n3", run.job_file, run.driver_file, run.token_file)
+    assert config == AgentConfig(run, "n3", run.job_file, run.driver_file, run.agent_token_file("n3"))
     assert (config.host, config.trust, config.pod, config.kernel_log) == ("127.0.0.1", None, "", None)
     assert (config.snapshot_root, config.grace_s) == (SHARED_MEMORY, 100.0)
 
@@ -118,7 +118,7 @@ def test_the_help_says_of_every_flag_what_it_is() -> None:
     for dest, text in texts.items():
         assert text[:1].islower(), dest
         assert text[-2:-1].islower() or text.endswith((")", "SIGTERM")), dest
-    local = AgentConfig.local(Path("RUN_DIR"), "n0")
+    local = AgentConfig.local(Path("RUN_DIR"), "NODE")
     assert f"(default: {local.job_file})" in texts["job_file"]
     assert f"(default: {local.driver_file})" in texts["driver_file"]
     assert f"(default: {local.token_file})" in texts["token_file"]

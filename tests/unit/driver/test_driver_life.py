@@ -58,6 +58,13 @@ class World:
         self.on_event: Callable[[SlotEvent], None] | None = None
         self.raises: Exception | None = None
         self.claimed = Claim(7, None)
+        self.confirmed = 0
+        self.taken_over: FencedError | None = None
+
+    async def confirm(self) -> None:
+        self.confirmed += 1
+        if self.taken_over is not None:
+            raise self.taken_over
 
     async def claim(self) -> Claim:
         return self.claimed
@@ -185,14 +192,25 @@ def test_an_ended_job_starts_again_where_starting_reopens(tmp_path: Path) -> Non
     play(scenario)
 
 
-def test_a_driver_that_meets_a_higher_term_stops_and_says_so(tmp_path: Path) -> None:
+def test_a_driver_that_meets_a_higher_term_stops_if_the_record_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_CONFIRM_S", 0.01)
+
     async def scenario() -> None:
         world = World()
         driver = await Stage(tmp_path, world).take_over()
         running = asyncio.create_task(driver.run())
         await until(lambda: ("acquire", 1, ()) in world.calls)
-        driver.fence()
-        with pytest.raises(FencedError, match="a driver with a higher term than 7 took over"):
+        link = AgentLink("n0", "a", "address")
+        message = pb.AgentMessage(fence=pb.Fence(node="n0", term=2**63), report=pb.Report())
+        driver.receive(link, message)
+        await until(lambda: world.confirmed == 1)
+        (alert,) = driver.board.document()["alerts"]
+        assert "it has seen a driver of term 9223372036854775808" in alert["message"]
+        world.taken_over = FencedError("a driver of term 8 took over from 7")
+        driver.receive(link, message)
+        with pytest.raises(FencedError, match="a driver of term 8 took over from 7"):
             await running
         assert world.calls[-2:] == ["closed"] * 2
         assert not driver.done.is_set()
@@ -249,9 +267,8 @@ def test_the_fleet_tells_the_driver_of_its_slots(tmp_path: Path) -> None:
         world.on_event(SlotEvent("n0", "drained", 5.0, leaving=True))
         notice = ev.HardwareEvent("n0", "drain", text="drained", at=5.0)
         await until(lambda: notice in world.events)
-        driver.fence()
-        with pytest.raises(FencedError):
-            await running
+        driver.post(ev.ManualCommand(Command.STOP, "enough"))
+        await running
 
     play(scenario)
 

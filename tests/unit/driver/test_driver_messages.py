@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, cast
@@ -137,19 +138,20 @@ def test_agents_of_this_term_or_an_earlier_one_are_taken(stage: Stage, term: int
     assert not stage.driver._ended.is_set()
 
 
-def test_an_agent_that_has_seen_a_successor_ends_this_driver(stage: Stage) -> None:
+def test_an_agent_that_has_seen_a_successor_is_not_taken_and_has_the_record_read(stage: Stage) -> None:
     assert not stage.driver.attach(stage.link(), hello(term=8))
-    assert stage.driver._ended.is_set()
+    assert stage.driver._doubted.is_set()
+    assert not stage.driver._ended.is_set()
     assert stage.driver.links.get("n0") is None
-    # from now on nothing is taken in
-    stage.driver.receive(stage.link(), pb.AgentMessage(exit=pb.RankExit(exit_code=1)))
     assert stage.posted == []
 
 
-def received(stage: Stage, attempt: int = 4, **body: Any) -> AgentLink:
-    link = stage.link()
+def received(stage: Stage, node: str = "n0", attempt: int = 4, **body: Any) -> AgentLink:
+    link = stage.link(node)
     link.heard_at = -1.0
-    fence = pb.Fence(node="n0", term=7, attempt=attempt)
+    record = stage.driver.core.record
+    record.attempt, record.assignment, record.ranks = 4, ("n0", "n1"), 8
+    fence = pb.Fence(node=node, term=7, attempt=attempt)
     stage.driver.receive(link, pb.AgentMessage(fence=fence, **body))
     assert link.heard_at > 0
     assert link.attempt == attempt
@@ -160,14 +162,15 @@ def test_a_message_of_a_higher_term_is_not_taken_in(stage: Stage) -> None:
     link = stage.link()
     stage.driver.receive(link, pb.AgentMessage(fence=pb.Fence(term=8), exit=pb.RankExit(exit_code=1)))
     assert stage.posted == []
-    assert stage.driver._fenced
+    assert stage.driver._doubted.is_set()
 
 
 def test_reports_become_heartbeats_and_commits_that_are_new(stage: Stage) -> None:
     stage.driver.core.record.commits = [Commit(5, 4)]
+    at = time.time() - 5.0
     ranks = [
         pb.RankStatus(
-            rank=0, step=9, phase="forward", saved_step=8, saved_attempt=4, progress_at=5.0, tokens=10
+            rank=0, step=9, phase="forward", saved_step=8, saved_attempt=4, progress_at=at, tokens=10
         ),
         pb.RankStatus(rank=1, step=8, phase="forward", saved_step=5, saved_attempt=4),
     ]
@@ -178,7 +181,7 @@ def test_reports_become_heartbeats_and_commits_that_are_new(stage: Stage) -> Non
     assert isinstance(commit, ev.CommitDone)
     assert (commit.step, commit.attempt) == (8, 4)
     assert list(link.report.ranks) == ranks
-    assert [sample[1:] for sample in stage.driver.board._samples] == [(5.0, 10)]
+    assert [sample[1:] for sample in stage.driver.board._samples] == [(at, 10)]
 
 
 def test_a_report_without_ranks_is_a_heartbeat(stage: Stage) -> None:
@@ -204,11 +207,13 @@ def test_other_bodies_become_their_events(stage: Stage) -> None:
 
 
 def test_segment_times_are_joined_for_the_ranks_of_this_attempt(stage: Stage) -> None:
-    stage.driver.core.record.attempt, stage.driver.core.record.ranks = 4, 1
     times = pb.RankSegments(rank=0, first_step=7, compute_s=[0.5])
-    received(stage, segments=pb.SegmentTimes(attempt=4, ranks=[times]))
+    others = [pb.RankSegments(rank=rank, first_step=7, compute_s=[0.5]) for rank in range(1, 4)]
+    received(stage, segments=pb.SegmentTimes(attempt=4, ranks=[times, *others]))
     received(stage, segments=pb.SegmentTimes(attempt=3, ranks=[times]))
-    assert stage.posted == [ev.SegmentTimes(4, 7, (0.5,))]
+    others = [pb.RankSegments(rank=rank, first_step=7, compute_s=[0.25]) for rank in range(4, 8)]
+    received(stage, "n1", segments=pb.SegmentTimes(attempt=4, ranks=others))
+    assert stage.posted == [ev.SegmentTimes(4, 7, (0.5,) * 4 + (0.25,) * 4)]
 
 
 def test_an_answer_reaches_who_waits_for_it(stage: Stage) -> None:

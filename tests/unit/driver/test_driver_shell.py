@@ -103,6 +103,8 @@ def drive(
         driver = await Driver.take_over(run, load_job(run.job_file), ports)
         world = World(Pace(0.05, 0.05, 0.1), 10**6)
         async with asyncio.timeout(100.0):
+            for number in range(2):
+                run.renew_agent_token(f"n{number}")
             driving = asyncio.create_task(driver.run())
             agents = [
                 asyncio.create_task(SimulatedAgent(AgentConfig.local(folder, f"n{n}"), world, 1, 0.5).run())

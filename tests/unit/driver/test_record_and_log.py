@@ -378,9 +378,9 @@ def test_agents_of_a_local_run_find_its_driver_and_show_its_token(run: RunDir) -
         announced = json.loads(run.driver_file.read_text())
         assert announced == {"endpoint": "127.0.0.1:5", "pid": os.getpid(), "term": 3}
         token = run.token_file.read_text()
-        await local.admit(token, "n0")
+        await local.admit(run.renew_agent_token("n0"), "n0")
         await LocalListener(run).admit(token, "")
         with pytest.raises(NotAdmittedError, match=r"^the token is not this run's$"):
-            await local.admit(token + "x", "n0")
+            await local.admit(token + "x", "")
 
     asyncio.run(scenario())

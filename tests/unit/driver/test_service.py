@@ -42,8 +42,8 @@ class Driver:
         self.board = self
         self.revisions = self
 
-    def document(self) -> dict[str, str]:
-        return {"job": "j"}
+    def document_text(self) -> bytes:
+        return b'{"job": "j"}'
 
     def text(self, revision: str) -> str | None:
         return "{}" if revision == "r1" else None
@@ -269,13 +269,30 @@ def test_the_address_of_a_peer(peer: str, host: str) -> None:
     assert _host(peer) == host
 
 
-def test_the_token_of_a_run_admits_agents_and_people(tmp_path: Path) -> None:
+def test_people_have_the_run_s_token_and_each_agent_its_own(tmp_path: Path) -> None:
     async def scenario() -> None:
         run = RunDir(tmp_path)
         listener = LocalListener(run)
         token = run.token_file.read_text()
-        await listener.admit(token, "n0")
         await listener.admit(token, "")
+        first, other = run.renew_agent_token("n0"), run.renew_agent_token("n1")
+        await listener.admit(first, "n0")
+        await listener.admit(other, "n1")
+        for given, node in (
+            (token, "n0"),
+            (other, "n0"),
+            (first, ""),
+            ("", "n2"),
+            (token, "../token"),
+            ("é", "n0"),
+        ):
+            with pytest.raises(NotAdmittedError, match="the token is not"):
+                await listener.admit(given, node)
+        renewed = run.renew_agent_token("n0")
+        await listener.admit(renewed, "n0")
+        with pytest.raises(NotAdmittedError, match="the token is not that of the agent of 'n0'"):
+            await listener.admit(first, "n0")
+        assert run.agent_token_file("n0").stat().st_mode & 0o777 == 0o600
         with pytest.raises(NotAdmittedError, match="the token is not this run's"):
             await listener.admit(token + "x", "")
         server = grpc.aio.server()
