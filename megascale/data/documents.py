@@ -103,7 +103,7 @@ def whole(document: Document) -> bytes:
     for piece in document.pieces:
         text += piece
         if len(text) > _MAX_DOCUMENT_BYTES:
-            raise _too_long(Path(document.where), "the document")
+            raise _too_long(document.path, "the document")
     return bytes(text)
 
 
