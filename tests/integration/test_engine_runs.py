@@ -11,6 +11,7 @@ from engine_jobs import LAYOUTS, STEPS, Zygote
 
 from megascale.checkpoint import CheckpointStore
 from megascale.core.contract.lineage import Commit
+from megascale.engine.loop import EXIT_UNSAVED
 from megascale.observe.rankfile import Control
 
 TOLERANCE = {
@@ -217,9 +218,11 @@ def test_a_rank_killed_while_saving_leaves_the_checkpoint_before(point: str, new
 def test_a_failing_save_raises_an_alert_and_training_goes_on(new_job: Any, spec: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     job = new_job()
-    job.complete(spec(2, checkpoint={"uri": str(tmp_path / "file" / "checkpoints")}), 2)
+    nowhere = {"uri": str(tmp_path / "file" / "checkpoints"), "saveSeconds": 1}
+    assert job.attempt(spec(2, checkpoint=nowhere), 2) == [EXIT_UNSAVED, EXIT_UNSAVED]
     assert len(job.losses()) == STEPS
-    assert job.logs().count('megascale.alert {"kind": "checkpointSaveFailed"') == 3
+    assert job.logs().count('megascale.alert {"kind": "checkpointSaveFailed"') >= 3
+    assert job.logs().count('megascale.alert {"kind": "lastSaveFailed"') >= 1
     assert job.record_of(0).saved_step == -1
 
 

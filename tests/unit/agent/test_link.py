@@ -80,6 +80,7 @@ class Stage:
 
     def __init__(self, folder: Path) -> None:
         self.config = AgentConfig.local(folder, "n0")
+        self.config.token_file.parent.mkdir(exist_ok=True)
         self.config.token_file.write_text("secret\n")
         self.driver = FakeDriver()
         self.handled: list[pb.DriverMessage] = []

@@ -59,6 +59,7 @@ def _ranks(messages: list[pb.AgentMessage]) -> list[int]:
 def test_an_exit_during_the_hello_is_sent_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         config = AgentConfig.local(tmp_path, "n0")
+        config.token_file.parent.mkdir(exist_ok=True)
         config.token_file.write_text("secret\n")
         config.driver_file.write_text(json.dumps({"endpoint": "127.0.0.1:1", "pid": 1, "term": 1}))
         stream = SlowStream()

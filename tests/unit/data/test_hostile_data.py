@@ -47,7 +47,7 @@ def test_a_bomb_is_refused_within_bounded_memory(tmp_path: Path, kind: str) -> N
     message, peak_mib = done.stdout.splitlines()
     assert message.startswith(f"{path}: the ")
     assert "expected at most 1000 times as many" in message
-    assert int(peak_mib) < 700
+    assert int(peak_mib) < 1024  # of 2048 MiB; the imports take some hundreds
     assert not list(tmp_path.glob("x.*"))
 
 
