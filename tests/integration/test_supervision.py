@@ -67,10 +67,12 @@ class Endless:
 def lines_until(process: subprocess.Popen[str], said: str) -> None:
     """Read stderr up to a line that has `said`."""
     assert process.stderr is not None
+    told = ""
     for line in process.stderr:
+        told += line
         if said in line:
             return
-    pytest.fail(f"it ended without saying {said!r}")
+    pytest.fail(f"it ended without saying {said!r}, but: {told}")
 
 
 def test_a_watcher_survives_the_driver_and_detaches(jobs: Jobs) -> None:
@@ -156,7 +158,7 @@ def test_a_driver_that_cannot_run_ends_the_run_with_the_reason(jobs: Jobs) -> No
 
 
 def test_a_driver_that_outlived_its_run_keeps_its_manifest(jobs: Jobs) -> None:
-    job = Endless(jobs, "outlived")
+    job = Endless(jobs, "keeps")
     owner = job.start()
     owner.kill()
     owner.wait(timeout=10)
@@ -167,7 +169,7 @@ def test_a_driver_that_outlived_its_run_keeps_its_manifest(jobs: Jobs) -> None:
     assert refused.returncode == 2, error
     assert "is running with another manifest" in error
     assert job.run.job_file.read_bytes() == stored
-    job.manifest.write_text(MANIFEST.format(name="outlived"))
+    job.manifest.write_text(MANIFEST.format(name="keeps"))
     adopted = job.start()
     job.end()
     _, error = adopted.communicate(timeout=60)

@@ -171,11 +171,20 @@ def _at_start(ctx: StepContext, fault: Fault) -> Decision | None:
         return Decision(
             Action.FAIL_JOB, "it fails before its first step; restarting changes neither code nor data"
         )
+    if not ctx.steps_are_known() and _is_told_by_job(ctx, fault):
+        return Decision(Action.FAIL_JOB, f"the job's own rule {fault.rule} says that no restart cures it")
     if not ctx.steps_are_known() and never_begins(ctx, fault):
         return Decision(
             Action.FAIL_JOB, "the program cannot begin; restarting changes neither code nor arguments"
         )
     return None
+
+
+def _is_told_by_job(ctx: StepContext, fault: Fault) -> bool:
+    """Whether a rule of spec.logRules asks for the end of the job."""
+    return any(
+        fault.rule in (rule.id, rule.rule) and rule.action == "fail_job" for rule in ctx.policy.log_rules
+    )
 
 
 def _by_node(ctx: StepContext, fault: Fault) -> Decision:

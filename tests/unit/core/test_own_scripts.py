@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from megascale.core.contract import events as ev
-from megascale.core.contract.policy import Policy
+from megascale.core.contract.policy import LogRuleSpec, Policy
 from megascale.core.contract.vocabulary import Timer
 from megascale.core.machine import Core
 from megascale.core.state.record import JobState
@@ -211,3 +211,13 @@ def test_a_helper_that_cannot_begin_does_not_fail_the_job_of_a_rank_that_was_kil
     core.step(ev.LogMatch("node-0", "user-exception", "user_code", "fail_job", line, 0, 1, 12.0), 12.0)
     core.step(ev.RankExited("node-0", "a", 1, 0, signal=9, at=12.5, tail=(line,)), 12.5)
     assert last_decision(core)[0] == "restart_in_place"
+
+
+def test_a_rule_of_the_job_that_asks_for_its_end_is_obeyed() -> None:
+    for own in (True, False):
+        rules = (LogRuleSpec("quota", pattern="out of quota", category="user_code", action="fail_job"),)
+        core = launched(log_rules=rules if own else ())
+        report(core, 11.0, phase="startup")
+        core.step(ev.RankExited("node-0", "a", 1, 0, exit_code=3, tail=("out of quota",), at=20.0), 20.0)
+        assert core.record.incident is not None
+        assert (core.record.incident.action == "fail_job") == own
