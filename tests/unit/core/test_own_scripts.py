@@ -166,7 +166,7 @@ def test_an_attempt_that_works_is_not_given_up_for_those_before_it_that_did_not(
 
 def test_a_program_that_cannot_begin_fails_the_job_at_once() -> None:
     for line in (
-        "python: can't open file '/work/trian.py': [Errno 2] No such file or directory",
+        "python: can't open file '/home/user/trian.py': [Errno 2] No such file or directory",
         "ModuleNotFoundError: No module named 'trainer'",
         "train.py: error: unrecognized arguments: --lr-typo",
     ):
